@@ -1,0 +1,42 @@
+"""Make training sets smaller without making models worse: Dataset Quantization."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dq_multimodal.config import CompressConfig, InputError
+    from dq_multimodal.hub import open_run, push
+    from dq_multimodal.pipeline import compress
+    from dq_multimodal.run import Run, resample
+    from dq_multimodal.verification import verify
+
+__all__ = [
+    "CompressConfig",
+    "InputError",
+    "Run",
+    "compress",
+    "open_run",
+    "push",
+    "resample",
+    "verify",
+]
+
+_HOMES = {
+    "CompressConfig": "config",
+    "InputError": "config",
+    "Run": "run",
+    "compress": "pipeline",
+    "open_run": "hub",
+    "push": "hub",
+    "resample": "run",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

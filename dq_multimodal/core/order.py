@@ -1,0 +1,106 @@
+"""A method is an order of the rows; a subset of any size is a prefix of it."""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt64
+from numpy import ndarray
+
+from dq_multimodal.config import Draw, InputError
+from dq_multimodal.core.bins import Bins
+
+
+def row_hash(seed: int, n_rows: int) -> UInt64[ndarray, " n"]:
+    """Hash every row number with the seed, the same on every machine.
+
+    Two rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014; public-domain constants):
+    hash = mix(mix(seed) + row), all modulo 2^64. No library's permutation is used, since those
+    change between releases.
+
+    Args:
+        seed: Any integer; taken modulo 2^64.
+        n_rows: How many rows.
+    """
+
+    def mix(z: UInt64[ndarray, " k"]) -> UInt64[ndarray, " k"]:
+        z = z + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    start = mix(np.array([seed % 2**64], dtype=np.uint64))
+    return mix(start + np.arange(n_rows, dtype=np.uint64))
+
+
+def order_rows(
+    bins: Bins,
+    weights: Float[ndarray, " groups"] | Int[ndarray, " groups"] | None = None,
+    *,
+    draw: Draw = "random",
+    seed: int = 0,
+) -> Int[ndarray, " n"]:
+    r"""Put all rows in the order in which a growing subset takes them.
+
+    The k-th row (from 0) of a bin of weight $w$ has priority $w / (2k + 1)$, and the j-th row of a
+    stratum of $n_c$ rows has priority $n_c / (2j + 1)$ (Sainte-Lague). So any prefix shares its
+    rows among the bins in proportion to their weights, within about a row, full bins drop out by
+    themselves, and every smaller subset lies inside every larger one. ADQ's Eq. 10 floors each
+    bin alone, which loses rows and nests nothing (arXiv:2412.16895). Ties go to the lower bin
+    and the lower stratum. Bins of weight 0 come after all others of their stratum, by size.
+
+    Args:
+        bins: Bin, rank and stratum of every row.
+        weights: Share of each (stratum, bin) that holds rows, sorted by stratum and then bin, at
+            least 0; None gives DQ, the sizes.
+        draw: Within a bin, by a hash of (seed, row number), or by rank.
+        seed: Seed of the hash.
+
+    Returns:
+        Place of every row, a permutation of 0 ... n-1: a subset of k rows is `order < k`.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or the wrong number of them came.
+    """
+    if draw not in ("random", "rank"):
+        raise InputError(f"draw must be random or rank, got {draw!r}")
+    n_rows = len(bins)
+    key = bins.rank if draw == "rank" else row_hash(seed, n_rows)
+    drawn = np.lexsort((np.arange(n_rows), key, bins.bin, bins.stratum))
+    group, sizes = _runs(bins.stratum[drawn], bins.bin[drawn])
+    shares = sizes.astype(np.float64) if weights is None else np.asarray(weights, dtype=np.float64)
+    if shares.shape != sizes.shape:
+        raise InputError(
+            f"weights must hold one number for each of the {len(sizes)} bins, got {shares.shape}"
+        )
+    if not np.isfinite(shares).all() or (shares < 0).any():
+        raise InputError(
+            f"weights must be finite and at least 0, got {shares.min()} ... {shares.max()}"
+        )
+
+    is_empty = shares == 0
+    nth = np.arange(n_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    priority = np.where(is_empty, sizes, shares)[group] / (2 * nth + 1)
+    by_stratum = np.lexsort((group, -priority, is_empty[group], bins.stratum[drawn]))
+    drawn = drawn[by_stratum]
+
+    stratum, stratum_sizes = _runs(bins.stratum[drawn])
+    nth = np.arange(n_rows) - np.repeat(np.cumsum(stratum_sizes) - stratum_sizes, stratum_sizes)
+    interleaved = np.lexsort((stratum, -(stratum_sizes[stratum] / (2 * nth + 1))))
+    order = np.empty(n_rows, dtype=np.int64)
+    order[drawn[interleaved]] = np.arange(n_rows)
+    return order
+
+
+def one_bin(strata: Int[ndarray, " n"]) -> Bins:
+    """Give every stratum a single bin with no greedy run: its order is random selection."""
+    n_rows = len(strata)
+    zeros = np.zeros(n_rows, dtype=np.int64)
+    return Bins(bin=zeros, rank=zeros, gain=np.full(n_rows, np.nan), stratum=strata)
+
+
+def _runs(*sorted_keys: Int[ndarray, " n"]) -> tuple[Int[ndarray, " n"], Int[ndarray, " groups"]]:
+    """Number the runs of equal keys in sorted columns, and give their lengths."""
+    is_first: Bool[ndarray, " n"] = np.zeros(len(sorted_keys[0]), dtype=bool)
+    is_first[:1] = True
+    for column in sorted_keys:
+        is_first[1:] |= column[1:] != column[:-1]
+    group = np.cumsum(is_first) - 1
+    return group, np.bincount(group)

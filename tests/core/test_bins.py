@@ -1,0 +1,213 @@
+"""make_bins against the written-out definition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dq_multimodal import InputError
+from dq_multimodal.core import graph_cut, make_bins
+
+
+def naive_bins(x, n_bins, similarity):
+    """The definition: gains from all pairs, in float64, with the tie rule."""
+    x = np.asarray(x, dtype=np.float64)
+    n = len(x)
+    if similarity == "cosine":
+        norm = np.linalg.norm(x, axis=1, keepdims=True)
+        x = np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+        pairs = x @ x.T
+    else:
+        pairs = ((x[:, None] - x[None]) ** 2).sum(-1)
+    sizes = [len(part) for part in np.array_split(np.arange(n), n_bins)]
+    left = list(range(n))
+    bins, ranks, all_gains = np.full(n, -1), np.full(n, -1), np.full(n, np.nan)
+    for b, size in enumerate(sizes):
+        pool, picked = list(left), []
+        if similarity == "cosine":
+            scale = len(pool)
+        else:
+            scale = ((x[pool] - x[pool].mean(0)) ** 2).sum()
+        for rank in range(size):
+            gains = []
+            for row in left:
+                if similarity == "cosine":
+                    gain = pairs[row, pool].sum() - 2 * pairs[row, picked].sum()
+                else:
+                    rest = [p for p in pool if p not in picked]
+                    gain = pairs[row, picked].sum() - pairs[row, rest].sum()
+                gains.append(gain)
+            best = max(gains)
+            at = next(k for k, gain in enumerate(gains) if gain >= best - 1e-9 * scale)
+            row = left.pop(at)
+            picked.append(row)
+            bins[row], ranks[row], all_gains[row] = b, rank, gains[at]
+    return bins, ranks, all_gains
+
+
+def assert_is_definition(x, n_bins, similarity, pool_rows=None):
+    wanted_bin, wanted_rank, wanted_gain = naive_bins(x, n_bins, similarity)
+    got = make_bins(x, n_bins, similarity)
+    np.testing.assert_array_equal(got.bin, wanted_bin)
+    np.testing.assert_array_equal(got.rank, wanted_rank)
+    size = np.abs(wanted_gain).max() + 1e-300
+    np.testing.assert_allclose(got.gain / size, wanted_gain / size, atol=1e-7)
+
+
+def awkward_inputs():
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(40, 6)).astype(np.float32)
+    return {
+        "random": base,
+        "offset": base + 100,
+        "duplicated": np.repeat(base[:10], 4, axis=0),
+        "constant": np.ones((30, 4), dtype=np.float32),
+        "zeros": np.zeros((20, 3), dtype=np.float32),
+        "some zeros": np.where(np.arange(40)[:, None] % 3 == 0, 0, base).astype(np.float32),
+        "one row": base[:1],
+        "two rows": base[:2],
+        "one dimension": base[:, :1],
+        "one-hot ties": np.eye(5, dtype=np.float32)[np.arange(40) % 5],
+        "signs": rng.integers(-1, 2, size=(40, 3)).astype(np.float32),
+        "grid": np.stack(np.meshgrid(range(6), range(6)), -1).reshape(-1, 2).astype(np.float32),
+        "huge": base * np.float32(1e30),
+        "tiny": base * np.float32(1e-30),
+        "outlier": np.concatenate([base, 1e3 * base[:1]]),
+        "half": base.astype(np.float16),
+        "double": base.astype(np.float64) * 1e150,
+    }
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+@pytest.mark.parametrize("name", awkward_inputs())
+@pytest.mark.parametrize("pool_rows", [2, 1024])
+def test_equals_the_definition(name, similarity, pool_rows, monkeypatch):
+    monkeypatch.setattr(graph_cut, "POOL_ROWS", pool_rows)
+    x = awkward_inputs()[name]
+    for n_bins in {1, min(3, len(x)), min(10, len(x)), len(x)}:
+        assert_is_definition(x, n_bins, similarity)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.lists(st.integers(-3, 3), min_size=3, max_size=3), min_size=1, max_size=24),
+    n_bins=st.integers(1, 6),
+    similarity=st.sampled_from(["cosine", "euclidean"]),
+)
+def test_equals_the_definition_on_ties(values, n_bins, similarity):
+    x = np.array(values, dtype=np.float32)
+    assert_is_definition(x, min(n_bins, len(x)), similarity)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_large_inputs_use_the_small_pool_and_pick_the_same(similarity, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(3000, 8)) + 0.5
+    small = make_bins(x, 4, similarity)
+    monkeypatch.setattr(graph_cut, "POOL_ROWS", 10**9)
+    plain = make_bins(x, 4, similarity)
+    np.testing.assert_array_equal(small.bin, plain.bin)
+    np.testing.assert_array_equal(small.rank, plain.rank)
+    np.testing.assert_allclose(small.gain, plain.gain, rtol=1e-7, atol=1e-5)
+
+
+def test_strata_are_binned_each_on_its_own():
+    rng = np.random.default_rng(1)
+    x, strata = rng.normal(size=(60, 5)), rng.choice(["b", "a", "c"], size=60)
+    got = make_bins(x, 4, "cosine", strata)
+    for code, label in enumerate("abc"):
+        members = np.flatnonzero(strata == label)
+        alone = make_bins(x[members], 4)
+        assert (got.stratum[members] == code).all()
+        np.testing.assert_array_equal(got.bin[members], alone.bin)
+        np.testing.assert_array_equal(got.rank[members], alone.rank)
+
+
+def test_a_stratum_with_fewer_rows_than_bins_fills_the_first_bins():
+    got = make_bins(np.eye(13), 10, strata=[0] * 3 + [1] * 10)
+    assert sorted(got.bin[:3]) == [0, 1, 2]
+    assert sorted(got.bin[3:]) == list(range(10))
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 80), n_bins=st.integers(1, 12), seed=st.integers(0, 5))
+def test_bins_partition_the_rows_larger_ones_first(n, n_bins, seed):
+    n_bins = min(n, n_bins)
+    got = make_bins(np.random.default_rng(seed).normal(size=(n, 3)), n_bins)
+    sizes = np.bincount(got.bin, minlength=n_bins)
+    assert sizes.sum() == n
+    assert sizes.max() - sizes.min() <= 1
+    assert (np.diff(sizes) <= 0).all()
+    for b in range(n_bins):
+        assert sorted(got.rank[got.bin == b]) == list(range(sizes[b]))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_permuting_the_rows_permutes_the_picks(similarity):
+    x = np.random.default_rng(2).normal(size=(200, 6))
+    shuffle = np.random.default_rng(3).permutation(200)
+    straight, shuffled = make_bins(x, 5, similarity), make_bins(x[shuffle], 5, similarity)
+    np.testing.assert_array_equal(straight.bin[shuffle], shuffled.bin)
+    np.testing.assert_array_equal(straight.rank[shuffle], shuffled.rank)
+
+
+def test_the_first_pick_is_the_row_nearest_the_mean():
+    x = np.random.default_rng(4).normal(size=(500, 7)) + 3
+    got = make_bins(x, 10, "euclidean")
+    nearest = np.argmin(((x - x.mean(0)) ** 2).sum(1))
+    assert (got.bin[nearest], got.rank[nearest]) == (0, 0)
+
+
+def test_tensors_and_arrays_give_the_same():
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    from_array, from_tensor = make_bins(x.numpy(), 5), make_bins(x.requires_grad_(), 5)
+    np.testing.assert_array_equal(from_array.bin, from_tensor.bin)
+    np.testing.assert_array_equal(make_bins(x.bfloat16(), 5).bin.shape, (50,))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "options", "message"),
+    [
+        (
+            np.ones((3, 2)),
+            {"n_bins": 4},
+            "n_bins must be a whole number from 1 to the 3 rows, got 4",
+        ),
+        (np.ones((3, 2)), {"n_bins": 0}, "n_bins must be"),
+        (np.ones((3, 2)), {"n_bins": 1, "strata": [0, 1]}, "one label for each of the 3 rows"),
+        (np.array([[1.0], [np.nan]]), {"n_bins": 1}, "row 1 holds NaN"),
+        (np.array([[np.inf], [1.0]]), {"n_bins": 1}, "row 0 holds NaN or infinity"),
+        (np.ones(3), {"n_bins": 1}, "must be an"),
+        (np.ones((0, 2)), {"n_bins": 1}, "must be an"),
+        (np.array([["a"]]), {"n_bins": 1}, "must be an"),
+    ],
+)
+def test_bad_input(embeddings, options, message):
+    with pytest.raises(InputError, match=message):
+        make_bins(embeddings, **options)
+
+
+def pairwise_greedy_bins(x, n_bins):
+    """GraphCut as published: a matrix of all pairs of 0.5 + 0.5 cos, re-scored at every pick."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    left, bins = np.arange(len(x)), []
+    for size in (len(part) for part in np.array_split(left, n_bins)):
+        pairs = 0.5 + 0.5 * (x[left] @ x[left].T)
+        to_all, to_picked = pairs.sum(1), np.zeros(len(left))
+        is_open, picks = np.ones(len(left), dtype=bool), []
+        for _ in range(size):
+            gain = np.where(is_open, to_all - 2 * to_picked, -np.inf)
+            best = int(np.argmax(gain))
+            picks.append(best)
+            is_open[best] = False
+            to_picked += pairs[:, best]
+        bins.append(set(left[picks].tolist()))
+        left = left[is_open]
+    return bins
+
+
+def test_bins_of_real_embeddings_are_those_of_the_published_method(real_data):
+    x = np.load(real_data / "alpaca_minilm_f16.npy", mmap_mode="r")[:3000].astype(np.float64)
+    got = make_bins(x, 10)
+    for b, wanted in enumerate(pairwise_greedy_bins(x, 10)):
+        assert set(np.flatnonzero(got.bin == b).tolist()) == wanted

@@ -1,0 +1,149 @@
+"""order_rows: sizes, proportions, nesting, and the fixed hash."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dq_multimodal import InputError
+from dq_multimodal.core import Bins, make_bins, one_bin, order_rows, row_hash
+
+
+def bins_of(sizes_by_stratum, seed=0):
+    """Bins of the given sizes, the rows shuffled."""
+    bin_, rank, stratum = [], [], []
+    for code, sizes in enumerate(sizes_by_stratum):
+        for b, size in enumerate(sizes):
+            bin_ += [b] * size
+            rank += list(range(size))
+            stratum += [code] * size
+    shuffle = np.random.default_rng(seed).permutation(len(bin_))
+    columns = [np.array(c, dtype=np.int64)[shuffle] for c in (bin_, rank, stratum)]
+    return Bins(bin=columns[0], rank=columns[1], gain=np.zeros(len(bin_)), stratum=columns[2])
+
+
+def naive_order(bins, weights, draw, seed):
+    """METHOD: Sainte-Lague inside each stratum, then across strata, in exact fractions."""
+    groups = sorted({(int(s), int(b)) for s, b in zip(bins.stratum, bins.bin, strict=True)})
+    hashes = [int(h) for h in row_hash(seed, len(bins))]
+    final = []
+    for code in sorted({s for s, _ in groups}):
+        ranked = []
+        for (s, b), weight in zip(groups, weights, strict=True):
+            if s != code:
+                continue
+            rows = np.flatnonzero((bins.stratum == s) & (bins.bin == b)).tolist()
+            rows.sort(key=lambda r: (int(bins.rank[r]) if draw == "rank" else hashes[r], r))
+            for k, row in enumerate(rows):
+                share = Fraction(weight) if weight else Fraction(len(rows))
+                ranked.append((weight == 0, -share / (2 * k + 1), b, k, row))
+        ranked.sort()
+        for j, entry in enumerate(ranked):
+            final.append((-Fraction(len(ranked), 2 * j + 1), code, entry[-1]))
+    final.sort(key=lambda e: e[:2])
+    order = np.empty(len(bins), dtype=np.int64)
+    for place, entry in enumerate(final):
+        order[entry[-1]] = place
+    return order
+
+
+sizes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=sizes, draw=st.sampled_from(["random", "rank"]), seed=st.integers(-3, 2**70))
+def test_equals_the_definition(sizes, draw, seed):
+    bins = bins_of(sizes)
+    n_per_group = [s for stratum in sizes for s in stratum]
+    wanted = naive_order(bins, n_per_group, draw, seed)
+    np.testing.assert_array_equal(order_rows(bins, draw=draw, seed=seed), wanted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=sizes, data=st.data())
+def test_weights_follow_the_definition(sizes, data):
+    bins = bins_of(sizes)
+    n_groups = sum(len(stratum) for stratum in sizes)
+    drawn = data.draw(st.lists(st.integers(0, 7), min_size=n_groups, max_size=n_groups))
+    wanted = naive_order(bins, drawn, "random", 1)
+    got = order_rows(bins, np.array(drawn, dtype=np.float64), seed=1)
+    np.testing.assert_array_equal(got, wanted)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=sizes)
+def test_an_order_is_a_permutation_and_every_prefix_is_in_proportion(sizes):
+    bins = bins_of(sizes)
+    order = order_rows(bins)
+    n = len(bins)
+    assert sorted(order) == list(range(n))
+    for k in range(1, n + 1):
+        kept = order < k
+        for code, stratum in enumerate(sizes):
+            in_stratum = kept[bins.stratum == code].sum()
+            assert abs(in_stratum - k * sum(stratum) / n) < len(sizes) / 2 + 1
+            for b, size in enumerate(stratum):
+                got = kept[(bins.stratum == code) & (bins.bin == b)].sum()
+                assert abs(got - in_stratum * size / sum(stratum)) < len(stratum) / 2 + 1
+
+
+def test_sizes_weights_are_dq_row_for_row():
+    bins = bins_of([[5, 7, 3], [4, 4]])
+    weights = np.array([5, 7, 3, 4, 4], dtype=np.float64)
+    np.testing.assert_array_equal(order_rows(bins, weights), order_rows(bins))
+    np.testing.assert_array_equal(order_rows(bins, weights * 0.5), order_rows(bins))
+
+
+def test_the_hash_is_fixed_for_ever():
+    """splitmix64 has published outputs: from state 0 the first is e220a8397b1dcdaf."""
+    seed_state = 0xE220A8397B1DCDAF
+
+    def mix(z):
+        z = (z + 0x9E3779B97F4A7C15) % 2**64
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    assert mix(0) == seed_state
+    assert row_hash(0, 3).tolist() == [mix((seed_state + row) % 2**64) for row in range(3)]
+    assert row_hash(7, 100).tolist() != row_hash(8, 100).tolist()
+    assert len(set(row_hash(0, 100_000).tolist())) == 100_000
+
+
+def test_random_selection_is_uniform():
+    """Of 1,000 rows at 20 %, over 400 seeds, every row is kept about 80 times."""
+    times = sum(
+        (order_rows(one_bin(np.zeros(1000, dtype=np.int64)), seed=seed) < 200).astype(int)
+        for seed in range(400)
+    )
+    assert times.mean() == 80
+    assert times.std() == pytest.approx(8, rel=0.15)  # binomial: sqrt(400 x 0.2 x 0.8)
+
+
+def test_rank_draw_follows_the_greedy_order():
+    bins = make_bins(np.random.default_rng(0).normal(size=(40, 3)), 4)
+    order = order_rows(bins, draw="rank")
+    for b in range(4):
+        members = np.flatnonzero(bins.bin == b)
+        assert (np.argsort(order[members]) == np.argsort(bins.rank[members])).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], "one number for each of the 2 bins"),
+        ([1.0, -1.0], "finite and at least 0"),
+        ([1.0, np.nan], "finite and at least 0"),
+        ([1.0, np.inf], "finite and at least 0"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(InputError, match=message):
+        order_rows(bins_of([[2, 2]]), np.array(weights))
+
+
+def test_bad_draw():
+    with pytest.raises(Exception, match="draw"):
+        order_rows(bins_of([[2, 2]]), draw="best")

@@ -1,0 +1,204 @@
+"""The embedding stage: one global batch plan, written in chunks, resumable at any moment."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+from tqdm import tqdm
+
+from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.config import InputError
+from dq_multimodal.source import hash_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FILE = "embeddings.npy"
+PARTIAL = "embeddings.npy.partial"
+PROGRESS = "embeddings.progress.json"
+CHUNK_ROWS = 1024
+BLOCK_ROWS = 65536
+
+
+def plan_batches(lengths: Int[ndarray, " n"], batch_size: int) -> list[Int[ndarray, " b"]]:
+    """Cut all rows, longest first, into batches of rows alike in length.
+
+    The plan depends on the lengths and the batch size alone, so an interrupted run goes on with
+    the very batches it would have had, and each row meets the same neighbours (and the same
+    padding, so the same last bits) as in an undisturbed run.
+    """
+    rows = np.lexsort((np.arange(len(lengths)), -lengths))
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
+    """Embed all rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
+
+    A chunk of batches is on disk before it counts as done. The file gets its name when it is
+    whole.
+    """
+    lengths = adapter.lengths()
+    batches = plan_batches(lengths, batch_size)
+    per_chunk = max(1, CHUNK_ROWS // batch_size)
+    chunks = [batches[start : start + per_chunk] for start in range(0, len(batches), per_chunk)]
+    shape = (len(lengths), adapter.dimension)
+    facts = json.dumps([shape, batch_size, adapter.describe(), adapter.describe_model()])
+    key = hashlib.sha256(facts.encode() + lengths.tobytes()).hexdigest()
+
+    partial = folder / PARTIAL
+    done = _chunks_done(folder, key)
+    if not done:
+        partial.unlink(missing_ok=True)
+    mode = "r+" if done else "w+"
+    out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
+    n_done = sum(len(rows) for chunk in chunks[:done] for rows in chunk)
+    with tqdm(total=len(lengths), initial=n_done, desc="embed", unit="row") as bar:
+        for number, chunk in enumerate(chunks[done:], done + 1):
+            for rows in chunk:
+                out[rows] = adapter.embed(rows)
+                bar.update(len(rows))
+            out.flush()
+            _replace_text(folder / PROGRESS, json.dumps({"key": key, "chunks": number}))
+    del out
+    _finish(partial, folder)
+
+
+def describe_given(given: str, dataset: "Dataset") -> dict[str, Any]:
+    """Say what ready embeddings are, as config.yaml records it.
+
+    Raises:
+        InputError: If there is no such file or column.
+    """
+    if _is_column(given, dataset):
+        return {"column": given}
+    return {"file": given, "sha256": hash_file(_find_npy(given))}
+
+
+def copy_embeddings(given: str, dataset: "Dataset", folder: Path) -> None:
+    """Write ready embeddings into folder/embeddings.npy as float32, after a check.
+
+    Args:
+        given: A .npy file of (n, d) float16, float32 or float64, or a column of the dataset with
+            d numbers a row.
+        dataset: The rows that the embeddings belong to.
+        folder: The run folder.
+
+    Raises:
+        InputError: If there is no such file or column, or it does not hold one finite vector of
+            the same size for each row.
+    """
+    n_rows = len(dataset)
+    is_column = _is_column(given, dataset)
+    values = None if is_column else _open_npy(given, n_rows)
+    origin = f"column {given}" if is_column else given
+    column = dataset.select_columns([given]).with_format("arrow") if is_column else None
+    out = None
+    for start in range(0, n_rows, BLOCK_ROWS):
+        if column is not None:
+            block = _column_block(column[start : start + BLOCK_ROWS][given], given, start)
+        else:
+            block = np.asarray(values[start : start + BLOCK_ROWS], dtype=np.float32)
+        if out is None:
+            shape = (n_rows, block.shape[1])
+            out = np.lib.format.open_memmap(
+                folder / PARTIAL, mode="w+", dtype=np.float32, shape=shape
+            )
+        if block.shape[1] != out.shape[1]:
+            raise InputError(f"{origin}: vectors of {block.shape[1]} and of {out.shape[1]} numbers")
+        is_bad = ~np.isfinite(block).all(axis=1)
+        if is_bad.any():
+            raise InputError(
+                f"{origin} must be finite in float32, {is_bad.sum():,} rows are not: the first is "
+                f"row {start + int(np.argmax(is_bad))}"
+            )
+        out[start : start + len(block)] = block
+    assert out is not None
+    out.flush()
+    del out
+    _finish(folder / PARTIAL, folder)
+
+
+def open_embeddings(folder: Path) -> ndarray:
+    """Open the embeddings of a run folder, memory-mapped, (n, d) float32."""
+    return np.load(folder / FILE, mmap_mode="r")
+
+
+def _is_column(given: str, dataset: "Dataset") -> bool:
+    return given in dataset.column_names and not given.endswith(".npy")
+
+
+def _find_npy(given: str) -> Path:
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise InputError(f"no embeddings {given}: neither a .npy file nor a column of the dataset")
+    return path
+
+
+def _open_npy(given: str, n_rows: int) -> ndarray:
+    path = _find_npy(given)
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"cannot read {given} as .npy: {error}") from error
+    if not isinstance(values, ndarray) or values.ndim != 2 or values.dtype.kind != "f":
+        got = (
+            f"{values.dtype} of shape {values.shape}"
+            if isinstance(values, ndarray)
+            else "an archive"
+        )
+        raise InputError(f"{given} must be an (n, d) array of floats, got {got}")
+    if len(values) != n_rows or not values.shape[1]:
+        raise InputError(
+            f"{given} must hold one vector for each of the {n_rows:,} rows, got shape {values.shape}"
+        )
+    return values
+
+
+def _column_block(column: Any, name: str, start: int) -> ndarray:
+    import pyarrow as pa
+
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+    if not (is_list or pa.types.is_fixed_size_list(array.type)):
+        raise InputError(f"column {name} must hold lists of numbers, got {array.type}")
+    if array.null_count:
+        first = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
+        raise InputError(
+            f"column {name} must hold a vector in every row, row {start + first} is empty"
+        )
+    try:
+        flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        sizes = np.array(array.value_lengths())
+    except (ValueError, TypeError, AttributeError, pa.ArrowInvalid) as error:
+        raise InputError(f"column {name} must hold lists of numbers, got {array.type}") from error
+    if sizes.min() != sizes.max() or not sizes.max():
+        raise InputError(
+            f"column {name} must hold vectors of one size, got {sizes.min()} to {sizes.max()} numbers"
+        )
+    return flat.reshape(len(array), -1)
+
+
+def _chunks_done(folder: Path, key: str) -> int:
+    try:
+        progress = json.loads((folder / PROGRESS).read_text())
+    except (OSError, ValueError):
+        return 0
+    return progress["chunks"] if progress["key"] == key and (folder / PARTIAL).exists() else 0
+
+
+def _finish(partial: Path, folder: Path) -> None:
+    with partial.open("r+b") as file:
+        os.fsync(file.fileno())
+    partial.replace(folder / FILE)
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

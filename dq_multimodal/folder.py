@@ -1,0 +1,138 @@
+"""The run folder as a place to write: claimed by one process, every file whole or absent."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dq_multimodal import embedding, selection, subset
+from dq_multimodal.config import InputError
+
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
+CARD = "README.md"
+OURS = (
+    CONFIG,
+    MANIFEST,
+    CARD,
+    embedding.FILE,
+    embedding.PARTIAL,
+    embedding.PROGRESS,
+    selection.SELECTION_FILE,
+    selection.BINS_FILE,
+    subset.FOLDER,
+    subset.PARTIAL,
+)
+"""Everything that a run may leave in its folder (besides NAME.tmp of each)."""
+
+CONFIG_HEAD = "# What was asked of dq-multimodal, and what exactly it was asked of.\n"
+
+
+@contextmanager
+def claim_folder(folder: Path) -> Iterator[None]:
+    """Make a folder ours for writing, and keep other processes out of it.
+
+    Raises:
+        InputError: If it is a file, cannot be written, holds other things, or is in use.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output folder {folder} is a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / (CONFIG + ".tmp")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to the output folder {folder}: {error.strerror}") from error
+    others = [p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in OURS]
+    if others and not (folder / CONFIG).exists():
+        raise InputError(
+            f"the output folder {folder} is not a run folder and holds other files "
+            f"({sorted(others)[0]}): name an empty or new one"
+        )
+    with _locked(folder):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks
+            yield
+            return
+        raise InputError(f"another process is writing to {folder}") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what a run left in a folder, and nothing else."""
+    for name in OURS:
+        for path in (folder / name, folder / (name + ".tmp")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_config(folder: Path, document: dict[str, Any]) -> None:
+    """Write config.yaml."""
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    write_text(folder / CONFIG, CONFIG_HEAD + text)
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Read config.yaml; None where there is none.
+
+    Raises:
+        InputError: If it is not one of ours.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(document["request"], dict) or not isinstance(document["source"], dict):
+            raise KeyError("request")
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not the config.yaml of a run") from error
+    return document
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json."""
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read manifest.json; an empty one where there is none."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{folder / MANIFEST} is not the manifest.json of a run") from error

@@ -1,0 +1,226 @@
+"""A finished run: the folder on disk, and what can be drawn from it without an encoder."""
+
+import time
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from dq_multimodal import __version__, card, embedding, folder, subset
+from dq_multimodal.config import CompressConfig, Draw, InputError, Method, count_kept
+from dq_multimodal.core import Bins
+from dq_multimodal.selection import (
+    BinsKind,
+    bin_rows,
+    bins_kind,
+    order_by_method,
+    read_kept,
+    read_selection,
+    write_selection,
+)
+from dq_multimodal.source import reload_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Run:
+    """A finished run folder.
+
+    Attributes:
+        path: The folder.
+        config: What config.yaml holds: request, source, columns, embedding, bins.
+        manifest: What manifest.json holds: state, rows, bytes, seconds, notes, versions.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a run folder.
+
+        Raises:
+            InputError: If it is none, or its run has not finished.
+        """
+        self.path = Path(path)
+        config = folder.read_config(self.path) if self.path.is_dir() else None
+        if config is None:
+            raise InputError(f"{path} is not a run folder: it has no {folder.CONFIG}")
+        self.config = config
+        self.manifest = folder.read_manifest(self.path)
+        if not self.manifest.get("complete"):
+            raise InputError(f"the run in {path} has not finished: run the same command again")
+
+    @property
+    def request(self) -> CompressConfig:
+        """The settings of the run."""
+        return CompressConfig.from_dict(self.config["request"])
+
+    @property
+    def subset(self) -> "Dataset":
+        """The kept rows, with dq_row, dq_bin and dq_rank."""
+        return subset.open_subset(self.path)
+
+    @cached_property
+    def bins(self) -> Bins:
+        """Bin, rank, gain and stratum of every source row; zeros where no bins were made."""
+        return read_selection(self.path)[0]
+
+    @property
+    def order(self) -> Int[ndarray, " n"]:
+        """Place of every source row in the order of the method."""
+        return read_selection(self.path)[1]["order"]
+
+    @property
+    def kept(self) -> Int[ndarray, " k"]:
+        """Numbers of the kept source rows, ascending."""
+        return np.flatnonzero(read_selection(self.path)[1]["kept"])
+
+    def resample(self, keep_ratio: float, **options: Any) -> "Run":
+        """Draw another subset; see `resample`."""
+        return resample(self, keep_ratio, **options)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Push subset, selection, config.yaml and card; see `dq_multimodal.hub.push`."""
+        from dq_multimodal.hub import push
+
+        return push(self, repo_id, private=private)
+
+    def __repr__(self) -> str:
+        rows, n_kept = self.manifest["rows"], self.manifest["kept"]
+        return f"Run({str(self.path)!r}: {n_kept:,} of {rows:,} rows by {self.request.method})"
+
+
+def default_folder(request: CompressConfig) -> Path:
+    """Give runs/DATASET-METHOD-RATIO."""
+    name = Path(request.dataset.rstrip("/*")).name.split(".")[0].replace("*", "") or "dataset"
+    return Path("runs") / f"{name}-{request.method}-{request.keep_ratio:g}"
+
+
+def resample(
+    run: "str | Path | Run",
+    keep_ratio: float,
+    *,
+    method: Method | None = None,
+    draw: Draw | None = None,
+    seed: int | None = None,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Draw a subset of another size or by another method from a finished run, without an encoder.
+
+    Args:
+        run: A run, or its folder (for a repository on the Hub see `dq_multimodal.hub.open_run`).
+        keep_ratio: Share of the source rows to keep, in (0, 1].
+        method: Another method; None keeps that of the run. What needs other bins than the run has
+            needs its embeddings.npy.
+        draw: Another draw within the bins.
+        seed: Another seed.
+        output_dir: Where to; None is runs/DATASET-METHOD-RATIO.
+        overwrite: Replace a run that is there already.
+
+    Raises:
+        InputError: If the run lacks what is needed, or rows that it does not hold cannot be read
+            from the source.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    changes: dict[str, Any] = {"method": method, "draw": draw, "seed": seed}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    request = replace(run.request, keep_ratio=keep_ratio, **changes)
+    target = Path(output_dir) if output_dir is not None else default_folder(request)
+    if target.resolve() == run.path.resolve():
+        raise InputError(f"{target} is the run to resample from: name another output folder")
+    started = time.perf_counter()
+    with folder.claim_folder(target):
+        bins, kind = _bins_for(run, request)
+        count_kept(len(bins), keep_ratio)
+        config = {**run.config, "request": request.as_dict(), "bins": kind}
+        if begin(target, config, overwrite):
+            return Run(target)
+        order = order_by_method(bins, request.method, request.draw, request.seed)
+        write_selection(target, bins, kind, order, keep_ratio, run.manifest["labels"])
+        kept = read_kept(target)
+        dataset, picks = _rows_from(run, kept["row"].to_numpy())
+        data_bytes = subset.write_subset(dataset, picks, kept, target)
+        manifest = {
+            **{key: run.manifest[key] for key in ("rows", "labels", "notes", "problems")},
+            "bytes": {**run.manifest["bytes"], "subset_data": data_bytes},
+            "seconds": {"resample": round(time.perf_counter() - started, 3)},
+        }
+        return finish(target, config, manifest)
+
+
+def begin(target: Path, config: dict[str, Any], overwrite: bool) -> bool:
+    """Start, go on with, or recognise a run in a claimed folder.
+
+    Returns:
+        Whether the very run is there already, finished.
+
+    Raises:
+        InputError: If another run is there and may not be overwritten.
+    """
+    before = folder.read_config(target)
+    if before is not None and not overwrite:
+        differing = [
+            f"{key} {before['request'].get(key)!r} there, {value!r} asked"
+            for key, value in config["request"].items()
+            if before["request"].get(key) != value
+        ]
+        if not differing and any(before[k] != config[k] for k in ("source", "embedding")):
+            differing = ["its source or embeddings had another content"]
+        if differing:
+            raise InputError(
+                f"{target} holds another run ({'; '.join(differing)}): "
+                "use --overwrite or another output folder"
+            )
+        if folder.read_manifest(target).get("complete"):
+            return True
+    else:
+        folder.clear_folder(target)
+    folder.write_config(target, config)
+    return False
+
+
+def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Run:
+    """Write the card and the manifest that says that all is there."""
+    from importlib.metadata import version
+
+    files = sorted((target / subset.FOLDER).glob("*.parquet"))
+    manifest["bytes"]["subset_files"] = sum(path.stat().st_size for path in files)
+    manifest["kept"] = count_kept(manifest["rows"], config["request"]["keep_ratio"])
+    packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers")
+    manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
+    folder.write_text(target / folder.CARD, card.make_card(target, config, manifest))
+    folder.write_manifest(target, {"complete": True, **manifest})
+    return Run(target)
+
+
+def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
+    """Give bins that fit the method: those of the run, or new ones from its embeddings."""
+    needed, present = bins_kind(request.method), run.config["bins"]
+    if needed in ("none", present):
+        return run.bins, present
+    if not (run.path / embedding.FILE).is_file():
+        raise InputError(
+            f"{request.method} needs bins that {run.path} does not have (its method was "
+            f"{run.request.method}), nor {embedding.FILE} to make them from: compress the source anew"
+        )
+    rows = embedding.open_embeddings(run.path)
+    return bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity), needed
+
+
+def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
+    """Find source rows: in the subset of the run if it holds them all, else in the source."""
+    held = run.subset
+    numbers = held.with_format("numpy")["dq_row"][:]
+    missing = np.setdiff1d(kept, numbers)
+    if not len(missing):
+        return held.remove_columns(list(subset.OWN_COLUMNS)), np.searchsorted(numbers, kept)
+    try:
+        return reload_source(run.config["source"]).dataset, kept
+    except InputError as error:
+        raise InputError(
+            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
+            f"the source cannot give them: {error}"
+        ) from error

@@ -1,0 +1,101 @@
+"""The kept rows on disk: parquet, all source columns untouched, plus where each row stood."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Int
+from numpy import ndarray
+from tqdm import tqdm
+
+from dq_multimodal.config import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+FOLDER = "subset"
+PARTIAL = "subset.partial"
+OWN_COLUMNS = ("dq_row", "dq_bin", "dq_rank")
+SHARD_BYTES = 500_000_000
+BLOCK_BYTES = 64_000_000
+"""Rows are read and written (as one row group) in blocks of about so many bytes."""
+
+
+def check_columns(dataset: "Dataset") -> None:
+    """Raise if the source already has a column of ours."""
+    taken = [name for name in OWN_COLUMNS if name in dataset.column_names]
+    if taken:
+        raise InputError(
+            f"the source already has the column {', '.join(taken)}: rename it, or resample the run "
+            "that it came from"
+        )
+
+
+def write_subset(
+    dataset: "Dataset",
+    picks: Int[ndarray, " k"],
+    kept: "pa.Table",
+    folder: Path,
+) -> int:
+    """Write rows of a dataset to folder/subset; the folder appears when it is whole.
+
+    Args:
+        dataset: Where the rows are taken from.
+        picks: Places of the rows in the dataset.
+        kept: Their row number in the source, bin and rank, written as dq_row, dq_bin, dq_rank.
+        folder: The run folder.
+
+    Returns:
+        Bytes of the source columns of the rows, as uncompressed Arrow data.
+    """
+    import pyarrow.parquet as pq
+    from datasets import Features, Value
+
+    own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
+    schema = Features({**dataset.features, **own}).arrow_schema
+    partial = folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    source = dataset.with_format("arrow")
+    row_bytes = max(1, dataset.data.nbytes // max(1, len(dataset.data)))
+    block_rows = max(1, min(100_000, BLOCK_BYTES // row_bytes))
+    n_bytes, n_shards, shard_bytes = 0, 0, 0
+    writer = None
+    try:
+        for start in tqdm(range(0, len(picks), block_rows), desc="write", unit="block"):
+            table = source[picks[start : start + block_rows].tolist()]
+            n_bytes += table.nbytes
+            shard_bytes += table.nbytes
+            for name in ("row", "bin", "rank"):
+                table = table.append_column(f"dq_{name}", kept[name].slice(start, block_rows))
+            if writer is None:
+                path = partial / f"part-{n_shards:05d}.parquet"
+                writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=9)
+            writer.write_table(table.cast(schema))
+            if shard_bytes >= SHARD_BYTES:
+                writer.close()
+                writer, n_shards, shard_bytes = None, n_shards + 1, 0
+    finally:
+        if writer is not None:
+            writer.close()
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    partial.replace(folder / FOLDER)
+    return n_bytes
+
+
+def count_bytes(dataset: "Dataset") -> int:
+    """Count the bytes of all rows as uncompressed Arrow data."""
+    if dataset._indices is None:
+        return dataset.data.nbytes
+    return sum(table.nbytes for table in dataset.with_format("arrow").iter(batch_size=1000))
+
+
+def open_subset(folder: Path) -> "Dataset":
+    """Load folder/subset as a datasets.Dataset."""
+    import datasets
+
+    files = sorted(str(path) for path in (folder / FOLDER).glob("*.parquet"))
+    if not files:
+        raise InputError(f"no subset in {folder}")
+    return datasets.load_dataset("parquet", data_files=files, split="train")

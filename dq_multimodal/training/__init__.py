@@ -1,0 +1,1 @@
+"""What recipes and eval share: arguments, fine-tuning, held-out loss."""

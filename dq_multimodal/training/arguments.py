@@ -1,0 +1,159 @@
+"""Flags of the recipes, and YAML files that stand for flags."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dq_multimodal.config import (
+    DEFAULT_TEXT_MODEL,
+    Draw,
+    InputError,
+    Method,
+    Similarity,
+    check_choice,
+    check_keep_ratio,
+)
+
+FULL = "full"
+"""The method that keeps all rows: the other end of every comparison."""
+
+
+@dataclass
+class SelectionArguments:
+    """Which rows to train on, and which to test on.
+
+    The held-out rows are named by `eval_dataset_name` (another dataset), by `eval_split` (another
+    slice of the same one), or, where neither the splits nor another dataset are named, are the
+    last 2 % of the dataset, which selection and training then never see.
+    """
+
+    dataset_name: str = field(
+        default="tatsu-lab/alpaca", metadata={"help": "Hub id, local file or folder."}
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."}
+    )
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split or slice to compress and train on."}
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split or slice that is held out, never trained on."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Another dataset to hold out, in the same shape."}
+    )
+    method: str = field(
+        default="dq", metadata={"help": "dq, graphcut or random; full trains on all rows."}
+    )
+    keep_ratio: float = field(default=0.2, metadata={"help": "Share of the rows, in (0, 1]."})
+    selection_seed: int = field(default=0, metadata={"help": "Seed of the selection."})
+    draw: str = field(default="random", metadata={"help": "Within a bin: random or rank."})
+    n_bins: int = field(default=10, metadata={"help": "Number of bins."})
+    similarity: str = field(default="cosine", metadata={"help": "cosine or euclidean."})
+    text_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Text columns in order, the last is the response. Default: detected."},
+    )
+    embedding_model: str = field(
+        default=DEFAULT_TEXT_MODEL, metadata={"help": "sentence-transformers model or folder."}
+    )
+    embeddings: str | None = field(
+        default=None, metadata={"help": "Ready embeddings of the rows: FILE.npy or a column."}
+    )
+    push_subset_to_hub: str | None = field(
+        default=None, metadata={"help": "OWNER/NAME to push the subset to."}
+    )
+
+    def __post_init__(self) -> None:
+        check_keep_ratio(self.keep_ratio)
+        if self.method != FULL:
+            check_choice("method", self.method, Method)
+        check_choice("draw", self.draw, Draw)
+        check_choice("similarity", self.similarity, Similarity)
+        has_default_splits = self.dataset_split is None and self.eval_split is None
+        if has_default_splits and self.eval_dataset_name is None:
+            self.dataset_split, self.eval_split = "train[:98%]", "train[98%:]"
+        self.dataset_split = self.dataset_split or "train"
+
+    def options(self) -> dict[str, Any]:
+        """Give the settings that `compress` takes."""
+        return {
+            "split": self.dataset_split,
+            "config_name": self.dataset_config_name,
+            "revision": self.dataset_revision,
+            "method": self.method,
+            "keep_ratio": self.keep_ratio,
+            "seed": self.selection_seed,
+            "draw": self.draw,
+            "n_bins": self.n_bins,
+            "similarity": self.similarity,
+            "text_columns": tuple(self.text_columns) if self.text_columns else None,
+            "embedding_model": self.embedding_model,
+            "embeddings": self.embeddings,
+        }
+
+
+def read_arguments(
+    dataclasses: list[type], defaults: dict[str, Any], arguments: list[str] | None = None
+) -> tuple[Any, ...]:
+    """Parse flags into dataclasses; `--config FILE` puts the entries of a YAML file before them.
+
+    Entries of the file become flags, so they meet the very same checks, and flags given by the
+    user win. A wrong flag, key or value ends the program with one line and exit code 2.
+
+    Args:
+        dataclasses: Whose fields are the flags.
+        defaults: Defaults that differ from those of the dataclasses.
+        arguments: The flags; None takes those of the program.
+    """
+    from transformers import HfArgumentParser
+
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = HfArgumentParser(dataclasses)
+    parser.set_defaults(**defaults)
+    parser.add_argument("--config", help="YAML file whose entries are flags.")
+    try:
+        if "--config" in arguments:
+            at = arguments.index("--config")
+            if at + 1 >= len(arguments):
+                raise InputError("--config wants a YAML file")
+            entries = flags_from_yaml(Path(arguments[at + 1]))
+            arguments = entries + arguments[:at] + arguments[at + 2 :]
+        return parser.parse_args_into_dataclasses(arguments)[: len(dataclasses)]
+    except ValueError as error:
+        sys.exit(fail(error))
+
+
+def flags_from_yaml(path: Path) -> list[str]:
+    """Turn a flat YAML mapping into flags: lists become several values, null leaves a flag out.
+
+    Raises:
+        InputError: If there is no such file, or it is no flat mapping.
+    """
+    import yaml
+
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not YAML: {reason}") from error
+    if not isinstance(entries, dict) or any(isinstance(v, dict) for v in entries.values()):
+        raise InputError(f"{path} must hold flat entries NAME: VALUE")
+    flags = []
+    for name, value in entries.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *(str(v) for v in values)]
+    return flags
+
+
+def fail(error: Exception) -> int:
+    """Print one line on stderr and give the exit code of bad input."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)  # noqa: T201
+    return 2

@@ -1,0 +1,155 @@
+"""Supervised fine-tuning on instruction rows, through TRL; the loss counts responses only."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_multimodal.adapters.text import TextLayout, detect_layout, field_texts
+from dq_multimodal.config import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+"""ShareGPT names of the chat roles."""
+
+
+def to_training_rows(dataset: "Dataset", text_columns: list[str] | None = None) -> "Dataset":
+    """Turn instruction rows into the `prompt` and `completion` columns that TRL trains on.
+
+    - Alpaca: the prompt is `### Instruction: ... ### Input: ... ### Response:` (no input part
+      where the input is empty), the completion is the output.
+    - prompt/completion: as they are.
+    - messages, conversations: the last assistant turn is the completion, all before it the
+      prompt, rendered by the chat template of the tokenizer.
+    - columns named by the user: the last is the completion, the others the prompt.
+    - text: one `text` column, every token of which counts.
+
+    No row is dropped here.
+
+    Raises:
+        InputError: If no shape fits, or a chat has no assistant turn.
+    """
+    layout = detect_layout(dataset.column_names, tuple(text_columns) if text_columns else None)
+    return dataset.map(
+        _convert,
+        with_indices=True,
+        fn_kwargs={"layout": layout},
+        remove_columns=dataset.column_names,
+        desc="prompts",
+    )
+
+
+def _convert(row: dict[str, Any], number: int, layout: TextLayout) -> dict[str, Any]:
+    if layout.shape == "text":
+        return {"text": _text(row["text"])}
+    if layout.shape in ("messages", "conversations"):
+        return _split_chat(row, number, layout)
+    if layout.shape == "prompt_completion":
+        return {"prompt": row["prompt"], "completion": row["completion"]}
+    if layout.shape == "alpaca":
+        names = {"instruction": "Instruction", "input": "Input"}
+        parts = [(names[c], _text(row[c])) for c in layout.columns if c != "output"]
+        response = _text(row["output"])
+    else:
+        parts = [(c, _text(row[c])) for c in layout.columns[:-1]]
+        response = _text(row[layout.columns[-1]])
+    prompt = "".join(f"### {name}:\n{text}\n\n" for name, text in parts if text)
+    return {"prompt": prompt + "### Response:\n", "completion": response}
+
+
+def _split_chat(row: dict[str, Any], number: int, layout: TextLayout) -> dict[str, Any]:
+    turns = [
+        {
+            "role": ROLES.get(role, role),
+            "content": _text(turn.get("content") or turn.get("value")),
+        }
+        for turn in row[layout.shape] or []
+        for role in [turn.get("role") or turn.get("from")]
+    ]
+    if layout.shape == "conversations" and _text(row.get("system")):
+        turns.insert(0, {"role": "system", "content": _text(row["system"])})
+    last = max((k for k, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+    if not last:
+        raise InputError(f"row {number} has no answer of an assistant to train on")
+    return {"prompt": turns[:last], "completion": [turns[last]]}
+
+
+def _text(value: Any) -> str:
+    return "\n".join(field_texts(value))
+
+
+def check_model(name: str) -> None:
+    """Raise early, in one line, when a model can be had neither from a folder nor the Hub."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import HfHubHTTPError, httpx
+
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise InputError(f"the folder {name} holds no model: it has no config.json")
+        return
+    try:
+        HfApi().model_info(name)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(f"no model {name}: neither a folder nor a model on the Hub") from error
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError):
+        try:
+            snapshot_download(name, local_files_only=True, allow_patterns="config.json")
+        except LocalEntryNotFoundError as error:
+            raise InputError(
+                f"the Hub is out of reach and model {name} is not in its cache: give a folder as "
+                "--model_name_or_path, or see recipes/configs/demo.yaml (`make demo`)"
+            ) from error
+
+
+def response_loss(trainer: "SFTTrainer", dataset: "Dataset", batch_size: int) -> dict[str, Any]:
+    r"""Measure the mean negative log-likelihood of the response tokens of held-out rows.
+
+    $-\frac{1}{T} \sum_t \log p(y_t \mid y_{<t})$ over all T response tokens of all rows, in nats.
+    Every process takes its share of the batches; the sums are added up, so that the number does
+    not depend on the batch size or on how many processes there are.
+
+    Args:
+        trainer: After training; its model is used as it is, wrapped or not.
+        dataset: Rows prepared by the trainer (input_ids and labels).
+        batch_size: Rows in a forward pass.
+
+    Returns:
+        The loss, the number of response tokens and of rows.
+    """
+    import torch
+
+    accelerator, model = trainer.accelerator, trainer.model_wrapped
+    model.eval()
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    rows = sorted(range(len(dataset)), key=lambda k: (-lengths[k], k))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    n_rounds = math.ceil(len(batches) / accelerator.num_processes)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for number in range(n_rounds):
+        at = number * accelerator.num_processes + accelerator.process_index
+        batch = batches[at] if at < len(batches) else batches[-1]
+        inputs = trainer.data_collator([dataset[k] for k in batch])
+        inputs = {name: inputs[name].to(accelerator.device) for name in inputs}
+        labels = inputs.pop("labels")
+        with torch.no_grad(), accelerator.autocast():
+            logits = model(**inputs).logits
+        if at < len(batches):  # all processes run the same number of passes; spare ones do not count
+            targets = labels[:, 1:].reshape(-1)
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, :-1].float().reshape(len(targets), -1), targets, reduction="sum"
+            )
+            sums += torch.tensor([losses.item(), (targets != -100).sum().item()])
+    total, n_tokens = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+    model.train()
+    return {
+        "response_loss": total / n_tokens if n_tokens else None,
+        "response_tokens": int(n_tokens),
+        "rows": len(dataset),
+    }

@@ -1,0 +1,113 @@
+"""verify(): does a run hold what its config.yaml says?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dq_multimodal import embedding, subset
+from dq_multimodal.config import InputError, count_kept
+from dq_multimodal.core import make_bins
+from dq_multimodal.run import Run
+from dq_multimodal.selection import order_by_method, read_kept, read_selection
+from dq_multimodal.source import reload_source
+
+BLOCK_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that `verify` looked at.
+
+    Attributes:
+        name: What was compared.
+        result: "passed", "failed", or "skipped" when what it needs is not there.
+        detail: What was found, or why it was skipped.
+    """
+
+    name: str
+    result: Literal["passed", "failed", "skipped"]
+    detail: str
+
+
+def verify(run: Run | str | Path) -> list[Check]:
+    """Recompute what can be recomputed of a run and compare.
+
+    - order and kept, from the bins in selection.parquet and the settings in config.yaml
+    - the row numbers, bins and ranks of the subset, from selection.parquet
+    - the rows of the subset, against the source at its recorded revision, where it can be had
+    - the bins, from embeddings.npy, where it is there
+
+    Raises:
+        InputError: If it is no finished run.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    return [_check_order(run), _check_numbers(run), _check_rows(run), _check_bins(run)]
+
+
+def _check_order(run: Run) -> Check:
+    bins, written = read_selection(run.path)
+    request = run.request
+    order = order_by_method(bins, request.method, request.draw, request.seed)
+    n_kept = count_kept(len(order), request.keep_ratio)
+    n_wrong = int((order != written["order"]).sum())
+    n_wrong_kept = int(((order < n_kept) != written["kept"]).sum())
+    return _judge(
+        "order and kept",
+        n_wrong + n_wrong_kept,
+        f"{len(order):,} rows, {n_kept:,} kept",
+        f"{n_wrong:,} orders and {n_wrong_kept:,} kept marks differ",
+    )
+
+
+def _check_numbers(run: Run) -> Check:
+    import pyarrow.parquet as pq
+
+    files = sorted((run.path / subset.FOLDER).glob("*.parquet"))
+    columns = list(subset.OWN_COLUMNS)
+    found = pq.read_table(files, columns=columns)
+    wanted = read_kept(run.path).rename_columns(columns)
+    is_same = found.to_pydict() == wanted.to_pydict()
+    detail = f"{len(found):,} rows"
+    return _judge("numbers of the subset", not is_same, detail, "they are not those marked as kept")
+
+
+def _check_rows(run: Run) -> Check:
+    name = "rows of the subset against the source"
+    try:
+        source = reload_source(run.config["source"]).dataset
+    except InputError as error:
+        return Check(name, "skipped", str(error))
+    held = run.subset
+    rows = held.with_format("numpy")["dq_row"][:]
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(source)):
+        return Check(name, "failed", "a row number lies outside the source")
+    ours = held.remove_columns(list(subset.OWN_COLUMNS)).with_format("arrow")
+    theirs = source.with_format("arrow")
+    n_wrong = 0
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = ours[start : start + BLOCK_ROWS]
+        wanted = theirs[rows[start : start + BLOCK_ROWS].tolist()]
+        if block.column_names != wanted.column_names or not block.equals(wanted.cast(block.schema)):
+            n_wrong += 1
+    return _judge(name, n_wrong, f"{len(rows):,} rows", f"{n_wrong:,} blocks of rows differ")
+
+
+def _check_bins(run: Run) -> Check:
+    kind, request = run.config["bins"], run.request
+    if kind == "none":
+        return Check("bins", "skipped", "random selection makes none")
+    if not (run.path / embedding.FILE).is_file():
+        return Check("bins", "skipped", f"{embedding.FILE} is not there")
+    written = run.bins
+    n_bins = 1 if kind == "graphcut" else request.n_bins
+    rows = embedding.open_embeddings(run.path)
+    bins = make_bins(rows, n_bins, request.similarity, written.stratum)
+    n_wrong = int(np.sum((bins.bin != written.bin) | (bins.rank != written.rank)))
+    detail = f"{len(bins):,} rows, {n_bins} bins"
+    return _judge("bins", n_wrong, detail, f"bin or rank of {n_wrong:,} rows differs")
+
+
+def _judge(name: str, n_wrong: int, detail: str, fault: str) -> Check:
+    return Check(name, "failed" if n_wrong else "passed", fault if n_wrong else detail)

@@ -1,5 +1,6 @@
 """The command line, `dq-multimodal`. Answers --help without loading torch."""
 
+import errno
 import json
 import os
 import sys
@@ -21,6 +22,8 @@ from dq_multimodal.config import (
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Make training sets smaller without making models worse (Dataset Quantization).",
@@ -215,6 +218,7 @@ def _report(run: "Run", as_json: bool, address: str | None) -> None:
     if as_json:
         keys = ("rows", "kept", "bytes", "seconds", "notes")
         document = {"output_dir": str(run.path), "complete": True, "pushed": address}
+        document["was_complete"] = run.was_complete
         document |= {"request": request.as_dict()} | {key: manifest[key] for key in keys}
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
@@ -225,7 +229,8 @@ def _report(run: "Run", as_json: bool, address: str | None) -> None:
     if run.config["bins"] == "dq" and request.method == "dq":
         how += f", {request.n_bins} bins, {request.similarity}, {request.draw} draw"
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in manifest["seconds"].items())
-    lines = [f"source   {request.dataset}, {rows:,} rows{read_as}"]
+    lines = ["already complete: nothing was done anew"] if run.was_complete else []
+    lines += [f"source   {request.dataset}, {rows:,} rows{read_as}"]
     lines += [f"note     {note}" for note in manifest["notes"]]
     lines += [
         f"kept     {kept:,} rows ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
@@ -247,11 +252,16 @@ def main(arguments: list[str] | None = None, run: Callable[..., Any] = app) -> N
         code = run(args=arguments or ["--help"], prog_name="dq-multimodal", standalone_mode=False)
     except InputError as error:
         sys.exit(_fail(str(error)))
-    except (exceptions.Abort, KeyboardInterrupt):
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
     except exceptions.TyperException as error:
         sys.exit(_fail(error.format_message().replace("Value error, ", "")))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        sys.exit(_fail(f"cannot write: {error.strerror}; the same command goes on when it can"))
+    except (exceptions.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)  # noqa: T201
     sys.exit(code if isinstance(code, int) else 0)
 
 

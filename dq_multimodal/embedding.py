@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.config import InputError
-from dq_multimodal.source import hash_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,58 +69,58 @@ def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
 
 
 def describe_given(given: str, dataset: "Dataset") -> dict[str, Any]:
-    """Say what ready embeddings are, as config.yaml records it.
-
-    Raises:
-        InputError: If there is no such file or column.
-    """
-    if _is_column(given, dataset):
-        return {"column": given}
-    return {"file": given, "sha256": hash_file(_find_npy(given))}
-
-
-def copy_embeddings(given: str, dataset: "Dataset", folder: Path) -> None:
-    """Write ready embeddings into folder/embeddings.npy as float32, after a check.
+    """Check ready embeddings and say what they are, as config.yaml records it.
 
     Args:
         given: A .npy file of (n, d) float16, float32 or float64, or a column of the dataset with
             d numbers a row.
         dataset: The rows that the embeddings belong to.
-        folder: The run folder.
 
     Raises:
         InputError: If there is no such file or column, or it does not hold one finite vector of
             the same size for each row.
     """
-    n_rows = len(dataset)
-    is_column = _is_column(given, dataset)
-    values = None if is_column else _open_npy(given, n_rows)
-    origin = f"column {given}" if is_column else given
-    column = dataset.select_columns([given]).with_format("arrow") if is_column else None
-    out = None
-    for start in range(0, n_rows, BLOCK_ROWS):
-        if column is not None:
-            block = _column_block(column[start : start + BLOCK_ROWS][given], given, start)
-        else:
-            block = np.asarray(values[start : start + BLOCK_ROWS], dtype=np.float32)
+    hasher = hashlib.sha256()
+    size = 0
+    for block in _read_given(given, dataset):
+        hasher.update(block.tobytes())
+        size = block.shape[1]
+    key = "column" if _is_column(given, dataset) else "file"
+    return {key: given, "dimension": size, "sha256_of_float32": hasher.hexdigest()}
+
+
+def copy_embeddings(given: str, dataset: "Dataset", folder: Path) -> None:
+    """Write ready embeddings into folder/embeddings.npy as float32; see `describe_given`."""
+    out, start = None, 0
+    for block in _read_given(given, dataset):
         if out is None:
-            shape = (n_rows, block.shape[1])
+            shape = (len(dataset), block.shape[1])
             out = np.lib.format.open_memmap(
                 folder / PARTIAL, mode="w+", dtype=np.float32, shape=shape
             )
-        if block.shape[1] != out.shape[1]:
-            raise InputError(f"{origin}: vectors of {block.shape[1]} and of {out.shape[1]} numbers")
-        is_bad = ~np.isfinite(block).all(axis=1)
-        if is_bad.any():
-            raise InputError(
-                f"{origin} must be finite in float32, {is_bad.sum():,} rows are not: the first is "
-                f"row {start + int(np.argmax(is_bad))}"
-            )
         out[start : start + len(block)] = block
+        start += len(block)
     assert out is not None
     out.flush()
     del out
     _finish(folder / PARTIAL, folder)
+
+
+def _read_given(given: str, dataset: "Dataset") -> Iterator[ndarray]:
+    """Yield the blocks of ready embeddings as float32, checked."""
+    size = None
+    is_column = _is_column(given, dataset)
+    blocks = _column_blocks(given, dataset) if is_column else _npy_blocks(given, len(dataset))
+    origin = f"column {given}" if is_column else given
+    for number, block in enumerate(blocks):
+        size = size or block.shape[1]
+        if block.shape[1] != size:
+            raise InputError(f"{origin} must hold vectors of one size, got {size} and {block.shape[1]}")
+        is_bad = ~np.isfinite(block).all(axis=1)
+        if is_bad.any():
+            row = number * BLOCK_ROWS + int(np.argmax(is_bad))
+            raise InputError(f"{origin} must be finite in float32, row {row} holds NaN or infinity")
+        yield block
 
 
 def open_embeddings(folder: Path) -> ndarray:
@@ -132,55 +132,50 @@ def _is_column(given: str, dataset: "Dataset") -> bool:
     return given in dataset.column_names and not given.endswith(".npy")
 
 
-def _find_npy(given: str) -> Path:
+def _npy_blocks(given: str, n_rows: int) -> Iterator[ndarray]:
     path = Path(given).expanduser()
     if not path.is_file():
         raise InputError(f"no embeddings {given}: neither a .npy file nor a column of the dataset")
-    return path
-
-
-def _open_npy(given: str, n_rows: int) -> ndarray:
-    path = _find_npy(given)
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"cannot read {given} as .npy: {error}") from error
     if not isinstance(values, ndarray) or values.ndim != 2 or values.dtype.kind != "f":
-        got = (
-            f"{values.dtype} of shape {values.shape}"
-            if isinstance(values, ndarray)
-            else "an archive"
-        )
-        raise InputError(f"{given} must be an (n, d) array of floats, got {got}")
+        got = getattr(values, "dtype", "an archive"), getattr(values, "shape", "")
+        raise InputError(f"{given} must be an (n, d) array of floats, got {got[0]} {got[1]}")
     if len(values) != n_rows or not values.shape[1]:
         raise InputError(
-            f"{given} must hold one vector for each of the {n_rows:,} rows, got shape {values.shape}"
+            f"{given} must hold one vector for each of the {n_rows:,} rows, "
+            f"got shape {values.shape}"
         )
-    return values
+    for start in range(0, n_rows, BLOCK_ROWS):
+        yield np.asarray(values[start : start + BLOCK_ROWS], dtype=np.float32)
 
 
-def _column_block(column: Any, name: str, start: int) -> ndarray:
+def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
     import pyarrow as pa
+    import pyarrow.compute
 
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-    if not (is_list or pa.types.is_fixed_size_list(array.type)):
-        raise InputError(f"column {name} must hold lists of numbers, got {array.type}")
-    if array.null_count:
-        first = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
-        raise InputError(
-            f"column {name} must hold a vector in every row, row {start + first} is empty"
-        )
-    try:
-        flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        sizes = np.array(array.value_lengths())
-    except (ValueError, TypeError, AttributeError, pa.ArrowInvalid) as error:
-        raise InputError(f"column {name} must hold lists of numbers, got {array.type}") from error
-    if sizes.min() != sizes.max() or not sizes.max():
-        raise InputError(
-            f"column {name} must hold vectors of one size, got {sizes.min()} to {sizes.max()} numbers"
-        )
-    return flat.reshape(len(array), -1)
+    column = dataset.select_columns([name]).with_format("arrow")
+    for start in range(0, len(dataset), BLOCK_ROWS):
+        array = column[start : start + BLOCK_ROWS][name].combine_chunks()
+        wrong_type = InputError(f"column {name} must hold lists of numbers, got {array.type}")
+        is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+        if not (is_list or pa.types.is_fixed_size_list(array.type)):
+            raise wrong_type
+        if array.null_count:
+            row = start + int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
+            raise InputError(f"column {name} must hold a vector in every row, row {row} has none")
+        sizes = np.asarray(pa.compute.list_value_length(array))
+        if sizes.min() != sizes.max() or not sizes.max():
+            raise InputError(
+                f"column {name} must hold vectors of one size, got {sizes.min()} to {sizes.max()}"
+            )
+        try:
+            flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        except (ValueError, TypeError) as error:
+            raise wrong_type from error
+        yield flat.reshape(len(array), -1)
 
 
 def _chunks_done(folder: Path, key: str) -> int:

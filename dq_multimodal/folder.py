@@ -44,6 +44,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output folder {folder} is a file")
     try:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / (CONFIG + ".tmp")
         probe.touch()
@@ -57,7 +58,11 @@ def claim_folder(folder: Path) -> Iterator[None]:
             f"({sorted(others)[0]}): name an empty or new one"
         )
     with _locked(folder):
-        yield
+        try:
+            yield
+        finally:
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.text import TextAdapter, detect_layout
 from dq_multimodal.config import CompressConfig, InputError, count_kept
 from dq_multimodal.core import one_bin
-from dq_multimodal.run import Run, begin, default_folder, finish
+from dq_multimodal.run import Run, begin, default_folder, finish, found_complete
 from dq_multimodal.selection import (
     bin_rows,
     bins_kind,
@@ -54,7 +54,7 @@ def compress(
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         if not is_object and not overwrite and _is_finished(target, request):
-            return Run(target)
+            return found_complete(target)
         source = source or load_source(
             name,
             split=request.split,
@@ -71,7 +71,7 @@ def compress(
         adapter = _choose_adapter(source.dataset, request)
         config = _make_config(request, source, adapter)
         if begin(target, config, overwrite):
-            return Run(target)
+            return found_complete(target)
         manifest = _start_manifest(target, source, labels)
 
         with _stage(target, manifest, "rows") as is_due:

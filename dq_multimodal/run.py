@@ -35,7 +35,10 @@ class Run:
         path: The folder.
         config: What config.yaml holds: request, source, columns, embedding, bins.
         manifest: What manifest.json holds: state, rows, bytes, seconds, notes, versions.
+        was_complete: Whether the call that gave it found it finished already.
     """
+
+    was_complete = False
 
     def __init__(self, path: str | Path) -> None:
         """Open a run folder.
@@ -137,7 +140,7 @@ def resample(
         count_kept(len(bins), keep_ratio)
         config = {**run.config, "request": request.as_dict(), "bins": kind}
         if begin(target, config, overwrite):
-            return Run(target)
+            return found_complete(target)
         order = order_by_method(bins, request.method, request.draw, request.seed)
         write_selection(target, bins, kind, order, keep_ratio, run.manifest["labels"])
         kept = read_kept(target)
@@ -180,6 +183,13 @@ def begin(target: Path, config: dict[str, Any], overwrite: bool) -> bool:
         folder.clear_folder(target)
     folder.write_config(target, config)
     return False
+
+
+def found_complete(target: Path) -> Run:
+    """Open a run that was there already."""
+    run = Run(target)
+    run.was_complete = True
+    return run
 
 
 def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Run:

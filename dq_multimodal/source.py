@@ -224,6 +224,8 @@ def _one_line(name: str) -> Iterator[None]:
     except StopIteration as error:
         raise InputError(f"{name} has no rows") from error
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise InputError(f"{name} has no rows") from error
         raise InputError(f"cannot read {name}: {first_line(error)}") from error
 
 

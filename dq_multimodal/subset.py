@@ -72,7 +72,7 @@ def write_subset(
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
                 writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=9)
-            writer.write_table(table.cast(schema))
+            writer.write_table(conform(table, schema))
             if shard_bytes >= SHARD_BYTES:
                 writer.close()
                 writer, n_shards, shard_bytes = None, n_shards + 1, 0
@@ -82,6 +82,13 @@ def write_subset(
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     partial.replace(folder / FOLDER)
     return n_bytes
+
+
+def conform(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
+    """Give a table the types of a schema; Arrow's cast breaks slices of structs that hold nulls."""
+    if table.schema.equals(schema):
+        return table.replace_schema_metadata(schema.metadata)
+    return table.combine_chunks().cast(schema)
 
 
 def count_bytes(dataset: "Dataset") -> int:

@@ -1,0 +1,592 @@
+"""eval/instruction.py and the tasks local_bbh, local_drop, local_mmlu, on a tiny random Llama."""
+
+import ast
+import csv
+import gzip
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval comes with the extra `eval`")
+peft = pytest.importorskip("peft")
+torch = pytest.importorskip("torch")
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "eval" / "instruction.py"
+TASKS = ROOT / "eval" / "tasks"
+REAL_DATA = Path(os.environ.get("DQ_TEST_DATA") or ROOT.parent / "shared" / "data")
+BBH, MMLU = (
+    re.findall(r"\{task: (\w+),", (TASKS / f"local_{name}.yaml").read_text())
+    for name in ("bbh", "mmlu")
+)
+N_DROP = 3  # made rows
+needs_real_data = pytest.mark.skipif(
+    not all((REAL_DATA / name).is_dir() for name in ("bbh", "drop", "mmlu")),
+    reason=f"no bbh, drop and mmlu in {REAL_DATA}; DQ_TEST_DATA names another folder",
+)
+
+
+def load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"eval_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+instruction = load_module(SCRIPT)
+loaders = load_module(TASKS / "loaders.py")
+
+
+def save_tokenizer(folder: Path, phrases: tuple[str, ...] = ()) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([instruction.__doc__, loaders.__doc__], trainer)
+    tokenizer.add_tokens(list(phrases))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_llama(vocab_size: int, hidden_size: int, n_layers: int, max_length: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=n_layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=max_length,
+        initializer_range=0.5,  # wide, so that the model has opinions
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep the tiny models on one thread: several cost them more than they give."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = save_tokenizer(folder)
+    make_llama(len(tokenizer), 32, n_layers=2, max_length=8192).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parrot_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a model whose answer is known: it looks at the last token of the prompt alone."""
+    folder = tmp_path_factory.mktemp("parrot")
+    answers = {"\n": "So the answer is (A).", ":": " (A)", "?": " 2 men"}
+    tokenizer = save_tokenizer(folder, tuple(answers.values()))
+    n = len(tokenizer)
+    model = make_llama(n, n + n % 2, n_layers=1, max_length=1536)
+    next_token = torch.full((n,), tokenizer.eos_token_id)
+    for last, answer in answers.items():
+        (last_id,), (answer_id,) = tokenizer(last)["input_ids"], tokenizer(answer)["input_ids"]
+        next_token[last_id] = answer_id
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(n, n + n % 2))
+        model.lm_head.weight.zero_()[next_token, torch.arange(n)] = 1
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    peft.get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a small folder of the same form as the real one: 2 BBH, 3 DROP, 3 MMLU rows a task."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("bbh/bbh", "bbh/cot-prompts", "drop", "mmlu/dev", "mmlu/test"):
+        (folder / name).mkdir(parents=True)
+    for task in BBH:
+        rows = [{"input": f"Is {k} of {task} odd?", "target": "(A)"} for k in range(2)]
+        (folder / f"bbh/bbh/{task}.json").write_text(json.dumps({"examples": rows}))
+        shots = "".join(
+            f"\n\nQ: Is {k} odd?\nOptions:\n- yes\n- no\nA: Let's think step by step.\n"
+            f"It is {k}.\n\nSo the answer is ({k}.5)."
+            for k in range(3)
+        )
+        prompt = f"a canary\n-----\nTell odd numbers.{shots}"
+        (folder / f"bbh/cot-prompts/{task}.txt").write_text(prompt)
+    with gzip.open(folder / "drop/drop_v0_dev.jsonl.gz", "wt") as file:
+        for k in range(N_DROP):
+            context = f"Passage: There were {k} men.\nAnd a cat.\nQuestion: How many?\nAnswer:"
+            record = {"context": context, "completion": f" {k}", "ref_text": f"{k}|  {k}|{k} men"}
+            file.write(json.dumps(record) + "\n")
+    for subject in MMLU:
+        for split, n_rows in (("dev", 5), ("test", 3)):
+            with (folder / f"mmlu/{split}/{subject}_{split}.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["question", *(f"choice{k}" for k in range(4)), "answer"])
+                for k in range(n_rows):
+                    question = f' {split} "{k}", {subject}:\nwhich one? '
+                    writer.writerow([question, "None", "N/A", f"{k}", "a, b", k % 4])
+    return folder
+
+
+def run_script(
+    *flags: object, data: Path = REAL_DATA, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, flags)]
+    environ |= {"HF_HUB_OFFLINE": "1", "DQ_TEST_DATA": str(data), "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, **environ}
+    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Run the script in this process, which has imported torch and the tasks' index already.
+
+    Returns the results, or the line on stderr if the script exits with code 2.
+    """
+
+    def run(*flags: object, data: Path) -> Any:
+        monkeypatch.setenv("DQ_TEST_DATA", str(data))
+        monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")  # what the shell says is no consent
+        output = tmp_path / "scores.json"
+        try:
+            instruction.main([*map(str, flags), "--device", "cpu", "--output", str(output)])
+        except SystemExit as exit_:
+            assert exit_.code == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            return line
+        assert os.environ["HF_ALLOW_CODE_EVAL"] == str(int("--allow_code_execution" in flags))
+        return json.loads(output.read_text())
+
+    return run
+
+
+def is_bad_input(done: subprocess.CompletedProcess[str], *words: str) -> bool:
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert not done.stdout
+    return all(word in lines[0] for word in words)
+
+
+# The loaders.
+
+
+def test_loaders_read_every_field(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQ_TEST_DATA", str(made_data))
+    bbh = loaders.load_bbh("navigate", version=1)  # lm-eval adds its metadata
+    assert bbh["test"]["input"] == ["Is 0 of navigate odd?", "Is 1 of navigate odd?"]
+    assert bbh["test"]["target"] == ["(A)", "(A)"]
+    assert set(bbh["test"]["description"]) == {"Tell odd numbers.\n\n"}
+    assert bbh["direct"]["target"] == ["(0.5)", "(1.5)", "(2.5)"]
+    assert bbh["chain_of_thought"]["target"][1] == "It is 1.\n\nSo the answer is (1.5)."
+    assert bbh["chain_of_thought"]["input"][1] == "Is 1 odd?\nOptions:\n- yes\n- no"
+    assert loaders.load_drop()["test"][2] == {
+        "passage": "There were 2 men.\nAnd a cat.",
+        "question": "How many?",
+        "answers": ["2", "2 men"],
+    }
+    assert loaders.load_mmlu("high_school_physics")["dev"][4] == {
+        "subject": "high school physics",
+        "question": ' dev "4", high_school_physics:\nwhich one? ',
+        "choices": ["None", "N/A", "4", "a, b"],
+        "answer": 0,
+    }
+
+
+def test_loader_refuses_a_prompt_without_answers(
+    made_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bbh/bbh/snarks.json", "bbh/cot-prompts/snarks.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text((made_data / name).read_text().replace("So the", "The"))
+    monkeypatch.setenv("DQ_TEST_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"snarks\.txt holds no"):
+        loaders.load_bbh("snarks")
+
+
+@needs_real_data
+def test_tasks_hold_every_published_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQ_TEST_DATA", str(REAL_DATA))
+    names = ["local_bbh", "local_bbh_direct", "local_drop", "local_mmlu"]
+    tasks = instruction.index_tasks(None, False).load(names)["tasks"]
+    sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
+    for name, n_tasks, n_rows in zip(
+        names, (27, 27, 1, 57), (6511, 6511, 9536, 14042), strict=True
+    ):
+        mine = [size for task, size in sizes.items() if task.partition("::")[0] == name]
+        assert (len(mine), sum(mine)) == (n_tasks, n_rows), name
+
+
+@pytest.mark.parametrize(
+    ("answer", "answers", "em", "f1"),
+    [
+        ("The 5 dogs", ["5 dogs"], 1, 1),  # articles, case, punctuation do not count
+        ("five!", ["5", "five"], 1, 1),  # the best of all answers
+        ("red dogs", ["red cats and dogs"], 0, 0.67),  # 2 * 1 * 1/2 / (1 + 1/2)
+        ("6 dogs", ["5 dogs"], 0, 0),  # another number is no answer at all
+        ("Bob and Ann", ["Ann and Bob"], 0, 1),  # one bag of words
+    ],
+)
+def test_drop_score_by_hand(answer: str, answers: list[str], em: float, f1: float) -> None:
+    assert loaders.score_drop({"answers": answers}, [answer]) == {"em": em, "f1": f1}
+
+
+# The protocol: our task files against lm-eval's own, on the same rows.
+
+
+@needs_real_data
+@pytest.mark.parametrize(
+    ("ours", "theirs", "argument", "loader", "n_shots"),
+    [
+        ("local_bbh", "bbh/cot_fewshot/{}", "subset", loaders.load_bbh, 3),
+        ("local_bbh_direct", "bbh/fewshot/{}", "subset", loaders.load_bbh, 3),
+        ("local_mmlu", "mmlu/default/mmlu_{}", "subject", loaders.load_mmlu, 5),
+        ("local_drop", "drop/default", "", loaders.load_drop, 0),
+    ],
+)
+def test_prompts_are_those_of_lm_eval(
+    ours: str,
+    theirs: str,
+    argument: str,
+    loader: Callable[..., Any],
+    n_shots: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import lm_eval.tasks
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    monkeypatch.setenv("DQ_TEST_DATA", str(REAL_DATA))
+    folder = Path(lm_eval.tasks.__file__).parent
+    for name, task in instruction.index_tasks(None, False).load([ours])["tasks"].items():
+        part = name.partition("::")[2]
+        config = load_yaml(folder / f"{theirs.format(part)}.yaml")
+        config |= {"custom_dataset": loader, "dataset_kwargs": {argument: part} if part else {}}
+        if ours == "local_drop":  # theirs reads another form of the same rows
+            config |= {"process_docs": None, "doc_to_target": "", "validation_split": "test"}
+            config.pop("training_split")
+        shipped = ConfigurableTask(config=config)
+        for doc in (task.eval_docs[0], task.eval_docs[-1]):
+            prompt, target = task.fewshot_context(doc, n_shots), task.doc_to_target(doc)
+            assert prompt == shipped.fewshot_context(doc, n_shots), name
+            if ours == "local_drop":
+                continue
+            assert target == shipped.doc_to_target(doc), name
+            if ours == "local_bbh":
+                text = f"Let me see.\nSo the answer is {target}.\n"
+                assert filtered(task, text) == filtered(shipped, text) == target
+                assert filtered(task, "None") == filtered(shipped, "None")
+            elif ours == "local_bbh_direct":
+                assert filtered(task, f" {target}\n") == target
+        for key in ("output_type", "doc_to_choice", "repeats"):
+            assert task.config[key] == shipped.config[key], name
+        stops = [one.config.generation_kwargs or {} for one in (task, shipped)]
+        if ours == "local_drop":
+            stops[0]["until"] = [stop for stop in stops[0]["until"] if stop != "\n\n"]
+        assert stops[0] == stops[1]
+
+
+def filtered(task: Any, text: str) -> str:
+    """Put one generated text through the task's filters."""
+    responses: Any = [text]
+    for ensemble in getattr(task, "_filters", []):
+        for make in ensemble.filters:
+            responses = next(iter(make().apply([responses], [{}])))
+    return responses
+
+
+# The script, whole.
+
+
+@pytest.mark.parametrize("data", ["made", pytest.param("real", marks=needs_real_data)])
+def test_script_writes_all_it_promises(
+    data: str, made_data: Path, parrot_dir: Path, tmp_path: Path
+) -> None:
+    folder = made_data if data == "made" else REAL_DATA
+    output = tmp_path / "scores.json"
+    output.write_text("an older run")
+    flags = f"--model_name_or_path {parrot_dir} --tasks local_bbh,local_drop,local_mmlu --limit 1"
+    flags += f" --batch_size 4 --device cpu --output {output}"
+    done = run_script(*flags.split(), data=folder)
+    assert done.returncode == 0, done.stderr
+    scores, stdout = json.loads(output.read_text()), done.stdout
+
+    assert list(tmp_path.iterdir()) == [output]
+    assert oct(output.stat().st_mode)[-3:] != "600"
+    assert set(scores) == {
+        *("command", "model", "adapter", "tasks", "num_fewshot", "limit", "seed", "dtype"),
+        *("batch_size", "max_length", "device", "versions", "seconds", "date"),
+    }
+    assert scores["command"] == f"python eval/instruction.py {flags}"
+    assert (scores["model"], scores["adapter"]) == (str(parrot_dir), None)
+    assert (scores["num_fewshot"], scores["limit"], scores["seed"]) == (None, 1, 0)
+    assert (scores["dtype"], scores["batch_size"], scores["max_length"]) == ("auto", 4, 1536)
+    assert "cpu" in scores["device"]
+    assert scores["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(scores["versions"]) == {"lm_eval", "torch", "transformers", "peft", "dq_multimodal"}
+    assert scores["seconds"] > 0
+    assert datetime.fromisoformat(scores["date"]).tzinfo
+
+    tasks = scores["tasks"]
+    parts = {
+        "local_bbh": [f"local_bbh::{task}" for task in BBH],
+        "local_mmlu": [f"local_mmlu::{subject}" for subject in MMLU],
+    }
+    assert set(tasks) == {*parts, *parts["local_bbh"], *parts["local_mmlu"], "local_drop"}
+    for group, key, n_shots in (
+        ("local_bbh", "exact_match,get-answer", 3),
+        ("local_mmlu", "acc,none", 5),
+    ):
+        assert tasks[group]["subtasks"] == parts[group]
+        assert tasks[group]["n_samples"] == len(parts[group])
+        values = [tasks[name]["metrics"][key]["value"] for name in parts[group]]
+        mean = tasks[group]["metrics"][key]["value"]
+        assert math.isclose(mean, sum(values) / len(values))
+        for name in parts[group]:
+            assert tasks[name]["n_samples"] == 1
+            assert tasks[name]["num_fewshot"] == n_shots
+            assert tasks[name]["metrics"][key]["stderr"] is None  # of one row
+        assert re.search(rf"^{group} +{n_shots} +{len(values)} +{key} +{mean:.4f} ", stdout, re.M)
+    for task in BBH:
+        rows = json.loads((folder / f"bbh/bbh/{task}.json").read_text())["examples"]
+        hit = tasks[f"local_bbh::{task}"]["metrics"]["exact_match,get-answer"]["value"]
+        assert hit == (rows[0]["target"] == "(A)"), task
+    assert set(tasks["local_drop"]["metrics"]) == {"em,none", "f1,none"}
+    assert tasks["local_drop"]["num_fewshot"] == 0
+    assert len(stdout.splitlines()) == 5  # the header, bbh, em, f1, mmlu
+
+
+def test_known_answers_get_their_scores(
+    made_data: Path, parrot_dir: Path, run_here: Callable[..., Any]
+) -> None:
+    tasks = "local_bbh_direct,local_drop"
+    flags = ("--model_name_or_path", parrot_dir, "--tasks", tasks, "--num_fewshot", 2)
+    scores = run_here(*flags, "--seed", 7, data=made_data)
+    assert (scores["num_fewshot"], scores["seed"], scores["limit"]) == (2, 7, None)
+    drop, bbh = (scores["tasks"][name] for name in ("local_drop", "local_bbh_direct"))
+    assert (drop["num_fewshot"], drop["n_samples"], drop["subtasks"]) == (2, N_DROP, [])
+    assert bbh["n_samples"] == 2 * len(BBH)
+    assert scores["tasks"]["local_bbh_direct::navigate"]["num_fewshot"] == 2
+    assert bbh["metrics"] == {"exact_match,strip": {"value": 1.0, "stderr": 0.0}}
+    # "2 men" is right in one row of three; deviation sqrt(1/3) over sqrt(3) rows
+    for metric in drop["metrics"].values():
+        assert math.isclose(metric["value"], 1 / 3)
+        assert math.isclose(metric["stderr"], 1 / 3)
+
+
+def likeliest_choice(model: Any, tokenizer: Any, prompt: str) -> int:
+    """The definition: the letter whose tokens have the highest probability after the prompt."""
+    n_prompt = len(tokenizer(prompt)["input_ids"])
+    ids = tokenizer([f"{prompt} {letter}" for letter in "ABCD"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        log_probs = model(ids).logits.log_softmax(-1)
+    scores = [
+        sum(log_probs[row, k - 1, ids[row, k]] for k in range(n_prompt, ids.shape[1]))
+        for row in range(4)
+    ]
+    return int(torch.tensor(scores).argmax())
+
+
+def mmlu_prompt(data: Path, subject: str, k: int, n_shots: int) -> tuple[str, int]:
+    rows = {}
+    for split in ("dev", "test"):
+        with (data / f"mmlu/{split}/{subject}_{split}.csv").open(newline="") as file:
+            rows[split] = list(csv.reader(file))[1:]
+    asked = [
+        f"{row[0].strip()}\nA. {row[1]}\nB. {row[2]}\nC. {row[3]}\nD. {row[4]}\nAnswer:"
+        for row in (*rows["dev"][:n_shots], rows["test"][k])
+    ]
+    shown = [
+        f"{text} {'ABCD'[int(row[5])]}\n\n"
+        for text, row in zip(asked[:-1], rows["dev"][:n_shots], strict=True)
+    ]
+    topic = subject.replace("_", " ")
+    head = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+    return head + "".join(shown) + asked[-1], int(rows["test"][k][5])
+
+
+@pytest.mark.parametrize(
+    ("data", "has_adapter"), [("made", True), pytest.param("real", False, marks=needs_real_data)]
+)
+def test_mmlu_accuracy_is_its_definition(
+    data: str,
+    has_adapter: bool,
+    made_data: Path,
+    model_dir: Path,
+    adapter_dir: Path,
+    run_here: Callable[..., Any],
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = made_data if data == "made" else REAL_DATA
+    flags: tuple[object, ...] = ("--model_name_or_path", model_dir, "--tasks", "local_mmlu")
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    if has_adapter:
+        flags += ("--adapter", adapter_dir)
+        model = peft.PeftModel.from_pretrained(model, adapter_dir)
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    n_rows = 2 if data == "made" else 1
+    flags += ("--limit", n_rows, "--num_fewshot", 1)
+    scores = run_here(*flags, data=folder)
+    assert scores["adapter"] == (str(adapter_dir) if has_adapter else None)
+
+    picks, hits = set(), []
+    for subject in MMLU:
+        right = []
+        for k in range(n_rows):
+            prompt, answer = mmlu_prompt(folder, subject, k, n_shots=1)
+            pick = likeliest_choice(model, tokenizer, prompt)
+            picks.add(pick)
+            right.append(pick == answer)
+        hits += right
+        part = scores["tasks"][f"local_mmlu::{subject}"]
+        assert part["metrics"]["acc,none"]["value"] == sum(right) / n_rows, subject
+    assert scores["tasks"]["local_mmlu"]["metrics"]["acc,none"]["value"] == sum(hits) / len(hits)
+    assert len(picks) > 1 and 0 < sum(hits) < len(hits)  # the comparison had something to find
+
+
+# Bad input.
+
+
+def test_bad_flags_and_folders_are_one_line(
+    made_data: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    def run(**changes: object) -> subprocess.CompletedProcess[str]:
+        flags = {"model_name_or_path": model_dir, "tasks": "local_bbh", "output": output} | changes
+        return run_script(*(x for k, v in flags.items() for x in (f"--{k}", v)), data=made_data)
+
+    output, missing = tmp_path / "scores.json", tmp_path / "missing"
+    assert is_bad_input(run(model_name_or_path=missing), "there is no folder", str(missing))
+    assert is_bad_input(run(model_name_or_path=tmp_path), "holds no config.json")
+    assert is_bad_input(run(adapter=missing), "--adapter: there is no folder", str(missing))
+    assert is_bad_input(run(adapter=model_dir), "holds no adapter_config.json")
+    assert is_bad_input(run(include_path=missing), "--include_path", str(missing))
+    assert is_bad_input(run(output=missing / "scores.json"), "--output", str(missing))
+    assert is_bad_input(run(limit=0), "--limit", ">= 1, got 0")
+    assert is_bad_input(run(batch_size="many"), "--batch_size", "many")
+    assert is_bad_input(run(dtype="int3"), "--dtype", "int3")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in model_dir.iterdir():
+        n_bytes = 100 if file.suffix == ".safetensors" else None
+        (broken / file.name).write_bytes(file.read_bytes()[:n_bytes])
+    done = run(model_name_or_path=broken, device="cpu", tasks="local_drop")
+    assert is_bad_input(done, str(broken))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("local_drop,nonsense", "knows no task 'nonsense'"),
+        ("humaneval", "humaneval runs code that the model wrote: give --allow_code_execution"),
+        ("local_drop,humaneval", "give --allow_code_execution"),
+        ("local_bbh --num_fewshot 4", "local_bbh::boolean_expressions has 3 examples, got 4"),
+    ],
+)
+def test_bad_tasks_are_one_line(
+    flags: str, said: str, made_data: Path, model_dir: Path, run_here: Callable[..., Any]
+) -> None:
+    flags = f"--model_name_or_path {model_dir} --tasks {flags}"
+    assert said in run_here(*flags.split(), data=made_data)
+
+
+def test_missing_data_is_one_line(
+    model_dir: Path, tmp_path: Path, run_here: Callable[..., Any]
+) -> None:
+    flags = ("--model_name_or_path", model_dir, "--tasks", "local_mmlu")
+    line = run_here(*flags, data=tmp_path)
+    assert f"{tmp_path}/mmlu/dev/" in line and "missing: set DQ_TEST_DATA to a folder" in line
+
+
+def test_model_out_of_reach_is_one_line(made_data: Path, tmp_path: Path) -> None:
+    flags = ("--tasks", "local_drop", "--output", tmp_path / "scores.json")
+    done = run_script(*flags, "--model_name_or_path", "no/body", data=made_data)
+    assert is_bad_input(done, "no/body", "Hub is out of reach", "give a folder")
+
+
+def test_hub_out_of_reach_names_the_local_tasks(model_dir: Path, tmp_path: Path) -> None:
+    flags = ("--model_name_or_path", model_dir, "--output", tmp_path / "scores.json")
+    done = run_script(*flags, "--tasks", "mmlu,drop", HF_HOME=str(tmp_path))
+    assert is_bad_input(done, "out of reach", "local_bbh, local_drop, local_mmlu")
+
+
+def test_a_group_is_no_way_around_consent(
+    made_data: Path, model_dir: Path, tmp_path: Path, run_here: Callable[..., Any]
+) -> None:
+    (tmp_path / "unsafe.yaml").write_text(
+        f"include: {TASKS}/local_drop.yaml\ntask: hidden\nunsafe_code: true\n"
+    )
+    (tmp_path / "group.yaml").write_text("group: harmless\ntask: [hidden]\n")
+    flags = ("--model_name_or_path", model_dir, "--include_path", tmp_path)
+    flags += ("--tasks", "harmless", "--limit", 1)
+    assert "hidden runs code" in run_here(*flags, data=made_data)
+    scores = run_here(*flags, "--allow_code_execution", data=made_data)
+    assert scores["tasks"]["hidden"]["n_samples"] == 1
+
+
+def test_results_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    instruction.write_json(path, {"acc": 0.5})
+    for bad in (math.nan, object()):
+        with pytest.raises((ValueError, TypeError)):
+            instruction.write_json(path, {"acc": bad})
+    assert json.loads(path.read_text()) == {"acc": 0.5}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_help_needs_no_heavy_import() -> None:
+    top = ast.parse(SCRIPT.read_text()).body
+    names = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in top if isinstance(node, ast.ImportFrom)]
+    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+    done = run_script("--help")
+    assert done.returncode == 0 and "--allow_code_execution" in done.stdout

@@ -1,0 +1,166 @@
+"""The command line: output, exit codes, one clear line for every bad input."""
+
+import fcntl
+import json
+import os
+import re
+import time
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from dq_multimodal import cli as cli_module
+
+
+@pytest.fixture
+def data(tmp_path):
+    """data.parquet and emb.npy in the working folder of the command."""
+    rows = {"instruction": ["x"] * 40, "output": [f"{k}" for k in range(40)]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "data.parquet")
+    values = np.random.default_rng(0).normal(size=(40, 4))
+    np.save(tmp_path / "emb.npy", values)
+    np.save(tmp_path / "short.npy", values[:39])
+    values[3, 1] = np.nan
+    np.save(tmp_path / "nan.npy", values)
+    np.save(tmp_path / "flat.npy", values[0])
+    np.save(tmp_path / "ints.npy", np.ones((40, 4), dtype=int))
+    (tmp_path / "corrupt.npy").write_bytes(b"not numpy")
+    (tmp_path / "corrupt.parquet").write_bytes(b"PAR1 not parquet at all PAR1")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    Dataset.from_dict({"text": []}).to_parquet(tmp_path / "norows.parquet")
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    return tmp_path
+
+
+def test_compress_resample_verify(cli, data):
+    done = cli("compress", "data.parquet", "--embeddings", "emb.npy")
+    assert "kept     8 rows (20 %) by dq, 10 bins, cosine, random draw, seed 0" in done.stdout
+    assert "runs/data-dq-0.2" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "8 of the 40" in (data / "runs/data-dq-0.2/README.md").read_text()
+    again = cli("compress", "data.parquet", "--embeddings", "emb.npy", "--json")
+    document = json.loads(again.stdout)
+    assert (document["rows"], document["kept"], document["complete"]) == (40, 8, True)
+    drawn = cli("resample", "runs/data-dq-0.2", "--keep-ratio", "0.1", "--json")
+    assert json.loads(drawn.stdout)["kept"] == 4
+    checks = json.loads(cli("verify", "runs/data-dq-0.2", "--json").stdout)
+    assert [check["result"] for check in checks] == ["passed"] * 4
+    assert cli("verify", "runs/data-dq-0.1").stdout.count("passed") == 3
+
+
+def file_times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_running_again_says_so_and_writes_nothing(cli, data):
+    arguments = ("compress", "data.parquet", "--method", "random")
+    cli(*arguments)
+    before = file_times(data / "runs")
+    assert "already complete" in cli(*arguments).stdout
+    assert file_times(data / "runs") == before
+    refused = cli(*arguments, "--seed", "1", code=2)
+    assert "holds another run (seed 0 there, 1 asked)" in refused.stderr
+    cli(*arguments, "--seed", "1", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nothing.parquet", "no such file or folder: nothing.parquet"),
+        ("no/repository", "the Hub is out of reach .* local file.* recipes/configs/demo.yaml"),
+        ("data.parquet --keep-ratio 0", r"keep_ratio must lie in \(0, 1\], got 0"),
+        ("data.parquet --keep-ratio 1.5", r"keep_ratio must lie in \(0, 1\], got 1.5"),
+        ("data.parquet --keep-ratio -0.1", r"keep_ratio must lie in \(0, 1\], got -0.1"),
+        ("data.parquet --keep-ratio nan", r"keep_ratio must lie in \(0, 1\], got nan"),
+        ("data.parquet --keep-ratio 20%", r"got 20% \(write 0.2 for 20 %\)"),
+        ("data.parquet --keep-ratio 0.001 --method random", "keeps none of the 40 rows"),
+        ("data.parquet --method best", "'best' is not one of 'dq', 'graphcut', 'random'"),
+        ("data.parquet --text-columns a,b", "no column a, b: the dataset has instruction, output"),
+        ("data.parquet --label-column z", "no column z: the dataset has instruction, output"),
+        ("data.parquet --split test", "cannot read data.parquet: Unknown split"),
+        ("empty.jsonl", "empty.jsonl has no rows"),
+        ("norows.parquet", "norows.parquet has no rows"),
+        ("corrupt.parquet", "cannot read corrupt.parquet: Parquet"),
+        ("data.parquet --embeddings gone.npy", "no embeddings gone.npy"),
+        ("data.parquet --embeddings short.npy", "each of the 40 rows, got shape .39, 4."),
+        ("data.parquet --embeddings nan.npy", "row 3 holds NaN"),
+        ("data.parquet --embeddings flat.npy", "array of floats, got float64 .4,."),
+        ("data.parquet --embeddings ints.npy", "array of floats, got int64"),
+        ("data.parquet --embeddings corrupt.npy", "cannot read corrupt.npy"),
+        ("data.parquet --embeddings output", "column output must hold lists of numbers"),
+        ("data.parquet --embeddings emb.npy --n-bins 41", "at most the 40 rows, got 41"),
+        ("data.parquet --embeddings emb.npy --n-bins 0", "n_bins must be a whole number"),
+        ("data.parquet --n-bins many", "--n-bins.*valid integer"),
+        ("data.parquet --method random --output-dir file", "the output folder file is a file"),
+        ("data.parquet --method random --output-dir file/x", "cannot write to the output folder"),
+        ("data.parquet --method random --output-dir /proc/x", "cannot write to the output folder"),
+        ("data.parquet --method random --output-dir full", "holds other files .thesis.txt."),
+        ("data.parquet --frobnicate", "No such option"),
+        ("data.parquet --embedding-model gone/model", "model gone/model is not in its cache"),
+        ("", "Missing argument"),
+    ],
+)
+def test_bad_input_is_one_clear_line(cli, data, arguments, message):
+    done = cli("compress", *arguments.split(), code=2)
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(message, errors[0]), errors[0]
+    assert not list(data.glob("runs/*"))
+    assert (data / "full" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("resample gone --keep-ratio 0.1", "gone"),
+        ("resample full --keep-ratio 0.1", "is not a run folder"),
+        ("verify full", "is not a run folder"),
+        ("push full me/x", "is not a run folder"),
+        ("resample full", "Missing option '--keep-ratio'"),
+        ("unknown", "No such command"),
+    ],
+)
+def test_bad_use_of_the_other_commands(cli, data, arguments, message):
+    done = cli(*arguments.split(), code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_in_use_is_left_alone(cli, data):
+    (data / "run").mkdir()
+    handle = os.open(data / "run", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        done = cli("compress", "data.parquet", "--method", "random", "--output-dir", "run", code=2)
+    finally:
+        os.close(handle)
+    assert "another process is writing to run" in done.stderr
+
+
+def test_help_is_quick_and_loads_no_torch(cli, data):
+    script = "import sys, dq_multimodal.cli as c\ntry: c.main(['compress', '--help'])\n"
+    script += "except SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
+    import subprocess
+    import sys
+
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--keep-ratio" in done.stdout
+    assert time.perf_counter() - started < 20  # hangs only; the second is a goal, not a test
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt])
+def test_an_interrupt_exits_130(monkeypatch, capsys, signal):
+    def stop(*_args, **_options):
+        raise signal
+
+    with pytest.raises(SystemExit) as caught:
+        cli_module.main(["compress", "x"], run=stop)
+    assert caught.value.code == 130
+    assert "goes on where it stopped" in capsys.readouterr().err

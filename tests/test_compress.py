@@ -1,0 +1,258 @@
+"""compress, resample and verify through the Python interface."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+
+from dq_multimodal import InputError, Run, compress, resample, verify
+from dq_multimodal.core import make_bins, order_rows
+
+N = 240
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A parquet file with more kinds of columns than text, and its embeddings."""
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "instruction": [f"Do thing {k % 50}" for k in range(N)],
+            "input": ["" if k % 3 else f"with {k}" for k in range(N)],
+            "output": [None if k == 7 else f"done {k} ü \N{SNOWMAN}" for k in range(N)],
+            "score": pa.array(rng.normal(size=N), pa.float32()),
+            "tags": [["a", None], [], None] * (N // 3),
+            "meta": [{"id": k, "when": None} for k in range(N)],
+            "kind": [("x", "y", None)[k % 3] for k in range(N)],
+        }
+    )
+    path = tmp_path / "data.parquet"
+    pq.write_table(table, path)
+    np.save(tmp_path / "emb.npy", rng.normal(size=(N, 8)).astype(np.float16))
+    return path
+
+
+def options(source, **more):
+    return {"embeddings": str(source.parent / "emb.npy"), **more}
+
+
+def test_a_run_holds_what_the_contract_says(source, tmp_path):
+    run = compress(str(source), keep_ratio=0.25, output_dir=tmp_path / "run", **options(source))
+    emb = np.load(tmp_path / "emb.npy").astype(np.float32)
+    bins = make_bins(emb, 10)
+    order = order_rows(bins)
+    kept = np.flatnonzero(order < 60)
+
+    stored = np.load(tmp_path / "run" / "embeddings.npy")
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored, emb)
+    selection = pq.read_table(tmp_path / "run" / "selection.parquet")
+    assert selection.column_names == ["row", "stratum", "bin", "rank", "gain", "order", "kept"]
+    np.testing.assert_array_equal(selection["bin"], bins.bin)
+    np.testing.assert_array_equal(selection["rank"], bins.rank)
+    np.testing.assert_array_equal(selection["order"], order)
+    by_bin = pq.read_table(tmp_path / "run" / "bins.parquet").to_pydict()
+    assert by_bin["size"] == [24] * 10
+    assert by_bin["kept"] == [6] * 10
+
+    subset = run.subset
+    assert subset["dq_row"][:] == kept.tolist()
+    assert subset["dq_bin"][:] == bins.bin[kept].tolist()
+    whole = load_dataset("parquet", data_files=str(source), split="train")
+    assert subset.remove_columns(["dq_row", "dq_bin", "dq_rank"]).to_list() == [
+        whole[k] for k in kept.tolist()
+    ]
+    assert {k: v for k, v in subset.features.items() if not k.startswith("dq_")} == whole.features
+    assert run.manifest["problems"] == {"an empty output": [7]}
+    assert "60 of the 240 rows" in (run.path / "README.md").read_text()
+    np.testing.assert_array_equal(run.kept, kept)
+    assert [check.result for check in verify(run)] == ["passed"] * 4
+
+
+def test_subsets_are_nested_and_of_the_size_asked(source, tmp_path):
+    run = compress(str(source), keep_ratio=0.5, output_dir=tmp_path / "run", **options(source))
+    before: set[int] = set()
+    for ratio in (0.01, 0.1, 0.25, 0.333, 0.5, 0.9, 1.0):
+        drawn = run.resample(ratio, output_dir=tmp_path / f"r{ratio}")
+        kept = set(drawn.kept.tolist())
+        assert len(kept) == len(drawn.subset) == round(ratio * N)
+        assert before <= kept
+        before = kept
+        assert {check.result for check in verify(drawn)} <= {"passed", "skipped"}
+    whole = load_dataset("parquet", data_files=str(source), split="train")
+    all_rows = drawn.subset.remove_columns(["dq_row", "dq_bin", "dq_rank"])
+    assert all_rows.to_list() == whole.to_list()
+
+
+@pytest.mark.parametrize("method", ["dq", "graphcut", "random"])
+def test_resample_equals_compress(source, tmp_path, method):
+    first = "dq" if method != "dq" else "graphcut"
+    other = compress(str(source), method=first, output_dir=tmp_path / "a", **options(source))
+    drawn = resample(other, 0.3, method=method, seed=5, output_dir=tmp_path / "b")
+    straight = compress(
+        str(source),
+        method=method,
+        keep_ratio=0.3,
+        seed=5,
+        output_dir=tmp_path / "c",
+        **options(source),
+    )
+    np.testing.assert_array_equal(drawn.order, straight.order)
+    rows = [run.subset.select_columns(["dq_row", "output"]).to_list() for run in (drawn, straight)]
+    assert rows[0] == rows[1]
+
+
+def test_random_needs_no_encoder_and_no_text(tmp_path):
+    rows = Dataset.from_dict({"number": list(range(100))})
+    run = compress(rows, method="random", keep_ratio=0.1, output_dir=tmp_path / "run")
+    assert len(run.subset) == 10
+    assert not (run.path / "embeddings.npy").exists()
+    assert set(run.subset["dq_bin"][:]) == {None}
+    with pytest.raises(InputError, match="dq needs bins"):
+        resample(run, 0.2, method="dq", output_dir=tmp_path / "no")
+    assert resample(run, 0.05, output_dir=tmp_path / "five").manifest["kept"] == 5
+    with pytest.raises(InputError, match="the source cannot give them"):
+        resample(run, 0.2, output_dir=tmp_path / "more")
+
+
+def test_strata_keep_their_proportions_and_missing_labels_are_one(source, tmp_path):
+    run = compress(
+        str(source),
+        label_column="kind",
+        keep_ratio=0.1,
+        output_dir=tmp_path / "run",
+        **options(source),
+    )
+    assert run.manifest["labels"] == ["x", "y", "(no label)"]
+    labels = run.subset["kind"][:]
+    assert [labels.count(kind) for kind in ("x", "y", None)] == [8, 8, 8]
+    assert len(pq.read_table(run.path / "bins.parquet")) == 30
+
+
+def test_class_labels_and_their_names_survive(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    rows = Dataset.from_dict(
+        {"text": [str(k) for k in range(20)], "label": [0, 1] * 10}, features=features
+    )
+    run = compress(
+        rows, method="random", label_column="label", keep_ratio=0.5, output_dir=tmp_path / "run"
+    )
+    assert run.subset.features["label"].names == ["no", "yes"]
+    assert sorted(run.subset["label"][:]) == [0] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize("kind", ["fixed", "list", "double"])
+def test_embeddings_from_a_column(tmp_path, kind):
+    values = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    types = {"fixed": pa.list_(pa.float32(), 4), "list": pa.list_(pa.float32())}
+    column = pa.array(values.tolist(), types.get(kind, pa.list_(pa.float64())))
+    pq.write_table(pa.table({"text": ["x"] * 50, "vec": column}), tmp_path / "d.parquet")
+    run = compress(str(tmp_path / "d.parquet"), embeddings="vec", output_dir=tmp_path / "run")
+    np.testing.assert_array_equal(np.load(run.path / "embeddings.npy"), values)
+    assert run.subset["vec"][0] == pytest.approx(values[run.kept[0]].tolist())
+
+
+@pytest.mark.parametrize(
+    "how", ["json", "jsonl", "csv", "parquet", "glob", "folder", "saved", "dict"]
+)
+def test_every_kind_of_source(tmp_path, how):
+    from datasets import DatasetDict
+
+    rows = Dataset.from_dict({"prompt": [f"q{k}" for k in range(30)], "completion": ["a"] * 30})
+    place = tmp_path / "src"
+    place.mkdir()
+    if how == "saved":
+        rows.save_to_disk(str(place))
+    elif how == "dict":
+        DatasetDict(train=rows, test=rows.select([0])).save_to_disk(str(place))
+    elif how == "csv":
+        rows.to_csv(place / "d.csv")
+    elif how in ("json", "jsonl"):
+        rows.to_json(place / f"d.{how}")
+    else:
+        rows.select(range(10)).to_parquet(place / "a.parquet")
+        rows.select(range(10, 30)).to_parquet(place / "b.parquet")
+    names = {"json": "d.json", "jsonl": "d.jsonl", "csv": "d.csv", "parquet": "b.parquet"}
+    name = place / {**names, "glob": "*.parquet"}.get(how, "")
+    run = compress(str(name), method="random", keep_ratio=0.5, output_dir=tmp_path / "run")
+    assert run.manifest["kept"] == (10 if how == "parquet" else 15)
+    assert all(check.result != "failed" for check in verify(run))
+    assert verify(run)[2].result == "passed"
+
+
+def test_the_small_encoder_end_to_end(source, tmp_path, small_encoder):
+    run = compress(
+        str(source), embedding_model=str(small_encoder), output_dir=tmp_path / "run", batch_size=16
+    )
+    assert len(run.subset) == 48
+    assert run.config["embedding"]["dimension"] == 16
+    assert run.config["rows"]["template"] == "{instruction} {input} {output}"
+    assert [check.result for check in verify(run)] == ["passed"] * 4
+    again = compress(
+        str(source), embedding_model=str(small_encoder), output_dir=tmp_path / "run", batch_size=16
+    )
+    assert again.manifest == run.manifest
+
+
+def test_another_request_does_not_overwrite(source, tmp_path):
+    compress(str(source), output_dir=tmp_path / "run", **options(source))
+    with pytest.raises(InputError, match=r"another run .*keep_ratio 0.2 there, 0.3 asked"):
+        compress(str(source), keep_ratio=0.3, output_dir=tmp_path / "run", **options(source))
+    assert Run(tmp_path / "run").request.keep_ratio == 0.2
+    (tmp_path / "run" / "mine.txt").write_text("keep me")
+    run = compress(
+        str(source), keep_ratio=0.3, output_dir=tmp_path / "run", overwrite=True, **options(source)
+    )
+    assert run.manifest["kept"] == 72
+    assert (tmp_path / "run" / "mine.txt").read_text() == "keep me"
+
+
+def test_a_changed_source_is_noticed(source, tmp_path):
+    run = compress(str(source), output_dir=tmp_path / "run", **options(source))
+    table = pq.read_table(source)
+    pq.write_table(table.set_column(2, "output", [["changed"] * N]), source)
+    assert "has changed" in verify(run)[2].detail
+    with pytest.raises(InputError, match="has changed"):
+        run.resample(0.5, output_dir=tmp_path / "more")
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    with pytest.raises(InputError, match="another content"):
+        compress(str(source), output_dir=tmp_path / "run", **options(source))
+
+
+def tamper(run, name):
+    path = run.path / name
+    if name == "selection.parquet":
+        table = pq.read_table(path)
+        order = table["order"].to_numpy().copy()
+        order[[0, 1]] = order[[1, 0]]
+        pq.write_table(table.set_column(5, "order", pa.array(order)), path)
+    elif name == "embeddings.npy":
+        values = np.load(path)
+        values[[0, 200]] = values[[200, 0]]
+        np.save(path, values)
+    else:
+        file = next(path.glob("*.parquet"))
+        table = pq.read_table(file)
+        at = table.column_names.index("output" if name == "subset" else "dq_bin")
+        changed = pa.array(["forged"] * len(table))
+        pq.write_table(table.set_column(at, "output", changed), file)
+
+
+@pytest.mark.parametrize(
+    ("name", "fails"),
+    [("selection.parquet", 0), ("subset", 2), ("embeddings.npy", 3)],
+)
+def test_verify_finds_what_was_tampered_with(source, tmp_path, name, fails):
+    run = compress(str(source), output_dir=tmp_path / "run", **options(source))
+    tamper(run, name)
+    assert verify(Run(run.path))[fails].result == "failed"
+
+
+def test_own_columns_in_the_source_are_refused(tmp_path):
+    rows = Dataset.from_dict({"text": ["a"], "dq_row": [1]})
+    with pytest.raises(InputError, match="already has the column dq_row"):
+        compress(rows, method="random", keep_ratio=1, output_dir=tmp_path / "run")

@@ -52,7 +52,7 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         "Dataset quantization has nothing to do with the quantization of model weights.",
         "## How to load it",
         _loading(source["split"]),
-        "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` say where it stood.",
+        "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
         "## How it was made",
         METHODS[request["method"]] + ".",
         _table(["setting", "value"], _settings(config)),
@@ -80,10 +80,10 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         parts += ["## Notes on the rows", "\n".join(f"- {_escape(n)}" for n in manifest["notes"])]
     parts += [
         "## Limits",
-        "The selection looks at embeddings of the rows, never at a trained model's results. Whether "
-        "the subset trains as well as the whole has to be measured for each model and task; random "
-        "selection of the same size is a strong baseline. Errors and biases of the source are "
-        "still here.",
+        "The selection looks at embeddings of the rows, never at a trained model's results. "
+        "Whether the subset trains as well as the whole has to be measured for each model and "
+        "task; random selection of the same size is a strong baseline. Errors and biases of the "
+        "source are still here.",
         "## Licence",
         _licence(source),
         "## Citation",

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.config import InputError
+from dq_multimodal.source import base_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,13 +69,14 @@ def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
     _finish(partial, folder)
 
 
-def describe_given(given: str, dataset: "Dataset") -> dict[str, Any]:
+def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]:
     """Check ready embeddings and say what they are, as config.yaml records it.
 
     Args:
         given: A .npy file of (n, d) float16, float32 or float64, or a column of the dataset with
             d numbers a row.
         dataset: The rows that the embeddings belong to.
+        split: Their split: for a slice, the file may also hold the rows of the whole split.
 
     Raises:
         InputError: If there is no such file or column, or it does not hold one finite vector of
@@ -82,17 +84,17 @@ def describe_given(given: str, dataset: "Dataset") -> dict[str, Any]:
     """
     hasher = hashlib.sha256()
     size = 0
-    for block in _read_given(given, dataset):
+    for block in _read_given(given, dataset, split):
         hasher.update(block.tobytes())
         size = block.shape[1]
     key = "column" if _is_column(given, dataset) else "file"
     return {key: given, "dimension": size, "sha256_of_float32": hasher.hexdigest()}
 
 
-def copy_embeddings(given: str, dataset: "Dataset", folder: Path) -> None:
+def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) -> None:
     """Write ready embeddings into folder/embeddings.npy as float32; see `describe_given`."""
     out, start = None, 0
-    for block in _read_given(given, dataset):
+    for block in _read_given(given, dataset, split):
         if out is None:
             shape = (len(dataset), block.shape[1])
             out = np.lib.format.open_memmap(
@@ -106,21 +108,28 @@ def copy_embeddings(given: str, dataset: "Dataset", folder: Path) -> None:
     _finish(folder / PARTIAL, folder)
 
 
-def _read_given(given: str, dataset: "Dataset") -> Iterator[ndarray]:
+def _read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
     """Yield the blocks of ready embeddings as float32, checked."""
     size = None
     is_column = _is_column(given, dataset)
-    blocks = _column_blocks(given, dataset) if is_column else _npy_blocks(given, len(dataset))
+    if is_column:
+        blocks = _column_blocks(given, dataset)
+    else:
+        blocks = _npy_blocks(given, len(dataset), split)
     origin = f"column {given}" if is_column else given
-    for number, block in enumerate(blocks):
+    n_read = 0
+    for block in blocks:
         size = size or block.shape[1]
         if block.shape[1] != size:
-            raise InputError(f"{origin} must hold vectors of one size, got {size} and {block.shape[1]}")
+            raise InputError(
+                f"{origin} must hold vectors of one size, got {size} and {block.shape[1]}"
+            )
         is_bad = ~np.isfinite(block).all(axis=1)
         if is_bad.any():
-            row = number * BLOCK_ROWS + int(np.argmax(is_bad))
+            row = n_read + int(np.argmax(is_bad))
             raise InputError(f"{origin} must be finite in float32, row {row} holds NaN or infinity")
         yield block
+        n_read += len(block)
 
 
 def open_embeddings(folder: Path) -> ndarray:
@@ -132,7 +141,7 @@ def _is_column(given: str, dataset: "Dataset") -> bool:
     return given in dataset.column_names and not given.endswith(".npy")
 
 
-def _npy_blocks(given: str, n_rows: int) -> Iterator[ndarray]:
+def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
     path = Path(given).expanduser()
     if not path.is_file():
         raise InputError(f"no embeddings {given}: neither a .npy file nor a column of the dataset")
@@ -143,13 +152,26 @@ def _npy_blocks(given: str, n_rows: int) -> Iterator[ndarray]:
     if not isinstance(values, ndarray) or values.ndim != 2 or values.dtype.kind != "f":
         got = getattr(values, "dtype", "an archive"), getattr(values, "shape", "")
         raise InputError(f"{given} must be an (n, d) array of floats, got {got[0]} {got[1]}")
-    if len(values) != n_rows or not values.shape[1]:
+    ranges = [(0, n_rows)] if len(values) == n_rows else _slice_ranges(split, len(values))
+    if sum(stop - start for start, stop in ranges) != n_rows or not values.shape[1]:
         raise InputError(
             f"{given} must hold one vector for each of the {n_rows:,} rows, "
             f"got shape {values.shape}"
         )
-    for start in range(0, n_rows, BLOCK_ROWS):
-        yield np.asarray(values[start : start + BLOCK_ROWS], dtype=np.float32)
+    for first, stop in ranges:
+        for start in range(first, stop, BLOCK_ROWS):
+            yield np.asarray(values[start : min(start + BLOCK_ROWS, stop)], dtype=np.float32)
+
+
+def _slice_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
+    """Say which rows of a whole split of n_rows a slice such as train[:90%] takes."""
+    from datasets import ReadInstruction
+
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({base_split(split): n_rows})
+    except (ValueError, AssertionError):  # the slice does not fit so many rows
+        return []
+    return [(part.from_, part.to) for part in parts]
 
 
 def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:

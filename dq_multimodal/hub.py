@@ -38,7 +38,9 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     files += sorted((run.path / subset.FOLDER).glob("*.parquet"))
     names = {str(path.relative_to(run.path).as_posix()): path for path in files}
     request, kept = run.request, run.manifest["kept"]
-    with _one_line(f"push to {repo_id}", "the repository is as it was, or whole and new; try the same again"):
+    with _one_line(
+        f"push to {repo_id}", "the repository is as it was, or whole and new; try the same again"
+    ):
         api = HfApi()
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         there = api.list_repo_files(repo_id, repo_type="dataset")
@@ -70,20 +72,16 @@ def open_run(name: str | Path, revision: str | None = None) -> Run:
         InputError: If it is neither, or the Hub is out of reach.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     if Path(name).exists():
         return Run(name)
-    try:
-        with _one_line(f"open {name}", "give a run folder, or check the name and the network"):
-            path = snapshot_download(
-                str(name),
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=[*PUSHED, subset.FOLDER + "/*"],
-            )
-    except HFValidationError as error:
-        raise InputError(f"{name} is neither a run folder nor a Hub id OWNER/NAME") from error
+    with _one_line(f"open {name}", "give a run folder, or check the name and the network"):
+        path = snapshot_download(
+            str(name),
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=[*PUSHED, subset.FOLDER + "/*"],
+        )
     if not (Path(path) / folder.CONFIG).is_file():
         raise InputError(f"{name} on the Hub was not pushed by dq-multimodal: no {folder.CONFIG}")
     return Run(path)
@@ -103,7 +101,7 @@ def _one_line(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError:
-        raise InputError(f"cannot {what}: not a Hub id OWNER/NAME") from None
+        raise InputError(f"cannot {what}: neither a folder here nor a Hub id OWNER/NAME") from None
     except LocalTokenNotFoundError as error:
         raise InputError(f"cannot {what}: no token here, log in with `hf auth login`") from error
     except LocalEntryNotFoundError as error:

@@ -81,7 +81,9 @@ def compress(
         with _stage(target, manifest, "embeddings") as is_due:
             if is_due and config["bins"] != "none":
                 if request.embeddings is not None:
-                    embedding.copy_embeddings(request.embeddings, source.dataset, target)
+                    embedding.copy_embeddings(
+                        request.embeddings, source.dataset, request.split, target
+                    )
                 elif adapter is not None:
                     embedding.embed_rows(adapter, target, request.batch_size)
         with _stage(target, manifest, "selection") as is_due:
@@ -138,7 +140,7 @@ def _make_config(
     kind = bins_kind(request.method)
     model: dict[str, Any] | None = None
     if kind != "none" and request.embeddings is not None:
-        model = embedding.describe_given(request.embeddings, source.dataset)
+        model = embedding.describe_given(request.embeddings, source.dataset, request.split)
     elif kind != "none" and adapter is not None:
         model = adapter.describe_model()
     return {

@@ -214,7 +214,7 @@ def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
     if not (run.path / embedding.FILE).is_file():
         raise InputError(
             f"{request.method} needs bins that {run.path} does not have (its method was "
-            f"{run.request.method}), nor {embedding.FILE} to make them from: compress the source anew"
+            f"{run.request.method}), nor {embedding.FILE}: compress the source anew"
         )
     rows = embedding.open_embeddings(run.path)
     return bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity), needed

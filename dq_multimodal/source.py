@@ -152,8 +152,11 @@ def _load_local(name: str, split: str) -> Source:
 def _load_from_hub(name: str, split: str, config_name: str | None, revision: str | None) -> Source:
     import datasets
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
     from huggingface_hub.utils import HfHubHTTPError, httpx
 
     licence, is_reached = None, True

@@ -183,6 +183,16 @@ def test_every_kind_of_source(tmp_path, how):
     assert verify(run)[2].result == "passed"
 
 
+def test_embeddings_of_the_whole_split_serve_a_slice(source, tmp_path):
+    values = np.load(tmp_path / "emb.npy").astype(np.float32)
+    for split, rows in (("train[:90%]", slice(0, 216)), ("train[200:]", slice(200, None))):
+        run = compress(str(source), split=split, output_dir=tmp_path / split, **options(source))
+        np.testing.assert_array_equal(np.load(run.path / "embeddings.npy"), values[rows])
+    np.save(tmp_path / "emb.npy", values[:200])
+    with pytest.raises(InputError, match="each of the 216 rows"):
+        compress(str(source), split="train[:216]", output_dir=tmp_path / "no", **options(source))
+
+
 def test_the_small_encoder_end_to_end(source, tmp_path, small_encoder):
     run = compress(
         str(source), embedding_model=str(small_encoder), output_dir=tmp_path / "run", batch_size=16

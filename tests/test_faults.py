@@ -40,7 +40,7 @@ def is_finished(folder):
 
 def test_kill_at_any_moment_then_the_same_command(tmp_path, small_encoder):
     rng = random.Random(0)
-    words = "the quick brown fox jumps over a lazy dog".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 40))) for _ in range(N_ROWS)]
     Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "data.parquet")
 

@@ -62,8 +62,8 @@ def greedy_picks(
 
     Both are linear in the running sum of the picked rows. A pick s moves the gain of x by
     $-2\langle x,s \rangle$ (cosine) or $2\|x-s\|^2$ (euclidean), so after several picks of sum u
-    it lies within $2\|x\|\|u\|$, or $4\|x\|\|u\|$ around a known shift, of where it was. Only a pool
-    of the best rows is therefore kept exact; it is drawn anew when a row outside could win.
+    it lies within $2\|x\|\|u\|$, or $4\|x\|\|u\|$ around a known shift, of where it was. Only a
+    pool of the best rows is therefore kept exact; it is drawn anew when a row outside could win.
     The picks are those of the plain greedy.
 
     Gains within 1e-9 x scale of the best are a tie, which the lowest row number wins: two equal

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dq_multimodal.config import (
     DEFAULT_TEXT_MODEL,
@@ -15,6 +15,7 @@ from dq_multimodal.config import (
     check_keep_ratio,
 )
 
+TrainingMethod = Literal[Method, "full"]
 FULL = "full"
 """The method that keeps all rows: the other end of every comparison."""
 
@@ -70,8 +71,7 @@ class SelectionArguments:
 
     def __post_init__(self) -> None:
         check_keep_ratio(self.keep_ratio)
-        if self.method != FULL:
-            check_choice("method", self.method, Method)
+        check_choice("method", self.method, TrainingMethod)
         check_choice("draw", self.draw, Draw)
         check_choice("similarity", self.similarity, Similarity)
         has_default_splits = self.dataset_split is None and self.eval_split is None
@@ -98,7 +98,7 @@ class SelectionArguments:
 
 
 def read_arguments(
-    dataclasses: list[type], defaults: dict[str, Any], arguments: list[str] | None = None
+    dataclasses: list[Any], defaults: dict[str, Any], arguments: list[str] | None = None
 ) -> tuple[Any, ...]:
     """Parse flags into dataclasses; `--config FILE` puts the entries of a YAML file before them.
 

@@ -25,10 +25,7 @@ def naive_bins(x, n_bins, similarity):
     bins, ranks, all_gains = np.full(n, -1), np.full(n, -1), np.full(n, np.nan)
     for b, size in enumerate(sizes):
         pool, picked = list(left), []
-        if similarity == "cosine":
-            scale = len(pool)
-        else:
-            scale = ((x[pool] - x[pool].mean(0)) ** 2).sum()
+        scale = len(pool) if similarity == "cosine" else ((x[pool] - x[pool].mean(0)) ** 2).sum()
         for rank in range(size):
             gains = []
             for row in left:

@@ -1,0 +1,182 @@
+"""Make a small Llama with random weights, and a tokenizer trained on the rows it will see.
+
+    python recipes/tiny_llama.py --dataset_name runs/demo/data/train.parquet --output_dir DIR
+
+For trying out a fine-tuning recipe without a network: `AutoModelForCausalLM` and `AutoTokenizer`
+load the folder like any model of the Hub. The same rows and options give the same files;
+tiny_llama.json in the folder records them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, BOS, EOS = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
+HEAD_DIM = 64
+MAX_POSITIONS = 1024
+RECORD = "tiny_llama.json"
+OPTIONS = ("vocab_size", "hidden_size", "num_hidden_layers", "seed")
+COLUMNS = ("instruction", "input", "output")
+# Every prompt holds these words, so they deserve tokens of their own.
+PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}"
+
+
+def read_texts(path: Path) -> list[str]:
+    """Read the rows of a parquet file, each as one text.
+
+    Raises:
+        ValueError: If the file is not parquet or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS))
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        wanted = f"dataset_name must be a parquet file with the columns {', '.join(COLUMNS)}"
+        raise ValueError(f"{wanted}, got {path}: {str(error).splitlines()[0]}") from None
+    missing = [column for column in COLUMNS if column not in table.column_names]
+    if missing or not len(table):
+        what = f"without {', '.join(missing)}" if missing else "without rows"
+        raise ValueError(
+            f"dataset_name must have rows with {', '.join(COLUMNS)}, got {path} {what}"
+        )
+    return [PROMPT.format(**row) for row in table.to_pylist()]
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, which can write any text.
+
+    Args:
+        texts: Training texts.
+        vocab_size: Number of tokens, special tokens and the 256 bytes among them.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_hidden_layers: int, seed: int
+) -> LlamaForCausalLM:
+    """Make a Llama with random weights.
+
+    Args:
+        tokenizer: Gives the vocabulary and the special tokens.
+        hidden_size: Width, a multiple of 64 (the size of a head).
+        num_hidden_layers: Depth.
+        seed: Seed of the weights.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    n_heads = hidden_size // HEAD_DIM
+    set_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 8 // 3,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_heads,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def describe_request(args: argparse.Namespace, texts: list[str]) -> str:
+    """Put in JSON all that decides the files: rows, options and versions."""
+    request = {key: getattr(args, key) for key in OPTIONS}
+    request["texts_sha256"] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    request |= {name: version(name) for name in ("tokenizers", "torch", "transformers")}
+    return json.dumps(request, indent=2)
+
+
+def make_folder(args: argparse.Namespace) -> str:
+    """Write model and tokenizer, unless they are there, and say in one line what was made.
+
+    Raises:
+        ValueError: If an option is out of range or the rows cannot be read.
+    """
+    least = 256 + len(SPECIAL_TOKENS)
+    if args.vocab_size < least:
+        raise ValueError(f"vocab_size must be at least {least}, got {args.vocab_size}")
+    if args.hidden_size < HEAD_DIM or args.hidden_size % HEAD_DIM:
+        raise ValueError(f"hidden_size must be a multiple of {HEAD_DIM}, got {args.hidden_size}")
+    if args.num_hidden_layers < 1:
+        raise ValueError(f"num_hidden_layers must be at least 1, got {args.num_hidden_layers}")
+    output_dir: Path = args.output_dir
+    texts = read_texts(args.dataset_name)
+    record = describe_request(args, texts)
+    if (output_dir / RECORD).is_file() and (output_dir / RECORD).read_text("utf-8") == record:
+        return f"{output_dir}: already complete"
+    if output_dir.exists() and not (output_dir / RECORD).is_file():
+        raise ValueError(f"output_dir must be new or made by this recipe, got {output_dir}")
+
+    tokenizer = train_tokenizer(texts, args.vocab_size)
+    model = make_model(tokenizer, args.hidden_size, args.num_hidden_layers, args.seed)
+    # Written beside its place, then renamed: a folder that exists is complete.
+    folder = output_dir.with_name(f".{output_dir.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / RECORD).write_text(record, "utf-8")
+    if output_dir.exists():
+        shutil.rmtree(output_dir)
+    folder.rename(output_dir)
+    shape = f"{args.num_hidden_layers} layers of width {args.hidden_size}"
+    counts = f"{model.num_parameters():,} parameters, {shape}, {len(tokenizer):,} tokens"
+    return f"{output_dir}: {counts}"
+
+
+def main() -> None:
+    """Read the command line and make the model."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--dataset_name", type=Path, required=True, help="parquet file of rows")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="tokens, at most this many")
+    parser.add_argument("--hidden_size", type=int, default=256, help="width, a multiple of 64")
+    parser.add_argument("--num_hidden_layers", type=int, default=4, help="depth")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
+    args = parser.parse_args()
+    try:
+        print(make_folder(args))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"tiny_llama.py: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "tiny_llama.py: interrupted\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""recipes/alpaca_20pct.py, tiny, under the launchers its users have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "alpaca_20pct.py"
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
+ONE = (*ACCELERATE, "--mixed_precision", "no", "--dynamo_backend", "no")
+TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, small_encoder):
+    """A dataset and a small model from recipes/tiny_llama.py."""
+    folder = tmp_path_factory.mktemp("parts")
+    rows = {
+        "instruction": [f"Say the number {k}" for k in range(200)],
+        "input": [""] * 200,
+        "output": [f"The number is {k}." for k in range(200)],
+    }
+    Dataset.from_dict(rows).to_parquet(folder / "rows.parquet")
+    command = [sys.executable, ROOT / "recipes" / "tiny_llama.py", "--vocab_size", "300"]
+    command += ["--dataset_name", folder / "rows.parquet", "--output_dir", folder / "llama"]
+    command += ["--hidden_size", "64", "--num_hidden_layers", "1"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def launch(launcher, parts, small_encoder, out, *flags, code=0):
+    command = [
+        *(sys.executable, *launcher, RECIPE, "--dataset_name", parts / "rows.parquet"),
+        *("--model_name_or_path", parts / "llama", "--embedding_model", small_encoder),
+        *("--output_dir", out, "--max_steps", 8, "--logging_steps", 1, "--max_length", 64),
+        *("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1),
+        *("--learning_rate", "1e-2", "--eval_split", "train[90%:]"),
+        *("--dataset_split", "train[:90%]", *flags),
+    ]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, env=env, cwd=out.parent
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def selection_bytes(out):
+    names = ("embeddings.npy", "selection.parquet", "bins.parquet", "subset/part-00000.parquet")
+    return [(out / "selection" / name).read_bytes() for name in names]
+
+
+def test_one_and_two_processes_train_on_the_same_subset(parts, small_encoder, tmp_path):
+    from peft import AutoPeftModelForCausalLM
+
+    for launcher, name, n_processes in ((ONE, "one", 1), (TWO, "two", 2)):
+        out = tmp_path / name
+        done = launch(launcher, parts, small_encoder, out)
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert metrics["complete"]
+        assert metrics["n_processes"] == n_processes
+        assert (metrics["rows_trained"], metrics["rows_cut_away"], metrics["steps"]) == (36, 0, 8)
+        assert metrics["selection"]["source_rows"] == 180
+        assert metrics["train_loss"]["last"] < metrics["train_loss"]["first"]
+        assert metrics["held_out"]["rows"] == 20
+        assert 0 < metrics["held_out"]["response_loss"] < 7
+        assert metrics["parameters"]["trained"] < metrics["parameters"]["all"] / 2
+        assert "held-out response loss" in done.stdout
+        AutoPeftModelForCausalLM.from_pretrained(out / "model")
+    assert selection_bytes(tmp_path / "one") == selection_bytes(tmp_path / "two")
+    tokens = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["held_out"]["response_tokens"]
+        for name in ("one", "two")
+    ]
+    assert tokens[0] == tokens[1]
+    again = launch(ONE, parts, small_encoder, tmp_path / "one")
+    assert "is already complete" in again.stdout
+
+
+def test_full_fine_tuning_on_all_rows_and_no_held_out_slice(parts, small_encoder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    flags = ("--method", "full", "--use_peft", "false", "--eval_split", "train[:5%]")
+    launch(ONE, parts, small_encoder, tmp_path / "full", *flags)
+    metrics = json.loads((tmp_path / "full" / "metrics.json").read_text())
+    assert metrics["rows_trained"] == metrics["selection"]["source_rows"] == 180
+    assert metrics["parameters"]["trained"] == metrics["parameters"]["all"]
+    assert not (tmp_path / "full" / "selection").exists()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "model")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "best"], "error: method must be one of dq, graphcut, random, full"),
+        (["--keep_ratio", "2"], "error: keep_ratio must lie in (0, 1], got 2.0"),
+        (["--model_name_or_path", "no/model"], "error: the Hub is out of reach and model no/model"),
+        (["--dataset_name", "no/data"], "error: the Hub is out of reach and no/data"),
+        (["--config", "gone.yaml"], "error: cannot read the configuration gone.yaml"),
+        (["--frobnicate", "1"], "--frobnicate"),
+    ],
+)
+def test_bad_flags_end_with_2(parts, small_encoder, tmp_path, flags, message):
+    done = launch((), parts, small_encoder, tmp_path / "out", *flags, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "recipes" / "configs").glob("*.yaml")))
+def test_every_config_file_is_understood(config):
+    from dq_multimodal.training.arguments import SelectionArguments, read_arguments
+
+    if config.name.startswith("fsdp"):
+        import yaml
+
+        assert yaml.safe_load(config.read_text())["fsdp_config"]["fsdp_version"] == 2
+        return
+    from trl import ModelConfig, SFTConfig
+
+    defaults = {"bf16": False, "use_cpu": True}
+    read_arguments(
+        [SelectionArguments, SFTConfig, ModelConfig], defaults, ["--config", str(config)]
+    )

@@ -1,0 +1,177 @@
+"""The dataset and the model of `make demo`, made small by the real scripts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ODD_TEXTS = ["a\tb  c\n\n", "🤗 naïve “quotes” \u200d", "<|eos|>x", "def f():\n\treturn 0\r\n", " "]
+
+
+def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "recipes" / script, *args]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+
+
+def make_rows(folder: Path, *args: object) -> Path:
+    options = ["--packages", "json,collections,argparse,email", "--eval_rows", 20, *args]
+    done = run("python_docs.py", "--output_dir", folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert str(folder) in done.stdout and done.stdout.count("\n") == 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rows(tmp_path_factory.mktemp("data") / "docs")
+
+
+@pytest.fixture(scope="module")
+def model(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_model(rows, folder)
+    return folder
+
+
+def make_model(rows: Path, folder: Path) -> str:
+    sizes = ["--vocab_size", 600, "--hidden_size", 64, "--num_hidden_layers", 2]
+    done = run(
+        "tiny_llama.py", "--dataset_name", rows / "train.parquet", "--output_dir", folder, *sizes
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_rows_are_what_the_modules_document(rows: Path) -> None:
+    import inspect
+    import json
+
+    found = {
+        row["name"]: row
+        for part in ("train", "heldout")
+        for row in pq.read_table(rows / f"{part}.parquet").to_pylist()
+    }
+    dumps = found["json.dumps"]
+    assert dumps["instruction"] == "Explain what json.dumps does."
+    assert dumps["input"].startswith("dumps(obj, *, skipkeys=False")
+    assert inspect.getdoc(json.dumps).startswith(dumps["output"])
+    assert dumps["package"] == "json"
+    assert "argparse.ArgumentParser.add_argument" not in found  # it has no docstring
+    assert (
+        found["collections.deque.append"]["output"]
+        == "Add an element to the right side of the deque."
+    )
+    assert all(40 <= len(row["output"]) <= 1200 for row in found.values())
+    assert not any(part.startswith("_") for name in found for part in name.split("."))
+
+
+def test_held_out_rows_share_nothing_with_training_rows(rows: Path) -> None:
+    train, held = (pq.read_table(rows / f"{part}.parquet") for part in ("train", "heldout"))
+    assert len(held) == 20
+    for column in ("instruction", "output", "name"):
+        assert not set(train[column].to_pylist()) & set(held[column].to_pylist())
+
+
+def test_rows_are_the_same_every_time(rows: Path, tmp_path: Path) -> None:
+    again = make_rows(tmp_path / "again")
+    other = make_rows(tmp_path / "other", "--seed", 1)
+    for name in ("train.parquet", "heldout.parquet"):
+        assert (again / name).read_bytes() == (rows / name).read_bytes()
+        assert (other / name).read_bytes() != (rows / name).read_bytes()
+    assert not list(again.glob("*.tmp"))
+
+
+def test_complete_rows_are_kept(tmp_path: Path) -> None:
+    args = ["--output_dir", tmp_path, "--packages", "json", "--eval_rows", 2]
+    assert "already complete" not in run("python_docs.py", *args).stdout
+    before = (tmp_path / "train.parquet").stat().st_mtime_ns
+    assert "already complete" in run("python_docs.py", *args).stdout
+    assert (tmp_path / "train.parquet").stat().st_mtime_ns == before
+    (tmp_path / "heldout.parquet").write_bytes(b"cut off")
+    assert "rows from" in run("python_docs.py", *args).stdout
+    assert len(pq.read_table(tmp_path / "heldout.parquet")) == 2
+
+
+def test_no_package_outweighs_the_others(tmp_path: Path) -> None:
+    options = ["--max_rows", 100, "--packages", "json,email,asyncio,unittest,xml"]
+    rows = make_rows(tmp_path, *options)
+    packages = [
+        package
+        for part in ("train", "heldout")
+        for package in pq.read_table(rows / f"{part}.parquet")["package"].to_pylist()
+    ]
+    assert max(packages.count(package) for package in set(packages)) <= 25
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--packages", "no_such_package"], "got 'no_such_package'"),
+        (["--packages", "json,"], "got ''"),
+        (["--packages", "json", "--eval_rows", "500"], "eval_rows must be at most "),
+        (["--max_chars", "3"], "max_chars must be at least 40, got 3"),
+        (["--eval_rows", "0"], "eval_rows must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_end_in_one_line(args: list[str], message: str, tmp_path: Path) -> None:
+    done = run("python_docs.py", "--output_dir", tmp_path / "out", *args)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_tokenizer_gives_back_any_text(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert [tokenizer.decode(tokenizer(text)["input_ids"]) for text in ODD_TEXTS] == ODD_TEXTS
+    assert len(tokenizer) == 600
+    special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert special == [0, 1, 2]
+    assert tokenizer.encode("###") == tokenizer.encode("###", add_special_tokens=False)
+
+
+def test_model_loads_and_has_a_finite_loss(model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llama = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    assert llama.config.pad_token_id == tokenizer.pad_token_id
+    assert llama.config.eos_token_id == tokenizer.eos_token_id
+    batch = tokenizer(["Explain what json.dumps does.", "short"], return_tensors="pt", padding=True)
+    loss = llama(**batch, labels=batch["input_ids"]).loss
+    loss.backward()
+    # Random weights guess among all tokens.
+    assert loss.item() == pytest.approx(torch.log(torch.tensor(600.0)).item(), abs=1)
+    assert torch.equal(llama.lm_head.weight, llama.model.embed_tokens.weight)
+
+
+def test_model_is_the_same_every_time(rows: Path, model: Path, tmp_path: Path) -> None:
+    make_model(rows, tmp_path / "again")
+    names = sorted(path.name for path in model.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (model / name).read_bytes(), name
+    assert "already complete" in make_model(rows, tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--hidden_size", "100"], "hidden_size must be a multiple of 64, got 100"),
+        (["--vocab_size", "100"], "vocab_size must be at least 259, got 100"),
+        (["--dataset_name", "missing.parquet"], "dataset_name must be a parquet file"),
+        (["--output_dir", "."], "output_dir must be new or made by this recipe"),
+    ],
+)
+def test_bad_sizes_end_in_one_line(
+    args: list[str], message: str, rows: Path, tmp_path: Path
+) -> None:
+    given = ["--dataset_name", rows / "train.parquet", "--output_dir", tmp_path / "m", *args]
+    done = run("tiny_llama.py", *given)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

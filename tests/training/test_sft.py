@@ -1,0 +1,133 @@
+"""Training rows, flags and the held-out loss."""
+
+import math
+
+import pytest
+from datasets import Dataset
+
+from dq_multimodal import InputError
+from dq_multimodal.training.arguments import SelectionArguments, read_arguments
+from dq_multimodal.training.sft import check_model, to_training_rows
+
+
+def convert(row, text_columns=None):
+    return to_training_rows(Dataset.from_list([row]), text_columns)[0]
+
+
+def test_alpaca_rows():
+    row = {"instruction": "Add", "input": "1 2", "output": "3"}
+    wanted = "### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n"
+    assert convert(row) == {"prompt": wanted, "completion": "3"}
+    row["input"] = ""
+    assert "Input" not in convert(row)["prompt"]
+    assert convert({**row, "output": None})["completion"] == ""
+
+
+def test_prompt_completion_and_text_rows():
+    row = {"prompt": "Q", "completion": "A"}
+    assert convert(row) == row
+    assert convert({"text": "all of it"}) == {"text": "all of it"}
+
+
+def test_chats_are_split_at_the_last_answer():
+    turns = ["user", "assistant", "user", "assistant", "user"]
+    chat = [{"role": role, "content": str(k)} for k, role in enumerate(turns)]
+    got = convert({"messages": chat})
+    assert got == {"prompt": chat[:3], "completion": chat[3:4]}
+    gpt = [{"from": who, "value": str(k)} for k, who in enumerate(["human", "gpt"])]
+    got = convert({"conversations": gpt, "system": "Be kind."})
+    assert [turn["role"] for turn in got["prompt"]] == ["system", "user"]
+    assert got["completion"] == [{"role": "assistant", "content": "1"}]
+    with pytest.raises(InputError, match="row 0 has no answer"):
+        convert({"messages": chat[:1]})
+
+
+def test_named_columns():
+    got = convert({"q": "Why?", "hint": "", "a": "So."}, ["q", "hint", "a"])
+    assert got == {"prompt": "### q:\nWhy?\n\n### Response:\n", "completion": "So."}
+
+
+def test_flags_win_over_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("keep_ratio: 5e-1\nmethod: random\ntext_columns: [a, b]\neval_split: null\n")
+    flags = ["--config", str(file), "--method", "graphcut"]
+    (got,) = read_arguments([SelectionArguments], {"n_bins": 7}, flags)
+    assert (got.keep_ratio, got.method, got.n_bins) == (0.5, "graphcut", 7)
+    assert got.text_columns == ["a", "b"]
+    assert (got.dataset_split, got.eval_split) == ("train[:98%]", "train[98%:]")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("keep_ration: 0.5", "keep_ration"),
+        ("keep_ratio: 20%", "20%"),
+        ("keep_ratio: 3", "keep_ratio must lie in (0, 1], got 3.0"),
+        ("method: best", "method must be one of dq, graphcut, random, full, got 'best'"),
+        ("a: [", "is not YAML"),
+        ("- a", "must hold flat entries"),
+        ("a: {b: 1}", "must hold flat entries"),
+    ],
+)
+def test_wrong_entries_of_the_file_end_with_2(tmp_path, capsys, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        read_arguments([SelectionArguments], {}, ["--config", str(file)])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_dataset_is_held_out_instead_of_a_slice():
+    got = SelectionArguments(eval_dataset_name="x")
+    assert (got.dataset_split, got.eval_split) == ("train", None)
+    got = SelectionArguments(dataset_split="train[:10]")
+    assert (got.dataset_split, got.eval_split) == ("train[:10]", None)
+
+
+def test_missing_models_are_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json"):
+        check_model(str(tmp_path))
+    with pytest.raises(InputError, match="out of reach and model no/such"):
+        check_model("no/such")
+
+
+def test_the_response_loss_is_the_mean_over_response_tokens(tmp_path):
+    """Against the definition: log-softmax of every response token, rows one by one."""
+    import torch
+    from accelerate import Accelerator
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from dq_multimodal.training.sft import response_loss
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, initializer_range=0.5,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for length in (5, 9, 3, 7, 7):
+        ids = torch.randint(1, 40, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
+    total, count = 0.0, 0
+    for row in rows:
+        with torch.no_grad():
+            log_p = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        for at in range(1, len(row["input_ids"])):
+            if row["labels"][at] != -100:
+                total -= log_p[at - 1, row["labels"][at]].item()
+                count += 1
+
+    class Trainer:
+        accelerator = Accelerator(cpu=True)
+        model_wrapped = model
+        data_collator = DataCollatorForLanguageModeling(pad_token_id=0)
+
+    for batch_size in (1, 2, 5):
+        got = response_loss(Trainer(), Dataset.from_list(rows), batch_size)
+        assert got["response_loss"] == pytest.approx(total / count, rel=1e-5)
+        assert (got["response_tokens"], got["rows"]) == (count, 5)
+    assert abs(total / count - math.log(40)) > 0.01

@@ -44,7 +44,8 @@ def main() -> None:
             *("--model_name_or_path", model, "--method", method, "--output_dir", folder),
             *("--selection_seed", seed, "--seed", seed),
         )
-    run(RECIPES.parent / "eval" / "comparison.py", *folders)
+    table = ("--output", out / f"comparison-{seed}.json")
+    run(RECIPES.parent / "eval" / "comparison.py", *folders, *table)
     print(f"\nThe compressed dataset is in {folders[-1] / 'selection'}: start with its README.md.")
 
 

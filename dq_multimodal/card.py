@@ -8,6 +8,9 @@ import yaml
 from dq_multimodal.selection import BINS_FILE
 from dq_multimodal.source import base_split
 
+REPO_ID = "OWNER/NAME"
+"""Stands for the repository until the card is pushed to one."""
+
 CITATIONS = """\
 ```bibtex
 @inproceedings{zhou2023dataset,
@@ -136,11 +139,11 @@ def _name_source(source: dict[str, Any]) -> str:
 def _loading(split: str) -> str:
     return (
         "```python\nfrom datasets import load_dataset\n\n"
-        f'subset = load_dataset("OWNER/NAME", split="{base_split(split)}")\n'
-        f'selection = load_dataset("OWNER/NAME", "selection", split="{base_split(split)}")'
+        f'subset = load_dataset("{REPO_ID}", split="{base_split(split)}")\n'
+        f'selection = load_dataset("{REPO_ID}", "selection", split="{base_split(split)}")'
         "  # one row a source row\n```\n\n"
         "Other sizes and methods, without an encoder: "
-        "`dq-multimodal resample OWNER/NAME --keep-ratio 0.05`."
+        f"`dq-multimodal resample {REPO_ID} --keep-ratio 0.05`."
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 Method = Literal["dq", "graphcut", "random"]
@@ -61,6 +62,13 @@ class CompressConfig:
         check_count("n_bins", self.n_bins)
         check_count("batch_size", self.batch_size)
         check_seed(self.seed)
+        for name, kind in (
+            ("keep_ratio", float),
+            ("n_bins", int),
+            ("batch_size", int),
+            ("seed", int),
+        ):
+            object.__setattr__(self, name, kind(getattr(self, name)))  # NumPy's numbers included
         if self.text_columns is not None:
             if isinstance(self.text_columns, str) or not self.text_columns:
                 raise InputError(f"text_columns must be a list of names, got {self.text_columns!r}")
@@ -81,7 +89,7 @@ class CompressConfig:
 
 def check_keep_ratio(keep_ratio: Any) -> None:
     """Raise unless the ratio is a number in (0, 1]."""
-    is_number = isinstance(keep_ratio, int | float) and not isinstance(keep_ratio, bool)
+    is_number = isinstance(keep_ratio, Real) and not isinstance(keep_ratio, bool)
     if not is_number or math.isnan(keep_ratio) or not 0 < keep_ratio <= 1:
         raise InputError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
 
@@ -94,13 +102,13 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 
 def check_count(name: str, value: Any) -> None:
     """Raise unless the value is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def check_seed(seed: Any) -> None:
     """Raise unless the seed is a whole number."""
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise InputError(f"seed must be a whole number, got {seed!r}")
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dq_multimodal import folder, subset
+from dq_multimodal.card import REPO_ID
 from dq_multimodal.config import InputError
 from dq_multimodal.run import Run
 from dq_multimodal.selection import BINS_FILE, SELECTION_FILE
@@ -48,7 +49,10 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
             for name, path in names.items()
+            if name != folder.CARD
         ]
+        text = (run.path / folder.CARD).read_text(encoding="utf-8").replace(REPO_ID, repo_id)
+        operations.append(CommitOperationAdd(folder.CARD, text.encode()))
         operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
         commit = api.create_commit(
             repo_id,

@@ -83,7 +83,17 @@ def pin_of(origin: dict[str, Any]) -> Any:
 
 
 def from_memory(dataset: "Dataset") -> Source:
-    """Wrap a dataset object."""
+    """Wrap a dataset object.
+
+    Raises:
+        InputError: If it is another kind of object, or has no rows.
+    """
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        raise InputError(
+            f"dataset must be a Hub id, a path or a datasets.Dataset, got {type(dataset).__name__}"
+        )
     if not len(dataset):
         raise InputError("the dataset has no rows")
     origin = {"kind": "memory", "name": MEMORY, "split": str(dataset.split or "train")}

@@ -59,6 +59,7 @@ def test_compress_from_the_hub_push_load_and_resample(hub, source, cli, tmp_path
     assert "license: cc-by-nc-4.0" in card
     assert source in card
     assert "20 of the 100 rows" in card
+    assert 'load_dataset("me/small", split="train")' in card
 
     script = """
 import json

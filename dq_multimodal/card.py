@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from dq_multimodal.local_data import is_local
 from dq_multimodal.selection import BINS_FILE
-from dq_multimodal.source import base_split
+from dq_multimodal.splits import base_split
 
 REPO_ID = "OWNER/NAME"
 """Stands for the repository until the card is pushed to one."""
@@ -127,7 +128,7 @@ def _front_matter(title: str, source: dict[str, Any], kept: int) -> dict[str, An
 
 
 def _name_source(source: dict[str, Any]) -> str:
-    name = f"`{source['name']}`, split `{source['split']}`"
+    name = f"`{Path(source['name']).name}`, split `{source['split']}`"
     if source["kind"] == "hub":
         commit = source["revision"] or "not known"
         return f"[{source['name']}](https://huggingface.co/datasets/{source['name']}) " + (
@@ -154,10 +155,16 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
         settings |= {name: request[name] for name in ("draw", "n_bins", "similarity")}
         settings["label_column"] = request["label_column"] or "none: one stratum"
     if model is not None:
-        settings["embedding"] = ", ".join(f"{k} {v}" for k, v in model.items() if v is not None)
+        shown = {key: _without_folders(value) for key, value in model.items()}
+        settings["embedding"] = ", ".join(f"{k} {v}" for k, v in shown.items() if v is not None)
         if rows is not None and "model" in model:
             settings["embedded text"] = f"{rows['template']} ({rows['shape']})"
     return [[name, f"`{_escape(str(value))}`"] for name, value in settings.items()]
+
+
+def _without_folders(value: Any) -> Any:
+    """Leave out the folders of this machine that a file or model may be named by."""
+    return Path(value).name if isinstance(value, str) and is_local(value) else value
 
 
 def _bin_table(run_folder: Path) -> str:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
+from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
 Method = Literal["dq", "graphcut", "random"]
@@ -55,6 +56,12 @@ class CompressConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "embedding_model", "embeddings"):
+            value = getattr(self, name)
+            if isinstance(value, PathLike):
+                object.__setattr__(self, name, fspath(value))
+            elif value is not None and not isinstance(value, str):
+                raise InputError(f"{name} must be a name or a path, got {type(value).__name__}")
         check_keep_ratio(self.keep_ratio)
         check_choice("method", self.method, Method)
         check_choice("draw", self.draw, Draw)

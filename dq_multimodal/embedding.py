@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.atomic import put_in_place, write_text
 from dq_multimodal.config import InputError
-from dq_multimodal.source import base_split
+from dq_multimodal.splits import split_ranges
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +55,11 @@ def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
 
     partial = folder / PARTIAL
     done = _chunks_done(folder, key)
-    if not done:
+    if done == len(chunks) and (folder / FILE).exists() and not partial.exists():
+        return  # the run stopped just before it could say that this stage is done
+    if not done or not partial.exists():
+        done = 0
+        (folder / PROGRESS).unlink(missing_ok=True)  # before the new file of zeros is there
         partial.unlink(missing_ok=True)
     mode = "r+" if done else "w+"
     out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
@@ -64,9 +70,9 @@ def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
                 out[rows] = adapter.embed(rows)
                 bar.update(len(rows))
             out.flush()
-            _replace_text(folder / PROGRESS, json.dumps({"key": key, "chunks": number}))
+            write_text(folder / PROGRESS, json.dumps({"key": key, "chunks": number}))
     del out
-    _finish(partial, folder)
+    put_in_place(partial, folder / FILE)
 
 
 def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) ->
     assert out is not None
     out.flush()
     del out
-    _finish(folder / PARTIAL, folder)
+    put_in_place(folder / PARTIAL, folder / FILE)
 
 
 def _read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
@@ -142,7 +148,7 @@ def _is_column(given: str, dataset: "Dataset") -> bool:
 
 
 def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # noqa: PTH111
     if not path.is_file():
         raise InputError(f"no embeddings {given}: neither a .npy file nor a column of the dataset")
     try:
@@ -152,7 +158,10 @@ def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
     if not isinstance(values, ndarray) or values.ndim != 2 or values.dtype.kind != "f":
         got = getattr(values, "dtype", "an archive"), getattr(values, "shape", "")
         raise InputError(f"{given} must be an (n, d) array of floats, got {got[0]} {got[1]}")
-    ranges = [(0, n_rows)] if len(values) == n_rows else _slice_ranges(split, len(values))
+    ranges = [(0, len(values))]
+    if len(values) != n_rows:
+        with suppress(InputError):  # a slice that does not fit so many rows
+            ranges = split_ranges(split, len(values))
     if sum(stop - start for start, stop in ranges) != n_rows or not values.shape[1]:
         raise InputError(
             f"{given} must hold one vector for each of the {n_rows:,} rows, "
@@ -161,17 +170,6 @@ def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
     for first, stop in ranges:
         for start in range(first, stop, BLOCK_ROWS):
             yield np.asarray(values[start : min(start + BLOCK_ROWS, stop)], dtype=np.float32)
-
-
-def _slice_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
-    """Say which rows of a whole split of n_rows a slice such as train[:90%] takes."""
-    from datasets import ReadInstruction
-
-    try:
-        parts = ReadInstruction.from_spec(split).to_absolute({base_split(split): n_rows})
-    except (ValueError, AssertionError):  # the slice does not fit so many rows
-        return []
-    return [(part.from_, part.to) for part in parts]
 
 
 def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
@@ -205,17 +203,4 @@ def _chunks_done(folder: Path, key: str) -> int:
         progress = json.loads((folder / PROGRESS).read_text())
     except (OSError, ValueError):
         return 0
-    return progress["chunks"] if progress["key"] == key and (folder / PARTIAL).exists() else 0
-
-
-def _finish(partial: Path, folder: Path) -> None:
-    with partial.open("r+b") as file:
-        os.fsync(file.fileno())
-    partial.replace(folder / FILE)
-    (folder / PROGRESS).unlink(missing_ok=True)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    return progress["chunks"] if progress["key"] == key else 0

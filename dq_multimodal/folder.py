@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from dq_multimodal import embedding, selection, subset
+from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
 
 CONFIG = "config.yaml"
@@ -43,12 +45,24 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output folder {folder} is a file")
+    is_new = not folder.exists()
     try:
-        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / (CONFIG + ".tmp")
-        probe.touch()
-        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to the output folder {folder}: {error.strerror}") from error
+    with _locked(folder):
+        try:
+            _check_writable(folder)
+            yield
+        finally:
+            if is_new and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(f"cannot write to the output folder {folder}: {error.strerror}") from error
     others = [p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in OURS]
@@ -57,12 +71,6 @@ def claim_folder(folder: Path) -> Iterator[None]:
             f"the output folder {folder} is not a run folder and holds other files "
             f"({sorted(others)[0]}): name an empty or new one"
         )
-    with _locked(folder):
-        try:
-            yield
-        finally:
-            if is_new and not any(folder.iterdir()):
-                folder.rmdir()
 
 
 @contextmanager
@@ -97,17 +105,14 @@ def clear_folder(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def write_config(folder: Path, document: dict[str, Any]) -> None:
     """Write config.yaml."""
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-    write_text(folder / CONFIG, CONFIG_HEAD + text)
+    write_text(folder / CONFIG, format_config(document))
+
+
+def format_config(document: dict[str, Any]) -> str:
+    """Give the text of config.yaml."""
+    return CONFIG_HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 from dq_multimodal import folder, subset
 from dq_multimodal.card import REPO_ID
 from dq_multimodal.config import InputError
+from dq_multimodal.local_data import is_local
 from dq_multimodal.run import Run
 from dq_multimodal.selection import BINS_FILE, SELECTION_FILE
 from dq_multimodal.source import first_line
 
 PUSHED = (folder.CARD, folder.CONFIG, folder.MANIFEST, SELECTION_FILE, BINS_FILE)
+EMPTY_REPOSITORY = {".gitattributes", folder.CARD, "LICENSE"}
+"""What a repository may hold before its first push."""
 
 
 def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
@@ -19,7 +23,8 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
 
     All of it is one commit, so a reader never sees half a push: an error on the way leaves the
     repository as it was, and the next try uploads only what the Hub has not got. Files of an
-    older subset that the new one does not have are deleted in the same commit.
+    older subset that the new one does not have are deleted in the same commit. Folders of this
+    machine are left out of what is pushed.
 
     Args:
         run: A run or its folder.
@@ -30,37 +35,85 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
         The address of the commit.
 
     Raises:
-        InputError: If the Hub is out of reach, refuses the token, or fails.
+        InputError: If the Hub is out of reach, refuses the token, or fails; if the repository
+            holds other things, or is public and a private one was asked for.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     run = run if isinstance(run, Run) else Run(run)
-    files = [run.path / name for name in PUSHED]
-    files += sorted((run.path / subset.FOLDER).glob("*.parquet"))
-    names = {str(path.relative_to(run.path).as_posix()): path for path in files}
-    request, kept = run.request, run.manifest["kept"]
-    with _one_line(
-        f"push to {repo_id}", "the repository is as it was, or whole and new; try the same again"
-    ):
+    paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path)
+    contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
+    card = (run.path / folder.CARD).read_text(encoding="utf-8").replace(REPO_ID, repo_id)
+    contents |= {folder.CARD: card.encode(), folder.CONFIG: _public_config(run).encode()}
+    advice = "the repository is as it was, or whole and new; try the same again"
+    with one_line(f"push to {repo_id}", advice):
         api = HfApi()
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        there = api.list_repo_files(repo_id, repo_type="dataset")
-        stale = [n for n in there if n.startswith(subset.FOLDER + "/") and n not in names]
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-            for name, path in names.items()
-            if name != folder.CARD
-        ]
-        text = (run.path / folder.CARD).read_text(encoding="utf-8").replace(REPO_ID, repo_id)
-        operations.append(CommitOperationAdd(folder.CARD, text.encode()))
-        operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
+        info = api.dataset_info(repo_id)
+        there = {file.rfilename for file in info.siblings or []}
+        if private and not info.private:
+            raise InputError(f"{repo_id} is there already and public: nothing was pushed")
+        if folder.CONFIG not in there and there - EMPTY_REPOSITORY:
+            raise InputError(
+                f"{repo_id} holds other things than a run of dq-multimodal: nothing was pushed, "
+                "name a new repository"
+            )
+        stale = {name for name in there if name.startswith(subset.FOLDER + "/")} - set(contents)
         commit = api.create_commit(
             repo_id,
-            operations=operations,
+            operations=[
+                *(CommitOperationAdd(name, content) for name, content in contents.items()),
+                *(CommitOperationDelete(name) for name in sorted(stale)),
+            ],
             repo_type="dataset",
-            commit_message=f"{kept:,} of {run.manifest['rows']:,} rows by {request.method}",
+            commit_message=f"{run.manifest['kept']:,} of {run.manifest['rows']:,} rows "
+            f"by {run.request.method}",
         )
     return str(commit.commit_url)
+
+
+def push_model(model_folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Push the files of a trained model or adapter, as one commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: If the Hub is out of reach, refuses the token, or fails.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    with one_line(f"push to {repo_id}", "try the same again"):
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise InputError(f"{repo_id} is there already and public: nothing was pushed")
+        operations = [
+            CommitOperationAdd(path.name, path)
+            for path in sorted(model_folder.iterdir())
+            if path.is_file() and path.name != "training_args.bin"  # holds local paths
+        ]
+        commit = api.create_commit(repo_id, operations=operations, commit_message="Trained model")
+    return str(commit.commit_url)
+
+
+def _public_config(run: Run) -> str:
+    """Give config.yaml without the folders of this machine: a local path becomes its last part."""
+    config = deepcopy(run.config)
+    source, request, model = config["source"], config["request"], config["embedding"] or {}
+    if source["kind"] in ("file", "folder"):
+        del source["path"]
+        source["name"] = request["dataset"] = Path(source["name"]).name
+    places = [
+        (request, "embeddings"),
+        (request, "embedding_model"),
+        (model, "file"),
+        (model, "model"),
+    ]
+    for place, key in places:
+        if place.get(key) and (is_local(place[key]) or place[key].count("/") > 1):
+            place[key] = Path(place[key]).name
+    return folder.format_config(config)
 
 
 def open_run(name: str | Path, revision: str | None = None) -> Run:
@@ -79,7 +132,7 @@ def open_run(name: str | Path, revision: str | None = None) -> Run:
 
     if Path(name).exists():
         return Run(name)
-    with _one_line(f"open {name}", "give a run folder, or check the name and the network"):
+    with one_line(f"open {name}", "give a run folder, or check the name and the network"):
         path = snapshot_download(
             str(name),
             repo_type="dataset",
@@ -92,7 +145,7 @@ def open_run(name: str | Path, revision: str | None = None) -> Run:
 
 
 @contextmanager
-def _one_line(what: str, advice: str) -> Iterator[None]:
+def one_line(what: str, advice: str) -> Iterator[None]:
     """Turn what the Hub client raises into one line."""
     from huggingface_hub.errors import (
         HFValidationError,
@@ -104,6 +157,8 @@ def _one_line(what: str, advice: str) -> Iterator[None]:
 
     try:
         yield
+    except InputError:
+        raise
     except HFValidationError:
         raise InputError(f"cannot {what}: neither a folder here nor a Hub id OWNER/NAME") from None
     except LocalTokenNotFoundError as error:

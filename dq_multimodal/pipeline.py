@@ -11,8 +11,10 @@ from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.text import TextAdapter, detect_layout
 from dq_multimodal.config import CompressConfig, InputError, count_kept
 from dq_multimodal.core import one_bin
-from dq_multimodal.run import Run, begin, default_folder, finish, found_complete
+from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
 from dq_multimodal.selection import (
+    BINS_FILE,
+    SELECTION_FILE,
     bin_rows,
     bins_kind,
     order_by_method,
@@ -24,6 +26,9 @@ from dq_multimodal.source import Source, from_memory, load_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+MAX_LISTED = 1000
+"""Row numbers of one problem that manifest.json lists; the count is exact."""
 
 
 def compress(
@@ -47,38 +52,45 @@ def compress(
     Raises:
         InputError: For every wrong setting and bad input, in one clear line.
     """
-    is_object = not isinstance(dataset, str | Path)
-    source = from_memory(dataset) if is_object else None
-    name = source.origin["name"] if source else str(dataset)
-    request = _make_request(name, options)
+    source = None
+    if not isinstance(dataset, str | Path):
+        source = from_memory(dataset, options.get("split", "train"))
+    request = _make_request(source.origin["name"] if source else str(dataset), options)
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
-        if not is_object and not overwrite and _is_finished(target, request):
-            return found_complete(target)
         source = source or load_source(
-            name,
+            request.dataset,
             split=request.split,
             config_name=request.config_name,
             revision=request.revision,
         )
-        count_kept(len(source.dataset), request.keep_ratio)
-        if bins_kind(request.method) == "dq" and request.n_bins > len(source.dataset):
-            raise InputError(
-                f"n_bins must be at most the {len(source.dataset)} rows, got {request.n_bins}"
-            )
+        n_rows = len(source.dataset)
+        count_kept(n_rows, request.keep_ratio)
+        if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
+            raise InputError(f"n_bins must be at most the {n_rows} rows, got {request.n_bins}")
         subset.check_columns(source.dataset)
         strata, labels = read_strata(source.dataset, request.label_column)
         adapter = _choose_adapter(source.dataset, request)
         config = _make_config(request, source, adapter)
-        if begin(target, config, overwrite):
+        if not overwrite and is_finished(target, config):
             return found_complete(target)
+        if config["embedding"] is None and config["bins"] != "none" and adapter is not None:
+            if not adapter.lengths().any():
+                raise InputError(f"no row of {request.dataset} has anything to embed")
+            config["embedding"] = adapter.describe_model()
+        begin(target, config, overwrite)
         manifest = _start_manifest(target, source, labels)
 
         with _stage(target, manifest, "rows") as is_due:
             if is_due and adapter is not None:
                 adapter.lengths()
-                manifest |= {"notes": adapter.notes, "problems": adapter.problems}
-        with _stage(target, manifest, "embeddings") as is_due:
+                manifest["notes"] = adapter.notes
+                manifest["problems"] = {
+                    what: {"count": len(rows), "rows": rows[:MAX_LISTED]}
+                    for what, rows in adapter.problems.items()
+                }
+        made = [embedding.FILE] if config["bins"] != "none" else []
+        with _stage(target, manifest, "embeddings", *made) as is_due:
             if is_due and config["bins"] != "none":
                 if request.embeddings is not None:
                     embedding.copy_embeddings(
@@ -86,7 +98,7 @@ def compress(
                     )
                 elif adapter is not None:
                     embedding.embed_rows(adapter, target, request.batch_size)
-        with _stage(target, manifest, "selection") as is_due:
+        with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)
                 if config["bins"] != "none":
@@ -99,7 +111,7 @@ def compress(
                     )
                 order = order_by_method(bins, request.method, request.draw, request.seed)
                 write_selection(target, bins, config["bins"], order, request.keep_ratio, labels)
-        with _stage(target, manifest, "subset") as is_due:
+        with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 kept = read_kept(target)
                 picks = kept["row"].to_numpy()
@@ -115,39 +127,31 @@ def _make_request(name: str, options: dict[str, Any]) -> CompressConfig:
         raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
 
 
-def _is_finished(target: Path, request: CompressConfig) -> bool:
-    config = folder.read_config(target)
-    is_same = config is not None and config["request"] == request.as_dict()
-    return is_same and bool(folder.read_manifest(target).get("complete"))
-
-
 def _choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | None:
     """Find the text; None where nothing is to be embedded and no text was found."""
     needs_text = bins_kind(request.method) != "none" and request.embeddings is None
     try:
         layout = detect_layout(dataset.column_names, request.text_columns)
+        return TextAdapter(dataset, layout, request.embedding_model)
     except InputError:
         if needs_text or request.text_columns is not None:
             raise
         return None
-    return TextAdapter(dataset, layout, request.embedding_model)
 
 
 def _make_config(
     request: CompressConfig, source: Source, adapter: Adapter | None
 ) -> dict[str, Any]:
-    """Put together config.yaml."""
+    """Put together config.yaml, all but the model, which takes seconds to load."""
     kind = bins_kind(request.method)
-    model: dict[str, Any] | None = None
-    if kind != "none" and request.embeddings is not None:
-        model = embedding.describe_given(request.embeddings, source.dataset, request.split)
-    elif kind != "none" and adapter is not None:
-        model = adapter.describe_model()
+    given = request.embeddings if kind != "none" else None
     return {
         "request": request.as_dict(),
         "source": source.origin,
         "rows": adapter.describe() if adapter is not None else None,
-        "embedding": model,
+        "embedding": (
+            embedding.describe_given(given, source.dataset, request.split) if given else None
+        ),
         "bins": kind,
     }
 
@@ -172,9 +176,10 @@ def _start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str
 
 
 @contextmanager
-def _stage(target: Path, manifest: dict[str, Any], name: str) -> Iterator[bool]:
-    """Run a stage unless it is done already; note its seconds and that it is done."""
-    is_due = manifest["state"].get(name) != "done"
+def _stage(target: Path, manifest: dict[str, Any], name: str, *files: str) -> Iterator[bool]:
+    """Run a stage unless it is done and its files are there; note its seconds when it is done."""
+    is_there = all((target / file).exists() for file in files)
+    is_due = manifest["state"].get(name) != "done" or not is_there
     started = time.perf_counter()
     yield is_due
     if is_due:

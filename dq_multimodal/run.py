@@ -1,5 +1,6 @@
 """A finished run: the folder on disk, and what can be drawn from it without an encoder."""
 
+import re
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -11,9 +12,12 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal import __version__, card, embedding, folder, subset
+from dq_multimodal.atomic import write_text
 from dq_multimodal.config import CompressConfig, Draw, InputError, Method, count_kept
 from dq_multimodal.core import Bins
 from dq_multimodal.selection import (
+    BINS_FILE,
+    SELECTION_FILE,
     BinsKind,
     bin_rows,
     bins_kind,
@@ -22,7 +26,7 @@ from dq_multimodal.selection import (
     read_selection,
     write_selection,
 )
-from dq_multimodal.source import reload_source
+from dq_multimodal.source import pin_of, reload_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,6 +58,10 @@ class Run:
         self.manifest = folder.read_manifest(self.path)
         if not self.manifest.get("complete"):
             raise InputError(f"the run in {path} has not finished: run the same command again")
+        files = (SELECTION_FILE, BINS_FILE, subset.FOLDER)
+        missing = [name for name in files if not (self.path / name).exists()]
+        if missing:
+            raise InputError(f"the run in {path} is not whole: {', '.join(missing)} is missing")
 
     @property
     def request(self) -> CompressConfig:
@@ -97,7 +105,8 @@ class Run:
 
 def default_folder(request: CompressConfig) -> Path:
     """Give runs/DATASET-METHOD-RATIO."""
-    name = Path(request.dataset.rstrip("/*")).name.split(".")[0].replace("*", "") or "dataset"
+    stem = Path(request.dataset.rstrip("/*")).name.split(".")[0]
+    name = re.sub(r"[^\w-]+", "", stem) or "dataset"
     return Path("runs") / f"{name}-{request.method}-{request.keep_ratio:g}"
 
 
@@ -139,8 +148,9 @@ def resample(
         bins, kind = _bins_for(run, request)
         count_kept(len(bins), keep_ratio)
         config = {**run.config, "request": request.as_dict(), "bins": kind}
-        if begin(target, config, overwrite):
+        if not overwrite and is_finished(target, config):
             return found_complete(target)
+        begin(target, config, overwrite)
         order = order_by_method(bins, request.method, request.draw, request.seed)
         write_selection(target, bins, kind, order, keep_ratio, run.manifest["labels"])
         kept = read_kept(target)
@@ -154,35 +164,50 @@ def resample(
         return finish(target, config, manifest)
 
 
-def begin(target: Path, config: dict[str, Any], overwrite: bool) -> bool:
-    """Start, go on with, or recognise a run in a claimed folder.
+def is_finished(target: Path, config: dict[str, Any]) -> bool:
+    """Say whether the very run that config asks for is in a folder, finished and whole."""
+    before = folder.read_config(target)
+    if before is None or _differences(before, config):
+        return False
+    files = (SELECTION_FILE, BINS_FILE, subset.FOLDER, folder.CARD)
+    is_whole = all((target / name).exists() for name in files)
+    return is_whole and bool(folder.read_manifest(target).get("complete"))
 
-    Returns:
-        Whether the very run is there already, finished.
+
+def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
+    """Start a run in a claimed folder, or go on with the same one.
 
     Raises:
         InputError: If another run is there and may not be overwritten.
     """
     before = folder.read_config(target)
-    if before is not None and not overwrite:
-        differing = [
-            f"{key} {before['request'].get(key)!r} there, {value!r} asked"
-            for key, value in config["request"].items()
-            if before["request"].get(key) != value
-        ]
-        if not differing and any(before[k] != config[k] for k in ("source", "embedding")):
-            differing = ["its source or embeddings had another content"]
-        if differing:
-            raise InputError(
-                f"{target} holds another run ({'; '.join(differing)}): "
-                "use --overwrite or another output folder"
-            )
-        if folder.read_manifest(target).get("complete"):
-            return True
-    else:
+    differing = _differences(before, config) if before is not None else []
+    has_work = any((target / name).exists() for name in (embedding.FILE, embedding.PROGRESS))
+    manifest = folder.read_manifest(target)
+    if differing and not overwrite and (has_work or manifest.get("complete")):
+        raise InputError(
+            f"{target} holds another run ({'; '.join(differing)}): "
+            "use --overwrite or another output folder"
+        )
+    if before is None or differing or manifest.get("complete"):
         folder.clear_folder(target)
     folder.write_config(target, config)
-    return False
+
+
+def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Say what another run in the folder was asked or made from."""
+    found = [
+        f"{key} {before['request'].get(key)!r} there, {value!r} asked"
+        for key, value in config["request"].items()
+        if before["request"].get(key) != value
+    ]
+    if not found and pin_of(before["source"]) != pin_of(config["source"]):
+        found = ["its source had another content"]
+    old, new = before.get("embedding") or {}, config["embedding"] or {}
+    keys = (old.keys() & new.keys()) - {"revision"}
+    if not found and any(old[key] != new[key] for key in keys):
+        found = ["its embeddings had another content"]
+    return found
 
 
 def found_complete(target: Path) -> Run:
@@ -196,12 +221,12 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
     """Write the card and the manifest that says that all is there."""
     from importlib.metadata import version
 
-    files = sorted((target / subset.FOLDER).glob("*.parquet"))
-    manifest["bytes"]["subset_files"] = sum(path.stat().st_size for path in files)
+    sizes = [path.stat().st_size for path in subset.subset_files(target)]
+    manifest["bytes"]["subset_files"] = sum(sizes)
     manifest["kept"] = count_kept(manifest["rows"], config["request"]["keep_ratio"])
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
-    folder.write_text(target / folder.CARD, card.make_card(target, config, manifest))
+    write_text(target / folder.CARD, card.make_card(target, config, manifest))
     folder.write_manifest(target, {"complete": True, **manifest})
     return Run(target)
 

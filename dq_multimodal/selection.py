@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from dq_multimodal.atomic import write_table
 from dq_multimodal.config import Draw, InputError, Method, Similarity, count_kept
 from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
 
@@ -63,8 +64,11 @@ def read_strata(dataset: "Dataset", column: str | None) -> tuple[Int[ndarray, " 
     if column not in dataset.column_names:
         raise InputError(f"no column {column}: the dataset has {', '.join(dataset.column_names)}")
     values = [None if value != value else value for value in dataset[column]]
-    if any(isinstance(value, list | dict) for value in values):
-        raise InputError(f"the label column {column} must hold plain values, got lists or mappings")
+    odd = next((v for v in values if v is not None and not isinstance(v, str | int | float)), None)
+    if odd is not None:
+        raise InputError(
+            f"the label column {column} must hold plain values, got {type(odd).__name__}"
+        )
     labels = sorted(
         set(values), key=lambda v: (v is None, isinstance(v, str), v if v is not None else 0)
     )
@@ -155,12 +159,3 @@ def read_kept(folder: Path) -> "pa.Table":
     return pq.read_table(
         folder / SELECTION_FILE, columns=["row", "bin", "rank"], filters=[("kept", "=", True)]
     )
-
-
-def write_table(table: "pa.Table", path: Path) -> None:
-    """Write a parquet file that is there whole or not at all."""
-    import pyarrow.parquet as pq
-
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)

@@ -1,19 +1,18 @@
 """Where the rows come from: a Hub dataset, local files or a folder, or a dataset in memory."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.local_data import is_local, load_local
+from dq_multimodal.splits import take_slice
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
 
@@ -23,7 +22,7 @@ class Source:
     """A loaded dataset and where it is from.
 
     Attributes:
-        dataset: All its rows, memory-mapped.
+        dataset: All its rows, memory-mapped, without a format or transform.
         origin: What config.yaml records: kind, name, split, and what pins the content (the commit
             of a Hub dataset, the hashes of local files, the fingerprint of an object).
     """
@@ -47,10 +46,13 @@ def load_source(
     Raises:
         InputError: If it cannot be found, reached or read, or has no rows.
     """
-    if _is_local(name):
-        source = _load_local(name, split)
-    else:
-        source = _load_from_hub(name, split, config_name, revision)
+    with _one_line(name):
+        if not is_local(name):
+            source = _load_from_hub(name, split, config_name, revision)
+        elif config_name is not None or revision is not None:
+            raise InputError(f"config_name and revision are for the Hub, and {name} is local")
+        else:
+            source = Source(*load_local(name, split))
     if not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     return source
@@ -65,7 +67,7 @@ def reload_source(origin: dict[str, Any]) -> Source:
     if origin["kind"] == "memory":
         raise InputError("the source was a dataset in memory, which is not recorded")
     source = load_source(
-        origin["name"],
+        origin.get("path") or origin["name"],
         split=origin["split"],
         config_name=origin.get("config_name"),
         revision=origin.get("revision"),
@@ -82,8 +84,8 @@ def pin_of(origin: dict[str, Any]) -> Any:
     return origin.get("revision") or origin.get("fingerprint"), origin["rows"]
 
 
-def from_memory(dataset: "Dataset") -> Source:
-    """Wrap a dataset object.
+def from_memory(dataset: "Dataset", split: str = "train") -> Source:
+    """Wrap a dataset object, or the slice of it that the split asks for.
 
     Raises:
         InputError: If it is another kind of object, or has no rows.
@@ -94,69 +96,11 @@ def from_memory(dataset: "Dataset") -> Source:
         raise InputError(
             f"dataset must be a Hub id, a path or a datasets.Dataset, got {type(dataset).__name__}"
         )
+    dataset = take_slice(dataset.with_format(None), split)
     if not len(dataset):
         raise InputError("the dataset has no rows")
-    origin = {"kind": "memory", "name": MEMORY, "split": str(dataset.split or "train")}
+    origin = {"kind": "memory", "name": MEMORY, "split": split}
     return Source(dataset, {**origin, "fingerprint": dataset._fingerprint, "rows": len(dataset)})
-
-
-def base_split(split: str) -> str:
-    """Give the name of a split without its slice: train[:90%] -> train."""
-    return re.split(r"[\[+]", split)[0] or "train"
-
-
-def _is_local(name: str) -> bool:
-    path = Path(name).expanduser()
-    has_data_suffix = path.suffix.lower() in BUILDERS
-    looks_local = (
-        has_data_suffix or name.startswith(("/", ".", "~")) or any(c in name for c in "*?[")
-    )
-    return looks_local or path.exists()
-
-
-def _load_local(name: str, split: str) -> Source:
-    import datasets
-
-    path = Path(name).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        is_saved = any(p.name in ("dataset_info.json", "dataset_dict.json") for p in files)
-        if not is_saved:
-            files = [p for p in files if p.suffix.lower() in BUILDERS]
-    else:
-        root = Path(path.anchor) if path.is_absolute() else Path()
-        pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-        files = [path] if path.is_file() else sorted(p for p in root.glob(pattern) if p.is_file())
-        is_saved = False
-    if not files:
-        wanted = "data files in it" if path.is_dir() else "such file or folder"
-        raise InputError(f"no {wanted}: {name} (wanted .parquet, .json, .jsonl or .csv)")
-    suffixes = {BUILDERS.get(p.suffix.lower(), p.suffix) for p in files}
-    if not is_saved and (len(suffixes) != 1 or not suffixes <= set(BUILDERS.values())):
-        raise InputError(
-            f"{name} must be .parquet, .json, .jsonl or .csv files of one kind, "
-            f"got {', '.join(sorted(suffixes))}"
-        )
-    with _one_line(name):
-        if is_saved:
-            loaded = datasets.load_from_disk(str(path))
-            if isinstance(loaded, datasets.DatasetDict):
-                if split not in loaded:
-                    raise InputError(f"{name} has no split {split!r}, only {', '.join(loaded)}")
-                loaded = loaded[split]
-        else:
-            data_files = [str(p) for p in files]
-            loaded = datasets.load_dataset(suffixes.pop(), data_files=data_files, split=split)
-    origin = {
-        "kind": "folder" if path.is_dir() else "file",
-        "name": name,
-        "split": split,
-        "files": [
-            {"name": p.name, "bytes": p.stat().st_size, "sha256": hash_file(p)} for p in files
-        ],
-        "rows": len(loaded),
-    }
-    return Source(loaded, origin)
 
 
 def _load_from_hub(name: str, split: str, config_name: str | None, revision: str | None) -> Source:
@@ -169,11 +113,12 @@ def _load_from_hub(name: str, split: str, config_name: str | None, revision: str
     )
     from huggingface_hub.utils import HfHubHTTPError, httpx
 
-    licence, is_reached = None, True
+    licence = None
     try:
         info = HfApi().dataset_info(name, revision=revision)
-        revision = info.sha
+        commit = info.sha
         licence = getattr(info.card_data, "license", None) if info.card_data else None
+        loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
     except RevisionNotFoundError as error:
         raise InputError(f"{name} on the Hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
@@ -185,29 +130,34 @@ def _load_from_hub(name: str, split: str, config_name: str | None, revision: str
     except HfHubHTTPError as error:
         raise InputError(f"the Hub refused to show {name}: {first_line(error)}") from error
     except (httpx.HTTPError, ConnectionError):
-        is_reached = False
-    with _one_line(name):
-        if is_reached:
-            loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
-        else:
-            try:
-                with hub_offline():
-                    loaded = datasets.load_dataset(name, config_name, split=split)
-            except (ConnectionError, FileNotFoundError, ValueError) as error:
-                raise InputError(
-                    f"the Hub is out of reach and {name} is not in the local cache: give a local "
-                    "file, or see recipes/configs/demo.yaml (`make demo`), which needs no network"
-                ) from error
-            revision = _cached_revision(loaded)
+        loaded, commit = _load_from_cache(name, split, config_name, revision)
     origin = {"kind": "hub", "name": name, "split": split, "config_name": config_name}
-    return Source(loaded, {**origin, "revision": revision, "license": licence, "rows": len(loaded)})
+    return Source(loaded, {**origin, "revision": commit, "license": licence, "rows": len(loaded)})
 
 
-def _cached_revision(dataset: "Dataset") -> str | None:
-    """Read the commit off the cache path of a Hub dataset."""
-    paths = " ".join(file["filename"] for file in dataset.cache_files)
+def _load_from_cache(
+    name: str, split: str, config_name: str | None, revision: str | None
+) -> tuple["Dataset", str | None]:
+    """Load what the cache holds of a Hub dataset, and read the commit off its path."""
+    import datasets
+
+    try:
+        with hub_offline():
+            loaded = datasets.load_dataset(name, config_name, split=split)
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        raise InputError(
+            f"the Hub is out of reach and {name} is not in the local cache: give a local "
+            "file, or see recipes/configs/demo.yaml (`make demo`), which needs no network"
+        ) from error
+    paths = " ".join(file["filename"] for file in loaded.cache_files)
     found = re.search(r"[\\/]([0-9a-f]{40})[\\/]", paths)
-    return found.group(1) if found else None
+    commit = found.group(1) if found else None
+    if revision is not None and revision != commit:
+        raise InputError(
+            f"the Hub is out of reach: revision {revision!r} of {name} cannot be looked up, and "
+            f"the cache holds {commit or 'one without a commit'}"
+        )
+    return loaded, commit
 
 
 @contextmanager
@@ -248,9 +198,3 @@ def first_line(error: BaseException) -> str:
         error = error.__cause__
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def hash_file(path: Path) -> str:
-    """Give the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

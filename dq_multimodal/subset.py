@@ -1,5 +1,7 @@
 """The kept rows on disk: parquet, all source columns untouched, plus where each row stood."""
 
+import glob
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +53,7 @@ def write_subset(
     """
     import pyarrow.parquet as pq
     from datasets import Features, Value
+    from datasets.table import embed_table_storage
 
     own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
     schema = Features({**dataset.features, **own}).arrow_schema
@@ -72,13 +75,16 @@ def write_subset(
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
                 writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=9)
-            writer.write_table(conform(table, schema))
+            writer.write_table(embed_table_storage(conform(table, schema)))
             if shard_bytes >= SHARD_BYTES:
                 writer.close()
                 writer, n_shards, shard_bytes = None, n_shards + 1, 0
     finally:
         if writer is not None:
             writer.close()
+    for path in partial.iterdir():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     partial.replace(folder / FOLDER)
     return n_bytes
@@ -102,7 +108,17 @@ def open_subset(folder: Path) -> "Dataset":
     """Load folder/subset as a datasets.Dataset."""
     import datasets
 
-    files = sorted(str(path) for path in (folder / FOLDER).glob("*.parquet"))
+    files = [glob.escape(str(path)) for path in subset_files(folder)]
+    return datasets.load_dataset("parquet", data_files=files, split="train")
+
+
+def subset_files(folder: Path) -> list[Path]:
+    """List the files of folder/subset.
+
+    Raises:
+        InputError: If there are none.
+    """
+    files = sorted((folder / FOLDER).glob("*.parquet"))
     if not files:
         raise InputError(f"no subset in {folder}")
-    return datasets.load_dataset("parquet", data_files=files, split="train")
+    return files

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -11,7 +11,10 @@ from dq_multimodal.config import InputError, count_kept
 from dq_multimodal.core import make_bins
 from dq_multimodal.run import Run
 from dq_multimodal.selection import order_by_method, read_kept, read_selection
-from dq_multimodal.source import reload_source
+from dq_multimodal.source import first_line, reload_source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BLOCK_ROWS = 1000
 
@@ -43,7 +46,7 @@ def verify(run: Run | str | Path) -> list[Check]:
         InputError: If it is no finished run.
     """
     run = run if isinstance(run, Run) else Run(run)
-    return [_check_order(run), _check_numbers(run), _check_rows(run), _check_bins(run)]
+    return [check(run) for check in (_check_order, _check_numbers, _check_rows, _check_bins)]
 
 
 def _check_order(run: Run) -> Check:
@@ -62,15 +65,19 @@ def _check_order(run: Run) -> Check:
 
 
 def _check_numbers(run: Run) -> Check:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted((run.path / subset.FOLDER).glob("*.parquet"))
+    name = "numbers of the subset"
     columns = list(subset.OWN_COLUMNS)
-    found = pq.read_table(files, columns=columns)
+    try:
+        found = pq.read_table(subset.subset_files(run.path), columns=columns)
+    except (InputError, OSError, pa.ArrowInvalid) as error:
+        return Check(name, "failed", f"cannot read it: {first_line(error)}")
     wanted = read_kept(run.path).rename_columns(columns)
     is_same = found.to_pydict() == wanted.to_pydict()
     detail = f"{len(found):,} rows"
-    return _judge("numbers of the subset", not is_same, detail, "they are not those marked as kept")
+    return _judge(name, not is_same, detail, "they are not those marked as kept")
 
 
 def _check_rows(run: Run) -> Check:
@@ -79,7 +86,10 @@ def _check_rows(run: Run) -> Check:
         source = reload_source(run.config["source"]).dataset
     except InputError as error:
         return Check(name, "skipped", str(error))
-    held = run.subset
+    try:
+        held = run.subset
+    except Exception as error:  # whatever a reader of broken files raises
+        return Check(name, "failed", f"cannot read the subset: {first_line(error)}")
     rows = held.with_format("numpy")["dq_row"][:]
     if len(rows) and (rows.min() < 0 or rows.max() >= len(source)):
         return Check(name, "failed", "a row number lies outside the source")
@@ -89,10 +99,16 @@ def _check_rows(run: Run) -> Check:
     for start in range(0, len(rows), BLOCK_ROWS):
         block = ours[start : start + BLOCK_ROWS]
         wanted = theirs[rows[start : start + BLOCK_ROWS].tolist()]
-        has_same_columns = block.column_names == wanted.column_names
-        if not has_same_columns or not block.equals(subset.conform(wanted, block.schema)):
-            n_wrong += 1
+        n_wrong += not _is_same(block, wanted)
     return _judge(name, n_wrong, f"{len(rows):,} rows", f"{n_wrong:,} blocks of rows differ")
+
+
+def _is_same(block: "pa.Table", wanted: "pa.Table") -> bool:
+    """Compare two tables value by value; NaN equals NaN."""
+    if block.column_names != wanted.column_names:
+        return False
+    wanted = subset.conform(wanted, block.schema)
+    return block.equals(wanted) or repr(block.to_pylist()) == repr(wanted.to_pylist())
 
 
 def _check_bins(run: Run) -> Check:

@@ -13,6 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SETTINGS = (
+    "dataset_name",
+    "learning_rate",
+    "use_peft",
+    "per_device_train_batch_size",
+    "max_length",
+)
+"""What runs of one line have in common, beside method, keep ratio and steps."""
 HEAD = ("method", "rows", "bytes", "compress s", "train s", "steps", "held-out response loss")
 
 
@@ -60,6 +68,8 @@ def read(folder: Path) -> dict[str, Any]:
         "response_loss": metrics["held_out"]["response_loss"],
         "held_out_rows": metrics["held_out"]["rows"],
         "device": metrics["device"],
+        "is_resumed": metrics["seconds"]["is_resumed"],
+        "settings": {name: asked.get(name) for name in SETTINGS},
     }
 
 
@@ -67,9 +77,12 @@ def group(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put runs together that differ only in their seed, in the order they came."""
     together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
-        together.setdefault((run["method"], run["keep_ratio"], run["steps"]), []).append(run)
+        kind = (run["method"], run["keep_ratio"], run["steps"], *run["settings"].values())
+        together.setdefault(kind, []).append(run)
     lines = []
     for members in together.values():
+        if len({run["seed"] for run in members}) < len(members):
+            raise ValueError(f"two runs of {members[0]['method']} have the same seed")
         losses = [run["response_loss"] for run in members]
         lines.append(
             {
@@ -89,6 +102,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Lay out the lines as Markdown."""
     cells = [list(HEAD)]
     for line in lines:
+        resumed = any(run["is_resumed"] for run in line["runs"])
         loss = f"{line['response_loss']:.4f}"
         if line["response_loss_std"] is not None:
             loss += f" ± {line['response_loss_std']:.4f} ({len(line['runs'])} seeds)"
@@ -98,7 +112,7 @@ def table(lines: list[dict[str, Any]]) -> str:
                 f"{line['rows']:,}",
                 f"{line['bytes']:,}",
                 f"{line['compress_seconds']:.1f}",
-                f"{line['train_seconds']:.1f}",
+                f"{line['train_seconds']:.1f}" if not resumed else "resumed",
                 f"{line['steps']:,}",
                 loss,
             ]

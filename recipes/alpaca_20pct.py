@@ -9,10 +9,9 @@
 One file makes every row of a comparison. `--config FILE` reads flags from YAML; flags win.
 `--output_dir` then holds selection/ (the run folder of `dq-multimodal compress`), model/ (LoRA
 adapter, or the whole model with `--use_peft false`) and metrics.json. The same command goes on
-where it was interrupted.
+where it was interrupted, from the last checkpoint (`--save_steps`).
 """
 
-import json
 import os
 import sys
 import time
@@ -21,11 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.training import record
 from dq_multimodal.training.arguments import FULL, SelectionArguments, fail, read_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig, SFTConfig, SFTTrainer
+
+    from dq_multimodal.source import Source
 
 DAY_SECONDS = 86_400
 
@@ -36,7 +38,10 @@ def main() -> None:
     import torch
     from trl import ModelConfig, SFTConfig
 
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true"
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in (
+        "true",
+        "1",
+    )
     defaults = {
         "model_name_or_path": "huggyllama/llama-7b",
         "use_peft": True,
@@ -63,47 +68,46 @@ def main() -> None:
 def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig") -> None:
     """Compress, fine-tune, evaluate, save."""
     from accelerate import PartialState
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer, get_peft_config
 
-    from dq_multimodal.source import load_source
+    from dq_multimodal.source import pin_of
     from dq_multimodal.training.sft import check_model, response_loss, to_training_rows
 
     if training.output_dir in (None, "trainer_output"):
         name = Path(rows.dataset_name).name.split(".")[0]
         training.output_dir = f"runs/{name}-{rows.method}-{rows.keep_ratio:g}-sft"
     output_dir = Path(training.output_dir)
+    training.output_dir = str(output_dir / "checkpoints")
+    training.hub_model_id = training.hub_model_id or output_dir.name
+    is_pushed, training.push_to_hub = training.push_to_hub, False  # pushed when all is done
     _ = training.device  # starts the process group
     state = PartialState()
-    asked = {**vars(rows), "model_name_or_path": model.model_name_or_path, "seed": training.seed}
-    asked |= {"max_steps": training.max_steps, "num_train_epochs": training.num_train_epochs}
-    asked |= {"learning_rate": training.learning_rate, "use_peft": model.use_peft}
-    if is_complete(output_dir / "metrics.json", asked):
-        state.print(f"{output_dir} is already complete")
-        return
-    check_model(str(model.model_name_or_path))
 
-    kept, selection = choose_rows(rows, output_dir / "selection", state)
-    held_out = None
-    if rows.eval_dataset_name or rows.eval_split:
-        held_out = load_source(
-            rows.eval_dataset_name or rows.dataset_name,
-            split=rows.eval_split or "train",
-            config_name=rows.dataset_config_name,
-            revision=rows.dataset_revision,
-        ).dataset
+    source, held_out = load_rows(rows)
+    pins = {"source": pin_of(source.origin), "held_out": held_out and pin_of(held_out.origin)}
+    asked = record.describe_request(vars(rows), training.to_dict(), vars(model), pins)
+    if record.is_complete(output_dir, asked):
+        state.print(f"{output_dir} is already complete")
+        publish(rows, training, output_dir, state, is_pushed)
+        return
+    has_template = training.chat_template_path is not None
+    check_model(str(model.model_name_or_path), source.dataset.column_names, has_template)
+    if state.is_main_process:
+        record.start(output_dir, asked)
+    kept, selection = choose_rows(rows, source, output_dir / "selection", state)
 
     if model.dtype:
         training.model_init_kwargs = {**(training.model_init_kwargs or {}), "dtype": model.dtype}
+    training.eval_packing = False  # the held-out loss is one of rows
     trainer = SFTTrainer(
         model=model.model_name_or_path,
         args=training,
         train_dataset=to_training_rows(kept, rows.text_columns),
-        eval_dataset=to_training_rows(held_out, rows.text_columns) if held_out else None,
+        eval_dataset=to_training_rows(held_out.dataset, rows.text_columns) if held_out else None,
         peft_config=get_peft_config(model),
     )
     started = time.perf_counter()
-    checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    checkpoint = record.last_checkpoint(output_dir / "checkpoints")
     result = trainer.train(resume_from_checkpoint=checkpoint)
     train_seconds = time.perf_counter() - started
     started = time.perf_counter()
@@ -111,16 +115,16 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     if held_out:
         batch_size = training.per_device_eval_batch_size
         evaluation = response_loss(trainer, trainer.eval_dataset, batch_size)
-        evaluation["rows_asked"] = len(held_out)
+        evaluation["rows_asked"] = len(held_out.dataset)
     eval_seconds = time.perf_counter() - started
 
     trainer.save_model(str(output_dir / "model"))
+    n_trained = None if training.packing else len(trainer.train_dataset)
     metrics = {
-        "complete": True,
         "asked": asked,
         "selection": selection,
-        "rows_trained": len(trainer.train_dataset),
-        "rows_cut_away": len(kept) - len(trainer.train_dataset),
+        "rows_trained": n_trained,  # not known when rows are packed
+        "rows_cut_away": None if n_trained is None else len(kept) - n_trained,
         "steps": result.global_step,
         "train_loss": losses(trainer),
         "held_out": evaluation,
@@ -137,33 +141,40 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
         "log_history": trainer.state.log_history,
     }
     if state.is_main_process:
-        write_json(output_dir / "metrics.json", metrics)
+        record.finish(output_dir, metrics)
         print(summarise(metrics, output_dir))
-    if training.push_to_hub:
-        trainer.push_to_hub()
+    publish(rows, training, output_dir, state, is_pushed)
+
+
+def load_rows(rows: SelectionArguments) -> tuple["Source", "Source | None"]:
+    """Load the rows to choose from and those that are held out, which must not overlap."""
+    from dq_multimodal.source import load_source
+    from dq_multimodal.splits import base_split
+
+    name, split = rows.dataset_name, rows.dataset_split or "train"
+    of_hub = {"config_name": rows.dataset_config_name, "revision": rows.dataset_revision}
+    source = load_source(name, split=split, **of_hub)
+    if rows.eval_dataset_name is not None:
+        return source, load_source(rows.eval_dataset_name, split=rows.eval_split or "train")
+    if rows.eval_split is None:
+        return source, None
+    rows.check_held_out(len(load_source(name, split=base_split(split), **of_hub).dataset))
+    return source, load_source(name, split=rows.eval_split, **of_hub)
 
 
 def choose_rows(
-    rows: SelectionArguments, folder: Path, state: Any
+    rows: SelectionArguments, source: "Source", folder: Path, state: Any
 ) -> tuple["Dataset", dict[str, Any]]:
     """Give the rows to train on and what metrics.json says of them; only one process selects."""
     from dq_multimodal import Run, compress
-    from dq_multimodal.source import load_source
     from dq_multimodal.subset import OWN_COLUMNS, count_bytes
 
     if rows.method == FULL:
-        dataset = load_source(
-            rows.dataset_name,
-            split=rows.dataset_split or "train",
-            config_name=rows.dataset_config_name,
-            revision=rows.dataset_revision,
-        ).dataset
-        size = {"rows": len(dataset), "bytes": count_bytes(dataset)}
-        return dataset, {**size, "source_rows": len(dataset), "seconds": {}, "folder": None}
+        size = {"rows": len(source.dataset), "bytes": count_bytes(source.dataset)}
+        found = {"source_rows": len(source.dataset), "seconds": {}, "folder": None}
+        return source.dataset, {**size, **found}
     if state.is_main_process:
-        run = compress(rows.dataset_name, output_dir=folder, **rows.options())
-        if rows.push_subset_to_hub:
-            run.push_to_hub(rows.push_subset_to_hub)
+        compress(rows.dataset_name, output_dir=folder, **rows.options())
     state.wait_for_everyone()
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")
@@ -177,18 +188,24 @@ def choose_rows(
     }
 
 
-def is_complete(path: Path, asked: dict[str, Any]) -> bool:
-    """Say whether the very same was run here; raise if something else was."""
-    if not path.is_file():
-        return False
-    before = json.loads(path.read_text())["asked"]
-    differing = [name for name in asked if before.get(name) != asked[name]]
-    if differing:
-        raise InputError(
-            f"{path.parent} holds a run with another {', '.join(differing)}: name another "
-            "--output_dir or remove it"
+def publish(
+    rows: SelectionArguments, training: "SFTConfig", output_dir: Path, state: Any, has_model: bool
+) -> None:
+    """Push what was asked to be pushed: the subset, the model."""
+    if not state.is_main_process:
+        return
+    from dq_multimodal import Run
+    from dq_multimodal.hub import push_model
+
+    private = bool(training.hub_private_repo)
+    if rows.push_subset_to_hub and rows.method != FULL:
+        address = Run(output_dir / "selection").push_to_hub(
+            rows.push_subset_to_hub, private=private
         )
-    return True
+        print(f"pushed the subset: {address}")
+    if has_model:
+        address = push_model(output_dir / "model", training.hub_model_id, private=private)
+        print(f"pushed the model: {address}")
 
 
 def losses(trainer: "SFTTrainer") -> dict[str, float]:
@@ -213,13 +230,6 @@ def device_name(state: Any) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(path)
-
-
 def summarise(metrics: dict[str, Any], output_dir: Path) -> str:
     """Say in two lines what came out."""
     held_out = metrics["held_out"]
@@ -228,8 +238,9 @@ def summarise(metrics: dict[str, Any], output_dir: Path) -> str:
         tested = f"held-out response loss {held_out['response_loss']:.4f} nats a token"
         tested += f" on {held_out['rows']:,} rows"
     first, last = metrics["train_loss"].get("first"), metrics["train_loss"].get("last")
+    chosen = metrics["selection"]
     return (
-        f"trained on {metrics['rows_trained']:,} of {metrics['selection']['source_rows']:,} rows, "
+        f"trained on {chosen['rows']:,} of {chosen['source_rows']:,} rows, "
         f"{metrics['steps']} steps, training loss {first} -> {last}, {tested}\n"
         f"{output_dir}: selection/, model/, metrics.json"
     )

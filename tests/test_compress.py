@@ -1,12 +1,12 @@
 """compress, resample and verify through the Python interface."""
 
-import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset, load_from_disk
 
 from dq_multimodal import InputError, Run, compress, resample, verify
 from dq_multimodal.core import make_bins, order_rows
@@ -66,7 +66,7 @@ def test_a_run_holds_what_the_contract_says(source, tmp_path):
         whole[k] for k in kept.tolist()
     ]
     assert {k: v for k, v in subset.features.items() if not k.startswith("dq_")} == whole.features
-    assert run.manifest["problems"] == {"an empty output": [7]}
+    assert run.manifest["problems"] == {"an empty output": {"count": 1, "rows": [7]}}
     assert "60 of the 240 rows" in (run.path / "README.md").read_text()
     np.testing.assert_array_equal(run.kept, kept)
     assert [check.result for check in verify(run)] == ["passed"] * 4
@@ -227,8 +227,6 @@ def test_a_changed_source_is_noticed(source, tmp_path):
     assert "has changed" in verify(run)[2].detail
     with pytest.raises(InputError, match="has changed"):
         run.resample(0.5, output_dir=tmp_path / "more")
-    manifest = json.loads((run.path / "manifest.json").read_text())
-    (run.path / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
     with pytest.raises(InputError, match="another content"):
         compress(str(source), output_dir=tmp_path / "run", **options(source))
 
@@ -260,6 +258,145 @@ def test_verify_finds_what_was_tampered_with(source, tmp_path, name, fails):
     run = compress(str(source), output_dir=tmp_path / "run", **options(source))
     tamper(run, name)
     assert verify(Run(run.path))[fails].result == "failed"
+
+
+def random_run(source, tmp_path, **options):
+    return compress(source, method="random", keep_ratio=1, output_dir=tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize("kind", ["saved", "dict", "object"])
+def test_a_slice_of_any_source_is_a_slice(tmp_path, kind):
+    from datasets import DatasetDict
+
+    rows = Dataset.from_dict({"text": [str(k) for k in range(40)]})
+    if kind == "saved":
+        rows.save_to_disk(str(tmp_path / "src"))
+    elif kind == "dict":
+        DatasetDict(train=rows, test=rows.select([0])).save_to_disk(str(tmp_path / "src"))
+    source = rows if kind == "object" else str(tmp_path / "src")
+    run = random_run(source, tmp_path, split="train[75%:]")
+    assert run.subset["text"][:] == [str(k) for k in range(30, 40)]
+    if kind == "dict":
+        assert len(random_run(source, tmp_path, split="test", overwrite=True).subset) == 1
+        with pytest.raises(InputError, match="has no split 'dev', only train, test"):
+            random_run(source, tmp_path, split="dev", overwrite=True)
+
+
+def test_a_saved_dataset_may_hold_caches(tmp_path):
+    Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "src"))
+    run = random_run(str(tmp_path / "src"), tmp_path)
+    load_from_disk(str(tmp_path / "src")).map(lambda row: {"text": row["text"] * 2})
+    assert verify(run)[2].result == "passed"
+
+
+def test_a_folder_has_the_splits_that_its_file_names_tell(tmp_path):
+    (tmp_path / "src").mkdir()
+    for name, n in (("train-0.parquet", 30), ("test-0.parquet", 10)):
+        Dataset.from_dict({"text": ["x"] * n}).to_parquet(tmp_path / "src" / name)
+    assert len(random_run(str(tmp_path / "src"), tmp_path).subset) == 30
+    run = random_run(str(tmp_path / "src"), tmp_path, split="test", overwrite=True)
+    assert len(run.subset) == 10
+    assert [file["name"] for file in run.config["source"]["files"]] == ["test-0.parquet"]
+    with pytest.raises(InputError, match="has no split 'dev', only"):
+        random_run(str(tmp_path / "src"), tmp_path, split="dev", overwrite=True)
+
+
+def test_brackets_in_paths(tmp_path):
+    folder = tmp_path / "a[1] b"
+    folder.mkdir()
+    Dataset.from_dict({"text": ["x"] * 4}).to_parquet(folder / "part-1.parquet")
+    run = compress(
+        str(folder / "part-1.parquet"), method="random", keep_ratio=0.5, output_dir=folder / "run"
+    )
+    assert len(run.resample(0.25, output_dir=tmp_path / "x[1]").subset) == 1
+
+
+def test_nan_is_a_value_like_any_other(tmp_path):
+    rows = pa.table({"text": ["a", "b"], "x": [float("nan"), 1.0], "y": [[float("nan")], []]})
+    pq.write_table(rows, tmp_path / "d.parquet")
+    run = random_run(str(tmp_path / "d.parquet"), tmp_path)
+    assert verify(run)[2].result == "passed"
+
+
+def test_a_format_of_the_dataset_changes_nothing(tmp_path):
+    rows = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]})
+    for number, shaped in enumerate(
+        (rows, rows.with_format("torch"), rows.with_format("arrow"), rows.with_transform(dict))
+    ):
+        run = compress(
+            shaped,
+            method="random",
+            label_column="label",
+            keep_ratio=0.5,
+            output_dir=tmp_path / str(number),
+        )
+        assert run.manifest["labels"] == ["0", "1"]
+        assert (
+            run.subset["text"][:]
+            == compress(
+                rows,
+                method="random",
+                label_column="label",
+                keep_ratio=0.5,
+                output_dir=tmp_path / "o",
+                overwrite=True,
+            ).subset["text"][:]
+        )
+
+
+def test_pictures_by_path_become_part_of_the_subset(tmp_path):
+    from datasets import Image as ImageFeature
+    from PIL import Image
+
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "p.png")
+    rows = Dataset.from_dict({"image": [str(tmp_path / "p.png")] * 3, "text": ["a", "b", "c"]})
+    run = random_run(rows.cast_column("image", ImageFeature()), tmp_path)
+    (tmp_path / "p.png").unlink()
+    assert run.subset[2]["image"].size == (3, 2)
+    with pytest.raises(InputError, match="column image holds Image, not text"):
+        compress(
+            rows.cast_column("image", ImageFeature()),
+            n_bins=1, text_columns=["image"],
+            output_dir=tmp_path / "no",
+        )
+
+
+def test_rows_with_nothing_to_embed_are_refused(tmp_path, small_encoder):
+    with pytest.raises(InputError, match="no row of dataset has anything to embed"):
+        compress(
+            Dataset.from_dict({"text": ["", " "]}),
+            embedding_model=small_encoder,
+            keep_ratio=1,
+            n_bins=1,
+            output_dir=tmp_path / "no",
+        )
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_finished_run_of_another_content_is_not_taken_for_this_one(source, tmp_path):
+    compress(str(source), output_dir=tmp_path / "run", **options(source))
+    np.save(tmp_path / "emb.npy", np.ones((N, 8), dtype=np.float32))
+    with pytest.raises(InputError, match="its embeddings had another content"):
+        compress(str(source), output_dir=tmp_path / "run", **options(source))
+
+
+@pytest.mark.parametrize("name", ["subset", "selection.parquet", "bins.parquet"])
+def test_a_run_that_lost_a_file_is_made_whole(source, tmp_path, name):
+    run = compress(str(source), output_dir=tmp_path / "run", **options(source))
+    wanted = run.subset.to_list()
+    path = run.path / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=f"not whole: {name} is missing"):
+        Run(run.path)
+    again = compress(str(source), output_dir=tmp_path / "run", **options(source))
+    assert again.subset.to_list() == wanted
+
+
+def test_verify_of_a_broken_subset_fails_and_says_so(source, tmp_path):
+    run = compress(str(source), output_dir=tmp_path / "run", **options(source))
+    file = next((run.path / "subset").glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:100])
+    assert [check.result for check in verify(run)] == ["passed", "failed", "failed", "passed"]
 
 
 def test_own_columns_in_the_source_are_refused(tmp_path):

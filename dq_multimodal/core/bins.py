@@ -84,7 +84,8 @@ def make_bins(
             picks, gains = greedy_picks(rows, size, similarity, on_picks)
             bins.bin[members[picks]] = b
             bins.rank[members[picks]] = np.arange(size)
-            bins.gain[members[picks]] = gains * unit**2
+            with np.errstate(over="ignore"):  # of rows near the end of the float64 range
+                bins.gain[members[picks]] = gains * unit * unit
             left = np.ones(len(members), dtype=bool)
             left[picks] = False
             rows, members = rows[left], members[left]

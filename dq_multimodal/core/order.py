@@ -26,7 +26,7 @@ def row_hash(seed: int, n_rows: int) -> UInt64[ndarray, " n"]:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
 
-    start = mix(np.array([seed % 2**64], dtype=np.uint64))
+    start = mix(np.array([int(seed) % 2**64], dtype=np.uint64))
     return mix(start + np.arange(n_rows, dtype=np.uint64))
 
 

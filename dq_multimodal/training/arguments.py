@@ -1,5 +1,6 @@
 """Flags of the recipes, and YAML files that stand for flags."""
 
+import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from dq_multimodal.config import (
     check_choice,
     check_keep_ratio,
 )
+from dq_multimodal.splits import base_split, split_ranges
 
 TrainingMethod = Literal[Method, "full"]
 FULL = "full"
@@ -74,10 +76,31 @@ class SelectionArguments:
         check_choice("method", self.method, TrainingMethod)
         check_choice("draw", self.draw, Draw)
         check_choice("similarity", self.similarity, Similarity)
-        has_default_splits = self.dataset_split is None and self.eval_split is None
-        if has_default_splits and self.eval_dataset_name is None:
+        if self.dataset_split is None and self.eval_dataset_name is None:
+            if self.eval_split is not None:
+                raise InputError(
+                    "eval_split names rows of the dataset: name dataset_split too, without them"
+                )
             self.dataset_split, self.eval_split = "train[:98%]", "train[98%:]"
         self.dataset_split = self.dataset_split or "train"
+
+    def check_held_out(self, n_rows: int) -> None:
+        """Raise if rows that are held out are trained on.
+
+        Args:
+            n_rows: Rows of the whole split that `dataset_split` is of.
+        """
+        if self.eval_dataset_name is not None or self.eval_split is None:
+            return
+        if base_split(self.dataset_split or "") != base_split(self.eval_split):
+            return
+        for start, stop in split_ranges(self.dataset_split or "", n_rows):
+            for first, last in split_ranges(self.eval_split, n_rows):
+                if max(start, first) < min(stop, last):
+                    raise InputError(
+                        f"eval_split {self.eval_split} shares rows with dataset_split "
+                        f"{self.dataset_split}: held-out rows must not be trained on"
+                    )
 
     def options(self) -> dict[str, Any]:
         """Give the settings that `compress` takes."""
@@ -116,13 +139,14 @@ def read_arguments(
     parser = HfArgumentParser(dataclasses)
     parser.set_defaults(**defaults)
     parser.add_argument("--config", help="YAML file whose entries are flags.")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    for each in (parser, first):
+        each.error = lambda message: sys.exit(fail(message))  # type: ignore[method-assign]
     try:
-        if "--config" in arguments:
-            at = arguments.index("--config")
-            if at + 1 >= len(arguments):
-                raise InputError("--config wants a YAML file")
-            entries = flags_from_yaml(Path(arguments[at + 1]))
-            arguments = entries + arguments[:at] + arguments[at + 2 :]
+        file, arguments = first.parse_known_args(arguments)
+        if file.config is not None:
+            arguments = flags_from_yaml(file.config) + arguments
         return parser.parse_args_into_dataclasses(arguments)[: len(dataclasses)]
     except ValueError as error:
         sys.exit(fail(error))
@@ -153,7 +177,7 @@ def flags_from_yaml(path: Path) -> list[str]:
     return flags
 
 
-def fail(error: Exception) -> int:
+def fail(error: object) -> int:
     """Print one line on stderr and give the exit code of bad input."""
     print("error: " + " ".join(str(error).split()), file=sys.stderr)  # noqa: T201
     return 2

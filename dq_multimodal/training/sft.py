@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_multimodal.adapters.encoder import ModelOutOfReach, find_model
 from dq_multimodal.adapters.text import TextLayout, detect_layout, field_texts
 from dq_multimodal.config import InputError
 
@@ -22,7 +23,8 @@ def to_training_rows(dataset: "Dataset", text_columns: list[str] | None = None) 
       where the input is empty), the completion is the output.
     - prompt/completion: as they are.
     - messages, conversations: the last assistant turn is the completion, all before it the
-      prompt, rendered by the chat template of the tokenizer.
+      prompt (its earlier answers are not trained on), rendered by the chat template of the
+      tokenizer. Only roles and texts are kept: tool calls are not.
     - columns named by the user: the last is the completion, the others the prompt.
     - text: one `text` column, every token of which counts.
 
@@ -31,12 +33,20 @@ def to_training_rows(dataset: "Dataset", text_columns: list[str] | None = None) 
     Raises:
         InputError: If no shape fits, or a chat has no assistant turn.
     """
+    from datasets import Features, Value
+
     layout = detect_layout(dataset.column_names, tuple(text_columns) if text_columns else None)
+    features = None  # those of chats are found out from the rows
+    if layout.shape == "text":
+        features = Features({"text": Value("string")})
+    elif all(isinstance(dataset.features[column], Value) for column in layout.columns):
+        features = Features({"prompt": Value("string"), "completion": Value("string")})
     return dataset.map(
         _convert,
         with_indices=True,
         fn_kwargs={"layout": layout},
         remove_columns=dataset.column_names,
+        features=features,
         desc="prompts",
     )
 
@@ -47,7 +57,7 @@ def _convert(row: dict[str, Any], number: int, layout: TextLayout) -> dict[str, 
     if layout.shape in ("messages", "conversations"):
         return _split_chat(row, number, layout)
     if layout.shape == "prompt_completion":
-        return {"prompt": row["prompt"], "completion": row["completion"]}
+        return {name: _turns_or_text(row[name]) for name in ("prompt", "completion")}
     if layout.shape == "alpaca":
         names = {"instruction": "Instruction", "input": "Input"}
         parts = [(names[c], _text(row[c])) for c in layout.columns if c != "output"]
@@ -60,6 +70,8 @@ def _convert(row: dict[str, Any], number: int, layout: TextLayout) -> dict[str, 
 
 
 def _split_chat(row: dict[str, Any], number: int, layout: TextLayout) -> dict[str, Any]:
+    if any(not isinstance(turn, dict) for turn in row[layout.shape] or []):
+        raise InputError(f"row {number}: {layout.shape} must be a list of turns with role and text")
     turns = [
         {
             "role": ROLES.get(role, role),
@@ -76,36 +88,41 @@ def _split_chat(row: dict[str, Any], number: int, layout: TextLayout) -> dict[st
     return {"prompt": turns[:last], "completion": [turns[last]]}
 
 
+def _turns_or_text(value: Any) -> Any:
+    """Keep a list of chat turns as it is; everything else becomes one string."""
+    is_chat = isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
+    return value if is_chat and value else _text(value)
+
+
 def _text(value: Any) -> str:
     return "\n".join(field_texts(value))
 
 
-def check_model(name: str) -> None:
-    """Raise early, in one line, when a model can be had neither from a folder nor the Hub."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-    from huggingface_hub.utils import HfHubHTTPError, httpx
+def check_model(name: str, columns: list[str], has_chat_template: bool) -> None:
+    """Raise early, in one line, when a model cannot be had or cannot read chats.
 
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise InputError(f"the folder {name} holds no model: it has no config.json")
-        return
+    Args:
+        name: Folder or Hub id.
+        columns: Columns of the dataset to train on.
+        has_chat_template: Whether a template is given apart from the model.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        HfApi().model_info(name)
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(f"no model {name}: neither a folder nor a model on the Hub") from error
-    except (HfHubHTTPError, httpx.HTTPError, ConnectionError):
-        try:
-            snapshot_download(name, local_files_only=True, allow_patterns="config.json")
-        except LocalEntryNotFoundError as error:
+        place, revision = find_model(name)
+    except ModelOutOfReach as error:
+        raise InputError(
+            f"{error}: give a folder as --model_name_or_path, or see recipes/configs/demo.yaml "
+            "(`make demo`)"
+        ) from error
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise InputError(f"the folder {name} holds no model: it has no config.json")
+    if {"messages", "conversations"} & set(columns) and not has_chat_template:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        if not tokenizer.chat_template:
             raise InputError(
-                f"the Hub is out of reach and model {name} is not in its cache: give a folder as "
-                "--model_name_or_path, or see recipes/configs/demo.yaml (`make demo`)"
-            ) from error
+                f"the rows are chats and {name} has no chat template: give --chat_template_path"
+            )
 
 
 def response_loss(trainer: "SFTTrainer", dataset: "Dataset", batch_size: int) -> dict[str, Any]:

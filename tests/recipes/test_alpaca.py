@@ -83,10 +83,10 @@ def test_one_and_two_processes_train_on_the_same_subset(parts, small_encoder, tm
     assert "is already complete" in again.stdout
 
 
-def test_full_fine_tuning_on_all_rows_and_no_held_out_slice(parts, small_encoder, tmp_path):
+def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    flags = ("--method", "full", "--use_peft", "false", "--eval_split", "train[:5%]")
+    flags = ("--method", "full", "--use_peft", "false")
     launch(ONE, parts, small_encoder, tmp_path / "full", *flags)
     metrics = json.loads((tmp_path / "full" / "metrics.json").read_text())
     assert metrics["rows_trained"] == metrics["selection"]["source_rows"] == 180

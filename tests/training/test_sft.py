@@ -26,6 +26,8 @@ def test_alpaca_rows():
 def test_prompt_completion_and_text_rows():
     row = {"prompt": "Q", "completion": "A"}
     assert convert(row) == row
+    assert convert({"prompt": "Q", "completion": 3}) == {"prompt": "Q", "completion": "3"}
+    assert convert({"prompt": None, "completion": "A"}) == {"prompt": "", "completion": "A"}
     assert convert({"text": "all of it"}) == {"text": "all of it"}
 
 
@@ -50,7 +52,7 @@ def test_named_columns():
 def test_flags_win_over_the_file(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("keep_ratio: 5e-1\nmethod: random\ntext_columns: [a, b]\neval_split: null\n")
-    flags = ["--config", str(file), "--method", "graphcut"]
+    flags = [f"--config={file}", "--method", "graphcut"]
     (got,) = read_arguments([SelectionArguments], {"n_bins": 7}, flags)
     assert (got.keep_ratio, got.method, got.n_bins) == (0.5, "graphcut", 7)
     assert got.text_columns == ["a", "b"]
@@ -85,11 +87,22 @@ def test_another_dataset_is_held_out_instead_of_a_slice():
     assert (got.dataset_split, got.eval_split) == ("train[:10]", None)
 
 
+def test_held_out_rows_are_never_trained_on():
+    with pytest.raises(InputError, match="name dataset_split too"):
+        SelectionArguments(eval_split="train[95%:]")
+    both = SelectionArguments(dataset_split="train[:90%]", eval_split="train[:5%]")
+    with pytest.raises(InputError, match="shares rows"):
+        both.check_held_out(100)
+    SelectionArguments().check_held_out(52_002)
+    SelectionArguments(dataset_split="train", eval_split="test").check_held_out(10)
+    SelectionArguments(dataset_split="train[:90%]", eval_split="train[90%:]").check_held_out(7)
+
+
 def test_missing_models_are_one_clear_line(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
-        check_model(str(tmp_path))
+        check_model(str(tmp_path), ["text"], False)
     with pytest.raises(InputError, match="out of reach and model no/such"):
-        check_model("no/such")
+        check_model("no/such", ["text"], False)
 
 
 def test_the_response_loss_is_the_mean_over_response_tokens(tmp_path):

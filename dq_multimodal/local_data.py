@@ -1,0 +1,107 @@
+"""Datasets on this machine: data files, folders of them, folders made by save_to_disk."""
+
+import glob
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_multimodal.config import InputError
+from dq_multimodal.splits import name_split, take_slice
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+SAVED_MARKS = ("state.json", "dataset_dict.json")
+
+
+def is_local(name: str) -> bool:
+    """Say whether a name means something on this machine, there or not, and no Hub id."""
+    has_suffix = Path(name).suffix.lower() in BUILDERS
+    if has_suffix or name.startswith(("/", ".", "~")) or any(c in name for c in "*?["):
+        return True
+    try:
+        return Path(name).exists()
+    except OSError:  # too long for a path
+        return False
+
+
+def load_local(name: str, split: str) -> tuple["Dataset", dict[str, Any]]:
+    """Load local data, and say which files it came from and what is in them.
+
+    Raises:
+        InputError: If there is no such thing, it is of no known kind, or has no such split.
+    """
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    if not path.is_dir():
+        dataset, files = _load_files(path, name, split)
+    elif any((path / mark).is_file() for mark in SAVED_MARKS):
+        dataset, files = _load_saved(path, name, split)
+    else:
+        dataset, files = _load_folder(path, name, split)
+    origin = {
+        "kind": "folder" if path.is_dir() else "file",
+        "name": name,
+        "path": str(path.absolute()),
+        "split": split,
+        "files": [
+            {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
+            for file in files
+        ],
+        "rows": len(dataset),
+    }
+    return dataset, origin
+
+
+def _load_files(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
+    import datasets
+
+    found = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+    files = [Path(file) for file in found if Path(file).is_file()]
+    if not files:
+        raise InputError(f"no such file or folder: {name} (wanted .parquet, .json, .jsonl or .csv)")
+    kinds = {BUILDERS.get(file.suffix.lower(), file.suffix) for file in files}
+    if len(kinds) != 1 or not kinds <= set(BUILDERS.values()):
+        raise InputError(
+            f"{name} must be .parquet, .json, .jsonl or .csv files of one kind, "
+            f"got {', '.join(sorted(kinds))}"
+        )
+    data_files = [glob.escape(str(file)) for file in files]
+    return datasets.load_dataset(kinds.pop(), data_files=data_files, split=split), files
+
+
+def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
+    """Load what save_to_disk made; a single dataset counts as the split that is asked for."""
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        base = name_split(loaded, split, name)
+        loaded, path = loaded[base], path / base
+    state = json.loads((path / "state.json").read_text())
+    files = [path / entry["filename"] for entry in state["_data_files"]]
+    return take_slice(loaded, split), [path / "dataset_info.json", *files]
+
+
+def _load_folder(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
+    """Load a folder of data files, with the splits that its file names tell, as datasets does."""
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(glob.escape(str(path)))
+        by_split = builder.config.data_files
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        raise InputError(
+            f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv)"
+        ) from error
+    base = name_split(by_split or [], split, name)
+    files = sorted(Path(str(file)) for file in by_split[base])
+    return datasets.load_dataset(glob.escape(str(path)), split=split), files
+
+
+def hash_file(path: Path) -> str:
+    """Give the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

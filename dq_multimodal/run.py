@@ -189,8 +189,10 @@ def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
             f"{target} holds another run ({'; '.join(differing)}): "
             "use --overwrite or another output folder"
         )
-    if before is None or differing or manifest.get("complete"):
+    if before is None or differing or (overwrite and manifest.get("complete")):
         folder.clear_folder(target)
+    elif manifest.pop("complete", False):  # a file of it was lost
+        folder.write_manifest(target, manifest)
     folder.write_config(target, config)
 
 

@@ -356,7 +356,8 @@ def test_pictures_by_path_become_part_of_the_subset(tmp_path):
     with pytest.raises(InputError, match="column image holds Image, not text"):
         compress(
             rows.cast_column("image", ImageFeature()),
-            n_bins=1, text_columns=["image"],
+            n_bins=1,
+            text_columns=["image"],
             output_dir=tmp_path / "no",
         )
 

@@ -229,6 +229,7 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     write_text(target / folder.CARD, card.make_card(target, config, manifest))
+    (target / embedding.PROGRESS).unlink(missing_ok=True)
     folder.write_manifest(target, {"complete": True, **manifest})
     return Run(target)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = re.compile(r"(<!-- (results|facts): (\S+) -->\n)\n?(?:\|.*\n)*")
+MARK = re.compile(r"(<!-- (results|facts): (\S+) -->\n)\n?(?:\|.*\n)*\n?")
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def render(text: str) -> str:
         head, kind, file = match.groups()
         document = json.loads((ROOT / file).read_text())
         made = comparison_table(document["lines"]) if kind == "results" else facts(document)
-        return f"{head}\n{made}\n"
+        return f"{head}\n{made}\n\n"
 
     return MARK.sub(fill, text)
 

@@ -63,6 +63,7 @@ OutputDir = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+PushToHub = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Push the result there.")]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 RunOrId = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
@@ -101,9 +102,7 @@ def compress(
     batch_size: Annotated[int, typer.Option(help="Rows through the encoder together.")] = 64,
     output_dir: OutputDir = None,
     overwrite: Overwrite = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Push the result there.")
-    ] = None,
+    push_to_hub: PushToHub = None,
     private: Private = False,
     as_json: Json = False,
 ) -> None:
@@ -151,9 +150,7 @@ def resample(
     ] = None,
     output_dir: OutputDir = None,
     overwrite: Overwrite = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Push the result there.")
-    ] = None,
+    push_to_hub: PushToHub = None,
     private: Private = False,
     as_json: Json = False,
 ) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 FILE = "embeddings.npy"
 PARTIAL = "embeddings.npy.partial"
 PROGRESS = "embeddings.progress.json"
-CHUNK_ROWS = 1024
+SAVE_SECONDS = 5.0
+"""So much work at most is done again after a stop."""
 BLOCK_ROWS = 65536
 
 
@@ -42,20 +44,17 @@ def plan_batches(lengths: Int[ndarray, " n"], batch_size: int) -> list[Int[ndarr
 def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
     """Embed all rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
 
-    A chunk of batches is on disk before it counts as done. The file gets its name when it is
-    whole.
+    Batches are on disk before they count as done. The file gets its name when it is whole.
     """
     lengths = adapter.lengths()
     batches = plan_batches(lengths, batch_size)
-    per_chunk = max(1, CHUNK_ROWS // batch_size)
-    chunks = [batches[start : start + per_chunk] for start in range(0, len(batches), per_chunk)]
     shape = (len(lengths), adapter.dimension)
     facts = json.dumps([shape, batch_size, adapter.describe(), adapter.describe_model()])
     key = hashlib.sha256(facts.encode() + lengths.tobytes()).hexdigest()
 
     partial = folder / PARTIAL
-    done = _chunks_done(folder, key)
-    if done == len(chunks) and (folder / FILE).exists() and not partial.exists():
+    done = _batches_done(folder, key)
+    if done == len(batches) and (folder / FILE).exists() and not partial.exists():
         return  # the run stopped just before it could say that this stage is done
     if not done or not partial.exists():
         done = 0
@@ -63,14 +62,16 @@ def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
         partial.unlink(missing_ok=True)
     mode = "r+" if done else "w+"
     out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
-    n_done = sum(len(rows) for chunk in chunks[:done] for rows in chunk)
+    n_done = sum(len(rows) for rows in batches[:done])
+    saved = time.monotonic()
     with tqdm(total=len(lengths), initial=n_done, desc="embed", unit="row") as bar:
-        for number, chunk in enumerate(chunks[done:], done + 1):
-            for rows in chunk:
-                out[rows] = adapter.embed(rows)
-                bar.update(len(rows))
-            out.flush()
-            write_text(folder / PROGRESS, json.dumps({"key": key, "chunks": number}))
+        for number, rows in enumerate(batches[done:], done + 1):
+            out[rows] = adapter.embed(rows)
+            bar.update(len(rows))
+            if number == len(batches) or time.monotonic() - saved >= SAVE_SECONDS:
+                out.flush()
+                write_text(folder / PROGRESS, json.dumps({"key": key, "batches": number}))
+                saved = time.monotonic()
     del out
     put_in_place(partial, folder / FILE)
 
@@ -198,9 +199,9 @@ def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
         yield flat.reshape(len(array), -1)
 
 
-def _chunks_done(folder: Path, key: str) -> int:
+def _batches_done(folder: Path, key: str) -> int:
     try:
         progress = json.loads((folder / PROGRESS).read_text())
     except (OSError, ValueError):
         return 0
-    return progress["chunks"] if progress["key"] == key else 0
+    return progress["batches"] if progress["key"] == key else 0

@@ -95,7 +95,7 @@ def test_a_stop_before_any_change_of_the_folder(tmp_path, small_encoder, monkeyp
     """Stop before the k-th rename, removal or new folder, for every k; twice in a row; go on."""
     rows = {"text": [f"the fox {k} " * (k % 9) for k in range(300)]}
     Dataset.from_dict(rows).to_parquet(tmp_path / "data.parquet")
-    monkeypatch.setattr(embedding, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
     loaded = load_encoder(str(small_encoder))
     monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda _: loaded)
     left = [10**9]  # changes before the stop
@@ -172,7 +172,7 @@ def test_a_stop_while_another_run_is_overwritten(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, small_encoder):
-    Dataset.from_dict({"text": ["the fox"] * 20_000}).to_parquet(tmp_path / "data.parquet")
+    Dataset.from_dict({"text": ["the fox"] * 100_000}).to_parquet(tmp_path / "data.parquet")
     process = start(tmp_path, "run", small_encoder)
     progress = tmp_path / "run" / "embeddings.progress.json"
     for _ in range(600):

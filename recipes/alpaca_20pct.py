@@ -135,6 +135,7 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
         },
         "parameters": count_parameters(trainer),
         "n_processes": state.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
         "device": device_name(state),
         "command": sys.argv,
         "versions": {p: version(p) for p in ("dq-multimodal", "torch", "transformers", "trl")},

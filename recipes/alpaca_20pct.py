@@ -38,10 +38,8 @@ def main() -> None:
     import torch
     from trl import ModelConfig, SFTConfig
 
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in (
-        "true",
-        "1",
-    )
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    on_gpu = torch.cuda.is_available() and not wants_cpu
     defaults = {
         "model_name_or_path": "huggyllama/llama-7b",
         "use_peft": True,

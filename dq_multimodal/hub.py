@@ -102,7 +102,7 @@ def _public_config(run: Run) -> str:
     config = deepcopy(run.config)
     source, request, model = config["source"], config["request"], config["embedding"] or {}
     if source["kind"] in ("file", "folder"):
-        del source["path"]
+        source.pop("path", None)  # a run that comes from the Hub has none
         source["name"] = request["dataset"] = Path(source["name"]).name
     places = [
         (request, "embeddings"),

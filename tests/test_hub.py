@@ -125,6 +125,10 @@ def test_a_server_error_leaves_one_whole_revision(hub, cli, tmp_path):
     assert not [name for name, data in after.items() if str(tmp_path).encode() in data]
     assert json.loads(after["manifest.json"])["complete"]
 
+    cli("resample", "me/d", "--keep-ratio", 0.1, "--output-dir", "c", env=env)
+    cli("push", "c", "me/d", env=env)
+    assert b"keep_ratio: 0.1" in hub.files("me/d")["config.yaml"]
+
 
 def test_a_lost_answer_is_made_good_by_trying_again(hub, cli, tmp_path):
     Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")

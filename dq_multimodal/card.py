@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from dq_multimodal.local_data import is_local
+from dq_multimodal.local_data import is_local, short_name
 from dq_multimodal.selection import BINS_FILE
 from dq_multimodal.splits import base_split
 
@@ -47,7 +47,7 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
     request, source = config["request"], config["source"]
     rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]
     ratio = f"{100 * kept / rows:.4g} %"
-    title = f"{Path(source['name']).name.split('.')[0]}, {ratio} by {request['method']}"
+    title = f"{short_name(source['name'])}, {ratio} by {request['method']}"
     parts = [
         "---\n" + yaml.safe_dump(_front_matter(title, source, kept), sort_keys=False) + "---",
         f"# {title}",

@@ -43,12 +43,14 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     run = run if isinstance(run, Run) else Run(run)
     paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path)
     contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
-    card = (run.path / folder.CARD).read_text(encoding="utf-8").replace(REPO_ID, repo_id)
-    contents |= {folder.CARD: card.encode(), folder.CONFIG: _public_config(run).encode()}
+    card = (run.path / folder.CARD).read_text(encoding="utf-8")
+    contents[folder.CONFIG] = _public_config(run).encode()
     advice = "the repository is as it was, or whole and new; try the same again"
     with one_line(f"push to {repo_id}", advice):
         api = HfApi()
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        made = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        repo_id = made.repo_id  # with its owner
+        contents[folder.CARD] = card.replace(REPO_ID, repo_id).encode()
         info = api.dataset_info(repo_id)
         there = {file.rfilename for file in info.siblings or []}
         if private and not info.private:
@@ -85,7 +87,7 @@ def push_model(model_folder: Path, repo_id: str, *, private: bool = False) -> st
 
     with one_line(f"push to {repo_id}", "try the same again"):
         api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise InputError(f"{repo_id} is there already and public: nothing was pushed")
         operations = [

@@ -28,6 +28,12 @@ def is_local(name: str) -> bool:
         return False
 
 
+def short_name(name: str) -> str:
+    """Give the last part of a path or Hub id, without the ending of a data file."""
+    last = Path(name.rstrip("/*"))
+    return last.stem if last.suffix.lower() in BUILDERS else last.name
+
+
 def load_local(name: str, split: str) -> tuple["Dataset", dict[str, Any]]:
     """Load local data, and say which files it came from and what is in them.
 
@@ -96,8 +102,8 @@ def _load_folder(path: Path, name: str, split: str) -> tuple["Dataset", list[Pat
         raise InputError(
             f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv)"
         ) from error
-    base = name_split(by_split or [], split, name)
-    files = sorted(Path(str(file)) for file in by_split[base])
+    bases = {name_split(by_split or [], part, name) for part in split.split("+")}
+    files = sorted(Path(str(file)) for base in bases for file in by_split[base])
     return datasets.load_dataset(glob.escape(str(path)), split=split), files
 
 

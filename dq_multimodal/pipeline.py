@@ -78,6 +78,7 @@ def compress(
             if not adapter.lengths().any():
                 raise InputError(f"no row of {request.dataset} has anything to embed")
             config["embedding"] = adapter.describe_model()
+        _spare_inputs(target, request)
         begin(target, config, overwrite)
         manifest = _start_manifest(target, source, labels)
 
@@ -125,6 +126,13 @@ def _make_request(name: str, options: dict[str, Any]) -> CompressConfig:
         return CompressConfig(dataset=name, **options)
     except TypeError as error:
         raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
+
+
+def _spare_inputs(target: Path, request: CompressConfig) -> None:
+    """Raise before a run would overwrite the very files it is made from."""
+    for name in (request.embeddings, request.dataset):
+        if name and target.resolve() in Path(name).resolve().parents:
+            raise InputError(f"{name} lies in the output folder {target}: name another")
 
 
 def _choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | None:

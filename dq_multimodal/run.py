@@ -15,6 +15,7 @@ from dq_multimodal import __version__, card, embedding, folder, subset
 from dq_multimodal.atomic import write_text
 from dq_multimodal.config import CompressConfig, Draw, InputError, Method, count_kept
 from dq_multimodal.core import Bins
+from dq_multimodal.local_data import short_name
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
@@ -105,8 +106,7 @@ class Run:
 
 def default_folder(request: CompressConfig) -> Path:
     """Give runs/DATASET-METHOD-RATIO."""
-    stem = Path(request.dataset.rstrip("/*")).name.split(".")[0]
-    name = re.sub(r"[^\w-]+", "", stem) or "dataset"
+    name = re.sub(r"[^\w.-]+", "", short_name(request.dataset)).strip(".") or "dataset"
     return Path("runs") / f"{name}-{request.method}-{request.keep_ratio:g}"
 
 

@@ -69,7 +69,12 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     from trl import SFTTrainer, get_peft_config
 
     from dq_multimodal.source import pin_of
-    from dq_multimodal.training.sft import check_model, response_loss, to_training_rows
+    from dq_multimodal.training.sft import (
+        check_model,
+        has_chats,
+        response_loss,
+        to_training_rows,
+    )
 
     if training.output_dir in (None, "trainer_output"):
         name = Path(rows.dataset_name).name.split(".")[0]
@@ -82,14 +87,19 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     state = PartialState()
 
     source, held_out = load_rows(rows)
-    pins = {"source": pin_of(source.origin), "held_out": held_out and pin_of(held_out.origin)}
+    pins = {
+        "n_processes": state.num_processes,
+        "source": pin_of(source.origin),
+        "held_out": held_out and pin_of(held_out.origin),
+    }
     asked = record.describe_request(vars(rows), training.to_dict(), vars(model), pins)
     if record.is_complete(output_dir, asked):
         state.print(f"{output_dir} is already complete")
         publish(rows, training, output_dir, state, is_pushed)
         return
     has_template = training.chat_template_path is not None
-    check_model(str(model.model_name_or_path), source.dataset.column_names, has_template)
+    is_chat = has_chats(source.dataset, rows.text_columns)
+    check_model(str(model.model_name_or_path), needs_chat_template=is_chat and not has_template)
     if state.is_main_process:
         record.start(output_dir, asked)
     kept, selection = choose_rows(rows, source, output_dir / "selection", state)
@@ -232,8 +242,8 @@ def device_name(state: Any) -> str:
 def summarise(metrics: dict[str, Any], output_dir: Path) -> str:
     """Say in two lines what came out."""
     held_out = metrics["held_out"]
-    tested = "no held-out rows"
-    if held_out:
+    tested = "no held-out response tokens"
+    if held_out and held_out["response_loss"] is not None:
         tested = f"held-out response loss {held_out['response_loss']:.4f} nats a token"
         tested += f" on {held_out['rows']:,} rows"
     first, last = metrics["train_loss"].get("first"), metrics["train_loss"].get("last")

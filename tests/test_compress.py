@@ -351,6 +351,10 @@ def test_pictures_by_path_become_part_of_the_subset(tmp_path):
     Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "p.png")
     rows = Dataset.from_dict({"image": [str(tmp_path / "p.png")] * 3, "text": ["a", "b", "c"]})
     run = random_run(rows.cast_column("image", ImageFeature()), tmp_path)
+    assert [check.result for check in verify(run)][:2] == ["passed"] * 2
+    rows.cast_column("image", ImageFeature()).to_parquet(tmp_path / "pics.parquet")
+    again = random_run(str(tmp_path / "pics.parquet"), tmp_path, overwrite=True)
+    assert verify(again)[2].result == "passed"
     (tmp_path / "p.png").unlink()
     assert run.subset[2]["image"].size == (3, 2)
     with pytest.raises(InputError, match="column image holds Image, not text"):
@@ -398,6 +402,27 @@ def test_verify_of_a_broken_subset_fails_and_says_so(source, tmp_path):
     file = next((run.path / "subset").glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:100])
     assert [check.result for check in verify(run)] == ["passed", "failed", "failed", "passed"]
+
+
+def test_a_run_never_overwrites_what_it_is_made_from(source, tmp_path):
+    run = compress(str(source), output_dir=tmp_path / "run", **options(source))
+    given = str(run.path / "embeddings.npy")
+    with pytest.raises(InputError, match="lies in the output folder"):
+        compress(
+            str(source), embeddings=given, n_bins=5, output_dir=tmp_path / "run", overwrite=True
+        )
+    assert (run.path / "embeddings.npy").exists()
+
+
+def test_several_splits_of_a_folder_are_all_pinned(tmp_path):
+    (tmp_path / "src").mkdir()
+    for name in ("train", "test"):
+        Dataset.from_dict({"text": [name]}).to_parquet(tmp_path / "src" / f"{name}.parquet")
+    run = random_run(str(tmp_path / "src"), tmp_path, split="train+test")
+    assert sorted(run.subset["text"][:]) == ["test", "train"]
+    Dataset.from_dict({"text": ["other"]}).to_parquet(tmp_path / "src" / "test.parquet")
+    with pytest.raises(InputError, match="another content"):
+        random_run(str(tmp_path / "src"), tmp_path, split="train+test")
 
 
 def test_own_columns_in_the_source_are_refused(tmp_path):

@@ -157,6 +157,13 @@ def test_files_of_a_larger_subset_do_not_stay_behind(hub, cli, tmp_path):
     assert subset == ["subset/part-00000.parquet"]
 
 
+def test_a_name_without_owner_is_the_users(hub, cli, tmp_path):
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")
+    arguments = ("--method", "random", "--keep-ratio", 0.5, "--push-to-hub", "small")
+    cli("compress", "d.parquet", *arguments, env=hub.env(tmp_path))
+    assert b'load_dataset("me/small"' in hub.files("me/small")["README.md"]
+
+
 def test_a_push_never_lands_where_it_should_not(hub, cli, tmp_path):
     Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")
     cli("compress", "d.parquet", "--method", "random", "--keep-ratio", 0.5, "--output-dir", "a")

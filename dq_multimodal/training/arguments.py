@@ -92,6 +92,8 @@ class SelectionArguments:
         """
         if self.eval_dataset_name is not None or self.eval_split is None:
             return
+        if "+" in f"{self.dataset_split}{self.eval_split}":
+            raise InputError("dataset_split and eval_split must name one split each, without +")
         if base_split(self.dataset_split or "") != base_split(self.eval_split):
             return
         for start, stop in split_ranges(self.dataset_split or "", n_rows):

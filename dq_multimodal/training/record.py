@@ -10,7 +10,17 @@ from dq_multimodal.config import InputError
 REQUEST = "request.json"
 METRICS = "metrics.json"
 
-UNIMPORTANT = ("hub_", "push_", "report_to", "run_name", "log", "save_", "ddp_", "dataloader_num")
+UNIMPORTANT = (
+    "hub_",
+    "push_",
+    "report_to",
+    "run_name",
+    "log",
+    "save_st",
+    "save_total",
+    "ddp_",
+    "dataloader_num",
+)
 """Beginnings of the names of flags that change no result."""
 ELSEWHERE = {"output_dir", "disable_tqdm", "use_cpu", "local_rank", "resume_from_checkpoint"}
 """Flags that say where and how a run is made, not what comes out."""

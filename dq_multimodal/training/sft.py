@@ -98,13 +98,20 @@ def _text(value: Any) -> str:
     return "\n".join(field_texts(value))
 
 
-def check_model(name: str, columns: list[str], has_chat_template: bool) -> None:
+def has_chats(dataset: "Dataset", text_columns: list[str] | None = None) -> bool:
+    """Say whether the rows are lists of chat turns, which a chat template has to render."""
+    layout = detect_layout(dataset.column_names, tuple(text_columns) if text_columns else None)
+    if layout.shape == "prompt_completion":
+        return type(dataset.features["prompt"]).__name__ == "List"
+    return layout.shape in ("messages", "conversations")
+
+
+def check_model(name: str, *, needs_chat_template: bool) -> None:
     """Raise early, in one line, when a model cannot be had or cannot read chats.
 
     Args:
         name: Folder or Hub id.
-        columns: Columns of the dataset to train on.
-        has_chat_template: Whether a template is given apart from the model.
+        needs_chat_template: Whether its tokenizer has to have a chat template.
     """
     from transformers import AutoTokenizer
 
@@ -117,7 +124,7 @@ def check_model(name: str, columns: list[str], has_chat_template: bool) -> None:
         ) from error
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise InputError(f"the folder {name} holds no model: it has no config.json")
-    if {"messages", "conversations"} & set(columns) and not has_chat_template:
+    if needs_chat_template:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
         if not tokenizer.chat_template:
             raise InputError(

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from dq_multimodal import InputError
 from dq_multimodal.training.arguments import SelectionArguments, read_arguments
-from dq_multimodal.training.sft import check_model, to_training_rows
+from dq_multimodal.training.sft import check_model, has_chats, to_training_rows
 
 
 def convert(row, text_columns=None):
@@ -42,6 +42,15 @@ def test_chats_are_split_at_the_last_answer():
     assert got["completion"] == [{"role": "assistant", "content": "1"}]
     with pytest.raises(InputError, match="row 0 has no answer"):
         convert({"messages": chat[:1]})
+
+
+def test_chats_are_known_by_the_columns_that_are_read():
+    turns = [{"role": "user", "content": "Hi"}]
+    rows = Dataset.from_list([{"messages": turns, "q": "a", "a": "b"}])
+    assert has_chats(rows)
+    assert not has_chats(rows, ["q", "a"])
+    assert has_chats(Dataset.from_list([{"prompt": turns, "completion": turns}]))
+    assert not has_chats(Dataset.from_list([{"prompt": "x", "completion": "y"}]))
 
 
 def test_named_columns():
@@ -94,15 +103,17 @@ def test_held_out_rows_are_never_trained_on():
     with pytest.raises(InputError, match="shares rows"):
         both.check_held_out(100)
     SelectionArguments().check_held_out(52_002)
+    with pytest.raises(InputError, match="one split each"):
+        SelectionArguments(dataset_split="train+test", eval_split="test").check_held_out(9)
     SelectionArguments(dataset_split="train", eval_split="test").check_held_out(10)
     SelectionArguments(dataset_split="train[:90%]", eval_split="train[90%:]").check_held_out(7)
 
 
 def test_missing_models_are_one_clear_line(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
-        check_model(str(tmp_path), ["text"], False)
+        check_model(str(tmp_path), needs_chat_template=False)
     with pytest.raises(InputError, match="out of reach and model no/such"):
-        check_model("no/such", ["text"], False)
+        check_model("no/such", needs_chat_template=False)
 
 
 def test_the_response_loss_is_the_mean_over_response_tokens(tmp_path):

@@ -1,4 +1,4 @@
-"""The embedding stage: one global batch plan, written in chunks, resumable at any moment."""
+"""The embedding stage: one global batch plan, saved as it goes, resumable at any moment."""
 
 import hashlib
 import json

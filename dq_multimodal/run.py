@@ -146,16 +146,15 @@ def resample(
     started = time.perf_counter()
     with folder.claim_folder(target):
         bins, kind = _bins_for(run, request)
-        count_kept(len(bins), keep_ratio)
+        n_kept = count_kept(len(bins), keep_ratio)
         config = {**run.config, "request": request.as_dict(), "bins": kind}
         if not overwrite and is_finished(target, config):
             return found_complete(target)
-        begin(target, config, overwrite)
         order = order_by_method(bins, request.method, request.draw, request.seed)
+        dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
+        begin(target, config, overwrite)
         write_selection(target, bins, kind, order, keep_ratio, run.manifest["labels"])
-        kept = read_kept(target)
-        dataset, picks = _rows_from(run, kept["row"].to_numpy())
-        data_bytes = subset.write_subset(dataset, picks, kept, target)
+        data_bytes = subset.write_subset(dataset, picks, read_kept(target), target)
         manifest = {
             **{key: run.manifest[key] for key in ("rows", "labels", "notes", "problems")},
             "bytes": {**run.manifest["bytes"], "subset_data": data_bytes},

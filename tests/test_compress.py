@@ -116,6 +116,10 @@ def test_random_needs_no_encoder_and_no_text(tmp_path):
     assert resample(run, 0.05, output_dir=tmp_path / "five").manifest["kept"] == 5
     with pytest.raises(InputError, match="the source cannot give them"):
         resample(run, 0.2, output_dir=tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+    with pytest.raises(InputError, match="the source cannot give them"):
+        resample(run, 0.2, output_dir=tmp_path / "five", overwrite=True)
+    assert Run(tmp_path / "five").manifest["kept"] == 5  # what was there is there still
 
 
 def test_strata_keep_their_proportions_and_missing_labels_are_one(source, tmp_path):

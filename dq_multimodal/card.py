@@ -30,6 +30,12 @@ CITATIONS = """\
 }
 ```"""
 
+UNTOUCHED = "Every row is an untouched row of the source; nothing was rewritten or generated."
+DROPPED = (
+    "Its images keep their most important patches only, as records of kept patches and a mask; "
+    "the other columns are those of the source."
+)
+
 METHODS = {
     "dq": "Dataset Quantization: the rows were parted into disjoint bins by greedy GraphCut gains, "
     "and every bin gave the same share of its rows",
@@ -52,10 +58,10 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         "---\n" + yaml.safe_dump(_front_matter(title, source, kept), sort_keys=False) + "---",
         f"# {title}",
         f"**{kept:,} of the {rows:,} rows** of {_name_source(source)}, a smaller set to train on. "
-        "Every row is an untouched row of the source; nothing was rewritten or generated. "
-        "Dataset quantization has nothing to do with the quantization of model weights.",
+        + (DROPPED if request["drop_ratio"] else UNTOUCHED)
+        + " Dataset quantization has nothing to do with the quantization of model weights.",
         "## How to load it",
-        _loading(source["split"]),
+        _loading(source["split"], bool(request["drop_ratio"])),
         "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
         "## How it was made",
         METHODS[request["method"]] + ".",
@@ -70,6 +76,7 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
                     f"{sizes['source_data']:,}",
                     f"{sizes['subset_data']:,}",
                 ],
+                *_image_bytes(sizes),
                 [
                     "bytes of the files",
                     f"{sizes['source_files']:,}" if sizes["source_files"] else "not known",
@@ -94,6 +101,14 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         CITATIONS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _image_bytes(sizes: dict[str, Any]) -> list[list[str]]:
+    """Compare the images of the kept rows, source files against patch records."""
+    if "stored_images" not in sizes:
+        return []
+    before, after = sizes["source_images"], sizes["stored_images"]
+    return [["bytes of the images of the kept rows", f"{before:,}", f"{after:,}"]]
 
 
 def _front_matter(title: str, source: dict[str, Any], kept: int) -> dict[str, Any]:
@@ -137,12 +152,16 @@ def _name_source(source: dict[str, Any]) -> str:
     return {"memory": "a dataset that was given in memory"}.get(source["kind"], f"the local {name}")
 
 
-def _loading(split: str) -> str:
+def _loading(split: str, has_patches: bool) -> str:
+    whole = (
+        "\n\nfrom dq_multimodal.patches import restore\n\n"
+        'subset = restore(subset, fill="mean")  # images again; or fill="mae", mae_model=...'
+    )
     return (
         "```python\nfrom datasets import load_dataset\n\n"
         f'subset = load_dataset("{REPO_ID}", split="{base_split(split)}")\n'
         f'selection = load_dataset("{REPO_ID}", "selection", split="{base_split(split)}")'
-        "  # one row a source row\n```\n\n"
+        "  # one row a source row" + (whole if has_patches else "") + "\n```\n\n"
         "Other sizes and methods, without an encoder: "
         f"`dq-multimodal resample {REPO_ID} --keep-ratio 0.05`."
     )
@@ -153,12 +172,17 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
     settings = {name: request[name] for name in ("method", "keep_ratio", "seed")}
     if config["bins"] != "none":
         settings |= {name: request[name] for name in ("draw", "n_bins", "similarity")}
-        settings["label_column"] = request["label_column"] or "none: one stratum"
+    settings["label_column"] = config["label_column"] or "none: one stratum"
     if model is not None:
         shown = {key: _without_folders(value) for key, value in model.items()}
         settings["embedding"] = ", ".join(f"{k} {v}" for k, v in shown.items() if v is not None)
         if rows is not None and "model" in model:
-            settings["embedded text"] = f"{rows['template']} ({rows['shape']})"
+            what = rows.get("template", ", ".join(rows["columns"]))
+            settings[f"embedded {rows['modality']}"] = f"{what} ({rows['shape']})"
+    if request["drop_ratio"]:
+        names = ("drop_ratio", "attribution", "patch_coding", "min_psnr")
+        settings |= {name: request[name] for name in names if request[name] is not None}
+        settings["patch_size"] = f"{config['patches']['patch_size']} px"
     return [[name, f"`{_escape(str(value))}`"] for name, value in settings.items()]
 
 

@@ -12,13 +12,31 @@ import typer
 from typer import exceptions
 
 from dq_multimodal.config import (
+    DEFAULT_IMAGE_MODEL,
     DEFAULT_TEXT_MODEL,
+    Attribution,
     Draw,
+    Embedding,
+    Fill,
     InputError,
     Method,
+    Modality,
+    PatchCoding,
     Similarity,
-    check_keep_ratio,
 )
+from dq_multimodal.options import (
+    Json,
+    KeepRatio,
+    OutputDir,
+    Overwrite,
+    Private,
+    PushToHub,
+    RunOrId,
+    parse_columns,
+    parse_drop_ratio,
+    parse_ratio,
+)
+from dq_multimodal.summary import summarise
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
@@ -33,43 +51,6 @@ app = typer.Typer(
 )
 
 
-def parse_ratio(text: str) -> float:
-    """Read a ratio in (0, 1]."""
-    try:
-        ratio = float(text)
-        check_keep_ratio(ratio)
-    except ValueError:
-        hint = " (write 0.2 for 20 %)" if "%" in str(text) else ""
-        raise InputError(f"keep_ratio must lie in (0, 1], got {text}{hint}") from None
-    return ratio
-
-
-def parse_columns(text: str | None) -> tuple[str, ...] | None:
-    """Read column names parted by commas."""
-    if text is None:
-        return None
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise InputError(f"text_columns must be names parted by commas, got {text!r}")
-    return names
-
-
-KeepRatio = Annotated[
-    str, typer.Option(metavar="RATIO", help="Share of the rows to keep, in (0, 1].")
-]
-OutputDir = Annotated[
-    Path | None,
-    typer.Option(help="The run folder.  [default: runs/DATASET-METHOD-RATIO]", show_default=False),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-PushToHub = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Push the result there.")]
-Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
-RunOrId = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
-]
-
-
 @app.command()
 def compress(
     dataset: Annotated[str, typer.Argument(help="Hub id, data file or glob, or folder.")],
@@ -82,24 +63,74 @@ def compress(
         Draw, typer.Option(help="Within a bin: by seeded hash, or by rank.")
     ] = "random",
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    modality: Annotated[
+        Modality, typer.Option(help="What the rows are; auto looks for a column of images.")
+    ] = "auto",
     text_columns: Annotated[
         str | None,
         typer.Option(
             metavar="A,B", help="Text columns, in order.  [default: detected]", show_default=False
         ),
     ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="Column of images.  [default: the only one]", show_default=False),
+    ] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="Column of strata: each value is binned on its own.")
+        str | None,
+        typer.Option(
+            help="Column of strata: each value is binned on its own; that of images is found, "
+            "none leaves it aside."
+        ),
     ] = None,
     embedding_model: Annotated[
-        str, typer.Option(help="sentence-transformers model id or folder.")
-    ] = DEFAULT_TEXT_MODEL,
+        str | None,
+        typer.Option(
+            help="sentence-transformers, timm or transformers id, or a folder.  "
+            f"[default: {DEFAULT_TEXT_MODEL}, {DEFAULT_IMAGE_MODEL}]",
+            show_default=False,
+        ),
+    ] = None,
+    embedding: Annotated[
+        Embedding, typer.Option(help="Of images: pooled features, or last-layer gradients.")
+    ] = "features",
     embeddings: Annotated[
         str | None, typer.Option(help="Ready embeddings: FILE.npy, or a column.")
     ] = None,
     similarity: Annotated[Similarity, typer.Option(help="Similarity of the bins.")] = "cosine",
     n_bins: Annotated[int, typer.Option(help="Number of bins.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Rows through the encoder together.")] = 64,
+    drop_ratio: Annotated[
+        str,
+        typer.Option(metavar="RATIO", help="Share of the patches of kept images to drop, [0, 1)."),
+    ] = "0",
+    patch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of a patch in pixels.  [default: 4 up to 64 px, else 16]", show_default=False
+        ),
+    ] = None,
+    attribution: Annotated[
+        Attribution, typer.Option(help="Which patches are dropped: the least important, or any.")
+    ] = "gradcam++",
+    attribution_model: Annotated[
+        str | None,
+        typer.Option(help="Classifier for it.  [default: embedding model]", show_default=False),
+    ] = None,
+    patch_coding: Annotated[
+        PatchCoding, typer.Option(help="exact keeps kept pixels bit for bit, webp is lossy.")
+    ] = "exact",
+    patch_quality: Annotated[int, typer.Option(help="Quality of webp, 0 to 100.")] = 80,
+    min_psnr: Annotated[
+        float | None, typer.Option(help="Filled images below so many dB keep their original.")
+    ] = None,
+    fill: Annotated[
+        Fill | None,
+        typer.Option(help="How holes are filled for that.  [default: mean]", show_default=False),
+    ] = None,
+    mae_model: Annotated[
+        str | None, typer.Option(help="Masked autoencoder that fills holes: id or folder.")
+    ] = None,
     output_dir: OutputDir = None,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
@@ -121,17 +152,29 @@ def compress(
         method=method,
         draw=draw,
         seed=seed,
+        modality=modality,
         text_columns=parse_columns(text_columns),
+        image_column=image_column,
         label_column=label_column,
         embedding_model=embedding_model,
+        embedding=embedding,
         embeddings=embeddings,
         similarity=similarity,
         n_bins=n_bins,
         batch_size=batch_size,
+        drop_ratio=parse_drop_ratio(drop_ratio),
+        patch_size=patch_size,
+        attribution=attribution,
+        attribution_model=attribution_model,
+        patch_coding=patch_coding,
+        patch_quality=patch_quality,
+        min_psnr=min_psnr,
+        fill=fill,
+        mae_model=mae_model,
         output_dir=output_dir,
         overwrite=overwrite,
     )
-    _report(run, as_json, _push(run, push_to_hub, private))
+    typer.echo(summarise(run, as_json, _push(run, push_to_hub, private)))
 
 
 @app.command()
@@ -167,7 +210,7 @@ def resample(
         output_dir=output_dir,
         overwrite=overwrite,
     )
-    _report(drawn, as_json, _push(drawn, push_to_hub, private))
+    typer.echo(summarise(drawn, as_json, _push(drawn, push_to_hub, private)))
 
 
 @app.command()
@@ -207,38 +250,6 @@ def _push(run: "Run", repo_id: str | None, private: bool) -> str | None:
     from dq_multimodal.hub import push as run_push
 
     return run_push(run, repo_id, private=private)
-
-
-def _report(run: "Run", as_json: bool, address: str | None) -> None:
-    """Print what came out: a few lines for people, or one JSON document."""
-    request, manifest = run.request, run.manifest
-    if as_json:
-        keys = ("rows", "kept", "bytes", "seconds", "notes")
-        document = {"output_dir": str(run.path), "complete": True, "pushed": address}
-        document["was_complete"] = run.was_complete
-        document |= {"request": request.as_dict()} | {key: manifest[key] for key in keys}
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
-        return
-    columns = run.config["rows"]
-    read_as = f" ({columns['shape']}: {', '.join(columns['columns'])})" if columns else ""
-    rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]
-    how: str = request.method
-    if run.config["bins"] == "dq" and request.method == "dq":
-        how += f", {request.n_bins} bins, {request.similarity}, {request.draw} draw"
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in manifest["seconds"].items())
-    lines = ["already complete: nothing was done anew"] if run.was_complete else []
-    lines += [f"source   {request.dataset}, {rows:,} rows{read_as}"]
-    lines += [f"note     {note}" for note in manifest["notes"]]
-    lines += [
-        f"kept     {kept:,} rows ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
-        f"bytes    {sizes['source_data']:,} -> {sizes['subset_data']:,} as data, "
-        f"{sizes['subset_files']:,} on disk",
-        f"time     {seconds}",
-        f"folder   {run.path}",
-    ]
-    if address:
-        lines.append(f"pushed   {address}")
-    typer.echo("\n".join(lines))
 
 
 def main(arguments: list[str] | None = None, run: Callable[..., Any] = app) -> None:

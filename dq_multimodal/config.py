@@ -9,8 +9,25 @@ from typing import Any, Literal, get_args
 Method = Literal["dq", "graphcut", "random"]
 Draw = Literal["random", "rank"]
 Similarity = Literal["cosine", "euclidean"]
+Modality = Literal["auto", "text", "image"]
+Embedding = Literal["features", "gradients"]
+Attribution = Literal["gradcam++", "random"]
+PatchCoding = Literal["exact", "webp"]
+Fill = Literal["mean", "zero", "mae"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
+
+CHOICES: dict[str, Any] = {
+    "method": Method,
+    "draw": Draw,
+    "similarity": Similarity,
+    "modality": Modality,
+    "embedding": Embedding,
+    "attribution": Attribution,
+    "patch_coding": PatchCoding,
+}
+"""Settings that are one of a few names."""
 
 
 class InputError(ValueError):
@@ -30,13 +47,27 @@ class CompressConfig:
         method: "dq" (bins, uniform sample), "graphcut" (one greedy run) or "random".
         draw: Within a bin, rows by seeded hash ("random", the papers) or by greedy rank ("rank").
         seed: Seed of the draw.
+        modality: "text" or "image"; "auto" takes images where the dataset has a column of them.
         text_columns: Columns that are embedded, in this order; None detects them.
-        label_column: Column whose values become strata: every stratum is binned on its own.
-        embedding_model: sentence-transformers model id or folder.
+        image_column: Column of images; None finds the only one.
+        label_column: Column whose values become strata: every stratum is binned on its own. None
+            finds the labels of images; "none" leaves them aside.
+        embedding_model: sentence-transformers, timm or transformers model id, or a folder; None
+            is the default of the modality.
+        embedding: Of images, pooled "features" or last-layer "gradients".
         embeddings: .npy file of (n, d) ready embeddings, or the name of a column that holds them.
         similarity: "cosine" or "euclidean".
         n_bins: Bins of a stratum, at least 1.
         batch_size: Rows that go through the encoder together.
+        drop_ratio: Share of the patches of each kept image to drop, in [0, 1); 0 drops none.
+        patch_size: Side of a patch in pixels; None is 4 up to 64 px, else 16.
+        attribution: Which patches are dropped: the least important by "gradcam++", or "random".
+        attribution_model: Classifier for gradcam++; None is the embedding model.
+        patch_coding: "exact" keeps kept pixels bit for bit, "webp" is lossy.
+        patch_quality: Quality of webp, 0 to 100.
+        min_psnr: Images whose filled holes lie below this many dB keep their original.
+        fill: How holes are filled for that: "mean", "zero" or "mae".
+        mae_model: Masked autoencoder for mae, a model id or folder.
     """
 
     dataset: str
@@ -47,39 +78,68 @@ class CompressConfig:
     method: Method = "dq"
     draw: Draw = "random"
     seed: int = 0
+    modality: Modality = "auto"
     text_columns: tuple[str, ...] | None = None
+    image_column: str | None = None
     label_column: str | None = None
-    embedding_model: str = DEFAULT_TEXT_MODEL
+    embedding_model: str | None = None
+    embedding: Embedding = "features"
     embeddings: str | None = None
     similarity: Similarity = "cosine"
     n_bins: int = 10
     batch_size: int = 64
+    drop_ratio: float = 0.0
+    patch_size: int | None = None
+    attribution: Attribution = "gradcam++"
+    attribution_model: str | None = None
+    patch_coding: PatchCoding = "exact"
+    patch_quality: int = 80
+    min_psnr: float | None = None
+    fill: Fill | None = None
+    mae_model: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "embedding_model", "embeddings"):
+        for name in ("dataset", "embedding_model", "embeddings", "attribution_model", "mae_model"):
             value = getattr(self, name)
             if isinstance(value, PathLike):
                 object.__setattr__(self, name, fspath(value))
             elif value is not None and not isinstance(value, str):
                 raise InputError(f"{name} must be a name or a path, got {type(value).__name__}")
         check_keep_ratio(self.keep_ratio)
-        check_choice("method", self.method, Method)
-        check_choice("draw", self.draw, Draw)
-        check_choice("similarity", self.similarity, Similarity)
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         check_count("n_bins", self.n_bins)
         check_count("batch_size", self.batch_size)
         check_seed(self.seed)
-        for name, kind in (
-            ("keep_ratio", float),
-            ("n_bins", int),
-            ("batch_size", int),
-            ("seed", int),
-        ):
-            object.__setattr__(self, name, kind(getattr(self, name)))  # NumPy's numbers included
+        self._check_patches()
+        for name in ("keep_ratio", "drop_ratio"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's included
+        for name in ("n_bins", "batch_size", "seed", "patch_quality"):
+            object.__setattr__(self, name, int(getattr(self, name)))
         if self.text_columns is not None:
             if isinstance(self.text_columns, str) or not self.text_columns:
                 raise InputError(f"text_columns must be a list of names, got {self.text_columns!r}")
             object.__setattr__(self, "text_columns", tuple(self.text_columns))
+
+    def _check_patches(self) -> None:
+        """Raise unless the settings of the patches fit each other."""
+        check_drop_ratio(self.drop_ratio)
+        if self.patch_size is not None:
+            check_count("patch_size", self.patch_size)
+        if not self.drop_ratio:
+            names = ("patch_size", "attribution_model", "min_psnr", "fill", "mae_model")
+            lone = [name for name in names if getattr(self, name) is not None]
+            if lone:
+                raise InputError(f"{lone[0]} is for dropped patches: it needs a drop_ratio above 0")
+        quality = self.patch_quality
+        if not isinstance(quality, Integral) or not 0 <= quality <= 100:
+            raise InputError(f"patch_quality must be a whole number from 0 to 100, got {quality!r}")
+        if self.min_psnr is not None and not isinstance(self.min_psnr, Real):
+            raise InputError(f"min_psnr must be a number of dB, got {self.min_psnr!r}")
+        if self.fill is not None:
+            check_choice("fill", self.fill, Fill)
+        if self.fill == "mae" and self.mae_model is None:
+            raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
 
     def as_dict(self) -> dict[str, Any]:
         """Give the settings as plain values that YAML can hold."""
@@ -99,6 +159,13 @@ def check_keep_ratio(keep_ratio: Any) -> None:
     is_number = isinstance(keep_ratio, Real) and not isinstance(keep_ratio, bool)
     if not is_number or math.isnan(keep_ratio) or not 0 < keep_ratio <= 1:
         raise InputError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
+
+
+def check_drop_ratio(drop_ratio: Any) -> None:
+    """Raise unless the ratio is a number in [0, 1)."""
+    is_number = isinstance(drop_ratio, Real) and not isinstance(drop_ratio, bool)
+    if not is_number or math.isnan(drop_ratio) or not 0 <= drop_ratio < 1:
+        raise InputError(f"drop_ratio must lie in [0, 1), got {drop_ratio}")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.base import Adapter, Problems
 from dq_multimodal.atomic import put_in_place, write_text
 from dq_multimodal.config import InputError
 from dq_multimodal.splits import split_ranges
@@ -44,7 +46,9 @@ def plan_batches(lengths: Int[ndarray, " n"], batch_size: int) -> list[Int[ndarr
 def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
     """Embed all rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
 
-    Batches are on disk before they count as done. The file gets its name when it is whole.
+    Threads read and prepare the next batches while the model works on one. Batches are on disk,
+    and the odd rows that they held are noted, before they count as done. The file gets its name
+    when it is whole.
     """
     lengths = adapter.lengths()
     batches = plan_batches(lengths, batch_size)
@@ -53,11 +57,12 @@ def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
     key = hashlib.sha256(facts.encode() + lengths.tobytes()).hexdigest()
 
     partial = folder / PARTIAL
-    done = _batches_done(folder, key)
+    done, problems = _read_progress(folder, key)
     if done == len(batches) and (folder / FILE).exists() and not partial.exists():
+        adapter.problems |= problems
         return  # the run stopped just before it could say that this stage is done
     if not done or not partial.exists():
-        done = 0
+        done, problems = 0, {}
         (folder / PROGRESS).unlink(missing_ok=True)  # before the new file of zeros is there
         partial.unlink(missing_ok=True)
     mode = "r+" if done else "w+"
@@ -65,15 +70,40 @@ def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
     n_done = sum(len(rows) for rows in batches[:done])
     saved = time.monotonic()
     with tqdm(total=len(lengths), initial=n_done, desc="embed", unit="row") as bar:
-        for number, rows in enumerate(batches[done:], done + 1):
-            out[rows] = adapter.embed(rows)
+        loaded = _load_ahead(adapter, batches[done:])
+        for number, (rows, (batch, found)) in enumerate(loaded, done + 1):
+            out[rows] = adapter.embed(batch)
+            for what, odd in found.items():
+                problems.setdefault(what, []).extend(odd)
             bar.update(len(rows))
             if number == len(batches) or time.monotonic() - saved >= SAVE_SECONDS:
                 out.flush()
-                write_text(folder / PROGRESS, json.dumps({"key": key, "batches": number}))
+                progress = {"key": key, "batches": number, "problems": problems}
+                write_text(folder / PROGRESS, json.dumps(progress))
                 saved = time.monotonic()
     del out
     put_in_place(partial, folder / FILE)
+    adapter.problems |= problems
+
+
+def _load_ahead(
+    adapter: Adapter, batches: list[Int[ndarray, " b"]]
+) -> Iterator[tuple[Int[ndarray, " b"], tuple[Any, Problems]]]:
+    """Yield the loaded batches in their order, some of them read ahead by threads."""
+    n_threads = max(1, min(8, (os.cpu_count() or 2) - 1))
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="load")
+    waiting: deque[tuple[Int[ndarray, " b"], Future[tuple[Any, Problems]]]] = deque()
+    try:
+        for rows in batches:
+            waiting.append((rows, pool.submit(adapter.load, rows)))
+            if len(waiting) > 2 * n_threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]:
@@ -199,9 +229,12 @@ def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
         yield flat.reshape(len(array), -1)
 
 
-def _batches_done(folder: Path, key: str) -> int:
+def _read_progress(folder: Path, key: str) -> tuple[int, Problems]:
+    """Give the batches that are done of this very plan, and the problems found in them."""
     try:
         progress = json.loads((folder / PROGRESS).read_text())
     except (OSError, ValueError):
-        return 0
-    return progress["batches"] if progress["key"] == key else 0
+        return 0, {}
+    if progress["key"] != key:
+        return 0, {}
+    return progress["batches"], progress.get("problems", {})

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dq_multimodal import embedding, selection, subset
+from dq_multimodal import embedding, patch_records, selection, subset
 from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
 
@@ -30,6 +30,7 @@ OURS = (
     selection.BINS_FILE,
     subset.FOLDER,
     subset.PARTIAL,
+    patch_records.FOLDER,
 )
 """Everything that a run may leave in its folder (besides NAME.tmp of each)."""
 

@@ -6,17 +6,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
 from dq_multimodal import embedding, folder, subset
-from dq_multimodal.adapters.base import Adapter
-from dq_multimodal.adapters.text import TextAdapter, detect_layout
+from dq_multimodal.adapters.base import Adapter, Problems, note_problem
+from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import CompressConfig, InputError, count_kept
 from dq_multimodal.core import one_bin
+from dq_multimodal.patch_records import (
+    check_smaller,
+    drop_patches,
+    note_original,
+    stored_bytes,
+)
 from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
 from dq_multimodal.selection import (
     BINS_FILE,
+    NO_LABEL,
     SELECTION_FILE,
     bin_rows,
     bins_kind,
+    count_left,
     order_by_method,
     read_kept,
     read_strata,
@@ -26,6 +38,8 @@ from dq_multimodal.source import Source, from_memory, load_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from dq_multimodal.patching import PatchDropper
 
 MAX_LISTED = 1000
 """Row numbers of one problem that manifest.json lists; the count is exact."""
@@ -69,36 +83,36 @@ def compress(
         if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
             raise InputError(f"n_bins must be at most the {n_rows} rows, got {request.n_bins}")
         subset.check_columns(source.dataset)
-        strata, labels = read_strata(source.dataset, request.label_column)
-        adapter = _choose_adapter(source.dataset, request)
-        config = _make_config(request, source, adapter)
+        adapter = choose_adapter(source.dataset, request)
+        label_column = label_column_of(adapter, request)
+        strata, labels = read_strata(source.dataset, label_column)
+        config = _make_config(request, source, adapter, label_column)
         if not overwrite and is_finished(target, config):
             return found_complete(target)
         if config["embedding"] is None and config["bins"] != "none" and adapter is not None:
             if not adapter.lengths().any():
                 raise InputError(f"no row of {request.dataset} has anything to embed")
             config["embedding"] = adapter.describe_model()
+        dropper = None
+        if request.drop_ratio:
+            from dq_multimodal.patching import make_dropper
+
+            dropper = make_dropper(source.dataset, request, adapter)
+            config["patches"] = dropper.describe()
         _spare_inputs(target, request)
         begin(target, config, overwrite)
         manifest = _start_manifest(target, source, labels)
 
-        with _stage(target, manifest, "rows") as is_due:
-            if is_due and adapter is not None:
-                adapter.lengths()
-                manifest["notes"] = adapter.notes
-                manifest["problems"] = {
-                    what: {"count": len(rows), "rows": rows[:MAX_LISTED]}
-                    for what, rows in adapter.problems.items()
-                }
         made = [embedding.FILE] if config["bins"] != "none" else []
         with _stage(target, manifest, "embeddings", *made) as is_due:
-            if is_due and config["bins"] != "none":
-                if request.embeddings is not None:
+            if is_due:
+                if request.embeddings is not None and config["bins"] != "none":
                     embedding.copy_embeddings(
                         request.embeddings, source.dataset, request.split, target
                     )
-                elif adapter is not None:
+                elif adapter is not None and config["bins"] != "none":
                     embedding.embed_rows(adapter, target, request.batch_size)
+                _note_rows(manifest, adapter, strata, labels)
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)
@@ -109,16 +123,61 @@ def compress(
                         config["bins"],
                         request.n_bins,
                         request.similarity,
+                        count_left(config),
                     )
                 order = order_by_method(bins, request.method, request.draw, request.seed)
                 write_selection(target, bins, config["bins"], order, request.keep_ratio, labels)
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
-                kept = read_kept(target)
-                picks = kept["row"].to_numpy()
-                n_bytes = subset.write_subset(source.dataset, picks, kept, target)
-                manifest["bytes"]["subset_data"] = n_bytes
+                _write_subset(target, source.dataset, dropper, manifest)
         return finish(target, config, manifest)
+
+
+def _write_subset(
+    target: Path, dataset: "Dataset", dropper: "PatchDropper | None", manifest: dict[str, Any]
+) -> None:
+    """Write the kept rows, their images as patch records where patches are dropped."""
+    kept = read_kept(target)
+    picks = kept["row"].to_numpy()
+    if dropper is None:
+        manifest["bytes"]["subset_data"] = subset.write_subset(dataset, picks, kept, target)
+        return
+    records = drop_patches(dataset, dropper.column, picks, dropper.drop, target)
+    found = records.summarise()
+    manifest["bytes"]["subset_data"] = subset.write_subset(dataset, picks, kept, target, records)
+    stored = stored_bytes(subset.subset_files(target), dropper.column)
+    try:
+        check_smaller(found["source_bytes"], stored, found["coded"])
+    except InputError:
+        subset.remove_subset(target)
+        raise
+    manifest["bytes"] |= {"source_images": found.pop("source_bytes"), "stored_images": stored}
+    for what, rows in found["originals"].items():
+        manifest["notes"].append(note_original(what, rows))
+        found["originals"][what] = len(rows)
+    manifest["patches"] = {"fill": dropper.fill_name, **found}
+
+
+def _note_rows(
+    manifest: dict[str, Any],
+    adapter: Adapter | None,
+    strata: Int[ndarray, " n"],
+    labels: list[str],
+) -> None:
+    """Write down what is odd about the rows."""
+    problems: Problems = {}
+    if adapter is not None:
+        adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
+        problems = {what: sorted(rows) for what, rows in adapter.problems.items()}
+    if NO_LABEL in labels and len(labels) > 1:
+        rows = np.flatnonzero(strata == labels.index(NO_LABEL)).tolist()
+        problems["no label, a stratum of their own"] = rows
+    manifest["notes"] = [note_problem(what, rows) for what, rows in problems.items()]
+    if adapter is not None:
+        manifest["notes"] = adapter.notes + manifest["notes"]
+    manifest["problems"] = {
+        what: {"count": len(rows), "rows": rows[:MAX_LISTED]} for what, rows in problems.items()
+    }
 
 
 def _make_request(name: str, options: dict[str, Any]) -> CompressConfig:
@@ -135,20 +194,8 @@ def _spare_inputs(target: Path, request: CompressConfig) -> None:
             raise InputError(f"{name} lies in the output folder {target}: name another")
 
 
-def _choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | None:
-    """Find the text; None where nothing is to be embedded and no text was found."""
-    needs_text = bins_kind(request.method) != "none" and request.embeddings is None
-    try:
-        layout = detect_layout(dataset.column_names, request.text_columns)
-        return TextAdapter(dataset, layout, request.embedding_model)
-    except InputError:
-        if needs_text or request.text_columns is not None:
-            raise
-        return None
-
-
 def _make_config(
-    request: CompressConfig, source: Source, adapter: Adapter | None
+    request: CompressConfig, source: Source, adapter: Adapter | None, label_column: str | None
 ) -> dict[str, Any]:
     """Put together config.yaml, all but the model, which takes seconds to load."""
     kind = bins_kind(request.method)
@@ -157,6 +204,7 @@ def _make_config(
         "request": request.as_dict(),
         "source": source.origin,
         "rows": adapter.describe() if adapter is not None else None,
+        "label_column": label_column,
         "embedding": (
             embedding.describe_given(given, source.dataset, request.split) if given else None
         ),

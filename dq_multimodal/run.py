@@ -1,6 +1,7 @@
 """A finished run: the folder on disk, and what can be drawn from it without an encoder."""
 
 import re
+import shutil
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from dq_multimodal import __version__, card, embedding, folder, subset
+from dq_multimodal import __version__, card, embedding, folder, patch_records, subset
 from dq_multimodal.atomic import write_text
 from dq_multimodal.config import CompressConfig, Draw, InputError, Method, count_kept
 from dq_multimodal.core import Bins
@@ -22,6 +23,7 @@ from dq_multimodal.selection import (
     BinsKind,
     bin_rows,
     bins_kind,
+    count_left,
     order_by_method,
     read_kept,
     read_selection,
@@ -225,10 +227,11 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
     manifest["bytes"]["subset_files"] = sum(sizes)
     manifest["kept"] = count_kept(manifest["rows"], config["request"]["keep_ratio"])
-    packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers")
+    packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     write_text(target / folder.CARD, card.make_card(target, config, manifest))
     (target / embedding.PROGRESS).unlink(missing_ok=True)
+    shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now
     folder.write_manifest(target, {"complete": True, **manifest})
     return Run(target)
 
@@ -244,7 +247,9 @@ def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
             f"{run.request.method}), nor {embedding.FILE}: compress the source anew"
         )
     rows = embedding.open_embeddings(run.path)
-    return bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity), needed
+    n_left = count_left(run.config)
+    bins = bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity, n_left)
+    return bins, needed
 
 
 def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
@@ -254,6 +259,11 @@ def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarr
     missing = np.setdiff1d(kept, numbers)
     if not len(missing):
         return held.remove_columns(list(subset.OWN_COLUMNS)), np.searchsorted(numbers, kept)
+    if run.request.drop_ratio:
+        raise InputError(
+            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
+            "their patches were not dropped: compress the source anew"
+        )
     try:
         return reload_source(run.config["source"]).dataset, kept
     except InputError as error:

@@ -10,6 +10,7 @@ from numpy import ndarray
 from dq_multimodal.atomic import write_table
 from dq_multimodal.config import Draw, InputError, Method, Similarity, count_kept
 from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
+from dq_multimodal.vision.columns import read_classes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 BinsKind = Literal["dq", "graphcut", "none"]
 """What the bin, rank and gain columns hold: DQ's bins, one greedy run, or nothing."""
+
+NO_LABEL = "(no label)"
 
 SELECTION_FILE = "selection.parquet"
 BINS_FILE = "bins.parquet"
@@ -33,14 +36,25 @@ def bin_rows(
     kind: BinsKind,
     n_bins: int,
     similarity: Similarity,
+    n_left: int = 0,
 ) -> Bins:
-    """Make the bins that a method needs, with a progress bar."""
+    """Make the bins that a method needs, with a progress bar; see `core.make_bins`."""
     from tqdm import tqdm
 
     with tqdm(total=len(strata), desc="select", unit="row") as bar:
         return make_bins(
-            embeddings, 1 if kind == "graphcut" else n_bins, similarity, strata, on_picks=bar.update
+            embeddings,
+            1 if kind == "graphcut" else n_bins,
+            similarity,
+            strata,
+            n_left=n_left,
+            on_picks=bar.update,
         )
+
+
+def count_left(config: dict[str, Any]) -> int:
+    """Give the numbers of the left factor where embeddings are outer products, else 0."""
+    return ((config["embedding"] or {}).get("factors") or [0])[0]
 
 
 def order_by_method(bins: Bins, method: Method, draw: Draw, seed: int) -> Int[ndarray, " n"]:
@@ -63,18 +77,9 @@ def read_strata(dataset: "Dataset", column: str | None) -> tuple[Int[ndarray, " 
         return np.zeros(len(dataset), dtype=np.int64), [""]
     if column not in dataset.column_names:
         raise InputError(f"no column {column}: the dataset has {', '.join(dataset.column_names)}")
-    values = [None if value != value else value for value in dataset[column]]
-    odd = next((v for v in values if v is not None and not isinstance(v, str | int | float)), None)
-    if odd is not None:
-        raise InputError(
-            f"the label column {column} must hold plain values, got {type(odd).__name__}"
-        )
-    labels = sorted(
-        set(values), key=lambda v: (v is None, isinstance(v, str), v if v is not None else 0)
-    )
-    code = {label: number for number, label in enumerate(labels)}
-    names = ["(no label)" if label is None else str(label) for label in labels]
-    return np.array([code[value] for value in values], dtype=np.int64), names
+    classes, names = read_classes(dataset, column)
+    present, codes = np.unique(np.where(classes < 0, len(names), classes), return_inverse=True)
+    return codes.reshape(-1).astype(np.int64), [(*names, NO_LABEL)[code] for code in present]
 
 
 def write_selection(

@@ -4,7 +4,7 @@ import glob
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxtyping import Int
 from numpy import ndarray
@@ -24,6 +24,21 @@ BLOCK_BYTES = 64_000_000
 """Rows are read and written (as one row group) in blocks of about so many bytes."""
 
 
+class RecordColumn(Protocol):
+    """A column that was made, not read."""
+
+    name: str
+
+    @property
+    def feature(self) -> Any:
+        """Its type for `datasets`."""
+        ...
+
+    def slice(self, start: int, length: int) -> "pa.ChunkedArray":
+        """Give some of its rows."""
+        ...
+
+
 def check_columns(dataset: "Dataset") -> None:
     """Raise if the source already has a column of ours."""
     taken = [name for name in OWN_COLUMNS if name in dataset.column_names]
@@ -39,6 +54,7 @@ def write_subset(
     picks: Int[ndarray, " k"],
     kept: "pa.Table",
     folder: Path,
+    records: "RecordColumn | None" = None,
 ) -> int:
     """Write rows of a dataset to folder/subset; the folder appears when it is whole.
 
@@ -47,16 +63,20 @@ def write_subset(
         picks: Places of the rows in the dataset.
         kept: Their row number in the source, bin and rank, written as dq_row, dq_bin, dq_rank.
         folder: The run folder.
+        records: A column that takes the place of one of the dataset, in the order of picks.
 
     Returns:
-        Bytes of the source columns of the rows, as uncompressed Arrow data.
+        Bytes of the columns of the rows that are not ours, as uncompressed Arrow data.
     """
     import pyarrow.parquet as pq
     from datasets import Features, Value
     from datasets.table import embed_table_storage
 
     own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
-    schema = Features({**dataset.features, **own}).arrow_schema
+    features = {**dataset.features, **own}
+    if records is not None:
+        features[records.name] = records.feature
+    schema = Features(features).arrow_schema
     partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -68,6 +88,9 @@ def write_subset(
     try:
         for start in tqdm(range(0, len(picks), block_rows), desc="write", unit="block"):
             table = source[picks[start : start + block_rows].tolist()]
+            if records is not None:
+                at = table.column_names.index(records.name)
+                table = table.set_column(at, records.name, records.slice(start, len(table)))
             n_bytes += table.nbytes
             shard_bytes += table.nbytes
             for name in ("row", "bin", "rank"):
@@ -88,6 +111,11 @@ def write_subset(
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     partial.replace(folder / FOLDER)
     return n_bytes
+
+
+def remove_subset(folder: Path) -> None:
+    """Remove folder/subset."""
+    shutil.rmtree(folder / FOLDER)
 
 
 def conform(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":

@@ -9,12 +9,15 @@ import numpy as np
 from dq_multimodal import embedding, subset
 from dq_multimodal.config import InputError, count_kept
 from dq_multimodal.core import make_bins
+from dq_multimodal.patches.store import find_patch_columns, is_of_file
 from dq_multimodal.run import Run
-from dq_multimodal.selection import order_by_method, read_kept, read_selection
+from dq_multimodal.selection import count_left, order_by_method, read_kept, read_selection
 from dq_multimodal.source import first_line, reload_source
+from dq_multimodal.vision.pixels import read_bytes, undecoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset
 
 BLOCK_ROWS = 1000
 
@@ -39,7 +42,8 @@ def verify(run: Run | str | Path) -> list[Check]:
 
     - order and kept, from the bins in selection.parquet and the settings in config.yaml
     - the row numbers, bins and ranks of the subset, from selection.parquet
-    - the rows of the subset, against the source at its recorded revision, where it can be had
+    - the rows of the subset, against the source at its recorded revision, where it can be had (of
+      images with dropped patches, the kept pixels)
     - the bins, from embeddings.npy, where it is there
 
     Raises:
@@ -93,14 +97,30 @@ def _check_rows(run: Run) -> Check:
     rows = held.with_format("numpy")["dq_row"][:]
     if len(rows) and (rows.min() < 0 or rows.max() >= len(source)):
         return Check(name, "failed", "a row number lies outside the source")
-    ours = held.remove_columns(list(subset.OWN_COLUMNS)).with_format("arrow")
-    theirs = source.with_format("arrow")
+    images = find_patch_columns(held)
+    ours = held.remove_columns([*subset.OWN_COLUMNS, *images]).with_format("arrow")
+    theirs = source.remove_columns(images).with_format("arrow")
     n_wrong = 0
     for start in range(0, len(rows), BLOCK_ROWS):
         block = ours[start : start + BLOCK_ROWS]
         wanted = theirs[rows[start : start + BLOCK_ROWS].tolist()]
         n_wrong += not _is_same(block, wanted)
+    if images and not n_wrong:
+        return _check_records(name, held, source, images[0])
     return _judge(name, n_wrong, f"{len(rows):,} rows", f"{n_wrong:,} blocks of rows differ")
+
+
+def _check_records(name: str, held: "Dataset", source: "Dataset", column: str) -> Check:
+    """Compare the kept pixels of patch records with the images of the source."""
+    n_wrong = n_lossy = 0
+    for start in range(0, len(held), BLOCK_ROWS):
+        part = held[start : start + BLOCK_ROWS]
+        files = undecoded(source, column)[part["dq_row"]][column]
+        for record, file in zip(part[column], map(read_bytes, files), strict=True):
+            n_lossy += record is not None and record["coding"] == "webp"
+            n_wrong += not is_of_file(record, file)
+    what = "images, kept pixels bit for bit" if not n_lossy else "images, sizes only (lossy)"
+    return _judge(name, n_wrong, f"{len(held):,} rows and {what}", f"{n_wrong:,} images differ")
 
 
 def _is_same(block: "pa.Table", wanted: "pa.Table") -> bool:
@@ -122,7 +142,8 @@ def _check_bins(run: Run) -> Check:
     written = run.bins
     n_bins = 1 if kind == "graphcut" else request.n_bins
     rows = embedding.open_embeddings(run.path)
-    bins = make_bins(rows, n_bins, request.similarity, written.stratum)
+    n_left = count_left(run.config)
+    bins = make_bins(rows, n_bins, request.similarity, written.stratum, n_left=n_left)
     n_wrong = int(np.sum((bins.bin != written.bin) | (bins.rank != written.rank)))
     detail = f"{len(bins):,} rows, {n_bins} bins"
     return _judge("bins", n_wrong, detail, f"bin or rank of {n_wrong:,} rows differs")

@@ -144,7 +144,7 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
         "parameters": count_parameters(trainer),
         "n_processes": state.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
-        "device": device_name(state),
+        "device": record.device_name(state.device),
         "command": sys.argv,
         "versions": {p: version(p) for p in ("dq-multimodal", "torch", "transformers", "trl")},
         "log_history": trainer.state.log_history,
@@ -228,15 +228,6 @@ def count_parameters(trainer: "SFTTrainer") -> dict[str, int]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {"all": sum(n for n, _ in sizes), "trained": sum(n for n, grad in sizes if grad)}
-
-
-def device_name(state: Any) -> str:
-    """Name the device, as results files do."""
-    import torch
-
-    if state.device.type == "cuda":
-        return torch.cuda.get_device_name(state.device)
-    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def summarise(metrics: dict[str, Any], output_dir: Path) -> str:

@@ -71,6 +71,22 @@ def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "st"
 
 
+@pytest.fixture(scope="session")
+def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained classifier of 3 classes for images of 16 px."""
+    import torch
+
+    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    net = build_classifier("resnet10-narrow", 3, 16)
+    labels = ("cat", "dog", "emu")
+    colours = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    save_classifier(net, Classifier("resnet10-narrow", 16, 3, labels, **colours), folder)
+    return folder
+
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

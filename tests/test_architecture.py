@@ -10,12 +10,14 @@ PACKAGE = ROOT / "dq_multimodal"
 
 LEVELS = [
     {"config"},
-    {"core"},
-    {"adapters"},
-    {"atomic", "splits"},
+    {"options", "summary"},
+    {"core", "model_source", "atomic", "splits"},
+    {"vision"},
+    {"adapters", "patches"},
     {"local_data"},
     {"source"},
-    {"embedding", "selection", "subset"},
+    {"patch_records"},
+    {"embedding", "selection", "subset", "patching"},
     {"folder", "card"},
     {"run"},
     {"pipeline"},

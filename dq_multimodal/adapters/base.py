@@ -5,15 +5,18 @@ from typing import Any, Protocol
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+Problems = dict[str, list[int]]
+"""Row numbers of odd rows, by what is odd."""
+
 
 class Adapter(Protocol):
     """One kind of data: which rows there are, how long they are, and how they are embedded."""
 
     notes: list[str]
-    """What a user has to be told of the rows, one line each."""
+    """What a user has to be told beside the problems, one line each."""
 
-    problems: dict[str, list[int]]
-    """Row numbers of odd rows by what is odd; filled by `lengths`."""
+    problems: Problems
+    """Odd rows; filled by `lengths`, or batch by batch from what `load` finds."""
 
     def describe(self) -> dict[str, Any]:
         """Say which columns are embedded and how, as config.yaml records it."""
@@ -32,6 +35,17 @@ class Adapter(Protocol):
         """Size d of an embedding."""
         ...
 
-    def embed(self, rows: Int[ndarray, " b"]) -> Float[ndarray, "b d"]:
-        """Embed one batch of rows, float32."""
+    def load(self, rows: Int[ndarray, " b"]) -> tuple[Any, Problems]:
+        """Read one batch of rows and make it ready for `embed`; threads run it ahead."""
         ...
+
+    def embed(self, batch: Any) -> Float[ndarray, "b d"]:
+        """Embed what `load` made, float32."""
+        ...
+
+
+def note_problem(what: str, rows: list[int]) -> str:
+    """Say a problem in one line, with its first row numbers."""
+    shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+    noun = "row" if len(rows) == 1 else "rows"
+    return f"{len(rows):,} {noun} with {what}, kept in play: {noun} {shown}"

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dq_multimodal.adapters.base import Problems
 from dq_multimodal.adapters.encoder import load_encoder
 from dq_multimodal.config import InputError
 
@@ -128,7 +129,7 @@ class TextAdapter:
         self.layout = layout
         self.model = model
         self.notes: list[str] = []
-        self.problems: dict[str, list[int]] = {}
+        self.problems: Problems = {}
         check_features(dataset, layout)
         self._columns = dataset.select_columns(list(layout.columns))
         self._lengths: Int[ndarray, " n"] | None = None
@@ -170,17 +171,18 @@ class TextAdapter:
         """Read all rows once: characters of every row, and the notes on odd rows."""
         if self._lengths is None:
             self._lengths, self.problems = scan_rows(self._columns, self.layout)
-            self.notes += [note_problem(what, rows) for what, rows in self.problems.items()]
         return self._lengths
 
-    def embed(self, rows: Int[ndarray, " b"]) -> Float[ndarray, "b d"]:
-        """Embed one batch of rows, float32."""
-        return self._encoder.encode(self.texts(rows))
+    def load(self, rows: Int[ndarray, " b"]) -> tuple[list[str], Problems]:
+        """Give the strings that stand for rows."""
+        return self.texts(rows), {}
+
+    def embed(self, batch: list[str]) -> Float[ndarray, "b d"]:
+        """Embed strings, float32."""
+        return self._encoder.encode(batch)
 
 
-def scan_rows(
-    dataset: "Dataset", layout: TextLayout
-) -> tuple[Int[ndarray, " n"], dict[str, list[int]]]:
+def scan_rows(dataset: "Dataset", layout: TextLayout) -> tuple[Int[ndarray, " n"], Problems]:
     """Measure every row and find the odd ones; none is dropped.
 
     Returns:
@@ -188,7 +190,7 @@ def scan_rows(
         that is not text, or a row without any text.
     """
     lengths = np.zeros(len(dataset), dtype=np.int64)
-    problems: dict[str, list[int]] = {}
+    problems: Problems = {}
     for start in range(0, len(dataset), BLOCK_ROWS):
         block = dataset[start : start + BLOCK_ROWS]
         for column in layout.columns:
@@ -203,10 +205,3 @@ def scan_rows(
     if without:
         problems["no text at all"] = without
     return np.maximum(lengths - 1, 0), problems
-
-
-def note_problem(what: str, rows: list[int]) -> str:
-    """Say a problem in one line, with its first row numbers."""
-    shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
-    noun = "row" if len(rows) == 1 else "rows"
-    return f"{len(rows):,} {noun} with {what}, kept in play: {noun} {shown}"

@@ -38,6 +38,7 @@ def make_bins(
     similarity: Similarity = "cosine",
     strata: Any = None,
     *,
+    n_left: int = 0,
     on_picks: Callable[[int], object] | None = None,
 ) -> Bins:
     """Part the rows of every stratum into bins, one greedy run after the other.
@@ -52,6 +53,8 @@ def make_bins(
         embeddings: (n, d) array or torch tensor of finite floats; float64 is used inside.
         n_bins: Bins in each stratum, from 1 to n.
         similarity: "cosine" (the authors' code) or "euclidean" (the paper's Eq. 1-2).
+        n_left: For rows that are outer products (last-layer gradients): an embedding holds the
+            n_left numbers of the left factor, then those of the right one. 0 is plain rows.
         strata: (n,) labels of any type that sorts, integers or strings; None is one stratum.
         on_picks: Called now and then with the number of rows picked since (for progress bars).
 
@@ -68,6 +71,8 @@ def make_bins(
         raise InputError(f"similarity must be cosine or euclidean, got {similarity!r}")
     if isinstance(n_bins, bool) or int(n_bins) != n_bins or not 1 <= n_bins <= n_rows:
         raise InputError(f"n_bins must be a whole number from 1 to the {n_rows} rows, got {n_bins}")
+    if not 0 <= n_left < values.shape[1]:
+        raise InputError(f"n_left must lie in [0, {values.shape[1]}), got {n_left}")
     codes = stratum_codes(strata, n_rows)
 
     bins = Bins(
@@ -78,7 +83,7 @@ def make_bins(
     )
     for code in range(int(codes.max()) + 1):
         members = np.flatnonzero(codes == code)
-        rows, unit = prepare_rows(values[members], similarity)
+        rows, unit = prepare_rows(values[members], similarity, n_left)
         for b in range(min(int(n_bins), len(members))):
             size = -(-len(members) // (int(n_bins) - b))
             picks, gains = greedy_picks(rows, size, similarity, on_picks)

@@ -14,40 +14,135 @@ TIE_WIDTH = 1e-9
 POOL_ROWS = 1024
 
 
+class OuterProducts:
+    r"""Rows that are outer products $a_i b_i^T$, never multiplied out.
+
+    $\langle a_i b_i^T, a_j b_j^T \rangle = \langle a_i, a_j \rangle \langle b_i, b_j \rangle$,
+    and $\langle a_i b_i^T, V \rangle = a_i^T V b_i$, so inner products need the factors alone.
+    They behave as the (n, k d) array of the flattened products as far as `greedy_picks` asks.
+
+    Args:
+        left: The factors a, (n, k).
+        right: The factors b, (n, d).
+    """
+
+    def __init__(self, left: Float[ndarray, "n k"], right: Float[ndarray, "n d"]) -> None:
+        self.left, self.right = left, right
+        self.shape = (len(left), left.shape[1] * right.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def __getitem__(self, rows: ndarray) -> "OuterProducts":
+        return OuterProducts(self.left[rows], self.right[rows])
+
+    def __matmul__(self, vector: Float[ndarray, " kd"]) -> Float[ndarray, " n"]:
+        matrix = vector.reshape(self.left.shape[1], self.right.shape[1])
+        return np.einsum("ij,ij->i", self.left @ matrix, self.right)
+
+    def sum(self) -> Float[ndarray, " kd"]:
+        """Give the sum of all products, flattened."""
+        return (self.left.T @ self.right).ravel()
+
+    def squares(self) -> Float[ndarray, " n"]:
+        """Give the squared norm of every product."""
+        return _squares(self.left) * _squares(self.right)
+
+    def products(self, row: int) -> Float[ndarray, " n"]:
+        """Give the inner products of all rows with one of them."""
+        return (self.left @ self.left[row]) * (self.right @ self.right[row])
+
+    def vector(self, row: int) -> Float[ndarray, " kd"]:
+        """Multiply one product out, flattened."""
+        return np.outer(self.left[row], self.right[row]).ravel()
+
+
+class PlainRows:
+    """Rows of a matrix, with the few operations that `greedy_picks` asks for."""
+
+    def __init__(self, rows: Float[ndarray, "n d"]) -> None:
+        self.rows, self.shape = rows, rows.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: ndarray) -> "PlainRows":
+        return PlainRows(self.rows[rows])
+
+    def __matmul__(self, vector: Float[ndarray, " d"]) -> Float[ndarray, " n"]:
+        return self.rows @ vector
+
+    def sum(self) -> Float[ndarray, " d"]:
+        """Give the sum of all rows."""
+        return self.rows.sum(axis=0)
+
+    def squares(self) -> Float[ndarray, " n"]:
+        """Give the squared norm of every row."""
+        return _squares(self.rows)
+
+    def products(self, row: int) -> Float[ndarray, " n"]:
+        """Give the inner products of all rows with one of them."""
+        return self.rows @ self.rows[row]
+
+    def vector(self, row: int) -> Float[ndarray, " d"]:
+        """Give one row."""
+        return self.rows[row]
+
+
+Rows = PlainRows | OuterProducts
+
+
+def _squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
+    return np.einsum("ij,ij->i", rows, rows)
+
+
 def prepare_rows(
-    embeddings: Float[ndarray, "n d"], similarity: Similarity
-) -> tuple[Float[ndarray, "n d"], float]:
+    embeddings: Float[ndarray, "n d"], similarity: Similarity, n_left: int = 0
+) -> tuple["Rows", float]:
     """Widen the rows to float64 and scale (cosine) or centre (euclidean) them.
 
     Cosine rows get unit norm, rows of zeros stay zero. Euclidean rows are moved to their mean,
     which changes no distance and makes rounding small. Neither step overflows: rows are first
-    divided by a power of two near their largest value (all rows by one, when euclidean).
+    divided by a power of two near their largest value (all rows by one, when euclidean). Outer
+    products are scaled factor by factor, and not moved: a moved one is no product any more.
 
     Args:
         embeddings: Finite rows of any floating type.
         similarity: Which gain the rows are prepared for.
+        n_left: 0 for plain rows; else a row is the outer product of its first n_left numbers and
+            the others.
 
     Returns:
-        A new float64 array, and the power of two by which euclidean rows were divided (1 for
-        cosine): gains of the rows as given are those of the array times its square.
+        The rows, widened, and the power of two by which euclidean rows were divided (1 for
+        cosine): gains of the rows as given are those of the rows here times its square.
     """
     rows = np.array(embeddings, dtype=np.float64)
-    unit = 1.0
-    if similarity == "cosine":
-        peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
-        rows /= np.where(peak > 0, peak, 1.0)
-        norm = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-        rows /= np.where(norm > 0, norm, 1.0)
-    else:
+    if n_left:
+        left, left_unit = _scale(rows[:, :n_left], similarity)
+        right, right_unit = _scale(rows[:, n_left:], similarity)
+        return OuterProducts(left, right), left_unit * right_unit
+    rows, unit = _scale(rows, similarity)
+    if similarity == "euclidean":
+        rows -= rows.mean(axis=0)
+    return PlainRows(rows), unit
+
+
+def _scale(
+    rows: Float[ndarray, "n d"], similarity: Similarity
+) -> tuple[Float[ndarray, "n d"], float]:
+    """Give rows unit norm (cosine), or divide all of them by one power of two (euclidean)."""
+    if similarity == "euclidean":
         largest = float(np.abs(rows).max(initial=0.0))
         unit = float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
-        rows /= unit
-        rows -= rows.mean(axis=0)
-    return rows, unit
+        return rows / unit, unit
+    peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    rows = rows / np.where(peak > 0, peak, 1.0)
+    norm = np.sqrt(_squares(rows))[:, None]
+    return rows / np.where(norm > 0, norm, 1.0), 1.0
 
 
 def greedy_picks(
-    rows: Float[ndarray, "n d"],
+    rows: Rows,
     n_picks: int,
     similarity: Similarity,
     on_picks: Callable[[int], object] | None = None,
@@ -82,8 +177,8 @@ def greedy_picks(
     n_rows = len(rows)
     is_cosine = similarity == "cosine"
     factor = 1.0 if is_cosine else 2.0
-    squares = np.einsum("ij,ij->i", rows, rows)
-    total = rows.sum(axis=0)
+    squares = rows.squares()
+    total = rows.sum()
     if is_cosine:
         scale, spread = float(n_rows), np.zeros(n_rows)
     else:
@@ -122,12 +217,11 @@ def greedy_picks(
             at = int(np.argmax(pool_gains >= best - tie))
             picked[done], picked_gains[done] = pool[at], pool_gains[at]
             is_open[pool[at]] = False
-            row = pool_rows[at]
-            pool_gains -= 2 * factor * (pool_rows @ row)
+            pool_gains -= 2 * factor * pool_rows.products(at)
             if not is_cosine:
                 pool_gains += 2 * (pool_spread + pool_spread[at])
             pool_gains[at] = -np.inf
-            since_sum += row
+            since_sum += pool_rows.vector(at)
             since_spread += pool_spread[at]
             since += 1
             done += 1

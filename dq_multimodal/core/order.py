@@ -9,15 +9,20 @@ from dq_multimodal.core.bins import Bins
 
 
 def row_hash(seed: int, n_rows: int) -> UInt64[ndarray, " n"]:
-    """Hash every row number with the seed, the same on every machine.
+    """Hash the row numbers 0 ... n - 1 with the seed; see `hash_numbers`."""
+    return hash_numbers(seed, np.arange(n_rows, dtype=np.uint64))
+
+
+def hash_numbers(seed: int, numbers: UInt64[ndarray, " n"]) -> UInt64[ndarray, " n"]:
+    """Hash numbers with the seed, the same on every machine.
 
     Two rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014; public-domain constants):
-    hash = mix(mix(seed) + row), all modulo 2^64. No library's permutation is used, since those
+    hash = mix(mix(seed) + number), all modulo 2^64. No library's permutation is used, since those
     change between releases.
 
     Args:
         seed: Any integer; taken modulo 2^64.
-        n_rows: How many rows.
+        numbers: What to hash.
     """
 
     def mix(z: UInt64[ndarray, " k"]) -> UInt64[ndarray, " k"]:
@@ -27,7 +32,7 @@ def row_hash(seed: int, n_rows: int) -> UInt64[ndarray, " n"]:
         return z ^ (z >> np.uint64(31))
 
     start = mix(np.array([int(seed) % 2**64], dtype=np.uint64))
-    return mix(start + np.arange(n_rows, dtype=np.uint64))
+    return mix(start + numbers)
 
 
 def order_rows(

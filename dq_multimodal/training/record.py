@@ -78,3 +78,12 @@ def last_checkpoint(folder: Path) -> str | None:
     ]
     found.sort(key=lambda path: int(path.name.split("-")[1]))
     return str(found[-1]) if found else None
+
+
+def device_name(device: Any) -> str:
+    """Name the device, as results files do."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_multimodal.adapters.encoder import ModelOutOfReach, find_model
 from dq_multimodal.adapters.text import TextLayout, detect_layout, field_texts
 from dq_multimodal.config import InputError
+from dq_multimodal.model_source import ModelOutOfReach, find_model
 
 if TYPE_CHECKING:
     from datasets import Dataset

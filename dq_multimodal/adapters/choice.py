@@ -1,0 +1,80 @@
+"""Which kind of data a dataset is, and so which adapter reads it."""
+
+from typing import TYPE_CHECKING
+
+from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.text import TextAdapter, detect_layout
+from dq_multimodal.config import (
+    DEFAULT_IMAGE_MODEL,
+    DEFAULT_TEXT_MODEL,
+    CompressConfig,
+    InputError,
+)
+from dq_multimodal.vision.columns import NO_LABEL
+from dq_multimodal.vision.pixels import image_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | None:
+    """Choose by the features of the dataset: images where it has a column of them, else text.
+
+    Returns:
+        None where nothing is to be embedded and neither images nor text were found.
+
+    Raises:
+        InputError: If what has to be embedded, or was named, is not there.
+    """
+    if is_image(dataset, request):
+        if request.text_columns is not None:
+            raise InputError("text_columns are for text, and this dataset is read as images")
+        adapter = ImageAdapter(
+            dataset,
+            request.image_column,
+            request.label_column,
+            request.embedding_model or DEFAULT_IMAGE_MODEL,
+            request.embedding,
+        )
+        other = _text_columns(dataset)
+        if request.modality == "auto" and other:
+            adapter.notes.append(
+                f"read as images; --modality text selects by the text in {', '.join(other)}"
+            )
+        return adapter
+    if request.drop_ratio:
+        raise InputError("drop_ratio is for images, and this dataset is read as text")
+    if request.embedding == "gradients":
+        raise InputError("embedding gradients is for images, and this dataset is read as text")
+    needs_text = request.method != "random" and request.embeddings is None
+    try:
+        layout = detect_layout(dataset.column_names, request.text_columns)
+        return TextAdapter(dataset, layout, request.embedding_model or DEFAULT_TEXT_MODEL)
+    except InputError:
+        if needs_text or request.text_columns is not None or request.modality == "text":
+            raise
+        return None
+
+
+def is_image(dataset: "Dataset", request: CompressConfig) -> bool:
+    """Say whether the rows are to be read as images."""
+    if request.modality != "auto":
+        return request.modality == "image"
+    if request.image_column is not None:
+        return True
+    return request.text_columns is None and bool(image_columns(dataset))
+
+
+def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | None:
+    """Give the column of strata: that of the images, or the one that was named."""
+    if isinstance(adapter, ImageAdapter):
+        return adapter.label_column
+    return None if request.label_column == NO_LABEL else request.label_column
+
+
+def _text_columns(dataset: "Dataset") -> tuple[str, ...]:
+    try:
+        return detect_layout(dataset.column_names).columns
+    except InputError:
+        return ()

@@ -1,0 +1,134 @@
+"""Images: any file that Pillow reads, embedded by pooled features or last-layer gradients."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy import ndarray
+
+from dq_multimodal.adapters.base import Problems
+from dq_multimodal.config import Embedding, InputError
+from dq_multimodal.vision.columns import find_image_column, find_label_column, read_classes
+from dq_multimodal.vision.models import ImageModel, load_image_model
+from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Batch = tuple[UInt8[ndarray, "b size size 3"], Bool[ndarray, " b"], Int[ndarray, " b"]]
+"""Prepared pictures, which of them could be read, and their row numbers."""
+
+
+class ImageAdapter:
+    r"""Embeddings of the images of a dataset.
+
+    `features` are the pooled penultimate features. `gradients` are those of the cross-entropy
+    with respect to the weights of the last layer: the outer product of $p - onehot(y)$ and the
+    features, y the label of the row, or the predicted class where it has none. Only the two
+    factors are stored, side by side; `core.make_bins` multiplies their inner products.
+
+    Args:
+        dataset: The rows.
+        image_column: The column; None finds the only one.
+        label_column: The column of labels; None finds it, "none" stands for none.
+        model: See `vision.load_image_model`.
+        kind: "features" or "gradients".
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset",
+        image_column: str | None,
+        label_column: str | None,
+        model: str,
+        kind: Embedding = "features",
+    ) -> None:
+        self.column = find_image_column(dataset, image_column)
+        self.label_column = find_label_column(dataset, label_column)
+        self.model_name, self.kind = model, kind
+        self.notes: list[str] = []
+        self.problems: Problems = {}
+        self._files = undecoded(dataset, self.column)
+        self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
+
+    @cached_property
+    def model(self) -> ImageModel:
+        """The model that embeds."""
+        model = load_image_model(self.model_name)
+        if self.kind == "gradients" and not model.n_classes:
+            raise InputError(f"gradients need a classifier, and {self.model_name} has no classes")
+        return model
+
+    @cached_property
+    def classes(self) -> Int[ndarray, " n"]:
+        """Class of every row among those of the model; -1 leaves it to the model's answer."""
+        unknown = np.full(len(self._files), -1, dtype=np.int64)
+        if self._labels is None:
+            return unknown
+        codes, labels = read_classes(self._labels, self.label_column)
+        if labels == self.model.labels:
+            return codes
+        if self.kind == "gradients":
+            raise InputError(
+                f"gradients need a classifier of the labels in {self.label_column}, and "
+                f"{self.model_name} knows others: train one with recipes/train_extractor.py, or "
+                "use --label-column none"
+            )
+        return unknown
+
+    @property
+    def dimension(self) -> int:
+        """Size of a stored embedding: d, or classes + d for gradients."""
+        n_classes = self.model.n_classes if self.kind == "gradients" else 0
+        return n_classes + self.model.dimension()
+
+    def describe(self) -> dict[str, Any]:
+        """Say which column is embedded."""
+        return {"modality": "image", "shape": "images", "columns": [self.column]}
+
+    def describe_model(self) -> dict[str, Any]:
+        """Say which model embeds, and how."""
+        found: dict[str, Any] = {**self.model.describe(), "dimension": self.dimension}
+        found |= {"weights": self.model.fingerprint(), "kind": self.kind}
+        if self.kind == "gradients":
+            self.classes  # noqa: B018 - says now if the labels do not fit
+            found["factors"] = [self.model.n_classes, self.model.dimension()]
+        return found
+
+    def lengths(self) -> Int[ndarray, " n"]:
+        """Every image costs the same."""
+        return np.ones(len(self._files), dtype=np.int64)
+
+    def load(self, rows: Int[ndarray, " b"]) -> tuple[Batch, Problems]:
+        """Decode a batch of images and scale them for the model."""
+        size = self.model.size
+        pixels = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
+        is_read = np.zeros(len(rows), dtype=bool)
+        problems: Problems = {}
+        for k, value in enumerate(self._files[rows.tolist()][self.column]):
+            image, odd = decode_image(read_bytes(value))
+            for what in odd:
+                problems.setdefault(what, []).append(int(rows[k]))
+            if image is not None:
+                pixels[k], is_read[k] = self.model.prepare(image), True
+        return (pixels, is_read, rows), problems
+
+    def embed(self, batch: Batch) -> Float[ndarray, "b d"]:
+        """Embed prepared pictures, float32; those that could not be read become zeros."""
+        pixels, is_read, rows = batch
+        features, logits = self.model.look(pixels)
+        if self.kind == "gradients" and logits is not None:
+            errors = softmax(logits)
+            classes = self.classes[rows]
+            classes = np.where(classes >= 0, classes, logits.argmax(axis=1))
+            errors[np.arange(len(rows)), classes] -= 1
+            features = np.concatenate([errors, features], axis=1)
+        features[~is_read] = 0
+        return features
+
+
+def softmax(logits: Float[ndarray, "b c"]) -> Float[ndarray, "b c"]:
+    """Give the probabilities of the classes."""
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)

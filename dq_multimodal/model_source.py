@@ -1,0 +1,48 @@
+"""Where models are from: a folder, the Hub, or its cache, without minutes of retries."""
+
+import os
+from pathlib import Path
+
+from dq_multimodal.config import InputError
+
+
+class ModelOutOfReach(InputError):
+    """The Hub is out of reach, and its cache does not hold the model."""
+
+
+def find_model(name: str) -> tuple[str, str | None]:
+    """Find a model without minutes of retries when there is no network.
+
+    Args:
+        name: Hub id, or a folder.
+
+    Returns:
+        What to load it by, the id or a folder, and its commit on the Hub.
+
+    Raises:
+        ModelOutOfReach: If it could be had with a network only.
+        InputError: If there is no such model.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import HfHubHTTPError, httpx
+
+    folder = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    if Path(folder).is_dir():
+        return folder, None
+    try:
+        return name, HfApi().model_info(name).sha
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(f"no model {name}: neither a folder nor a model on the Hub") from error
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError):
+        try:
+            place = snapshot_download(name, local_files_only=True)
+        except LocalEntryNotFoundError as error:
+            raise ModelOutOfReach(
+                f"the Hub is out of reach and model {name} is not in its cache"
+            ) from error
+    return place, Path(place).name  # the cache names a snapshot by its commit

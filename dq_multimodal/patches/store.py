@@ -1,0 +1,136 @@
+"""Reading a patch store back: a dataset whose images are whole again, lazily."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from numpy import ndarray
+
+from dq_multimodal.config import Fill, InputError, check_choice
+from dq_multimodal.patches.codec import decode_patches, shape_of
+from dq_multimodal.patches.fields import FIELDS, ORIGINAL, Record
+from dq_multimodal.patches.grid import keep_pixels
+from dq_multimodal.patches.mae import fill_mean, fill_zero, load_mae
+from dq_multimodal.vision.pixels import decode_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+Filler = Callable[[UInt8[ndarray, "b h w c"], Bool[ndarray, "b l"], int], UInt8[ndarray, "b h w c"]]
+"""Fills the holes of images of one shape, given marks of kept patches and the patch size."""
+
+
+def restore(dataset: "Dataset", fill: Fill = "mean", *, mae_model: str | None = None) -> "Dataset":
+    """Give a dataset of the patch store its images back, when rows are read and not before.
+
+    Args:
+        dataset: With one or several columns of patch records, as `compress --drop-ratio` writes.
+        fill: What holes hold: the "mean" colour of the kept pixels of the image, "zero" (black),
+            or what a masked autoencoder makes of them ("mae").
+        mae_model: For mae: a ViTMAE model id or folder.
+
+    Returns:
+        The same rows; the columns hold RGB or grey `PIL.Image`s, other columns are as they were.
+
+    Raises:
+        InputError: If there is no such column, or the fill cannot be had.
+    """
+    columns = find_patch_columns(dataset)
+    if not columns:
+        raise InputError(
+            f"no column of patch records among {', '.join(dataset.column_names)}: the images "
+            "are whole already"
+        )
+    filler = make_filler(fill, mae_model)
+
+    def transform(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {
+            name: restore_images(values, filler) if name in columns else values
+            for name, values in batch.items()
+        }
+
+    return dataset.with_transform(transform)
+
+
+def find_patch_columns(dataset: "Dataset") -> list[str]:
+    """List the columns that hold patch records."""
+    return [
+        name
+        for name, kind in dataset.features.items()
+        if isinstance(kind, dict) and kind.keys() == FIELDS.keys()
+    ]
+
+
+def make_filler(fill: Fill, mae_model: str | None = None) -> Filler:
+    """Give the function that fills holes.
+
+    Raises:
+        InputError: If there is no such fill, or its model cannot be had.
+    """
+    check_choice("fill", fill, Fill)
+    if fill == "mae":
+        if mae_model is None:
+            raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
+        autoencoder = load_mae(mae_model)
+
+        def fill_mae(
+            images: UInt8[ndarray, "b h w c"], keep: Bool[ndarray, "b l"], patch_size: int
+        ) -> UInt8[ndarray, "b h w c"]:
+            if patch_size != autoencoder.patch_size:
+                raise InputError(
+                    f"{mae_model} fills patches of {autoencoder.patch_size} px, "
+                    f"and these have {patch_size}"
+                )
+            return autoencoder.fill(images, keep)
+
+        return fill_mae
+    return fill_mean if fill == "mean" else fill_zero
+
+
+def restore_images(records: list[Record | None], fill: Filler) -> "list[Image | None]":
+    """Decode and fill a batch of records; None stays None, and so does a file nobody can read."""
+    from PIL import Image
+
+    made: list[Image.Image | None] = [None] * len(records)
+    together: dict[Any, list[int]] = defaultdict(list)
+    for k, record in enumerate(records):
+        if record is None:
+            continue
+        if record["coding"] == ORIGINAL:
+            made[k] = decode_image(record["data"])[0]
+        else:
+            together[shape_of(record)].append(k)
+    for group in together.values():
+        of_group = [record for k in group if (record := records[k]) is not None]
+        images, keep = decode_patches(of_group)
+        size = of_group[0]["patch_size"]
+        filled = images if keep.all() else fill(images, keep, size)
+        for k, image in zip(group, filled, strict=True):
+            made[k] = Image.fromarray(np.squeeze(image, axis=2) if image.shape[2] == 1 else image)
+    return made
+
+
+def is_of_file(record: Record | None, file: bytes | None) -> bool:
+    """Say whether a record comes from an image file: the same file, or the same kept pixels.
+
+    Of lossy records the size is compared.
+    """
+    if record is None or file is None:
+        return record is None and file is None
+    if record["coding"] == ORIGINAL:
+        return record["data"] == file
+    image, _ = decode_image(file)
+    if image is None or (image.height, image.width) != (record["height"], record["width"]):
+        return False
+    try:
+        pixels, keep = decode_patches([record])
+    except InputError:
+        return False
+    if record["coding"] != "exact":
+        return True
+    is_kept = keep_pixels(keep, image.height, image.width, record["patch_size"])
+    wanted = np.asarray(image)[None, ..., : record["channels"]]
+    return bool(np.array_equal(pixels[is_kept], wanted[is_kept]))

@@ -1,0 +1,226 @@
+"""The stage that drops patches: records of all kept images, written block by block, resumable."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy import ndarray
+
+from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.config import CompressConfig, Fill, InputError
+from dq_multimodal.core.order import hash_numbers
+from dq_multimodal.patch_records import BELOW_GATE, NO_SMALLER, NOT_PLAIN
+from dq_multimodal.patches.attribution import GradCamPlusPlus, find_layer, patch_scores
+from dq_multimodal.patches.codec import decode_patches, encode_patches
+from dq_multimodal.patches.fields import ORIGINAL, Record
+from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape, keep_pixels
+from dq_multimodal.patches.mae import load_mae, psnr_of_holes
+from dq_multimodal.patches.store import Filler, make_filler
+from dq_multimodal.vision.columns import read_classes
+from dq_multimodal.vision.models import ImageModel, load_image_model
+from dq_multimodal.vision.pixels import GREY, ROTATED, decode_image, read_bytes, undecoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+SMALL_SIDE = 64
+PROBED_ROWS = 64
+
+
+def default_patch_size(dataset: "Dataset", column: str) -> int:
+    """Give 4 px for small images (up to 64 px, as far as the first rows tell), else 16."""
+    files = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), column)
+    sides = [
+        max(image.size)
+        for value in files[column]
+        if (image := decode_image(read_bytes(value))[0]) is not None
+    ]
+    return 4 if max(sides, default=SMALL_SIDE + 1) <= SMALL_SIDE else 16
+
+
+@dataclass
+class PatchDropper:
+    """Drops patches of images as a request asks.
+
+    Attributes:
+        request: The settings of the patches.
+        column: The column of images.
+        patch_size: Side of a patch in pixels.
+        model: Classifier that says which patches matter, and whether its answers change; None
+            where patches are dropped at random and no model is at hand.
+        classes: Class of every source row for the model; -1 is its own answer.
+    """
+
+    request: CompressConfig
+    column: str
+    patch_size: int
+    model: ImageModel | None
+    classes: Int[ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        fill: Fill = self.request.fill or ("mae" if self.request.mae_model else "mean")
+        self.filler: Filler = make_filler(fill, self.request.mae_model)
+        self.fill_name = fill
+
+    def describe(self) -> dict[str, Any]:
+        """Say what config.yaml records of the patches."""
+        model = self.model
+        shown = model.describe() | {"weights": model.fingerprint()} if model else None
+        return {"patch_size": self.patch_size, "fill": self.fill_name, "attribution_model": shown}
+
+    def drop(
+        self,
+        files: list[bytes | None],
+        images: "list[Image | None]",
+        odd: list[list[str]],
+        rows: Int[ndarray, " b"],
+    ) -> list[dict[str, Any]]:
+        """Make the records of a few images, with what there is to say of each."""
+        made: list[dict[str, Any]] = [self._original(file, NOT_PLAIN) for file in files]
+        together: dict[Any, list[int]] = defaultdict(list)
+        for k, image in enumerate(images):
+            if image is not None and set(odd[k]) <= {GREY, ROTATED}:
+                together[(image.height, image.width, GREY in odd[k])].append(k)
+        for (_, _, is_grey), group in together.items():
+            pixels = np.stack([np.asarray(images[k]) for k in group])
+            pixels = pixels[..., :1] if is_grey else pixels
+            keep = self._choose(pixels, rows[group])
+            coding, quality = self.request.patch_coding, self.request.patch_quality
+            records = encode_patches(pixels, keep, self.patch_size, coding, quality)
+            filled, psnr = self._fill(pixels, keep, records)
+            is_changed = self._compare(pixels, filled)
+            for place, k in enumerate(group):
+                made[k] = self._judge(files[k], records[place], psnr[place], is_changed[place])
+        return made
+
+    def _choose(
+        self, pixels: UInt8[ndarray, "b h w c"], rows: Int[ndarray, " b"]
+    ) -> Bool[ndarray, "b l"]:
+        height, width = pixels.shape[1:3]
+        n_patches = int(np.prod(grid_shape(height, width, self.patch_size)))
+        n_dropped = count_dropped(n_patches, self.request.drop_ratio)
+        if self.request.attribution == "random" or self.model is None:
+            numbers = rows[:, None] * n_patches + np.arange(n_patches)
+            hashes = hash_numbers(self.request.seed, numbers.ravel().astype(np.uint64))
+            scores = hashes.reshape(numbers.shape).argsort(axis=1).argsort(axis=1).astype(float)
+        else:
+            scores = self._attribute(self.model, pixels, self.classes[rows])
+        return drop_lowest(scores, n_dropped)
+
+    def _attribute(
+        self, model: ImageModel, pixels: UInt8[ndarray, "b h w c"], classes: Int[ndarray, " b"]
+    ) -> Float[ndarray, "b l"]:
+        import torch
+
+        with GradCamPlusPlus(model.net) as explain:
+            batch = model.to_input(self._squares(model, pixels))
+            maps = explain(batch, torch.from_numpy(classes).to(model.device)).maps
+        if maps.shape[1:] != pixels.shape[1:3]:
+            maps = torch.nn.functional.interpolate(
+                maps[:, None], size=pixels.shape[1:3], mode="bilinear", align_corners=False
+            )[:, 0]
+        return patch_scores(maps, self.patch_size).double().cpu().numpy()
+
+    def _squares(
+        self, model: ImageModel, pixels: UInt8[ndarray, "b h w c"]
+    ) -> UInt8[ndarray, "b size size 3"]:
+        """Scale whole images, edges included, to the input of the model."""
+        from PIL import Image
+
+        pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
+        if pixels.shape[1:3] == (model.size, model.size):
+            return pixels
+        size = (model.size, model.size)
+        return np.stack(
+            [np.asarray(Image.fromarray(p).resize(size, model.resample)) for p in pixels]
+        )
+
+    def _fill(
+        self,
+        pixels: UInt8[ndarray, "b h w c"],
+        keep: Bool[ndarray, "b l"],
+        records: list[Record],
+    ) -> tuple[UInt8[ndarray, "b h w c"], Float[ndarray, " b"]]:
+        """Read the records back, as a user will, and fill their holes."""
+        decoded, marks = decode_patches(records)
+        height, width = pixels.shape[1:3]
+        is_kept = keep_pixels(keep, height, width, self.patch_size)
+        is_exact = self.request.patch_coding == "exact"
+        if not np.array_equal(marks, keep) or (
+            is_exact and not np.array_equal(decoded[is_kept], pixels[is_kept])
+        ):
+            raise RuntimeError("the patch store does not give back what went in")
+        filled = self.filler(decoded, keep, self.patch_size)
+        return filled, psnr_of_holes(pixels, filled, keep, self.patch_size)
+
+    def _compare(
+        self, pixels: UInt8[ndarray, "b h w c"], filled: UInt8[ndarray, "b h w c"]
+    ) -> list[bool | None]:
+        """Say for each image whether filling its holes changes the classifier's answer."""
+        if self.model is None or not self.model.n_classes:
+            return [None] * len(pixels)
+        before = self.model.look(self._squares(self.model, pixels))[1]
+        after = self.model.look(self._squares(self.model, filled))[1]
+        assert before is not None and after is not None
+        return (before.argmax(axis=1) != after.argmax(axis=1)).tolist()
+
+    def _judge(
+        self, file: bytes | None, record: Record, psnr: float, is_changed: bool | None
+    ) -> dict[str, Any]:
+        size = len(file or b"")
+        gate = self.request.min_psnr
+        facts = {"psnr": float(psnr), "is_changed": is_changed, "source_bytes": size}
+        if gate is not None and psnr < gate:
+            return {**self._original(file, BELOW_GATE), **facts}
+        if len(record["data"]) + len(record["mask"]) >= size:
+            return {**self._original(file, NO_SMALLER), **facts}
+        return {"record": record, "reason": None, **facts}
+
+    def _original(self, file: bytes | None, reason: str) -> dict[str, Any]:
+        record = None
+        if file is not None:
+            record = Record(
+                coding=ORIGINAL, height=0, width=0, channels=0, patch_size=0, mask=b"", data=file
+            )
+        facts = {"psnr": None, "is_changed": None, "source_bytes": len(file or b"")}
+        return {"record": record, "reason": reason, **facts}
+
+
+def make_dropper(
+    dataset: "Dataset", request: CompressConfig, adapter: Adapter | None
+) -> PatchDropper:
+    """Find the models and the patch size that a request means.
+
+    Raises:
+        InputError: If a model cannot be had, or the one that is to say what matters is no
+            classifier.
+    """
+    assert isinstance(adapter, ImageAdapter)  # choose_adapter lets drop_ratio pass for images only
+    model, name = None, request.attribution_model or request.embedding_model
+    if request.attribution == "gradcam++" or name is not None:
+        own = name is not None and name != adapter.model_name
+        model = load_image_model(str(name)) if own else adapter.model
+        if not model.n_classes and request.attribution == "gradcam++":
+            raise InputError(
+                f"gradcam++ needs a classifier, and {model.name} has no classes: name one with "
+                "--attribution-model, or use --attribution random"
+            )
+    classes = np.full(len(dataset), -1, dtype=np.int64)
+    if model is not None:
+        find_layer(model.net)  # says now if it cannot be explained
+        found, labels = read_classes(dataset, adapter.label_column)
+        classes = found if labels == model.labels else classes
+    size = request.patch_size
+    filler_size = None
+    if request.mae_model is not None:
+        filler_size = load_mae(request.mae_model).patch_size
+        if size is not None and size != filler_size:
+            raise InputError(
+                f"patch_size must be that of {request.mae_model}, {filler_size}, got {size}"
+            )
+    size = size or filler_size or default_patch_size(dataset, adapter.column)
+    return PatchDropper(request, adapter.column, size, model, classes)

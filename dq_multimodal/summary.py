@@ -1,0 +1,63 @@
+"""What a finished run says of itself in a few lines."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dq_multimodal.run import Run
+
+
+def summarise(run: "Run", as_json: bool, address: str | None) -> str:
+    """Say what came out: a few lines for people, or one JSON document."""
+    request, manifest = run.request, run.manifest
+    if as_json:
+        keys = ("rows", "kept", "bytes", "seconds", "notes")
+        document = {"output_dir": str(run.path), "complete": True, "pushed": address}
+        document["was_complete"] = run.was_complete
+        document |= {"request": request.as_dict()} | {key: manifest[key] for key in keys}
+        document["patches"] = manifest.get("patches")
+        return json.dumps(document, indent=2, ensure_ascii=False)
+    columns = run.config["rows"]
+    read_as = f" ({columns['shape']}: {', '.join(columns['columns'])})" if columns else ""
+    rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]
+    how: str = request.method
+    if run.config["bins"] == "dq" and request.method == "dq":
+        how += f", {request.n_bins} bins, {request.similarity}, {request.draw} draw"
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in manifest["seconds"].items())
+    lines = ["already complete: nothing was done anew"] if run.was_complete else []
+    lines += [f"source   {request.dataset}, {rows:,} rows{read_as}"]
+    lines += [f"note     {note}" for note in manifest["notes"]]
+    lines += [
+        f"kept     {kept:,} rows ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
+        f"bytes    {sizes['source_data']:,} -> {sizes['subset_data']:,} as data, "
+        f"{sizes['subset_files']:,} on disk",
+        *_patch_lines(manifest, request.drop_ratio),
+        f"time     {seconds}",
+        f"folder   {run.path}",
+    ]
+    if address:
+        lines.append(f"pushed   {address}")
+    return "\n".join(lines)
+
+
+def _patch_lines(manifest: dict[str, Any], drop_ratio: float) -> list[str]:
+    """Say what dropping patches did to the images."""
+    found, sizes = manifest.get("patches"), manifest["bytes"]
+    if not found:
+        return []
+    before, after = sizes["source_images"], sizes["stored_images"]
+    share = manifest["kept"] / manifest["rows"] * (1 - drop_ratio)
+    lines = [
+        f"patches  {100 * drop_ratio:.4g} % dropped from {found['coded']:,} of "
+        f"{found['images']:,} images: data keep ratio {100 * share:.4g} %",
+        f"images   {before:,} -> {after:,} bytes ({after / max(1, before):.3f}), masks included",
+    ]
+    psnr, answers = found["psnr_of_holes"], found["answers"]
+    said = [f"holes filled by {found['fill']}"]
+    if psnr["mean"] is not None:
+        said.append(f"PSNR {psnr['mean']:.1f} dB on average, {psnr['lowest']:.1f} at least")
+    if answers["compared"]:
+        said.append(
+            f"the classifier's answer changed in {answers['changed']:,} of {answers['compared']:,}"
+        )
+    return [*lines, "         " + "; ".join(said)]

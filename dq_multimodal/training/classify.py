@@ -1,0 +1,218 @@
+"""The training loop of image classifiers, on Accelerate: resumable, the same batches anywhere."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dq_multimodal.config import InputError, check_count
+from dq_multimodal.training.checkpoints import (
+    CHECKPOINTS,
+    SAVE_SECONDS,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dq_multimodal.training.pictures import SMALL_SIDE, Pictures, shift_and_flip
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+
+BATCH_SIZE = 128
+
+
+@dataclass
+class ClassifierArguments:
+    """How a classifier is trained. The defaults are the schedule of the papers for CIFAR-10."""
+
+    num_train_epochs: int = field(default=200, metadata={"help": "Passes over the rows."})
+    max_steps: int = field(
+        default=0, metadata={"help": "Steps instead of epochs, for equal work; 0 counts epochs."}
+    )
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Pictures a step and process. Default: 128."}
+    )
+    learning_rate: float = field(default=0.1, metadata={"help": "Of SGD, falling as a cosine."})
+    momentum: float = field(default=0.9, metadata={"help": "Of SGD (Nesterov)."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Of SGD."})
+    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of steps that warm up."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "In [0, 1)."})
+    dataloader_num_workers: int = field(
+        default=4, metadata={"help": "Processes that decode large pictures."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the weights, batches and shifts."})
+
+    def __post_init__(self) -> None:
+        check_count("num_train_epochs", self.num_train_epochs)
+        if self.per_device_train_batch_size is not None:
+            check_count("per_device_train_batch_size", self.per_device_train_batch_size)
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+def train_classifier(
+    net: "nn.Module",
+    train: Pictures,
+    test: Pictures | None,
+    args: ClassifierArguments,
+    accelerator: "Accelerator",
+    output_dir: Path,
+    mean: list[float],
+    std: list[float],
+) -> dict[str, Any]:
+    """Train a classifier, going on from the last checkpoint in output_dir/checkpoints.
+
+    Every epoch is one permutation of the rows that follows from (seed, epoch) alone; each process
+    takes its part of every global batch, so batches do not depend on how many processes there are.
+
+    Returns:
+        Accuracy in [0, 1] on the test pictures, rows tested, the last training loss, steps,
+        seconds, whether it was resumed.
+    """
+    import torch
+
+    net = net.to(memory_format=torch.channels_last)
+    batch_size = (args.per_device_train_batch_size or BATCH_SIZE) * accelerator.num_processes
+    steps_per_epoch = max(1, len(train.rows) // batch_size)
+    n_steps = args.max_steps or args.num_train_epochs * steps_per_epoch
+    n_epochs = math.ceil(n_steps / steps_per_epoch)
+    is_decayed = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": is_decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=args.learning_rate,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.momentum > 0,
+    )
+    n_warmup = round(args.warmup_ratio * n_steps)
+
+    def rate(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    net, optimizer = accelerator.prepare(net, optimizer)
+    accelerator.register_for_checkpointing(scheduler)
+    first_epoch = load_checkpoint(accelerator, output_dir / CHECKPOINTS)
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+    standardise = _standardiser(mean, std, accelerator.device)
+    step = first_epoch * steps_per_epoch
+    started = saved = time.perf_counter()
+    loss = None
+    with tqdm(
+        total=n_steps,
+        initial=step,
+        desc="train",
+        unit="step",
+        disable=not accelerator.is_main_process,
+    ) as bar:
+        for epoch in range(first_epoch, n_epochs):
+            net.train()
+            draws = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
+            for pixels, classes in _epoch_batches(train, args, accelerator, epoch, steps_per_epoch):
+                if step >= n_steps:
+                    break
+                pixels = pixels.to(accelerator.device, non_blocking=True)
+                if train.size <= SMALL_SIDE:
+                    pixels = shift_and_flip(pixels, draws)
+                with accelerator.autocast():
+                    loss = loss_of(net(standardise(pixels)), classes.to(accelerator.device))
+                accelerator.backward(loss)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                bar.update()
+            if epoch + 1 < n_epochs and time.perf_counter() - saved >= SAVE_SECONDS:
+                save_checkpoint(accelerator, output_dir / CHECKPOINTS, epoch + 1)
+                saved = time.perf_counter()
+    train_seconds = time.perf_counter() - started
+    found = {
+        "steps": step,
+        "last_loss": None if loss is None else round(loss.item(), 4),
+        "train_seconds": round(train_seconds, 2),
+        "is_resumed": first_epoch > 0,
+    }
+    if loss is not None and not math.isfinite(loss.item()):
+        raise InputError(f"training diverged (loss {loss.item()}): lower the learning_rate")
+    if test is not None:
+        started = time.perf_counter()
+        found |= measure_accuracy(net, test, accelerator, mean, std)
+        found["eval_seconds"] = round(time.perf_counter() - started, 2)
+    return found
+
+
+def measure_accuracy(
+    net: "nn.Module",
+    test: Pictures,
+    accelerator: "Accelerator",
+    mean: list[float],
+    std: list[float],
+    batch_size: int = 500,
+) -> dict[str, Any]:
+    """Give the share of test pictures whose class has the largest logit; every one counts once."""
+    import torch
+
+    net.eval()
+    standardise = _standardiser(mean, std, accelerator.device)
+    own = test.rows[accelerator.process_index :: accelerator.num_processes]
+    counts = torch.zeros(2, dtype=torch.float64)
+    with torch.inference_mode():
+        for start in range(0, len(own), batch_size):
+            pixels, classes = test.__getitems__(own[start : start + batch_size].tolist())
+            batch = standardise(torch.from_numpy(pixels).to(accelerator.device))
+            with accelerator.autocast():
+                logits = net(batch)
+            hits = logits.argmax(dim=1).cpu() == torch.from_numpy(classes)
+            counts += torch.tensor([hits.sum(), len(hits)])
+    n_right, n_tested = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
+    return {"accuracy": n_right / max(1.0, n_tested), "rows_tested": int(n_tested)}
+
+
+def _standardiser(mean: list[float], std: list[float], device: Any) -> Any:
+    import torch
+
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return lambda pixels: (pixels.float() * scale + shift).permute(0, 3, 1, 2)
+
+
+def _epoch_batches(
+    train: Pictures,
+    args: ClassifierArguments,
+    accelerator: "Accelerator",
+    epoch: int,
+    n_steps: int,
+) -> Iterator[tuple[Any, Any]]:
+    """Yield this process's part of the batches of an epoch."""
+    import torch
+
+    order = np.random.default_rng((args.seed, epoch)).permutation(train.rows)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    size = (args.per_device_train_batch_size or BATCH_SIZE) * world
+    batches = [order[k * size : (k + 1) * size][rank::world].tolist() for k in range(n_steps)]
+    train.is_augmented, train.seed = True, (args.seed, epoch)
+    n_workers = args.dataloader_num_workers if train.size > SMALL_SIDE else 0
+    loader: Any = torch.utils.data.DataLoader(
+        train,  # type: ignore[arg-type]
+        batch_sampler=batches,
+        num_workers=n_workers,
+        collate_fn=_to_tensors,
+    )
+    yield from loader
+
+
+def _to_tensors(batch: Any) -> tuple[Any, Any]:
+    """Make tensors of what `Pictures.__getitems__` gave, a whole batch already."""
+    import torch
+
+    return torch.from_numpy(batch[0]), torch.from_numpy(batch[1])

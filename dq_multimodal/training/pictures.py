@@ -1,0 +1,181 @@
+"""Pictures to train on: decoded once into memory when they are small, else as they are needed."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from numpy import ndarray
+from tqdm import tqdm
+
+from dq_multimodal.config import InputError
+from dq_multimodal.vision.pixels import decode_image, read_bytes, to_square, undecoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+MEMORY_BYTES = 4_000_000_000
+"""Pictures that take no more than this as 8-bit squares are decoded once."""
+BLOCK_ROWS = 512
+SMALL_SIDE = 96
+
+Reader = Callable[[list[int]], "list[Image | None]"]
+"""Gives RGB pictures by row number, None where there is none that can be read."""
+
+
+def read_files(dataset: "Dataset", column: str) -> Reader:
+    """Read pictures from a column of image files."""
+    files = undecoded(dataset, column)
+
+    def read(rows: list[int]) -> "list[Image | None]":
+        return [decode_image(read_bytes(value))[0] for value in files[rows][column]]
+
+    return read
+
+
+def read_records(dataset: "Dataset", column: str, fill: Any, mae_model: str | None) -> Reader:
+    """Read pictures from a column of the patch store, their holes filled."""
+    from dq_multimodal.patches.store import make_filler, restore_images
+
+    records, filler = dataset.select_columns([column]), make_filler(fill, mae_model)
+
+    def read(rows: list[int]) -> "list[Image | None]":
+        images = restore_images(records[rows][column], filler)
+        return [None if image is None else image.convert("RGB") for image in images]
+
+    return read
+
+
+class Pictures:
+    """A map-style dataset of (8-bit square, class) batches.
+
+    Args:
+        read: Where the pictures come from.
+        classes: Class of every row, -1 where it has none.
+        size: Side of the squares in pixels.
+        crop: Central share of the shorter side that evaluation looks at.
+        name: What the progress bar and messages call them.
+
+    Attributes:
+        rows: Rows that can be used: they have a class and, as far as known, a picture.
+        unused: Numbers of the others.
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        classes: Int[ndarray, " n"],
+        size: int,
+        *,
+        crop: float = 1.0,
+        name: str = "pictures",
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self.read, self.size, self.crop = read, size, crop
+        self.classes = classes
+        self.is_augmented = False
+        self.seed = (0, 0)
+        usable = classes >= 0
+        self._pixels: UInt8[ndarray, "n size size 3"] | None = None
+        if size <= SMALL_SIDE and len(classes) * size * size * 3 <= memory_bytes:
+            self._pixels, found = self._decode_all(name)
+            usable &= found
+        self.rows = np.flatnonzero(usable)
+        self.unused = np.flatnonzero(~usable).tolist()
+        if not len(self.rows):
+            raise InputError(f"no row of {name} has both a class and a picture")
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def _decode_all(self, name: str) -> tuple[UInt8[ndarray, "n size size 3"], ndarray]:
+        n_rows = len(self.classes)
+        pixels = np.zeros((n_rows, self.size, self.size, 3), dtype=np.uint8)
+        found = np.zeros(n_rows, dtype=bool)
+        blocks = [
+            list(range(start, min(start + BLOCK_ROWS, n_rows)))
+            for start in range(0, n_rows, BLOCK_ROWS)
+        ]
+        with ThreadPoolExecutor(2) as pool, tqdm(total=n_rows, desc=name, unit="row") as bar:
+            for rows, images in zip(blocks, pool.map(self.read, blocks), strict=True):
+                for row, image in zip(rows, images, strict=True):
+                    if image is not None:
+                        pixels[row] = to_square(image, self.size, self.crop)
+                        found[row] = True
+                bar.update(len(rows))
+        return pixels, found
+
+    def __getitem__(self, row: int) -> tuple[UInt8[ndarray, "size size 3"], int]:
+        pixels, classes = self.__getitems__([row])
+        return pixels[0], int(classes[0])
+
+    def __getitems__(self, rows: list[int]) -> tuple[UInt8[ndarray, "b size size 3"], ndarray]:
+        """Give a batch; rows whose picture cannot be read are left out of it."""
+        if self._pixels is not None:
+            return self._pixels[rows], self.classes[rows]
+        cut = self._random_square if self.is_augmented else self._central_square
+        made = [
+            (cut(image, row), row)
+            for row, image in zip(rows, self.read(rows), strict=True)
+            if image is not None
+        ]
+        shape = (0, self.size, self.size, 3)
+        pixels = np.stack([pixel for pixel, _ in made]) if made else np.zeros(shape, np.uint8)
+        return pixels, self.classes[[row for _, row in made]]
+
+    def _central_square(self, image: "Image", row: int) -> UInt8[ndarray, "size size 3"]:
+        return to_square(image, self.size, self.crop)
+
+    def _random_square(self, image: "Image", row: int) -> UInt8[ndarray, "size size 3"]:
+        """Cut out 8 to 100 % of the area at a random place, as ImageNet training does."""
+        rng = np.random.default_rng((*self.seed, row))
+        width, height = image.size
+        for _ in range(10):
+            area = width * height * rng.uniform(0.08, 1.0)
+            ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
+            if w <= width and h <= height:
+                left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+                box = (left, top, left + w, top + h)
+                square = image.resize((self.size, self.size), 3, box=box, reducing_gap=3.0)
+                return np.asarray(square)
+        return to_square(image, self.size)
+
+
+def shift_and_flip(images: Any, generator: Any, padding: int = 4) -> Any:
+    """Move every picture by up to `padding` pixels over a black border, and mirror half of them.
+
+    Args:
+        images: (b, h, w, 3) tensor, channels last.
+        generator: torch.Generator on the CPU: the same draws on every device.
+        padding: Width of the border.
+    """
+    import torch
+
+    n, height, width, _ = images.shape
+    framed = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+    moves = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+    is_mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    rows = moves[0] + torch.arange(height)
+    columns = torch.arange(width).expand(n, width)
+    columns = moves[1] + torch.where(is_mirrored, columns.flip(1), columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    at = torch.arange(n, device=images.device)[:, None, None]
+    return framed[at, rows[:, :, None], columns[:, None, :]]
+
+
+def pixel_statistics(pictures: Pictures, n_rows: int = 10_000) -> tuple[list[float], list[float]]:
+    """Give mean and standard deviation of r, g, b in [0, 1], of evenly spaced rows."""
+    step = max(1, len(pictures.rows) // n_rows)
+    rows = pictures.rows[::step][:n_rows]
+    sums, squares, n_pixels = np.zeros(3), np.zeros(3), 0
+    for start in range(0, len(rows), BLOCK_ROWS):
+        pixels, _ = pictures.__getitems__(rows[start : start + BLOCK_ROWS].tolist())
+        values = pixels.reshape(-1, 3).astype(np.float64) / 255
+        sums, squares = sums + values.sum(axis=0), squares + np.square(values).sum(axis=0)
+        n_pixels += len(values)
+    mean = sums / max(1, n_pixels)
+    std = np.sqrt(np.maximum(squares / max(1, n_pixels) - mean**2, 1e-6))
+    return mean.round(4).tolist(), std.round(4).tolist()

@@ -1,0 +1,152 @@
+"""Any image file to upright 8-bit RGB; what had to be changed, or could not be read, is said."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+NO_IMAGE = "no image"
+EMPTY = "an empty image file"
+UNREADABLE = "an image that cannot be read"
+CUT_SHORT = "an image that is cut short"
+TOO_LARGE = "an image too large to be safe"
+BLANK = (NO_IMAGE, EMPTY, UNREADABLE, CUT_SHORT, TOO_LARGE)
+"""What leaves a row without pixels: it stays in play, embedded as zeros."""
+
+ANIMATED = "an animation, of which the first frame counts"
+ROTATED = "a rotation tag, turned upright"
+TRANSPARENT = "transparency, laid on white"
+GREY = "grey values, made RGB"
+DEEP = "more than 8 bits a channel, scaled to 8"
+OTHER_COLOURS = "colours other than RGB, converted"
+
+ORIENTATION_TAG = 0x0112
+
+
+def read_bytes(value: Any) -> bytes | None:
+    """Give the bytes of an image file as `datasets.Image(decode=False)` holds it.
+
+    None where the row has no image; empty where its file is missing or empty.
+    """
+    if value is None:
+        return None
+    if value["bytes"] is not None:
+        return value["bytes"]
+    if not value["path"]:
+        return None
+    try:
+        return Path(value["path"]).read_bytes()
+    except OSError:
+        return b""
+
+
+def decode_image(data: bytes | None) -> "tuple[Image | None, list[str]]":
+    """Decode an image file of any kind to upright 8-bit RGB.
+
+    Args:
+        data: The file; None for a row without one.
+
+    Returns:
+        The image, None where there is nothing that can be read to its end, and what was odd, one
+        of the constants of this module each.
+    """
+    from PIL import Image, ImageOps
+
+    if data is None:
+        return None, [NO_IMAGE]
+    if not data:
+        return None, [EMPTY]
+    odd = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data))
+            if getattr(image, "n_frames", 1) > 1:
+                odd.append(ANIMATED)
+            turn = image.getexif().get(ORIENTATION_TAG, 1)
+            image.load()
+            if turn in range(2, 9):
+                image = ImageOps.exif_transpose(image)
+                odd.append(ROTATED)
+            image, remark = _to_rgb(image)
+    except Image.UnidentifiedImageError:
+        return None, [UNREADABLE]
+    except Image.DecompressionBombError:
+        return None, [TOO_LARGE]
+    except (OSError, EOFError) as error:
+        is_cut = "truncated" in str(error) or isinstance(error, EOFError)
+        return None, [CUT_SHORT if is_cut else UNREADABLE]
+    except (SyntaxError, ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error):
+        return None, [UNREADABLE]  # what the many readers raise on broken files
+    return image, odd + ([remark] if remark else [])
+
+
+def _to_rgb(image: "Image") -> "tuple[Image, str | None]":
+    """Convert every mode of Pillow, and say what that meant."""
+    from PIL import Image
+
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image, None
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        above = image.convert("RGBA")
+        if above.getchannel("A").getextrema()[0] == 255:  # nothing shines through
+            return above.convert("RGB"), None if mode == "RGBA" else OTHER_COLOURS
+        below = Image.new("RGBA", above.size, "white")
+        return Image.alpha_composite(below, above).convert("RGB"), TRANSPARENT
+    if mode in ("L", "1"):
+        return image.convert("RGB"), GREY
+    if mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = values.max(initial=0)
+        scale = 255.0 if top <= 1 and mode == "F" else 1.0 if top <= 255 else 255.0 / 65535.0
+        grey = np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB"), DEEP
+    return image.convert("RGB"), OTHER_COLOURS
+
+
+def is_plain(odd: list[str]) -> bool:
+    """Say whether decoding kept every value: nothing odd, or only grey values spread to RGB."""
+    return all(remark == GREY for remark in odd)
+
+
+def to_square(
+    image: "Image", size: int, crop: float = 1.0, resample: int = 3
+) -> UInt8[ndarray, "size size 3"]:
+    """Cut out the central square and scale it, as evaluation transforms do.
+
+    Args:
+        image: RGB.
+        size: Side of the result in pixels.
+        crop: Side of the square as a share of the shorter side of the image.
+        resample: Pillow's filter; 3 is bicubic.
+    """
+    width, height = image.size
+    if (width, height) == (size, size) and crop == 1.0:
+        return np.asarray(image)
+    side = min(width, height) * crop
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), resample, box=box, reducing_gap=3.0))
+
+
+def image_columns(dataset: "Dataset") -> list[str]:
+    """List the columns that hold one image a row."""
+    return [name for name, kind in dataset.features.items() if type(kind).__name__ == "Image"]
+
+
+def undecoded(dataset: "Dataset", column: str) -> "Dataset":
+    """Give the one column of images as files, not as pictures."""
+    from datasets import Image
+
+    return dataset.select_columns([column]).cast_column(column, Image(decode=False))

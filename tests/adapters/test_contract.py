@@ -1,0 +1,59 @@
+"""What every adapter has to keep, whatever kind of data it reads."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image
+from PIL import Image as Pictures
+
+from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.text import TextAdapter, detect_layout
+
+N_ROWS = 50
+
+
+@pytest.fixture(params=["text", "image", "gradients"])
+def adapter(request, small_encoder, small_classifier):
+    if request.param == "text":
+        texts = ["the quick fox " * (k % 7) for k in range(N_ROWS)]
+        rows = Dataset.from_dict({"text": texts})
+        return TextAdapter(rows, detect_layout(["text"]), str(small_encoder))
+    rng = np.random.default_rng(0)
+    images = [
+        Pictures.fromarray(rng.integers(0, 256, (8 + k % 5, 12, 3), dtype=np.uint8))
+        for k in range(N_ROWS)
+    ]
+    rows = Dataset.from_dict({"img": images}, features=Features({"img": Image()}))
+    kind = "gradients" if request.param == "gradients" else "features"
+    return ImageAdapter(rows, None, None, str(small_classifier), kind)
+
+
+def embed(adapter, rows):
+    return adapter.embed(adapter.load(np.asarray(rows))[0])
+
+
+def test_lengths_are_whole_numbers_one_a_row(adapter):
+    lengths = adapter.lengths()
+    assert lengths.shape == (N_ROWS,)
+    assert np.issubdtype(lengths.dtype, np.integer)
+
+
+def test_embeddings_are_finite_repeatable_and_of_one_row_each(adapter):
+    got = embed(adapter, [3, 1, 49])
+    assert got.shape == (3, adapter.dimension)
+    assert got.dtype == np.float32
+    assert np.isfinite(got).all()
+    np.testing.assert_array_equal(got, embed(adapter, [3, 1, 49]))
+    np.testing.assert_allclose(got[1], embed(adapter, [1])[0], atol=1e-5)
+
+
+def test_it_says_what_it_reads_and_by_which_model(adapter):
+    facts = {**adapter.describe(), **adapter.describe_model()}
+    assert facts["modality"] in ("text", "image")
+    assert facts["dimension"] == adapter.dimension
+    assert facts["columns"]
+    assert facts["model"]
+
+
+def test_loading_finds_the_same_problems_again(adapter):
+    first, second = (adapter.load(np.arange(N_ROWS))[1] for _ in range(2))
+    assert first == second

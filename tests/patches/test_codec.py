@@ -1,0 +1,188 @@
+"""The patch store: records of kept patches, and what comes back of them."""
+
+import io
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dq_multimodal import InputError
+from dq_multimodal.patches import decode_patches, encode_patches, restore
+from dq_multimodal.patches.codec import fill_smoothly
+from dq_multimodal.patches.fields import FIELDS, Record
+from dq_multimodal.patches.grid import (
+    count_dropped,
+    drop_lowest,
+    grid_shape,
+    keep_pixels,
+    pack_mask,
+    unpack_mask,
+)
+
+
+def pictures(n, height, width, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    base = np.stack([rows * 5 + k * 9 + columns * 3 for k in range(n)])[..., None]
+    noise = rng.integers(0, 20, (n, height, width, channels))
+    return np.clip(base + noise, 0, 255).astype(np.uint8)
+
+
+def marks(n, height, width, patch_size, drop_ratio=0.25, seed=0):
+    n_patches = int(np.prod(grid_shape(height, width, patch_size)))
+    scores = np.random.default_rng(seed).random((n, n_patches))
+    return drop_lowest(scores, count_dropped(n_patches, drop_ratio))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 23),
+    st.integers(1, 23),
+    st.integers(1, 9),
+    st.sampled_from([1, 3]),
+    st.floats(0, 0.9),
+    st.integers(0, 100),
+)
+def test_kept_pixels_come_back_bit_for_bit(height, width, patch_size, channels, ratio, seed):
+    images = pictures(3, height, width, channels, seed)
+    keep = marks(3, height, width, patch_size, ratio, seed)
+    decoded, found = decode_patches(encode_patches(images, keep, patch_size))
+    is_kept = keep_pixels(keep, height, width, patch_size)
+    np.testing.assert_array_equal(found, keep)
+    np.testing.assert_array_equal(decoded[is_kept], images[is_kept])
+    assert not decoded[~is_kept].any()
+
+
+def test_drop_ratio_0_is_lossless():
+    images = pictures(2, 17, 30)
+    keep = marks(2, 17, 30, 4, 0.0)
+    assert keep.all()
+    np.testing.assert_array_equal(decode_patches(encode_patches(images, keep, 4))[0], images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_webp_is_close(channels):
+    images = pictures(2, 48, 32, channels) // 2
+    keep = marks(2, 48, 32, 16)
+    records = encode_patches(images, keep, 16, "webp", 90)
+    decoded, _ = decode_patches(records)
+    is_kept = keep_pixels(keep, 48, 32, 16)
+    error = decoded[is_kept].astype(float) - images[is_kept]
+    assert np.sqrt((error**2).mean()) < 12
+    assert not decoded[~is_kept].any()
+    assert Image.open(io.BytesIO(records[0]["data"])).size == (32, 48)
+
+
+def test_smooth_filling_keeps_what_is_kept_and_stays_within_it():
+    images = pictures(2, 21, 34)
+    is_kept = keep_pixels(marks(2, 21, 34, 4, 0.5), 21, 34, 4)
+    smooth = fill_smoothly(images, is_kept)
+    np.testing.assert_array_equal(smooth[is_kept], images[is_kept])
+    for image, filled, kept in zip(images, smooth, is_kept, strict=True):
+        assert filled[~kept].min() >= image[kept].min()
+        assert filled[~kept].max() <= image[kept].max()
+    flat = np.full((1, 9, 9, 3), 77, dtype=np.uint8)
+    holes = np.ones((1, 9, 9), dtype=bool)
+    holes[0, 2:6, 3:9] = False
+    assert (fill_smoothly(flat * holes[..., None], holes) == 77).all()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_masks_are_one_bit_a_patch(bits):
+    keep = np.array(bits)
+    packed = pack_mask(keep)
+    assert len(packed) == -(-len(bits) // 8)
+    np.testing.assert_array_equal(unpack_mask(packed, len(bits)), keep)
+
+
+def test_pixels_of_patches_against_a_loop():
+    keep = marks(2, 11, 7, 4, 0.4)
+    got = keep_pixels(keep, 11, 7, 4)
+    for b in range(2):
+        for y in range(11):
+            for x in range(7):
+                assert got[b, y, x] == keep[b, (y // 4) * 2 + x // 4]
+
+
+def test_ties_drop_the_lower_patch_and_one_patch_stays():
+    keep = drop_lowest(np.array([[1.0, 0.0, 0.0, 0.0]]), 2)
+    assert keep.tolist() == [[True, False, False, True]]
+    assert count_dropped(64, 0.25) == 16
+    assert count_dropped(1, 0.9) == 0
+    assert count_dropped(3, 0.99) == 2
+
+
+def store(records):
+    feature = {name: Value(kind) for name, kind in FIELDS.items()}
+    rows = {"img": records, "id": list(range(len(records)))}
+    return Dataset.from_dict(rows, features=Features({"img": feature, "id": Value("int64")}))
+
+
+def test_a_store_of_many_shapes_is_restored_row_by_row(tmp_path):
+    records, wanted = [], []
+    for k, (height, width, channels) in enumerate(
+        [(16, 16, 3), (9, 20, 1), (16, 16, 3), (5, 4, 3)]
+    ):
+        images = pictures(1, height, width, channels, k)
+        records += encode_patches(images, marks(1, height, width, 4, 0.3, k), 4)
+        wanted.append(images[0])
+    file = io.BytesIO()
+    Image.fromarray(wanted[0]).save(file, "PNG")
+    original = Record(
+        coding="original",
+        height=0,
+        width=0,
+        channels=0,
+        patch_size=0,
+        mask=b"",
+        data=file.getvalue(),
+    )
+    broken = Record(**{**original, "data": b"no image"})
+    store([*records, original, broken, None]).to_parquet(tmp_path / "store.parquet")
+    loaded = Dataset.from_parquet(str(tmp_path / "store.parquet"))
+    whole = restore(loaded, fill="zero")
+    images = whole[:]["img"]
+    for record, image, want in zip(records, images, wanted, strict=False):
+        n_patches = int(np.prod(grid_shape(record["height"], record["width"], 4)))
+        keep = unpack_mask(record["mask"], n_patches)[None]
+        is_kept = keep_pixels(keep, record["height"], record["width"], 4)[0]
+        got = np.asarray(image).reshape(want.shape)
+        np.testing.assert_array_equal(got, np.where(is_kept[..., None], want, 0))
+    np.testing.assert_array_equal(np.asarray(images[4]), wanted[0])
+    assert images[5] is None
+    assert images[6] is None
+    for k in range(7):
+        alone = whole[k]["img"]
+        assert (alone is None) == (images[k] is None)
+        assert alone is None or np.array_equal(np.asarray(alone), np.asarray(images[k]))
+    shuffled = restore(loaded.select([3, 0]), fill="mean")
+    assert [image.size for image in shuffled[:]["img"]] == [(4, 5), (16, 16)]
+    assert shuffled[:]["id"] == [3, 0]
+
+
+def test_mean_fill_is_the_mean_of_what_is_kept():
+    images = pictures(1, 12, 12)
+    keep = marks(1, 12, 12, 4, 0.3)
+    is_kept = keep_pixels(keep, 12, 12, 4)[0]
+    whole = restore(store(encode_patches(images, keep, 4)))[0]["img"]
+    holes = np.asarray(whole)[~is_kept]
+    want = images[0][is_kept].astype(float).mean(axis=0)
+    assert (holes == np.floor(want + 0.5)).all() or np.abs(holes - want).max() <= 0.5
+
+
+def test_what_restore_refuses():
+    plain = Dataset.from_dict({"x": [1]})
+    with pytest.raises(InputError, match="no column of patch records among x"):
+        restore(plain)
+    images = pictures(1, 8, 8)
+    records = encode_patches(images, marks(1, 8, 8, 4), 4)
+    with pytest.raises(InputError, match="fill must be one of mean, zero, mae"):
+        restore(store(records), fill="magic")
+    with pytest.raises(InputError, match="fill mae needs a mae_model"):
+        restore(store(records), fill="mae")
+    damaged = Record(**{**records[0], "data": records[0]["data"][:-3]})
+    with pytest.raises(InputError, match="a record of the patch store is broken"):
+        restore(store([damaged]))[0]

@@ -1,0 +1,177 @@
+"""The image recipes, tiny, under `accelerate launch`: each once, each resumable."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Pictures
+
+from dq_multimodal import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
+ONE = (*ACCELERATE, "--mixed_precision", "no", "--dynamo_backend", "no")
+TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+
+
+def write_images(path, n_rows, size, seed):
+    """Write pictures whose class is the colour of a disc on a noisy ground."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size]
+    images, labels = [], []
+    for k in range(n_rows):
+        label = k % 3
+        ground = rng.integers(90, 140, (size, size, 3))
+        y, x = rng.integers(size // 3, 2 * size // 3, 2)
+        is_disc = (rows - y) ** 2 + (columns - x) ** 2 < (size // 3) ** 2
+        ground[is_disc] = np.array(list(COLOURS.values())[label]) + rng.integers(-20, 20, 3)
+        images.append(Pictures.fromarray(ground.astype(np.uint8)))
+        labels.append(label)
+    features = Features({"img": Image(), "label": ClassLabel(names=list(COLOURS))})
+    Dataset.from_dict({"img": images, "label": labels}, features=features).to_parquet(path)
+    return path
+
+
+def launch(name, *flags, launcher=ONE, code=0, **options):
+    given = [part for key, value in options.items() for part in (f"--{key}", value)]
+    command = [sys.executable, *launcher, ROOT / "recipes" / name, *flags, *given]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Images, an extractor and an autoencoder, the last two made by their recipes."""
+    folder = tmp_path_factory.mktemp("work")
+    write_images(folder / "train.parquet", 360, 16, 0)
+    write_images(folder / "test.parquet", 90, 16, 1)
+    data = {"dataset_name": folder / "train.parquet"}
+    launch(
+        "train_extractor.py",
+        **data,
+        model="resnet10-narrow",
+        num_train_epochs=4,
+        per_device_train_batch_size=32,
+        learning_rate=0.05,
+        output_dir=folder / "extractor",
+    )
+    launch(
+        "train_mae.py",
+        **data,
+        num_train_epochs=6,
+        per_device_train_batch_size=32,
+        hidden_size=32,
+        num_hidden_layers=2,
+        output_dir=folder / "mae",
+    )
+    return folder
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def arguments(work, out, **more):
+    return {
+        "dataset_name": work / "train.parquet",
+        "test_dataset_name": work / "test.parquet",
+        "model": "resnet10-narrow",
+        "max_steps": 40,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 0.05,
+        "output_dir": out,
+        **more,
+    }
+
+
+def test_extractor_and_autoencoder_learn_and_are_ready_for_use(work):
+    from dq_multimodal.patches import load_mae
+    from dq_multimodal.vision.models import load_image_model
+
+    extractor = load_image_model(str(work / "extractor" / "model"))
+    assert extractor.labels == ("red", "green", "blue")
+    assert extractor.size == 16
+    assert metrics(work / "extractor")["accuracy"] > 0.5
+    assert load_mae(str(work / "mae" / "model")).patch_size == 4
+    psnr = metrics(work / "mae")["psnr_of_holes"]
+    assert psnr["mae"] > psnr["zero"]
+
+
+def test_the_whole_sequence_with_patches(work, tmp_path):
+    out = tmp_path / "out"
+    flags = arguments(
+        work,
+        out,
+        method="dq",
+        keep_ratio=0.5,
+        n_bins=3,
+        drop_ratio=0.25,
+        embedding_model=work / "extractor" / "model",
+        fill="mae",
+        mae_model=work / "mae" / "model",
+    )
+    done = launch("cifar10.py", **flags)
+    found = metrics(out)
+    assert "test rows right" in done.stdout
+    assert found["rows_tested"] == 90
+    assert found["rows_trained"] == 180
+    assert found["steps"] == 40
+    assert found["accuracy"] > 0.6
+    assert found["selection"]["patches"]["fill"] == "mae"
+    sizes = found["selection"]["bytes"]
+    assert sizes["stored_images"] < sizes["source_images"]
+    labels = np.array(Run(out / "selection").subset["label"][:])
+    assert np.bincount(labels).tolist() == [60, 60, 60]
+    assert (out / "model" / "classifier.json").is_file()
+    assert "already complete" in launch("cifar10.py", **flags).stdout
+    other = launch("cifar10.py", launcher=(), **{**flags, "seed": 1}, code=2)
+    assert other.stderr.splitlines()[-1].startswith("error:")
+
+
+def test_all_rows_on_two_processes(work, tmp_path):
+    launch("cifar10.py", launcher=TWO, **arguments(work, tmp_path / "out", method="full"))
+    found = metrics(tmp_path / "out")
+    assert found["rows_tested"] == 90
+    assert found["rows_trained"] == 360
+    assert found["accuracy"] > 0.6
+
+
+def test_large_images_stay_on_disk(work, tmp_path):
+    write_images(tmp_path / "train.parquet", 60, 128, 2)
+    write_images(tmp_path / "test.parquet", 15, 128, 3)
+    flags = arguments(
+        tmp_path,
+        tmp_path / "out",
+        image_size=112,
+        max_steps=4,
+        per_device_train_batch_size=8,
+        dataloader_num_workers=2,
+        embedding_model=work / "extractor" / "model",
+        n_bins=2,
+        test_split="train",
+    )
+    launch("imagenet_60pct.py", **flags)
+    found = metrics(tmp_path / "out")
+    assert found["rows_trained"] == 36
+    assert found["rows_tested"] == 15
+    assert found["selection"]["source_rows"] == 60
+
+
+def test_bad_input_is_one_line(work, tmp_path):
+    out = tmp_path / "out"
+    wrong = [
+        ({"model": "no-such-net"}, "no model no-such-net"),
+        ({"method": "magic"}, "method must be one of"),
+    ]
+    for change, message in wrong:
+        flags = arguments(work, out, keep_ratio=0.5, **{"method": "random", **change})
+        done = launch("cifar10.py", launcher=(), **flags, code=2)
+        assert message in done.stderr.splitlines()[-1]

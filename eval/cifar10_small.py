@@ -14,7 +14,6 @@ same number of steps for every line, and several seeds (of selection, masks, wei
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +28,12 @@ AUTOENCODER = {
     "hidden_size": 96,
     "num_hidden_layers": 3,
 }
+
+STEPS = {
+    "extractor": ("accuracy", "rows_tested", "steps", "parameters", "seconds", "device"),
+    "mae": ("psnr_of_holes", "rows_held_out", "steps", "parameters", "seconds", "device"),
+}
+"""The steps before the comparisons, and what is recorded of them."""
 
 DROPPED = {"keep_ratio": 0.125, "drop_ratio": 0.2}
 ARMS: dict[str, dict[str, Any]] = {
@@ -56,7 +61,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("runs/cifar10-small"))
     parser.add_argument("--seeds", type=int, default=3, help="Runs of each line.")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help="Lines to run.")
-    parser.add_argument("--output", type=Path, default=ROOT / "eval/results/cifar10_small.json")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "eval" / "results")
     args = parser.parse_args()
     work = args.work_dir
 
@@ -78,30 +83,34 @@ def main() -> None:
     for seed in range(args.seeds):
         for name in args.arms:
             run_arm(name, seed, args)
+    for table, names in TABLES.items():
+        done = [name for name in names if name in args.arms]
+        lines = [f"{name}={','.join(folders_of(name, args))}" for name in done]
+        output = args.output_dir / f"cifar10_{table}.json"
+        said = ("--command", "python eval/cifar10_small.py", "--output", output)
+        if lines:
+            command(ROOT / "eval" / "image_comparison.py", *lines, *said)
+    write_steps(work, args.output_dir / "cifar10_steps.json")
+
+
+def write_steps(work: Path, output: Path) -> None:
+    """Write what the steps before the comparisons say of themselves."""
+    found = {name: json.loads((work / name / "metrics.json").read_text()) for name in STEPS}
+    manifest = json.loads((work / "dq" / "manifest.json").read_text())
     document = {
         "command": "python eval/cifar10_small.py",
-        "extractor": read(work / "extractor"),
-        "mae": read(work / "mae"),
-        "selection": json.loads((work / "dq" / "manifest.json").read_text())["seconds"],
-        "tables": {
-            table: [summarise(name, args) for name in names if has_run(name, args)]
-            for table, names in TABLES.items()
-        },
+        **{name: {k: found[name][k] for k in keys} for name, keys in STEPS.items()},
+        "compress": {k: manifest[k] for k in ("rows", "kept", "seconds")},
     }
-    temporary = args.output.with_name(args.output.name + ".tmp")
+    temporary = output.with_name(output.name + ".tmp")
     temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(args.output)
-    for table, lines in document["tables"].items():
-        print(f"\n{table}")
-        for line in lines:
-            spread = f" ± {line['accuracy_std']:.2f}" if line["accuracy_std"] is not None else ""
-            print(f"  {line['name']:28} {line['accuracy']:.2f}{spread}  {line['rows']:,} rows")
+    temporary.replace(output)
 
 
-def folder_of(name: str, seed: int, args: argparse.Namespace) -> Path:
-    """Give the folder of one run."""
+def folders_of(name: str, args: argparse.Namespace) -> list[str]:
+    """Give the folders of the runs of one line, a seed each."""
     short = "".join(c if c.isalnum() else "-" for c in name.lower())
-    return args.work_dir / "runs" / f"{short}-{seed}"
+    return [str(args.work_dir / "runs" / f"{short}-{seed}") for seed in range(args.seeds)]
 
 
 def run_arm(name: str, seed: int, args: argparse.Namespace) -> None:
@@ -120,7 +129,7 @@ def run_arm(name: str, seed: int, args: argparse.Namespace) -> None:
         *("--dataset_name", args.dataset_name, *test),
         *flags(options),
         *("--selection_seed", seed, "--seed", seed),
-        *("--output_dir", folder_of(name, seed, args)),
+        *("--output_dir", folders_of(name, args)[seed]),
     )
 
 
@@ -143,42 +152,6 @@ def command(*arguments: object) -> None:
     done = subprocess.run([sys.executable, *map(str, arguments)])
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """Read what a training run says, without the paths of this machine."""
-    found = json.loads((folder / "metrics.json").read_text())
-    return {k: v for k, v in found.items() if k not in ("asked", "command", "complete")}
-
-
-def has_run(name: str, args: argparse.Namespace) -> bool:
-    """Say whether every seed of a line has been run."""
-    folders = [folder_of(name, seed, args) for seed in range(args.seeds)]
-    return all((folder / "metrics.json").is_file() for folder in folders)
-
-
-def summarise(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Put the seeds of a line together."""
-    runs = [read(folder_of(name, seed, args)) for seed in range(args.seeds)]
-    accuracies = [100 * run["accuracy"] for run in runs]
-    sizes = [run["selection"]["bytes"] for run in runs]
-    stored = [size["stored_images"] for size in sizes if "stored_images" in size]
-    return {
-        "name": name,
-        "options": ARMS[name],
-        "rows": runs[0]["selection"]["rows"],
-        "steps": runs[0]["steps"],
-        "accuracy": statistics.mean(accuracies),
-        "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
-        "stored_image_bytes": round(statistics.mean(stored)) if stored else None,
-        "runs": [
-            {
-                key: run.get(key)
-                for key in ("accuracy", "train_seconds", "is_resumed", "selection", "device")
-            }
-            for run in runs
-        ],
-    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,275 @@
+"""Bytes of images with dropped patches, by coding, against the best lossless coding of the whole.
+
+    python eval/patch_bytes.py [--classifier runs/cifar10-small/extractor/model]
+
+Reads the folder of real data (DQ_TEST_DATA, default ../shared/data): CIFAR-10 and photographs of
+flickr8k. A quarter of the patches is dropped, at random and, where a classifier is named, by
+GradCAM++. "Best lossless" is the smallest of PNG and several settings of lossless WebP, image by
+image. Bytes of a store are those of the data and of the masks. PSNR is that of the kept pixels.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dq_multimodal.patches import encode_patches
+from dq_multimodal.patches.codec import fill_smoothly
+from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape, keep_pixels
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
+DROP_RATIO = 0.25
+GROUP = 16
+QUALITIES = (95, 90, 80, 60, 40, 20)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--classifier", help="Folder for GradCAM++ masks on CIFAR-10.")
+    parser.add_argument("--cifar_rows", type=int, default=1000)
+    parser.add_argument("--photographs", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=ROOT / "eval/results/patch_bytes.json")
+    args = parser.parse_args()
+    document: dict[str, Any] = {
+        "command": "python eval/patch_bytes.py --classifier runs/cifar10-small/extractor/model",
+        "drop_ratio": DROP_RATIO,
+    }
+    sources = {
+        "cifar10": (DATA / "cifar10/train-00000-of-00005.parquet", "img", args.cifar_rows, (4, 8)),
+        "photographs": (DATA / "flickr8k_1k.parquet", "image", args.photographs, (16,)),
+    }
+    for name, (path, column, n_rows, patch_sizes) in sources.items():
+        images, labels, n_source = read(path, column, n_rows)
+        whole = [best_lossless(image) for image in images]
+        found: dict[str, Any] = {
+            "images": len(images),
+            "source_bytes": n_source,
+            "best_lossless_bytes": sum(whole),
+            "png_bytes": sum(len(png(image)) for image in images),
+            "stores": [],
+        }
+        for patch_size in patch_sizes:
+            masks = {"random": random_masks(images, patch_size)}
+            if args.classifier and name == "cifar10":
+                masks["GradCAM++"] = cam_masks(images, labels, patch_size, args.classifier)
+            for kind, keep in masks.items():
+                found["stores"] += measure(images, keep, patch_size, kind, sum(whole))
+        document[name] = found
+    temporary = args.output.with_name(args.output.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(args.output)
+    for name in sources:
+        for line in document[name]["stores"]:
+            if line["is_lossless"]:
+                print(
+                    f"{name:12} {line['patch_size']:2} px {line['masks']:10} "
+                    f"{line['coding']:34} {line['ratio']:.3f}"
+                )
+
+
+def read(path: Path, column: str, n_rows: int) -> tuple[list[np.ndarray], np.ndarray, int]:
+    """Read RGB pictures, their labels (-1 without), and the bytes of their files."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path).slice(0, n_rows)
+    files = [value["bytes"] for value in table[column].to_pylist()]
+    images = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+    labels = np.full(len(images), -1)
+    if "label" in table.column_names:
+        labels = table["label"].to_numpy()
+    return images, labels, sum(map(len, files))
+
+
+def save(image: np.ndarray, kind: str, **options: Any) -> bytes:
+    """Encode a picture by Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(image: np.ndarray) -> bytes:
+    """Encode as PNG."""
+    return save(image, "PNG", optimize=True)
+
+
+def lossless_webp(image: np.ndarray) -> bytes:
+    """Encode as lossless WebP, by the best of its settings."""
+    settings = [(4, 50), (4, 100), (6, 100)]
+    made = [
+        save(image, "WEBP", lossless=True, exact=True, method=m, quality=q) for m, q in settings
+    ]
+    return min(made, key=len)
+
+
+def best_lossless(image: np.ndarray) -> int:
+    """Give the bytes of the best lossless coding of a whole picture."""
+    return min(len(png(image)), len(lossless_webp(image)))
+
+
+def random_masks(images: list[np.ndarray], patch_size: int) -> list[np.ndarray]:
+    """Drop a quarter of the patches of each at random."""
+    rng = np.random.default_rng(0)
+    made = []
+    for image in images:
+        n_patches = math.prod(grid_shape(*image.shape[:2], patch_size))
+        scores = rng.random((1, n_patches))
+        made.append(drop_lowest(scores, count_dropped(n_patches, DROP_RATIO))[0])
+    return made
+
+
+def cam_masks(
+    images: list[np.ndarray], labels: np.ndarray, patch_size: int, classifier: str
+) -> list[np.ndarray]:
+    """Drop the quarter of the patches that matters least to a classifier."""
+    import torch
+
+    from dq_multimodal.patches import GradCamPlusPlus, patch_scores
+    from dq_multimodal.vision.models import load_image_model
+
+    model = load_image_model(classifier)
+    keep = []
+    for start in range(0, len(images), 250):
+        batch = model.to_input(np.stack(images[start : start + 250]))
+        with GradCamPlusPlus(model.net) as explain:
+            maps = explain(batch, torch.tensor(labels[start : start + 250])).maps
+        scores = patch_scores(maps, patch_size).numpy()
+        keep += list(drop_lowest(scores, count_dropped(scores.shape[1], DROP_RATIO)))
+    return keep
+
+
+def retile(image: np.ndarray, keep: np.ndarray, patch_size: int) -> np.ndarray:
+    """Put the kept patches (edges padded) side by side, about as wide as high."""
+    rows, columns = grid_shape(*image.shape[:2], patch_size)
+    pad = (rows * patch_size - image.shape[0], columns * patch_size - image.shape[1])
+    padded = np.pad(image, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+    shape = (rows, patch_size, columns, patch_size, 3)
+    return tile(padded.reshape(shape).swapaxes(1, 2).reshape(-1, patch_size, patch_size, 3)[keep])
+
+
+def tile(patches: np.ndarray) -> np.ndarray:
+    """Lay patches out row by row; the last row is filled with black."""
+    n, side = len(patches), patches.shape[1]
+    divisors = [k for k in range(1, n + 1) if n % k == 0 and k * k <= n]
+    width = n // max(divisors)
+    if width > 4 * max(divisors):  # no shape near a square: fill up
+        width = math.ceil(math.sqrt(n))
+    height = math.ceil(n / width)
+    full = np.zeros((height * width, *patches.shape[1:]), dtype=np.uint8)
+    full[:n] = patches
+    return (
+        full.reshape(height, width, side, side, 3)
+        .swapaxes(1, 2)
+        .reshape(height * side, width * side, 3)
+    )
+
+
+def measure(
+    images: list[np.ndarray], keep: list[np.ndarray], patch_size: int, kind: str, whole: int
+) -> list[dict[str, Any]]:
+    """Store the kept patches in every way, and say bytes and PSNR of each."""
+    n_mask = sum(math.ceil(len(marks) / 8) for marks in keep)
+    pixels = [
+        keep_pixels(marks[None], *image.shape[:2], patch_size)[0]
+        for image, marks in zip(images, keep, strict=True)
+    ]
+    tiles = [retile(image, marks, patch_size) for image, marks in zip(images, keep, strict=True)]
+    smooth = [fill_smoothly(i[None], p[None])[0] for i, p in zip(images, pixels, strict=True)]
+    zero = [image * p[..., None] for image, p in zip(images, pixels, strict=True)]
+
+    def line(coding: str, n_bytes: int, psnr: float | None = None) -> dict[str, Any]:
+        total = n_bytes + n_mask
+        return {
+            "patch_size": patch_size,
+            "masks": kind,
+            "coding": coding,
+            "bytes": total,
+            "ratio": round(total / whole, 4),
+            "is_lossless": psnr is None,
+            "psnr": None if psnr is None else round(psnr, 2),
+        }
+
+    lines = [
+        line("exact (ours)", exact(images, keep, patch_size)),
+        line("WebP lossless, re-tiled", sum(len(lossless_webp(t)) for t in tiles)),
+        line("WebP lossless, holes smooth", sum(len(lossless_webp(s)) for s in smooth)),
+        line("WebP lossless, holes black", sum(len(lossless_webp(z)) for z in zero)),
+    ]
+    if len({image.shape for image in images}) == 1:
+        groups = [np.concatenate(tiles[k : k + GROUP]) for k in range(0, len(tiles), GROUP)]
+        n_bytes = sum(len(lossless_webp(group)) for group in groups)
+        lines.append(line(f"WebP lossless, re-tiled, {GROUP} images in one", n_bytes))
+    ways: dict[str, tuple[list[np.ndarray], list[np.ndarray] | None, Callable[..., bytes]]] = {
+        "WebP, holes smooth": (smooth, pixels, lambda i, q: save(i, "WEBP", quality=q, method=6)),
+        "WebP, re-tiled": (tiles, None, lambda i, q: save(i, "WEBP", quality=q, method=6)),
+        "JPEG, holes smooth": (
+            smooth,
+            pixels,
+            lambda i, q: save(i, "JPEG", quality=q, optimize=True),
+        ),
+    }
+    for coding, (pictures, marks, encode) in ways.items():
+        for quality in QUALITIES:
+            files = [encode(picture, quality) for picture in pictures]
+            lines.append(
+                line(
+                    f"{coding}, quality {quality}",
+                    sum(map(len, files)),
+                    psnr_of(files, pictures, marks),
+                )
+            )
+    if kind == "random":
+        everything = [np.ones_like(marks) for marks in keep]
+        n_bytes = exact(images, everything, patch_size) - n_mask
+        lines.append(line("exact (ours) of the whole", n_bytes))
+        for quality in QUALITIES:
+            files = [save(image, "WEBP", quality=quality, method=6) for image in images]
+            made = line(
+                f"WebP of the whole, quality {quality}",
+                sum(map(len, files)) - n_mask,
+                psnr_of(files, images, None),
+            )
+            lines.append(made)
+    return lines
+
+
+def exact(images: list[np.ndarray], keep: list[np.ndarray], patch_size: int) -> int:
+    """Give the bytes of our own lossless coder, images of one shape together."""
+    groups = defaultdict(list)
+    for k, image in enumerate(images):
+        groups[image.shape].append(k)
+    total = 0
+    for rows in groups.values():
+        for start in range(0, len(rows), 128):
+            part = rows[start : start + 128]
+            records = encode_patches(
+                np.stack([images[k] for k in part]), np.stack([keep[k] for k in part]), patch_size
+            )
+            total += sum(len(record["data"]) for record in records)
+    return total
+
+
+def psnr_of(
+    files: list[bytes], pictures: list[np.ndarray], marks: list[np.ndarray] | None
+) -> float:
+    """Give the mean PSNR of files against the pixels of pictures that count."""
+    found = []
+    for k, (file, picture) in enumerate(zip(files, pictures, strict=True)):
+        made = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(np.float64)
+        error = (made - picture) ** 2
+        mse = (error if marks is None else error[marks[k]]).mean()
+        found.append(10 * math.log10(255**2 / max(mse, 1e-3)))
+    return float(np.mean(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,10 +4,13 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format clean
+.PHONY: demo demo-images test lint format clean
 
 demo: .venv/installed
 	$(BIN)/python recipes/demo.py
+
+demo-images: .venv/installed
+	$(BIN)/python recipes/demo_images.py
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

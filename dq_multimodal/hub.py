@@ -103,14 +103,18 @@ def _public_config(run: Run) -> str:
     """Give config.yaml without the folders of this machine: a local path becomes its last part."""
     config = deepcopy(run.config)
     source, request, model = config["source"], config["request"], config["embedding"] or {}
+    attribution = (config.get("patches") or {}).get("attribution_model") or {}
     if source["kind"] in ("file", "folder"):
         source.pop("path", None)  # a run that comes from the Hub has none
         source["name"] = request["dataset"] = Path(source["name"]).name
     places = [
         (request, "embeddings"),
         (request, "embedding_model"),
+        (request, "attribution_model"),
+        (request, "mae_model"),
         (model, "file"),
         (model, "model"),
+        (attribution, "model"),
     ]
     for place, key in places:
         if place.get(key) and (is_local(place[key]) or place[key].count("/") > 1):

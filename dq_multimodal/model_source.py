@@ -1,9 +1,29 @@
 """Where models are from: a folder, the Hub, or its cache, without minutes of retries."""
 
+import hashlib
 import os
 from pathlib import Path
 
 from dq_multimodal.config import InputError
+
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx")
+
+
+def hash_weights(name: str | None) -> str | None:
+    """Hash the files of weights in a model folder: it may hold another model tomorrow.
+
+    Returns:
+        None for what is no folder; what the Hub holds is pinned by its commit.
+    """
+    folder = Path(os.path.expanduser(name or ""))  # noqa: PTH111 - see find_model
+    if name is None or not folder.is_dir():
+        return None
+    hasher = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in WEIGHTS and path.is_file():
+            with path.open("rb") as file:
+                hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()[:16]
 
 
 class ModelOutOfReach(InputError):

@@ -68,8 +68,7 @@ class PatchDropper:
 
     def describe(self) -> dict[str, Any]:
         """Say what config.yaml records of the patches."""
-        model = self.model
-        shown = model.describe() | {"weights": model.fingerprint()} if model else None
+        shown = self.model.describe() if self.model is not None else None
         return {"patch_size": self.patch_size, "fill": self.fill_name, "attribution_model": shown}
 
     def drop(

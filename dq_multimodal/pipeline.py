@@ -15,6 +15,7 @@ from dq_multimodal.adapters.base import Adapter, Problems, note_problem
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import CompressConfig, InputError, count_kept
 from dq_multimodal.core import one_bin
+from dq_multimodal.model_source import hash_weights
 from dq_multimodal.patch_records import (
     check_smaller,
     drop_patches,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from dq_multimodal.patching import PatchDropper
 
+MODELS = ("embedding_model", "attribution_model", "mae_model")
 MAX_LISTED = 1000
 """Row numbers of one problem that manifest.json lists; the count is exact."""
 
@@ -209,6 +211,7 @@ def _make_config(
             embedding.describe_given(given, source.dataset, request.split) if given else None
         ),
         "bins": kind,
+        "model_folders": {name: hash_weights(getattr(request, name)) for name in MODELS},
     }
 
 

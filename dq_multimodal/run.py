@@ -206,6 +206,8 @@ def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
     ]
     if not found and pin_of(before["source"]) != pin_of(config["source"]):
         found = ["its source had another content"]
+    if not found and before.get("model_folders") != config.get("model_folders"):
+        found = ["a model folder held other weights"]
     old, new = before.get("embedding") or {}, config["embedding"] or {}
     keys = (old.keys() & new.keys()) - {"revision"}
     if not found and any(old[key] != new[key] for key in keys):

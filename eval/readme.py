@@ -2,18 +2,21 @@
 
     python eval/readme.py
 
-A line `<!-- results: FILE -->` is followed by the table of a comparison, `<!-- facts: FILE -->` by
-that of eval/alpaca_compression.py. What stands there up to the next blank line is replaced.
+A line `<!-- KIND: FILE -->` is followed by a table of that file: `results` is a comparison of text
+runs, `images` one of image runs, `facts` what eval/alpaca_compression.py measured, `bytes` what
+eval/patch_bytes.py did, `speed` what eval/image_speed.py did. What stands there up to the next
+blank line is replaced.
 """
 
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = re.compile(r"(<!-- (results|facts): (\S+) -->\n)\n?(?:\|.*\n)*\n?")
+MARK = re.compile(r"(<!-- (results|images|facts|bytes|speed): (\S+) -->\n)\n?(?:\|.*\n)*\n?")
 
 
 def main() -> None:
@@ -28,20 +31,59 @@ def render(text: str) -> str:
     def fill(match: re.Match[str]) -> str:
         head, kind, file = match.groups()
         document = json.loads((ROOT / file).read_text())
-        made = comparison_table(document["lines"]) if kind == "results" else facts(document)
+        made = TABLES[kind](document)
         return f"{head}\n{made}\n\n"
 
     return MARK.sub(fill, text)
 
 
-def comparison_table(lines: list[dict[str, Any]]) -> str:
-    """Lay out a comparison as eval/comparison.py prints it."""
-    path = ROOT / "eval" / "comparison.py"
-    spec = importlib.util.spec_from_file_location("comparison", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.table(lines)
+def as_printed_by(script: str) -> Callable[[dict[str, Any]], str]:
+    """Lay out a comparison as the script that made it prints it."""
+
+    def lay_out(document: dict[str, Any]) -> str:
+        spec = importlib.util.spec_from_file_location(script, ROOT / "eval" / f"{script}.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.table(document["lines"])
+
+    return lay_out
+
+
+def grid(rows: list[tuple[str, ...]]) -> str:
+    """Lay out rows, the first being the head, as Markdown."""
+    rule = ("---",) * len(rows[0])
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def stores(document: dict[str, Any]) -> str:
+    """Lay out the lossless lines of eval/patch_bytes.py, a column for each data and patch size."""
+    ratios: dict[str, dict[str, float]] = {}
+    heads: list[str] = []
+    for name in ("cifar10", "photographs"):
+        for line in document[name]["stores"]:
+            if line["is_lossless"]:
+                head = f"{name}, {line['patch_size']} px, {line['masks']}"
+                heads += [head] if head not in heads else []
+                ratios.setdefault(line["coding"], {})[head] = line["ratio"]
+    rows = [("coding", *heads)]
+    for coding, found in ratios.items():
+        cells = (f"{found[head]:.3f}" if head in found else "" for head in heads)
+        rows.append((coding, *cells))
+    return grid(rows)
+
+
+def speeds(document: dict[str, Any]) -> str:
+    """Lay out what eval/image_speed.py measured."""
+    rows: list[tuple[str, ...]] = [
+        ("data", "model", "model alone", "embedding stage", "share", "GradCAM++ maps")
+    ]
+    for line in document["lines"]:
+        rate = line["images_per_second"]
+        shown = (f"{rate[key]:,.0f}/s" for key in ("model", "stage"))
+        share = f"{100 * line['share_of_model_rate']:.0f} %"
+        rows.append((line["data"], line["model"], *shown, share, f"{rate['maps']:,.0f}/s"))
+    return grid(rows)
 
 
 def facts(found: dict[str, Any]) -> str:
@@ -60,7 +102,16 @@ def facts(found: dict[str, Any]) -> str:
         ("verify", ", ".join(f"{name} {result}" for name, result in found["verify"].items())),
         ("odd rows", f"{len(found['notes'])} note: {found['notes'][0].split(':')[0]}"),
     ]
-    return "\n".join(f"| {name} | {value} |" for name, value in [("", ""), ("---", "---"), *rows])
+    return grid([("", ""), *rows])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "results": as_printed_by("comparison"),
+    "images": as_printed_by("image_comparison"),
+    "facts": facts,
+    "bytes": stores,
+    "speed": speeds,
+}
 
 
 if __name__ == "__main__":

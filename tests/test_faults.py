@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image
+from nasty_images import picture, save
 
-from dq_multimodal import InputError, Run, compress, embedding, verify
+from dq_multimodal import InputError, Run, compress, embedding, patch_records, verify
 from dq_multimodal.adapters.encoder import load_encoder
+from dq_multimodal.vision.models import load_image_model
 
 COMPARED = ("config.yaml", "embeddings.npy", "selection.parquet", "bins.parquet", "README.md")
 N_ROWS = 3000
@@ -91,13 +93,38 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the package may catch it."""
 
 
-def test_a_stop_before_any_change_of_the_folder(tmp_path, small_encoder, monkeypatch):
+@pytest.fixture(params=["text", "patches"])
+def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
+    """A small dataset and what to ask of it; the model is loaded once."""
+    path = tmp_path / "data.parquet"
+    if request.param == "text":
+        rows = {"text": [f"the fox {k} " * (k % 9) for k in range(300)]}
+        Dataset.from_dict(rows).to_parquet(path)
+        encoder = load_encoder(str(small_encoder))
+        monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda _: encoder)
+        return {"dataset": str(path), "embedding_model": str(small_encoder), "batch_size": 10}
+    files = [save(picture((16, 16), seed=k)) if k % 6 else b"" for k in range(40)]
+    rows = {"img": [{"bytes": file, "path": None} for file in files]}
+    Dataset.from_dict(rows, features=Features({"img": Image(decode=False)})).cast_column(
+        "img", Image()
+    ).to_parquet(path)
+    model = load_image_model(str(small_classifier))
+    monkeypatch.setattr("dq_multimodal.adapters.image.load_image_model", lambda _: model)
+    monkeypatch.setattr(patch_records, "BLOCK_ROWS", 6)
+    return {
+        "dataset": str(path),
+        "embedding_model": str(small_classifier),
+        "batch_size": 10,
+        "n_bins": 2,
+        "keep_ratio": 0.5,
+        "drop_ratio": 0.25,
+        "patch_coding": "webp",
+    }
+
+
+def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch):
     """Stop before the k-th rename, removal or new folder, for every k; twice in a row; go on."""
-    rows = {"text": [f"the fox {k} " * (k % 9) for k in range(300)]}
-    Dataset.from_dict(rows).to_parquet(tmp_path / "data.parquet")
     monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
-    loaded = load_encoder(str(small_encoder))
-    monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda _: loaded)
     left = [10**9]  # changes before the stop
 
     def stopping(change):
@@ -116,13 +143,7 @@ def test_a_stop_before_any_change_of_the_folder(tmp_path, small_encoder, monkeyp
     def attempt(name, n_changes, **options):
         left[0] = n_changes
         try:
-            compress(
-                str(tmp_path / "data.parquet"),
-                embedding_model=str(small_encoder),
-                batch_size=10,
-                output_dir=tmp_path / name,
-                **options,
-            )
+            compress(**job, output_dir=tmp_path / name, **options)
         except Killed:
             assert not is_finished(tmp_path / name)
             return False
@@ -137,7 +158,7 @@ def test_a_stop_before_any_change_of_the_folder(tmp_path, small_encoder, monkeyp
         for second in (1, 3):
             name = f"run{first}-{second}"
             if attempt(name, first):
-                assert n_stops > 20
+                assert n_stops > 20, n_stops
                 return
             attempt(name, second)
             n_stops += 1

@@ -259,6 +259,23 @@ def test_resampling_a_run_of_patches(labelled, small_classifier, tmp_path):
         run.resample(0.8, output_dir=tmp_path / "t")
 
 
+def test_a_model_folder_with_other_weights_is_another_run(labelled, small_classifier, tmp_path):
+    import torch
+
+    from dq_multimodal.vision.classifiers import read_classifier, save_classifier
+
+    net, described = read_classifier(small_classifier)
+    save_classifier(net, described, tmp_path / "m")
+    settings = options(tmp_path / "m", output_dir=tmp_path / "r")
+    compress(str(labelled), **settings)
+    assert compress(str(labelled), **settings).was_complete
+    with torch.no_grad():
+        net.fc.bias[0] += 1
+    save_classifier(net, described, tmp_path / "m")
+    with pytest.raises(InputError, match="a model folder held other weights"):
+        compress(str(labelled), **settings)
+
+
 def test_an_image_below_the_gate_keeps_its_original(labelled, small_classifier, tmp_path):
     settings = options(small_classifier, drop_ratio=0.25, keep_ratio=0.4)
     loose = compress(str(labelled), output_dir=tmp_path / "a", **settings)

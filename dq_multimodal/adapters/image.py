@@ -90,7 +90,7 @@ class ImageAdapter:
     def describe_model(self) -> dict[str, Any]:
         """Say which model embeds, and how."""
         found: dict[str, Any] = {**self.model.describe(), "dimension": self.dimension}
-        found |= {"weights": self.model.fingerprint(), "kind": self.kind}
+        found["kind"] = self.kind
         if self.kind == "gradients":
             self.classes  # noqa: B018 - says now if the labels do not fit
             found["factors"] = [self.model.n_classes, self.model.dimension()]

@@ -71,15 +71,6 @@ class ImageModel:
             "dtype": "float32",
         }
 
-    def fingerprint(self) -> str:
-        """Hash the weights: a folder of the same name may hold another model tomorrow."""
-        import hashlib
-
-        hasher = hashlib.sha256()
-        for name, value in self.net.state_dict().items():
-            hasher.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return hasher.hexdigest()[:16]
-
     def prepare(self, image: "Image") -> UInt8[ndarray, "size size 3"]:
         """Cut and scale one RGB picture to the input of the model."""
         return to_square(image, self.size, self.crop, self.resample)

@@ -1,0 +1,107 @@
+"""Images a second through the embedding stage, against the bare model on decoded pixels.
+
+    python eval/image_speed.py
+
+Both are measured by turns in one run, on the same rows: the stage reads files, decodes, scales,
+looks, and saves; the bare model looks at arrays that are ready. GradCAM++ maps are measured the
+same way. Reads the folder of real data (DQ_TEST_DATA, default ../shared/data).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.embedding import FILE, embed_rows
+from dq_multimodal.source import load_source
+from dq_multimodal.training.record import device_name
+from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
+BATCH = 64
+
+
+def main() -> None:
+    """Measure every pair of data and model, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=ROOT / "eval/results/image_speed.json")
+    args = parser.parse_args()
+    cifar, photographs = str(DATA / "cifar10/test-*.parquet"), str(DATA / "flickr8k_1k.parquet")
+    cases = [
+        ("CIFAR-10, 32 px", cifar, 768, "resnet18", 32),
+        ("CIFAR-10, 32 px", cifar, 8192, "resnet10-narrow", 32),
+        ("photographs, 224 px", photographs, 128, "resnet18", 224),
+    ]
+    lines = [measure(*case, rounds=args.rounds) for case in cases]
+    document = {"command": "python eval/image_speed.py", "batch_size": BATCH, "lines": lines}
+    temporary = args.output.with_name(args.output.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(args.output)
+    for line in lines:
+        print({key: value for key, value in line.items() if key != "rounds"})
+
+
+def measure(
+    name: str, path: str, n_rows: int, model: str, size: int, *, rounds: int
+) -> dict[str, Any]:
+    """Time stage, bare model and maps by turns."""
+    import torch
+
+    from dq_multimodal.patches import GradCamPlusPlus
+
+    dataset = load_source(path).dataset
+    dataset = dataset.select(range(min(n_rows, len(dataset))))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "model"
+        torch.manual_seed(0)
+        plain = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+        described = Classifier(model, size, 10, tuple("0123456789"), **plain)
+        save_classifier(build_classifier(model, 10, size), described, checkpoint)
+        adapter = ImageAdapter(dataset, None, "none", str(checkpoint))
+        starts = range(0, len(dataset), BATCH)
+        batches = [
+            adapter.load(np.arange(start, min(start + BATCH, len(dataset))))[0][0]
+            for start in starts
+        ]
+        adapter.model.look(batches[0])
+        found: dict[str, list[float]] = {"stage": [], "model": [], "maps": []}
+        for _ in range(rounds):
+            found["model"].append(timed(lambda: [adapter.model.look(b) for b in batches]))
+            found["stage"].append(timed(lambda: embed_rows(adapter, Path(folder), BATCH)))
+            (Path(folder) / FILE).unlink()
+            with GradCamPlusPlus(adapter.model.net) as explain:
+                found["maps"].append(
+                    timed(lambda: [explain(adapter.model.to_input(b)) for b in batches])
+                )
+    rates = {key: len(dataset) / statistics.median(seconds) for key, seconds in found.items()}
+    shares = [m / s for m, s in zip(found["model"], found["stage"], strict=True)]
+    return {
+        "data": name,
+        "model": model,
+        "rows": len(dataset),
+        "images_per_second": {key: round(rate, 1) for key, rate in rates.items()},
+        "share_of_model_rate": round(statistics.median(shares), 3),
+        "maps_share_of_model_rate": round(rates["maps"] / rates["model"], 3),
+        "rounds": {key: [round(s, 3) for s in seconds] for key, seconds in found.items()},
+        "device": device_name(adapter.model.device),
+    }
+
+
+def timed(work: Any) -> float:
+    """Give the seconds that some work takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Image
 from fake_hub import FakeHub
+from nasty_images import picture
 
 CARD = b"---\nlicense: cc-by-nc-4.0\n---\n# A source\n"
 
@@ -222,3 +223,37 @@ def test_the_cache_serves_when_the_hub_is_gone(hub, source, cli, tmp_path):
     assert "kept     10 rows" in done.stdout
     done = cli("push", "b", "me/x", env=env, code=2)
     assert "the Hub is out of reach" in done.stderr
+
+
+def test_images_with_dropped_patches_come_back_from_the_hub(hub, small_classifier, cli, tmp_path):
+    env = hub.env(tmp_path)
+    pictures = [picture((16, 16), seed=k) for k in range(30)]
+    labels = [k % 3 for k in range(30)]
+    features = Features({"img": Image(), "label": ClassLabel(names=["cat", "dog", "emu"])})
+    rows = Dataset.from_dict({"img": pictures, "label": labels}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    cli(
+        *("compress", "rows.parquet", "--embedding-model", small_classifier, "--n-bins", 2),
+        *("--keep-ratio", 0.5, "--drop-ratio", 0.25, "--push-to-hub", "me/pictures"),
+        env=env,
+    )
+    files = hub.files("me/pictures")
+    card = files["README.md"].decode()
+    assert "from dq_multimodal.patches import restore" in card
+    for name in ("README.md", "config.yaml"):
+        assert str(tmp_path) not in files[name].decode()
+        assert str(small_classifier) not in files[name].decode()
+    script = """
+import json
+from datasets import load_dataset
+from dq_multimodal.patches import restore
+subset = load_dataset("me/pictures", split="train")
+images = restore(subset)[:]["img"]
+print(json.dumps([len(images), images[0].size, images[0].mode]))
+"""
+    got = json.loads(python(script, env, tmp_path).splitlines()[-1])
+    assert got == [15, [16, 16], "RGB"]
+    done = cli("resample", "me/pictures", "--keep-ratio", 0.2, "--output-dir", "small", env=env)
+    assert "kept     6 rows" in done.stdout
+    done = cli("resample", "me/pictures", "--keep-ratio", 0.9, env=env, code=2)
+    assert "patches were not dropped" in done.stderr

@@ -134,6 +134,7 @@ def train_on_subset(
         save_classifier(accelerator.unwrap_model(net), description, output_dir / "model")
         metrics = {
             "asked": asked,
+            "seed": training.seed,
             "selection": selection,
             **found,
             "rows_trained": len(pictures.rows),

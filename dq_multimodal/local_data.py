@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+MAX_LISTED = 100
+"""More files than this are recorded as one."""
 SAVED_MARKS = ("state.json", "dataset_dict.json")
 
 
@@ -52,10 +54,7 @@ def load_local(name: str, split: str) -> tuple["Dataset", dict[str, Any]]:
         "name": name,
         "path": str(path.absolute()),
         "split": split,
-        "files": [
-            {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
-            for file in files
-        ],
+        "files": describe_files(files),
         "rows": len(dataset),
     }
     return dataset, origin
@@ -100,11 +99,27 @@ def _load_folder(path: Path, name: str, split: str) -> tuple["Dataset", list[Pat
         by_split = builder.config.data_files
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         raise InputError(
-            f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv)"
+            f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv, or images)"
         ) from error
     bases = {name_split(by_split or [], part, name) for part in split.split("+")}
     files = sorted(Path(str(file)) for base in bases for file in by_split[base])
     return datasets.load_dataset(glob.escape(str(path)), split=split), files
+
+
+def describe_files(files: list[Path]) -> list[dict[str, Any]]:
+    """Give name, bytes and SHA-256 of files; many (the images of a folder) become one entry."""
+    from tqdm import tqdm
+
+    is_many = len(files) > MAX_LISTED
+    found: list[dict[str, Any]] = [
+        {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
+        for file in tqdm(files, desc="hash", unit="file", disable=not is_many)
+    ]
+    if not is_many:
+        return found
+    hasher = hashlib.sha256(json.dumps(found).encode())
+    total = sum(file["bytes"] for file in found)
+    return [{"name": f"{len(files)} files", "bytes": total, "sha256": hasher.hexdigest()}]
 
 
 def hash_file(path: Path) -> str:

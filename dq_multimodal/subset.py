@@ -20,6 +20,7 @@ FOLDER = "subset"
 PARTIAL = "subset.partial"
 OWN_COLUMNS = ("dq_row", "dq_bin", "dq_rank")
 SHARD_BYTES = 500_000_000
+PROBED_ROWS = 64
 BLOCK_BYTES = 64_000_000
 """Rows are read and written (as one row group) in blocks of about so many bytes."""
 
@@ -73,16 +74,16 @@ def write_subset(
     from datasets.table import embed_table_storage
 
     own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
-    features = {**dataset.features, **own}
+    features = dict(dataset.features)
     if records is not None:
         features[records.name] = records.feature
-    schema = Features(features).arrow_schema
+    contents = Features(features).arrow_schema
+    schema = Features({**features, **own}).arrow_schema
     partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     source = dataset.with_format("arrow")
-    row_bytes = max(1, dataset.data.nbytes // max(1, len(dataset.data)))
-    block_rows = max(1, min(100_000, BLOCK_BYTES // row_bytes))
+    block_rows = max(1, min(100_000, BLOCK_BYTES // _row_bytes(dataset, picks)))
     n_bytes, n_shards, shard_bytes = 0, 0, 0
     writer = None
     try:
@@ -91,6 +92,7 @@ def write_subset(
             if records is not None:
                 at = table.column_names.index(records.name)
                 table = table.set_column(at, records.name, records.slice(start, len(table)))
+            table = embed_table_storage(conform(table, contents))
             n_bytes += table.nbytes
             shard_bytes += table.nbytes
             for name in ("row", "bin", "rank"):
@@ -98,7 +100,7 @@ def write_subset(
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
                 writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=9)
-            writer.write_table(embed_table_storage(conform(table, schema)))
+            writer.write_table(conform(table, schema))
             if shard_bytes >= SHARD_BYTES:
                 writer.close()
                 writer, n_shards, shard_bytes = None, n_shards + 1, 0
@@ -125,11 +127,44 @@ def conform(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
     return table.combine_chunks().cast(schema)
 
 
+def _row_bytes(dataset: "Dataset", picks: Int[ndarray, " k"]) -> int:
+    """Estimate the bytes of a row from the first few, files outside the table included."""
+    some = dataset.select(picks[:PROBED_ROWS])
+    return max(1, count_bytes(some) // len(some))
+
+
 def count_bytes(dataset: "Dataset") -> int:
-    """Count the bytes of all rows as uncompressed Arrow data."""
-    if dataset._indices is None:
-        return dataset.data.nbytes
-    return sum(table.nbytes for table in dataset.with_format("arrow").iter(batch_size=1000))
+    """Count the bytes of all rows as uncompressed Arrow data, files outside the table included."""
+    n_bytes = dataset.data.nbytes if dataset._indices is None else 0
+    outside = [name for name, kind in dataset.features.items() if hasattr(kind, "embed_storage")]
+    if dataset._indices is None and not outside:
+        return n_bytes
+    columns = dataset.with_format("arrow")
+    for table in columns.iter(batch_size=1000):
+        n_bytes += table.nbytes if dataset._indices is not None else 0
+        for name in outside:
+            n_bytes += sum(
+                map(_file_bytes, table[name].to_pylist() if _has_paths(table[name]) else [])
+            )
+    return n_bytes
+
+
+def _has_paths(column: "pa.ChunkedArray") -> bool:
+    """Say whether some files of a column lie outside the table."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(column.type) or not len(column):
+        return False
+    return any(chunk.field("bytes").null_count for chunk in column.chunks)
+
+
+def _file_bytes(value: Any) -> int:
+    if value is None or value["bytes"] is not None or not value["path"]:
+        return 0
+    try:
+        return Path(value["path"]).stat().st_size
+    except OSError:
+        return 0
 
 
 def open_subset(folder: Path) -> "Dataset":

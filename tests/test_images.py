@@ -153,6 +153,34 @@ def test_a_folder_of_nasty_images_compresses_and_says_so(small_classifier, tmp_p
     assert wanted <= set(run.manifest["problems"])
 
 
+def test_the_bytes_of_a_folder_are_those_of_its_files(small_classifier, tmp_path, monkeypatch):
+    from dq_multimodal import local_data, subset
+
+    for label in ("cat", "dog"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for k in range(8):
+            data = save(picture((40, 40), seed=k))
+            (tmp_path / "pictures" / label / f"{k}.png").write_bytes(data)
+    settings = options(small_classifier, n_bins=2, keep_ratio=0.5)
+    run = compress(str(tmp_path / "pictures"), output_dir=tmp_path / "r", **settings)
+    sizes = {path: path.stat().st_size for path in (tmp_path / "pictures").rglob("*.png")}
+    found = run.manifest["bytes"]
+    assert found["source_files"] == sum(sizes.values())
+    assert found["source_data"] > found["source_files"]
+    assert found["subset_data"] > 0.4 * found["source_files"]
+    assert run.manifest["labels"] == ["cat", "dog"]
+    assert [row["img" if "img" in row else "image"].size for row in run.subset] == [(40, 40)] * 8
+    monkeypatch.setattr(local_data, "MAX_LISTED", 10)
+    again = compress(str(tmp_path / "pictures"), output_dir=tmp_path / "s", **settings)
+    assert [file["name"] for file in again.config["source"]["files"]] == ["16 files"]
+    assert [check.result for check in verify(again)] == ["passed"] * 4
+    (tmp_path / "pictures" / "cat" / "0.png").write_bytes(save(picture((40, 40), seed=99)))
+    assert verify(again)[2].result == "skipped"
+    monkeypatch.setattr(subset, "BLOCK_BYTES", 10_000)
+    small = compress(str(tmp_path / "pictures"), output_dir=tmp_path / "t", **settings)
+    assert len(small.subset) == 8
+
+
 def test_images_in_memory_and_by_column(small_classifier, tmp_path):
     rows = {"a": [smooth(k) for k in range(20)], "b": [smooth(50 + k) for k in range(20)]}
     two = Dataset.from_dict(rows, features=Features({"a": Image(), "b": Image()}))

@@ -16,6 +16,7 @@ PatchCoding = Literal["exact", "webp"]
 Fill = Literal["mean", "zero", "mae"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+MAX_PATCH_SIZE = 1024
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
 
 CHOICES: dict[str, Any] = {
@@ -126,6 +127,10 @@ class CompressConfig:
         check_drop_ratio(self.drop_ratio)
         if self.patch_size is not None:
             check_count("patch_size", self.patch_size)
+            if self.patch_size > MAX_PATCH_SIZE:
+                raise InputError(
+                    f"patch_size must be at most {MAX_PATCH_SIZE}, got {self.patch_size}"
+                )
         if not self.drop_ratio:
             names = ("patch_size", "attribution_model", "min_psnr", "fill", "mae_model")
             lone = [name for name in names if getattr(self, name) is not None]
@@ -134,8 +139,9 @@ class CompressConfig:
         quality = self.patch_quality
         if not isinstance(quality, Integral) or not 0 <= quality <= 100:
             raise InputError(f"patch_quality must be a whole number from 0 to 100, got {quality!r}")
-        if self.min_psnr is not None and not isinstance(self.min_psnr, Real):
-            raise InputError(f"min_psnr must be a number of dB, got {self.min_psnr!r}")
+        psnr = self.min_psnr
+        if psnr is not None and not (isinstance(psnr, Real) and math.isfinite(psnr)):
+            raise InputError(f"min_psnr must be a number of dB, got {psnr!r}")
         if self.fill is not None:
             check_choice("fill", self.fill, Fill)
         if self.fill == "mae" and self.mae_model is None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dq_multimodal.atomic import write_table
 from dq_multimodal.config import InputError
 from dq_multimodal.patches.fields import FIELDS
-from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.vision.pixels import count_pixels, decode_image, read_bytes, undecoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FOLDER = "patches"
-BLOCK_ROWS = 256
-STEP_BYTES = 2_000_000
-"""Images that are decoded together: about so many bytes of files."""
+BLOCK_ROWS = 64
+"""So much work at most is done again after a stop."""
+STEP_PIXELS = 4_000_000
+"""Images that are worked on together have at most so many pixels, or are one."""
+LARGEST_PIXELS = 25_000_000
+"""Larger images keep their original: the coder takes about 70 bytes a pixel."""
 
 NOT_PLAIN = "an image that is not 8-bit grey or RGB, or cannot be read"
+TOO_LARGE = "an image of more than 25 million pixels"
 NO_SMALLER = "an image that would not get smaller"
 BELOW_GATE = "a filled image below min_psnr"
 
@@ -57,27 +61,35 @@ def drop_patches(
         for number, start in enumerate(range(0, len(kept), BLOCK_ROWS)):
             rows = kept[start : start + BLOCK_ROWS]
             path = target / f"{number:06d}.parquet"
-            if not path.exists():
-                values = [read_bytes(value) for value in files[rows.tolist()][column]]
-                made: list[dict[str, Any]] = []
-                for first, last in _steps([len(value or b"") for value in values]):
-                    part = values[first:last]
-                    images, odd = zip(*pool.map(decode_image, part), strict=True)
-                    made += drop(part, list(images), list(odd), rows[first:last])
-                write_table(_to_table(rows, made), path)
-            bar.update(len(rows))
+            if path.exists():
+                bar.update(len(rows))
+                continue
+            values = [read_bytes(value) for value in files[rows.tolist()][column]]
+            made: list[dict[str, Any]] = []
+            for first, last in _steps([count_pixels(value) for value in values]):
+                part = values[first:last]
+                images, odd = zip(*pool.map(_decode, part), strict=True)
+                made += drop(part, list(images), list(odd), rows[first:last])
+                bar.update(last - first)
+            write_table(_to_table(rows, made), path)
     return PatchColumn(column, folder)
 
 
+def _decode(file: bytes | None) -> "tuple[Image | None, list[str]]":
+    if count_pixels(file) > LARGEST_PIXELS:
+        return None, [TOO_LARGE]
+    return decode_image(file)
+
+
 def _steps(sizes: list[int]) -> list[tuple[int, int]]:
-    """Cut rows into runs of about STEP_BYTES bytes of files."""
+    """Cut images into runs of at most STEP_PIXELS pixels, or of one image."""
     steps, first, total = [], 0, 0
     for k, size in enumerate(sizes):
+        if k > first and total + size > STEP_PIXELS:
+            steps.append((first, k))
+            first, total = k, 0
         total += size
-        if total >= STEP_BYTES or k + 1 == len(sizes):
-            steps.append((first, k + 1))
-            first, total = k + 1, 0
-    return steps
+    return [*steps, (first, len(sizes))]
 
 
 def _record_type() -> "pa.DataType":
@@ -93,7 +105,9 @@ def _to_table(rows: Int[ndarray, " b"], made: list[dict[str, Any]]) -> "pa.Table
         "record": _record_type(),
         "reason": pa.string(),
         "psnr": pa.float64(),
+        "psnr_of_kept": pa.float64(),
         "is_changed": pa.bool_(),
+        "kept_share": pa.float64(),
         "source_bytes": pa.int64(),
     }
     columns = {name: pa.array([m[name] for m in made], kind) for name, kind in types.items()}
@@ -124,33 +138,42 @@ class PatchColumn:
         return pa.concat_tables(tables)["record"].slice(start - first * BLOCK_ROWS, length)
 
     def summarise(self) -> dict[str, Any]:
-        """Say what manifest.json records: who kept the original and why, PSNR, answers, bytes."""
+        """Say what manifest.json records: who kept the original and why, PSNR, answers, bytes.
+
+        PSNR and answers are those of the images that lost patches.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        names = ["row", "reason", "psnr", "is_changed", "source_bytes"]
-        table = pa.concat_tables([pq.read_table(path, columns=names) for path in self.files])
+        tables = [pq.read_table(path) for path in self.files]
+        table = pa.concat_tables([part.drop_columns(["record"]) for part in tables])
         reasons = np.array(table["reason"].to_pylist(), dtype=object)
         rows = table["row"].to_numpy()
-        originals = {
-            reason: rows[reasons == reason].tolist()
-            for reason in (NOT_PLAIN, NO_SMALLER, BELOW_GATE)
-            if (reasons == reason).any()
-        }
-        psnr = np.array([v for v in table["psnr"].to_pylist() if v is not None])
-        finite = psnr[np.isfinite(psnr)]
-        changed = [v for v in table["is_changed"].to_pylist() if v is not None]
+        is_coded = np.array([reason is None for reason in reasons])
+        coded = table.filter(pa.array(is_coded))
+        changed = [value for value in coded["is_changed"].to_pylist() if value is not None]
         return {
             "images": len(table),
-            "coded": int((reasons == None).sum()),  # noqa: E711 - element by element
-            "originals": originals,
-            "psnr_of_holes": {
-                "mean": round(float(finite.mean()), 3) if len(finite) else None,
-                "lowest": round(float(finite.min()), 3) if len(finite) else None,
+            "coded": int(is_coded.sum()),
+            "originals": {
+                reason: rows[reasons == reason].tolist()
+                for reason in (NOT_PLAIN, TOO_LARGE, NO_SMALLER, BELOW_GATE)
+                if (reasons == reason).any()
             },
+            "kept_share": float(np.mean(table["kept_share"].to_numpy())),
+            "psnr_of_holes": _mean_and_lowest(coded["psnr"].to_pylist()),
+            "psnr_of_kept": _mean_and_lowest(coded["psnr_of_kept"].to_pylist()),
             "answers": {"compared": len(changed), "changed": sum(changed)},
             "source_bytes": int(np.sum(table["source_bytes"].to_numpy())),
         }
+
+
+def _mean_and_lowest(values: list[float | None]) -> dict[str, float | None]:
+    """Summarise PSNRs in dB; images without any loss (infinite ones) do not count."""
+    finite = [value for value in values if value is not None and np.isfinite(value)]
+    if not finite:
+        return {"mean": None, "lowest": None}
+    return {"mean": round(float(np.mean(finite)), 3), "lowest": round(min(finite), 3)}
 
 
 def stored_bytes(files: list[Path], column: str) -> int:
@@ -168,11 +191,27 @@ def stored_bytes(files: list[Path], column: str) -> int:
     return total
 
 
-def check_smaller(source_bytes: int, stored: int, n_coded: int) -> None:
-    """Raise if no image got smaller, or all together take no less than in the source."""
-    if stored >= source_bytes or not n_coded:
-        raise InputError(
-            f"dropping patches would not make the images smaller: {source_bytes:,} bytes in the "
-            f"source, {stored:,} stored, {n_coded:,} images smaller than before; so nothing was "
-            "kept: use --patch-coding webp (lossy), or leave --drop-ratio out"
-        )
+ADVICE = {
+    NO_SMALLER: "use --patch-coding webp (lossy), or leave --drop-ratio out",
+    BELOW_GATE: "lower --min-psnr, or leave --drop-ratio out",
+}
+
+
+def check_smaller(found: dict[str, Any], stored: int) -> None:
+    """Raise if no image got smaller, or all together take no less than in the source.
+
+    Args:
+        found: From `PatchColumn.summarise`.
+        stored: Bytes that the images take in the subset.
+    """
+    if found["coded"] and stored < found["source_bytes"]:
+        return
+    originals = found["originals"]
+    reason = max(originals, key=lambda what: len(originals[what]), default=NO_SMALLER)
+    kept = sum(map(len, originals.values()))
+    raise InputError(
+        f"dropping patches would not make the images smaller: {found['source_bytes']:,} bytes in "
+        f"the source, {stored:,} stored, and {kept:,} of {found['images']:,} images keep their "
+        f"original (mostly {reason}); nothing was kept: "
+        + ADVICE.get(reason, "leave --drop-ratio out")
+    )

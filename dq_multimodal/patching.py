@@ -12,14 +12,14 @@ from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import CompressConfig, Fill, InputError
 from dq_multimodal.core.order import hash_numbers
-from dq_multimodal.patch_records import BELOW_GATE, NO_SMALLER, NOT_PLAIN
+from dq_multimodal.patch_records import BELOW_GATE, NO_SMALLER, NOT_PLAIN, TOO_LARGE
 from dq_multimodal.patches.attribution import GradCamPlusPlus, find_layer, patch_scores
 from dq_multimodal.patches.codec import decode_patches, encode_patches
 from dq_multimodal.patches.fields import ORIGINAL, Record
 from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape, keep_pixels
 from dq_multimodal.patches.mae import load_mae, psnr_of_holes
 from dq_multimodal.patches.store import Filler, make_filler
-from dq_multimodal.vision.columns import read_classes
+from dq_multimodal.vision.columns import match_classes, read_classes
 from dq_multimodal.vision.models import ImageModel, load_image_model
 from dq_multimodal.vision.pixels import GREY, ROTATED, decode_image, read_bytes, undecoded
 
@@ -79,7 +79,10 @@ class PatchDropper:
         rows: Int[ndarray, " b"],
     ) -> list[dict[str, Any]]:
         """Make the records of a few images, with what there is to say of each."""
-        made: list[dict[str, Any]] = [self._original(file, NOT_PLAIN) for file in files]
+        made: list[dict[str, Any]] = [
+            self._original(file, TOO_LARGE if TOO_LARGE in what else NOT_PLAIN)
+            for file, what in zip(files, odd, strict=True)
+        ]
         together: dict[Any, list[int]] = defaultdict(list)
         for k, image in enumerate(images):
             if image is not None and set(odd[k]) <= {GREY, ROTATED}:
@@ -90,10 +93,17 @@ class PatchDropper:
             keep = self._choose(pixels, rows[group])
             coding, quality = self.request.patch_coding, self.request.patch_quality
             records = encode_patches(pixels, keep, self.patch_size, coding, quality)
-            filled, psnr = self._fill(pixels, keep, records)
+            filled, psnr, psnr_of_kept = self._fill(pixels, keep, records)
             is_changed = self._compare(pixels, filled)
             for place, k in enumerate(group):
-                made[k] = self._judge(files[k], records[place], psnr[place], is_changed[place])
+                facts = {
+                    "psnr": float(psnr[place]),
+                    "psnr_of_kept": float(psnr_of_kept[place]),
+                    "is_changed": is_changed[place],
+                    "kept_share": float(keep[place].mean()),
+                    "source_bytes": len(files[k] or b""),
+                }
+                made[k] = self._judge(files[k], records[place], facts)
         return made
 
     def _choose(
@@ -102,6 +112,8 @@ class PatchDropper:
         height, width = pixels.shape[1:3]
         n_patches = int(np.prod(grid_shape(height, width, self.patch_size)))
         n_dropped = count_dropped(n_patches, self.request.drop_ratio)
+        if not n_dropped:
+            return np.ones((len(rows), n_patches), dtype=bool)
         if self.request.attribution == "random" or self.model is None:
             numbers = rows[:, None] * n_patches + np.arange(n_patches)
             hashes = hash_numbers(self.request.seed, numbers.ravel().astype(np.uint64))
@@ -143,8 +155,8 @@ class PatchDropper:
         pixels: UInt8[ndarray, "b h w c"],
         keep: Bool[ndarray, "b l"],
         records: list[Record],
-    ) -> tuple[UInt8[ndarray, "b h w c"], Float[ndarray, " b"]]:
-        """Read the records back, as a user will, and fill their holes."""
+    ) -> tuple[UInt8[ndarray, "b h w c"], Float[ndarray, " b"], Float[ndarray, " b"]]:
+        """Read the records back, as a user will, fill their holes, and give PSNR of both parts."""
         decoded, marks = decode_patches(records)
         height, width = pixels.shape[1:3]
         is_kept = keep_pixels(keep, height, width, self.patch_size)
@@ -154,7 +166,13 @@ class PatchDropper:
         ):
             raise RuntimeError("the patch store does not give back what went in")
         filled = self.filler(decoded, keep, self.patch_size)
-        return filled, psnr_of_holes(pixels, filled, keep, self.patch_size)
+        of_holes = psnr_of_holes(pixels, filled, keep, self.patch_size)
+        if is_exact:
+            return filled, of_holes, np.full(len(pixels), np.inf)
+        errors = np.square(pixels.astype(np.float64) - decoded).mean(axis=3)
+        mse = (errors * is_kept).sum(axis=(1, 2)) / is_kept.sum(axis=(1, 2))
+        with np.errstate(divide="ignore"):
+            return filled, of_holes, 10 * np.log10(255**2 / mse)
 
     def _compare(
         self, pixels: UInt8[ndarray, "b h w c"], filled: UInt8[ndarray, "b h w c"]
@@ -167,16 +185,15 @@ class PatchDropper:
         assert before is not None and after is not None
         return (before.argmax(axis=1) != after.argmax(axis=1)).tolist()
 
-    def _judge(
-        self, file: bytes | None, record: Record, psnr: float, is_changed: bool | None
-    ) -> dict[str, Any]:
-        size = len(file or b"")
+    def _judge(self, file: bytes | None, record: Record, facts: dict[str, Any]) -> dict[str, Any]:
         gate = self.request.min_psnr
-        facts = {"psnr": float(psnr), "is_changed": is_changed, "source_bytes": size}
-        if gate is not None and psnr < gate:
-            return {**self._original(file, BELOW_GATE), **facts}
-        if len(record["data"]) + len(record["mask"]) >= size:
-            return {**self._original(file, NO_SMALLER), **facts}
+        reason = None
+        if gate is not None and facts["psnr"] < gate:
+            reason = BELOW_GATE
+        elif len(record["data"]) + len(record["mask"]) >= facts["source_bytes"]:
+            reason = NO_SMALLER
+        if reason is not None:
+            return self._original(file, reason)
         return {"record": record, "reason": None, **facts}
 
     def _original(self, file: bytes | None, reason: str) -> dict[str, Any]:
@@ -185,8 +202,26 @@ class PatchDropper:
             record = Record(
                 coding=ORIGINAL, height=0, width=0, channels=0, patch_size=0, mask=b"", data=file
             )
-        facts = {"psnr": None, "is_changed": None, "source_bytes": len(file or b"")}
-        return {"record": record, "reason": reason, **facts}
+        unknown = dict.fromkeys(("psnr", "psnr_of_kept", "is_changed"))
+        size = len(file or b"")
+        return {
+            "record": record,
+            "reason": reason,
+            **unknown,
+            "kept_share": 1.0,
+            "source_bytes": size,
+        }
+
+
+def _check_layer(model: ImageModel) -> None:
+    """Raise unless GradCAM++ knows where to look in a model."""
+    try:
+        find_layer(model.net)
+    except InputError:
+        raise InputError(
+            f"gradcam++ does not know the layers of {model.name}: name another classifier with "
+            "--attribution-model, or use --attribution random"
+        ) from None
 
 
 def make_dropper(
@@ -210,9 +245,14 @@ def make_dropper(
             )
     classes = np.full(len(dataset), -1, dtype=np.int64)
     if model is not None:
-        find_layer(model.net)  # says now if it cannot be explained
+        if request.attribution == "gradcam++":
+            _check_layer(model)
         found, labels = read_classes(dataset, adapter.label_column)
-        classes = found if labels == model.labels else classes
+        classes = match_classes(found, labels, model.labels)
+        if (found >= 0).any() and (classes < 0).all() and request.attribution == "gradcam++":
+            adapter.notes.append(
+                f"{model.name} does not know the labels: patches are chosen by its own answers"
+            )
     size = request.patch_size
     filler_size = None
     if request.mae_model is not None:

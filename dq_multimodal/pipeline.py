@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from dq_multimodal import embedding, folder, subset
+from dq_multimodal import embedding, folder, patch_records, subset
 from dq_multimodal.adapters.base import Adapter, Problems, note_problem
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import CompressConfig, InputError, count_kept
@@ -149,13 +149,14 @@ def _write_subset(
     manifest["bytes"]["subset_data"] = subset.write_subset(dataset, picks, kept, target, records)
     stored = stored_bytes(subset.subset_files(target), dropper.column)
     try:
-        check_smaller(found["source_bytes"], stored, found["coded"])
+        check_smaller(found, stored)
     except InputError:
         subset.remove_subset(target)
         raise
     manifest["bytes"] |= {"source_images": found.pop("source_bytes"), "stored_images": stored}
     for what, rows in found["originals"].items():
-        manifest["notes"].append(note_original(what, rows))
+        note = note_original(what, rows)
+        manifest["notes"] += [note] if note not in manifest["notes"] else []
         found["originals"][what] = len(rows)
     manifest["patches"] = {"fill": dropper.fill_name, **found}
 
@@ -231,6 +232,7 @@ def _start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str
             "source_files": sum(file["bytes"] for file in files) if files else None,
         },
         "seconds": {},
+        "resumed": [],
     }
 
 
@@ -239,9 +241,13 @@ def _stage(target: Path, manifest: dict[str, Any], name: str, *files: str) -> It
     """Run a stage unless it is done and its files are there; note its seconds when it is done."""
     is_there = all((target / file).exists() for file in files)
     is_due = manifest["state"].get(name) != "done" or not is_there
+    begun = {"embeddings": embedding.PROGRESS, "subset": patch_records.FOLDER}.get(name)
+    is_resumed = is_due and begun is not None and (target / begun).exists()
     started = time.perf_counter()
     yield is_due
     if is_due:
         manifest["seconds"][name] = round(time.perf_counter() - started, 3)
+        if is_resumed:
+            manifest["resumed"] = sorted({*manifest.get("resumed", []), name})
         manifest["state"][name] = "done"
         folder.write_manifest(target, manifest)

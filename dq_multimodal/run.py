@@ -157,9 +157,11 @@ def resample(
         begin(target, config, overwrite)
         write_selection(target, bins, kind, order, keep_ratio, run.manifest["labels"])
         data_bytes = subset.write_subset(dataset, picks, read_kept(target), target)
+        sizes = run.manifest["bytes"]
+        of_source = {key: sizes[key] for key in ("source_data", "source_files")}
         manifest = {
             **{key: run.manifest[key] for key in ("rows", "labels", "notes", "problems")},
-            "bytes": {**run.manifest["bytes"], "subset_data": data_bytes},
+            "bytes": {**of_source, "subset_data": data_bytes},
             "seconds": {"resample": round(time.perf_counter() - started, 3)},
         }
         return finish(target, config, manifest)

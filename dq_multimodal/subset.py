@@ -99,7 +99,7 @@ def write_subset(
                 table = table.append_column(f"dq_{name}", kept[name].slice(start, block_rows))
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
-                writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=9)
+                writer = pq.ParquetWriter(path, schema, **_writer_options(schema, records))
             writer.write_table(conform(table, schema))
             if shard_bytes >= SHARD_BYTES:
                 writer.close()
@@ -125,6 +125,35 @@ def conform(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
     if table.schema.equals(schema):
         return table.replace_schema_metadata(schema.metadata)
     return table.combine_chunks().cast(schema)
+
+
+def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict[str, Any]:
+    """Compress all but coded images, and keep least and greatest values of numbers only.
+
+    Those of images would store two of them once more in every block; zstd on coded images gains
+    nothing, and on original files it would be credited to the dropping of patches.
+    """
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(schema.empty_table(), file)
+    found = pq.read_metadata(file).schema
+    leaves = [found.column(k).path for k in range(len(found.names))]
+    coded = f"{records.name}.data" if records is not None else None
+    packed = [leaf for leaf in leaves if leaf != coded]
+    numbers = [
+        field.name
+        for field in schema
+        if pa.types.is_primitive(field.type) or pa.types.is_boolean(field.type)
+    ]
+    return {
+        "compression": {leaf: "none" if leaf == coded else "zstd" for leaf in leaves},
+        "compression_level": dict.fromkeys(packed, 9),
+        "write_statistics": numbers,
+    }
 
 
 def _row_bytes(dataset: "Dataset", picks: Int[ndarray, " k"]) -> int:

@@ -23,15 +23,20 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
     how: str = request.method
     if run.config["bins"] == "dq" and request.method == "dq":
         how += f", {request.n_bins} bins, {request.similarity}, {request.draw} draw"
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in manifest["seconds"].items())
+    resumed = manifest.get("resumed", [])
+    seconds = ", ".join(
+        f"{name} {value:.1f} s" + (" (the last leg)" if name in resumed else "")
+        for name, value in manifest["seconds"].items()
+    )
     lines = ["already complete: nothing was done anew"] if run.was_complete else []
     lines += [f"source   {request.dataset}, {rows:,} rows{read_as}"]
+    lines += _strata_line(run)
     lines += [f"note     {note}" for note in manifest["notes"]]
     lines += [
         f"kept     {kept:,} rows ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
         f"bytes    {sizes['source_data']:,} -> {sizes['subset_data']:,} as data, "
         f"{sizes['subset_files']:,} on disk",
-        *_patch_lines(manifest, request.drop_ratio),
+        *_patch_lines(manifest),
         f"time     {seconds}",
         f"folder   {run.path}",
     ]
@@ -40,24 +45,35 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
     return "\n".join(lines)
 
 
-def _patch_lines(manifest: dict[str, Any], drop_ratio: float) -> list[str]:
+def _patch_lines(manifest: dict[str, Any]) -> list[str]:
     """Say what dropping patches did to the images."""
     found, sizes = manifest.get("patches"), manifest["bytes"]
     if not found:
         return []
     before, after = sizes["source_images"], sizes["stored_images"]
-    share = manifest["kept"] / manifest["rows"] * (1 - drop_ratio)
+    share = manifest["kept"] / manifest["rows"] * found["kept_share"]
     lines = [
-        f"patches  {100 * drop_ratio:.4g} % dropped from {found['coded']:,} of "
+        f"patches  {100 * (1 - found['kept_share']):.4g} % dropped, from {found['coded']:,} of "
         f"{found['images']:,} images: data keep ratio {100 * share:.4g} %",
         f"images   {before:,} -> {after:,} bytes ({after / max(1, before):.3f}), masks included",
     ]
-    psnr, answers = found["psnr_of_holes"], found["answers"]
+    holes, kept, answers = found["psnr_of_holes"], found["psnr_of_kept"], found["answers"]
     said = [f"holes filled by {found['fill']}"]
-    if psnr["mean"] is not None:
-        said.append(f"PSNR {psnr['mean']:.1f} dB on average, {psnr['lowest']:.1f} at least")
+    if holes["mean"] is not None:
+        said.append(f"PSNR {holes['mean']:.1f} dB on average, {holes['lowest']:.1f} at least")
+    if kept["mean"] is not None:
+        said.append(f"kept pixels {kept['mean']:.1f} dB on average, {kept['lowest']:.1f} at least")
     if answers["compared"]:
         said.append(
             f"the classifier's answer changed in {answers['changed']:,} of {answers['compared']:,}"
         )
     return [*lines, "         " + "; ".join(said)]
+
+
+def _strata_line(run: "Run") -> list[str]:
+    """Say which column made the strata."""
+    column = run.config.get("label_column")
+    if column is None:
+        return []
+    n_strata = len(run.manifest["labels"])
+    return [f"strata   {column}, {n_strata:,} {'stratum' if n_strata == 1 else 'strata'}"]

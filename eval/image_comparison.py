@@ -66,13 +66,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError):
         raise ValueError(f"{folder} is no finished run: it has no metrics.json") from None
-    sizes = found["selection"]["bytes"]
     return {
         "seed": found["asked"]["seed"],
         "accuracy": found["accuracy"],
         "rows_tested": found["rows_tested"],
         "rows": found["selection"]["rows"],
-        "image_bytes": sizes.get("stored_images", sizes["subset_data"]),
+        "image_bytes": count_image_bytes(folder / "selection", found["selection"]["bytes"]),
         "steps": found["steps"],
         "train_seconds": found["train_seconds"],
         "is_resumed": found["is_resumed"],
@@ -80,6 +79,26 @@ def read_run(folder: Path) -> dict[str, Any]:
         "patches": found["selection"].get("patches"),
         "device": found["device"],
     }
+
+
+def count_image_bytes(selection: Path, sizes: dict[str, Any]) -> int | None:
+    """Give the bytes of the kept images: patch records with masks, or the files as they were.
+
+    None where all rows were trained on, which are not stored anew.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if "stored_images" in sizes:
+        return sizes["stored_images"]
+    total = 0
+    for path in sorted((selection / "subset").glob("*.parquet")):
+        schema = pq.read_schema(path)
+        names = [n for n in schema.names if str(schema.field(n).type).startswith("struct<bytes")]
+        for column in pq.read_table(path, columns=names).columns:
+            files = pc.struct_field(column.combine_chunks(), "bytes")
+            total += pc.sum(pc.binary_length(files)).as_py() or 0
+    return total or None
 
 
 def table(lines: list[dict[str, Any]]) -> str:

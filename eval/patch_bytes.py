@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/patch_bytes.json")
     args = parser.parse_args()
     document: dict[str, Any] = {
-        "command": "python eval/patch_bytes.py --classifier runs/cifar10-small/extractor/model",
+        "command": "python eval/patch_bytes.py"
+        + (" --classifier runs/cifar10-small/extractor/model" if args.classifier else ""),
+        "classifier": "resnet10-narrow of eval/cifar10_small.py" if args.classifier else None,
         "drop_ratio": DROP_RATIO,
     }
     sources = {

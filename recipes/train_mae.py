@@ -88,7 +88,8 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
         record.start(output_dir, asked)
     size = data.find_size(source.dataset)
     read = read_files(source.dataset, find_image_column(source.dataset, data.image_column))
-    pictures = Pictures(read, np.zeros(len(source.dataset), dtype=np.int64), size, name="decode")
+    numbers = np.arange(len(source.dataset))  # in place of classes: which rows came back
+    pictures = Pictures(read, numbers, size, name="decode")
     order = np.random.default_rng(args.seed).permutation(pictures.rows)
     n_held_out = min(HELD_OUT_ROWS, max(1, len(order) // 50))
     held_out, pictures.rows = order[:n_held_out], np.sort(order[n_held_out:])
@@ -172,13 +173,16 @@ def optimise(
             losses = []
             for k in range(n_steps):
                 rows = order[k * batch_size : (k + 1) * batch_size]
-                noise = torch.from_numpy(rng.random((len(rows), n_patches), dtype=np.float32))
-                pixels = torch.from_numpy(pictures.__getitems__(rows[rank::world].tolist())[0])
-                is_mirrored = torch.from_numpy(rng.random(len(rows)) < 0.5)[rank::world]
+                draws = rng.random((len(rows), n_patches + 1), dtype=np.float32)[rank::world]
+                found, numbers = pictures.__getitems__(rows[rank::world].tolist())
+                if not len(found):
+                    raise InputError("none of the pictures of a batch can be read")
+                draws = torch.from_numpy(draws[np.isin(rows[rank::world], numbers)])
+                pixels, is_mirrored = torch.from_numpy(found), draws[:, -1] < 0.5
                 pixels = torch.where(is_mirrored[:, None, None, None], pixels.flip(2), pixels)
                 inputs = (pixels.to(scale.device).float() * scale + shift).permute(0, 3, 1, 2)
                 with accelerator.autocast():
-                    loss = model(inputs, noise=noise[rank::world].to(scale.device)).loss
+                    loss = model(inputs, noise=draws[:, :-1].to(scale.device)).loss
                 accelerator.backward(loss)
                 optimizer.step()
                 scheduler.step()

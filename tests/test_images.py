@@ -204,6 +204,8 @@ def test_images_in_memory_and_by_column(small_classifier, tmp_path):
         ({"min_psnr": 20.0}, "min_psnr is for dropped patches"),
         ({"drop_ratio": 0.2, "fill": "mae"}, "fill mae needs a mae_model"),
         ({"drop_ratio": 0.2, "patch_size": 0}, "patch_size must be a whole number"),
+        ({"drop_ratio": 0.2, "patch_size": 40_000}, "patch_size must be at most 1024, got 40000"),
+        ({"drop_ratio": 0.2, "min_psnr": float("nan")}, "min_psnr must be a number of dB, got nan"),
         ({"drop_ratio": 0.2, "patch_quality": 101}, "patch_quality must be a whole number"),
     ],
 )
@@ -247,6 +249,7 @@ def test_dropped_patches_are_stored_and_restored(labelled, small_classifier, tmp
     assert before == sum(files)
     assert after < 0.8 * before
     assert said["patches"]["coded"] == 36
+    assert said["patches"]["kept_share"] == 0.75
     assert said["patches"]["answers"]["compared"] == 36
     assert [check.result for check in verify(run)] == ["passed"] * 4
     assert "restore(subset" in (run.path / "README.md").read_text()
@@ -283,6 +286,7 @@ def test_resampling_a_run_of_patches(labelled, small_classifier, tmp_path):
     smaller = run.resample(0.2, output_dir=tmp_path / "s")
     by_row = {row["dq_row"]: row["img"] for row in run.subset}
     assert all(by_row[row["dq_row"]] == row["img"] for row in smaller.subset)
+    assert "stored_images" not in smaller.manifest["bytes"]
     with pytest.raises(InputError, match="patches were not dropped: compress the source anew"):
         run.resample(0.8, output_dir=tmp_path / "t")
 
@@ -319,6 +323,72 @@ def test_an_image_below_the_gate_keeps_its_original(labelled, small_classifier, 
         "keep their original, a filled image below" in note for note in run.manifest["notes"]
     )
     assert verify(run)[2].result == "passed"
+    found = run.manifest["patches"]
+    assert found["psnr_of_holes"]["lowest"] >= middle
+    assert found["answers"]["compared"] == 36 - n_original
+    np.testing.assert_allclose(found["kept_share"], 1 - 0.25 * (36 - n_original) / 36)
+    again = compress(str(labelled), output_dir=tmp_path / "b", min_psnr=middle, **settings)
+    assert again.was_complete
+    with pytest.raises(InputError, match=r"below min_psnr\); nothing was kept: lower --min-psnr"):
+        compress(str(labelled), output_dir=tmp_path / "c", min_psnr=99.0, **settings)
+
+
+def test_images_alone_grey_and_lossy(small_classifier, tmp_path):
+    pictures = [smooth(k).convert("L" if k % 2 else "RGB") for k in range(30)]
+    rows = Dataset.from_dict({"img": pictures}, features=Features({"img": Image()}))
+    settings = options(small_classifier, keep_ratio=0.5, drop_ratio=0.25)
+    run = compress(rows, output_dir=tmp_path / "a", **settings)
+    modes = {image.mode for image in restore(run.subset)[:]["img"]}
+    assert modes == {"L", "RGB"}
+    rows.to_parquet(tmp_path / "rows.parquet")
+    local = compress(str(tmp_path / "rows.parquet"), output_dir=tmp_path / "b", **settings)
+    assert [check.result for check in verify(local)] == ["passed"] * 4
+    settings |= {"patch_coding": "webp", "patch_quality": 60}
+    lossy = compress(str(tmp_path / "rows.parquet"), output_dir=tmp_path / "c", **settings)
+    kept = lossy.manifest["patches"]["psnr_of_kept"]
+    assert 20 < kept["lowest"] <= kept["mean"] < 60
+    assert "sizes only (lossy)" in verify(lossy)[2].detail
+    assert local.manifest["patches"]["psnr_of_kept"]["mean"] is None
+
+
+def test_random_masks_need_no_model_that_can_be_explained(labelled, tmp_path):
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(**shape, intermediate_size=32, image_size=16, patch_size=8)
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    settings = options(tmp_path / "vit", drop_ratio=0.25)
+    with pytest.raises(InputError, match=r"gradcam\+\+ needs a classifier.*--attribution random"):
+        compress(str(labelled), output_dir=tmp_path / "a", **settings)
+    run = compress(str(labelled), output_dir=tmp_path / "b", attribution="random", **settings)
+    assert run.manifest["patches"]["coded"] == 18
+    again = compress(str(labelled), output_dir=tmp_path / "c", attribution="random", **settings)
+    assert run.subset[:]["img"] == again.subset[:]["img"]
+
+
+def test_labels_are_matched_by_name(labelled, small_classifier, tmp_path):
+    rows = Dataset.from_parquet(str(labelled))
+    names = np.array(["cat", "dog", "emu"])[rows["label"][:]]
+    few = rows.remove_columns("label").add_column("label", names.tolist())
+    few = few.filter(lambda row: row["label"] != "dog")
+    settings = options(small_classifier, embedding="gradients")
+    part = compress(few, output_dir=tmp_path / "a", **settings)
+    whole = compress(rows, output_dir=tmp_path / "b", **settings)
+    stored = np.load(whole.path / "embeddings.npy")[few["id"][:]]
+    np.testing.assert_allclose(np.load(part.path / "embeddings.npy"), stored, atol=1e-5)
+
+
+def test_images_that_another_writer_put_into_parquet(small_classifier, tmp_path):
+    import pyarrow as pa
+
+    files = [{"bytes": save(smooth(k)), "path": None} for k in range(20)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"picture": pa.array(files, kind)}), tmp_path / "p.parquet")
+    settings = options(small_classifier, output_dir=tmp_path / "r")
+    run = compress(str(tmp_path / "p.parquet"), **settings)
+    assert run.config["rows"]["columns"] == ["picture"]
+    assert np.load(run.path / "embeddings.npy").any(axis=1).all()
 
 
 def test_a_result_that_is_not_smaller_is_refused(small_classifier, tmp_path, cli):
@@ -368,6 +438,7 @@ def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp
     assert files[0] == files[1]
     shutil.rmtree(got.path / "subset")
     whole = compress(str(labelled), output_dir=tmp_path / "got", **settings)
+    assert whole.manifest["notes"] == want.manifest["notes"]
     assert next((whole.path / "subset").iterdir()).read_bytes() == files[0]
 
 

@@ -9,7 +9,12 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Problems
 from dq_multimodal.config import Embedding, InputError
-from dq_multimodal.vision.columns import find_image_column, find_label_column, read_classes
+from dq_multimodal.vision.columns import (
+    find_image_column,
+    find_label_column,
+    match_classes,
+    read_classes,
+)
 from dq_multimodal.vision.models import ImageModel, load_image_model
 from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
 
@@ -63,19 +68,18 @@ class ImageAdapter:
     @cached_property
     def classes(self) -> Int[ndarray, " n"]:
         """Class of every row among those of the model; -1 leaves it to the model's answer."""
-        unknown = np.full(len(self._files), -1, dtype=np.int64)
         if self._labels is None:
-            return unknown
+            return np.full(len(self._files), -1, dtype=np.int64)
         codes, labels = read_classes(self._labels, self.label_column)
-        if labels == self.model.labels:
-            return codes
-        if self.kind == "gradients":
+        classes = match_classes(codes, labels, self.model.labels)
+        strange = sorted({labels[code] for code in np.unique(codes[(codes >= 0) & (classes < 0)])})
+        if strange:
             raise InputError(
                 f"gradients need a classifier of the labels in {self.label_column}, and "
-                f"{self.model_name} knows others: train one with recipes/train_extractor.py, or "
-                "use --label-column none"
+                f"{self.model_name} does not know {', '.join(strange[:5])}: train one with "
+                "recipes/train_extractor.py, or use --label-column none"
             )
-        return unknown
+        return classes
 
     @property
     def dimension(self) -> int:

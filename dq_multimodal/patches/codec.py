@@ -92,7 +92,7 @@ def fill_smoothly(
     A pyramid of weighted means is built by halving, then read back from its top: holes come out
     smooth, kept pixels stay as they are.
     """
-    weights = pixels[..., None].astype(np.float64)
+    weights = pixels[..., None].astype(np.float32)
     levels = [(images * weights, weights)]
     while max(levels[-1][1].shape[1:3]) > 1:
         levels.append(tuple(_halve(part) for part in levels[-1]))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from dq_multimodal.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from dq_multimodal.training.pictures import SMALL_SIDE, Pictures, shift_and_flip
+from dq_multimodal.training.pictures import SMALL_SIDE, Pictures, draw_shifts, shift_and_flip
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,7 +33,8 @@ class ClassifierArguments:
 
     num_train_epochs: int = field(default=200, metadata={"help": "Passes over the rows."})
     max_steps: int = field(
-        default=0, metadata={"help": "Steps instead of epochs, for equal work; 0 counts epochs."}
+        default=0,
+        metadata={"help": "Steps instead of epochs, for equal work; 0 or less counts epochs."},
     )
     per_device_train_batch_size: int | None = field(
         default=None, metadata={"help": "Pictures a step and process. Default: 128."}
@@ -68,8 +69,10 @@ def train_classifier(
 ) -> dict[str, Any]:
     """Train a classifier, going on from the last checkpoint in output_dir/checkpoints.
 
-    Every epoch is one permutation of the rows that follows from (seed, epoch) alone; each process
-    takes its part of every global batch, so batches do not depend on how many processes there are.
+    Every epoch is one permutation of the rows, and its shifts, that follow from (seed, epoch)
+    alone; each process takes its part of every global batch. So batches of the same global size
+    (processes x per_device_train_batch_size) are the same for any number of processes; the
+    statistics of batch norm are those of each process's own part.
 
     Returns:
         Accuracy in [0, 1] on the test pictures, rows tested, the last training loss, steps,
@@ -80,7 +83,9 @@ def train_classifier(
     net = net.to(memory_format=torch.channels_last)
     batch_size = (args.per_device_train_batch_size or BATCH_SIZE) * accelerator.num_processes
     steps_per_epoch = max(1, len(train.rows) // batch_size)
-    n_steps = args.max_steps or args.num_train_epochs * steps_per_epoch
+    n_steps = args.num_train_epochs * steps_per_epoch
+    if args.max_steps > 0:
+        n_steps = args.max_steps
     n_epochs = math.ceil(n_steps / steps_per_epoch)
     is_decayed = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
@@ -122,8 +127,13 @@ def train_classifier(
                 if step >= n_steps:
                     break
                 pixels = pixels.to(accelerator.device, non_blocking=True)
+                if not len(pixels):
+                    raise InputError("none of the pictures of a batch can be read")
                 if train.size <= SMALL_SIDE:
-                    pixels = shift_and_flip(pixels, draws)
+                    moves, mirrors = draw_shifts(batch_size, draws)
+                    own = slice(accelerator.process_index, None, accelerator.num_processes)
+                    n = len(pixels)
+                    pixels = shift_and_flip(pixels, moves[:, own][:, :n], mirrors[own][:n])
                 with accelerator.autocast():
                     loss = loss_of(net(standardise(pixels)), classes.to(accelerator.device))
                 accelerator.backward(loss)

@@ -71,7 +71,7 @@ class ImageDataArguments:
         rows: Int[ndarray, " k"] | None = None,
         *,
         name: str = "decode",
-        fill: str = "mean",
+        fill: str | None = "mean",
         mae_model: str | None = None,
     ) -> tuple[Pictures, tuple[str, ...]]:
         """Give rows (all, when None) as pictures with classes, and the names of the classes.

@@ -49,7 +49,10 @@ class ImageRunArguments:
     patch_coding: str = field(default="exact", metadata={"help": "exact or webp."})
     patch_quality: int = field(default=80, metadata={"help": "Of webp, 0 to 100."})
     min_psnr: float | None = field(default=None, metadata={"help": "In dB."})
-    fill: str = field(default="mean", metadata={"help": "How holes are filled: mean, zero, mae."})
+    fill: str | None = field(
+        default=None,
+        metadata={"help": "mean, zero or mae. Default: mae where a mae_model is named, else mean."},
+    )
     mae_model: str | None = field(default=None, metadata={"help": "Masked autoencoder."})
     model: str = field(
         default="resnet18",
@@ -68,6 +71,7 @@ class ImageRunArguments:
     def __post_init__(self) -> None:
         check_keep_ratio(self.keep_ratio)
         check_choice("method", self.method, TrainingMethod)
+        self.fill = self.fill or ("mae" if self.mae_model else "mean")
 
     def options(self) -> dict[str, Any]:
         """Give the settings that `compress` takes."""
@@ -97,6 +101,7 @@ def train_on_subset(
     from dq_multimodal.source import pin_of
     from dq_multimodal.training.pictures import pixel_statistics
     from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+    from dq_multimodal.vision.columns import match_classes
 
     if training.per_device_train_batch_size is None:
         is_small = run.keep_ratio <= SMALL_SHARE and run.method != FULL
@@ -122,8 +127,12 @@ def train_on_subset(
     size = data.find_size(source.dataset)
     pictures, labels = data.pictures(kept, size, fill=run.fill, mae_model=run.mae_model)
     test, test_labels = data.pictures(test_source.dataset, size, name="decode test")
-    if labels != test_labels:
-        raise InputError(f"the test rows have other labels: {test_labels[:10]}, not {labels[:10]}")
+    test.classes = match_classes(test.classes, test_labels, labels)
+    strange = [label for label in test_labels if label not in labels]
+    if strange:
+        raise InputError(
+            f"the test rows have labels that the kept rows lack: {', '.join(strange[:10])}"
+        )
     mean, std = pixel_statistics(pictures)
     set_seed(training.seed)
     net = build_classifier(run.model, len(labels), size, is_pretrained=run.is_pretrained)

@@ -144,23 +144,41 @@ class Pictures:
         return to_square(image, self.size)
 
 
-def shift_and_flip(images: Any, generator: Any, padding: int = 4) -> Any:
-    """Move every picture by up to `padding` pixels over a black border, and mirror half of them.
+PADDING = 4
+"""Pictures are shifted by up to so many pixels."""
+
+
+def draw_shifts(n: int, generator: Any, padding: int = PADDING) -> tuple[Any, Any]:
+    """Draw (2, n) shifts down and right, from 0 to 2 x padding, and (n,) whether to mirror.
+
+    Args:
+        n: How many pictures.
+        generator: torch.Generator on the CPU: the same draws on every device.
+        padding: Width of the border that `shift_and_flip` adds.
+    """
+    import torch
+
+    moves = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+    return moves, torch.rand(n, generator=generator) < 0.5
+
+
+def shift_and_flip(images: Any, moves: Any, is_mirrored: Any, padding: int = PADDING) -> Any:
+    """Move every picture over a black border, and mirror some.
 
     Args:
         images: (b, h, w, 3) tensor, channels last.
-        generator: torch.Generator on the CPU: the same draws on every device.
+        moves: (2, b), from `draw_shifts`.
+        is_mirrored: (b,), likewise.
         padding: Width of the border.
     """
     import torch
 
     n, height, width, _ = images.shape
     framed = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
-    moves = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
-    is_mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    rows = moves[0] + torch.arange(height)
+    rows = moves[0][:, None] + torch.arange(height)
     columns = torch.arange(width).expand(n, width)
-    columns = moves[1] + torch.where(is_mirrored, columns.flip(1), columns)
+    mirrored = is_mirrored[:, None]
+    columns = moves[1][:, None] + torch.where(mirrored, columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     at = torch.arange(n, device=images.device)[:, None, None]
     return framed[at, rows[:, :, None], columns[:, None, :]]

@@ -134,6 +134,7 @@ def save_classifier(net: "nn.Module", description: Classifier, folder: Path) -> 
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / DESCRIPTION).unlink(missing_ok=True)  # it must not describe other weights
     temporary = folder / (WEIGHTS + ".tmp")
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, temporary)
     put_in_place(temporary, folder / WEIGHTS)
@@ -146,15 +147,16 @@ def read_classifier(folder: Path) -> tuple["nn.Module", Classifier]:
     Raises:
         InputError: If it is not whole.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         found = json.loads((folder / DESCRIPTION).read_text())
         lists = {name: tuple(found[name]) for name in ("labels", "mean", "std")}
         description = Classifier(**{**found, **lists})
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} holds no classifier that can be read: {error}") from error
-    net = build_classifier(description.model, description.n_classes, description.image_size)
-    net.load_state_dict(weights)
+        net = build_classifier(description.model, description.n_classes, description.image_size)
+        net.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder} holds no classifier that can be read: {reason}") from error
     return net, description

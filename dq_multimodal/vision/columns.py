@@ -43,8 +43,8 @@ def find_image_column(dataset: "Dataset", asked: str | None = None) -> str:
 def find_label_column(dataset: "Dataset", asked: str | None = None) -> str | None:
     """Find the column of class labels of an image dataset; None where there is none.
 
-    It is the only `ClassLabel` column, or else a column of plain values named label, labels or
-    fine_label. "none" as the asked name stands for no labels.
+    It is the only `ClassLabel` column, or else a column of whole numbers, texts or booleans named
+    label, labels or fine_label. "none" as the asked name stands for no labels.
 
     Raises:
         InputError: If there are several, or the named one does not exist.
@@ -65,8 +65,12 @@ def find_label_column(dataset: "Dataset", asked: str | None = None) -> str | Non
         )
     if classes:
         return classes[0]
-    plain = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "string")
-    named = [c for c in LABEL_NAMES if c in features and getattr(features[c], "dtype", 0) in plain]
+    plain = ("int", "uint", "bool", "string", "large_string")
+    named = [
+        name
+        for name in LABEL_NAMES
+        if name in features and str(getattr(features[name], "dtype", "")).startswith(plain)
+    ]
     return named[0] if named else None
 
 
@@ -98,3 +102,12 @@ def read_classes(
     code = {label: number for number, label in enumerate(present)}
     codes = [-1 if v is None else code[v] for v in values]
     return np.array(codes, dtype=np.int64), tuple(str(v) for v in present)
+
+
+def match_classes(
+    codes: Int[ndarray, " n"], labels: tuple[str, ...], known: tuple[str, ...]
+) -> Int[ndarray, " n"]:
+    """Turn class numbers of a dataset into those of a model, by name; -1 for unknown ones."""
+    place = {label: number for number, label in enumerate(known)}
+    table = np.array([*(place.get(label, -1) for label in labels), -1], dtype=np.int64)
+    return table[codes]

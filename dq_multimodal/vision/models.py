@@ -79,7 +79,8 @@ class ImageModel:
         """Move prepared pictures to the device and standardise them."""
         import torch
 
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
+        pixels = np.require(pixels, requirements=["C", "W"])
+        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         batch = batch.permute(0, 3, 1, 2).float()  # channels last in memory, as it came
         scale = torch.tensor([1 / (255 * s) for s in self.std], device=self.device)
         shift = torch.tensor(

@@ -9,7 +9,12 @@ from dq_multimodal import InputError
 from dq_multimodal.training import checkpoints
 from dq_multimodal.training.checkpoints import make_accelerator
 from dq_multimodal.training.classify import ClassifierArguments, train_classifier
-from dq_multimodal.training.pictures import Pictures, pixel_statistics, shift_and_flip
+from dq_multimodal.training.pictures import (
+    Pictures,
+    draw_shifts,
+    pixel_statistics,
+    shift_and_flip,
+)
 from dq_multimodal.vision.classifiers import build_classifier
 
 COLOURS = np.array([(200, 60, 60), (60, 180, 70), (70, 70, 210)])
@@ -51,7 +56,8 @@ def test_it_learns_and_counts(tmp_path):
 
 
 def test_max_steps_wins_over_epochs(tmp_path):
-    assert train(tmp_path, arguments(max_steps=7))[1]["steps"] == 7
+    assert train(tmp_path / "a", arguments(max_steps=7))[1]["steps"] == 7
+    assert train(tmp_path / "b", arguments(max_steps=-1, num_train_epochs=1))[1]["steps"] == 6
 
 
 def test_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
@@ -105,21 +111,16 @@ def test_pictures_from_memory_and_from_disk_are_the_same():
 
 def test_shift_and_flip_against_a_loop():
     images = torch.randint(0, 256, (40, 6, 5, 3), dtype=torch.uint8)
-    got = shift_and_flip(images, torch.Generator().manual_seed(0), padding=2)
-    n_mirrored = 0
-    for image, made in zip(images, got, strict=True):
+    moves, mirrors = draw_shifts(40, torch.Generator().manual_seed(0), padding=2)
+    got = shift_and_flip(images, moves, mirrors, padding=2)
+    for k, (image, made) in enumerate(zip(images, got, strict=True)):
         framed = torch.zeros(10, 9, 3, dtype=torch.uint8)
         framed[2:8, 2:7] = image
-        crops = {
-            (y, x, m): (framed[y : y + 6, x : x + 5].flip(1) if m else framed[y : y + 6, x : x + 5])
-            for y in range(5)
-            for x in range(5)
-            for m in (False, True)
-        }
-        found = [key for key, crop in crops.items() if torch.equal(crop, made)]
-        assert found
-        n_mirrored += found[0][2]
-    assert 8 < n_mirrored < 32
+        y, x = moves[:, k].tolist()
+        crop = framed[y : y + 6, x : x + 5]
+        assert torch.equal(made, crop.flip(1) if mirrors[k] else crop)
+    assert set(moves.flatten().tolist()) == set(range(5))
+    assert 8 < int(mirrors.sum()) < 32
 
 
 def test_statistics_against_numpy():

@@ -160,6 +160,19 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
         load_image_model(str(broken))
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+def test_damaged_weights_are_one_line(small_classifier, tmp_path, damage):
+    net, found = read_classifier(small_classifier)
+    save_classifier(net, found, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "other":
+        save_classifier(build_classifier("resnet10-narrow", 9, 16), found, tmp_path)
+    else:
+        weights.write_bytes(weights.read_bytes()[: 1000 if damage == "cut" else 0])
+    with pytest.raises(InputError, match="holds no classifier that can be read"):
+        load_image_model(str(tmp_path))
+
+
 def test_grey_and_wide_pictures_are_cut_to_squares(small_classifier):
     model = load_image_model(str(small_classifier))
     wide = Image.fromarray(np.zeros((10, 50, 3), dtype=np.uint8))

@@ -26,6 +26,7 @@ from dq_multimodal.vision.pixels import GREY, ROTATED, decode_image, read_bytes,
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
+    from torch import Tensor
 
 SMALL_SIDE = 64
 PROBED_ROWS = 64
@@ -78,76 +79,113 @@ class PatchDropper:
         odd: list[list[str]],
         rows: Int[ndarray, " b"],
     ) -> list[dict[str, Any]]:
-        """Make the records of a few images, with what there is to say of each."""
+        """Make the records of a few images, with what there is to say of each.
+
+        The classifier looks at all of them in one batch; they are coded and filled shape by shape.
+        """
         made: list[dict[str, Any]] = [
             self._original(file, TOO_LARGE if TOO_LARGE in what else NOT_PLAIN)
             for file, what in zip(files, odd, strict=True)
         ]
+        plain = [k for k, image in enumerate(images) if image and set(odd[k]) <= {GREY, ROTATED}]
+        if not plain:
+            return made
+        pixels = [np.asarray(images[k]) for k in plain]
+        maps, answers = self._look(pixels, self.classes[rows[plain]])
         together: dict[Any, list[int]] = defaultdict(list)
-        for k, image in enumerate(images):
-            if image is not None and set(odd[k]) <= {GREY, ROTATED}:
-                together[(image.height, image.width, GREY in odd[k])].append(k)
+        for place, k in enumerate(plain):
+            together[(*pixels[place].shape[:2], GREY in odd[k])].append(place)
+        filled: list[UInt8[ndarray, "h w c"]] = list(pixels)
         for (_, _, is_grey), group in together.items():
-            pixels = np.stack([np.asarray(images[k]) for k in group])
-            pixels = pixels[..., :1] if is_grey else pixels
-            keep = self._choose(pixels, rows[group])
+            batch = np.stack([pixels[place] for place in group])
+            batch = batch[..., :1] if is_grey else batch
+            at = np.array(group)
+            numbers = rows[np.array(plain)[at]]
+            keep = self._choose(batch, None if maps is None else maps[at], numbers)
             coding, quality = self.request.patch_coding, self.request.patch_quality
-            records = encode_patches(pixels, keep, self.patch_size, coding, quality)
-            filled, psnr, psnr_of_kept = self._fill(pixels, keep, records)
-            is_changed = self._compare(pixels, filled)
-            for place, k in enumerate(group):
+            records = encode_patches(batch, keep, self.patch_size, coding, quality)
+            whole, psnr, psnr_of_kept = self._fill(batch, keep, records)
+            for n, place in enumerate(group):
+                k, filled[place] = plain[place], whole[n]
                 facts = {
-                    "psnr": float(psnr[place]),
-                    "psnr_of_kept": float(psnr_of_kept[place]),
-                    "is_changed": is_changed[place],
-                    "kept_share": float(keep[place].mean()),
+                    "psnr": float(psnr[n]),
+                    "psnr_of_kept": float(psnr_of_kept[n]),
+                    "is_changed": None,
+                    "kept_share": float(keep[n].mean()),
                     "source_bytes": len(files[k] or b""),
                 }
-                made[k] = self._judge(files[k], records[place], facts)
+                made[k] = self._judge(files[k], records[n], facts)
+        if answers is not None:
+            new = self._answer(filled)
+            for place, k in enumerate(plain):
+                if made[k]["reason"] is None:
+                    made[k]["is_changed"] = bool(new[place] != answers[place])
         return made
 
+    def _look(
+        self, pixels: list[UInt8[ndarray, "_ _ c"]], classes: Int[ndarray, " b"]
+    ) -> "tuple[Float[Tensor, 'b h w'] | None, Int[ndarray, ' b'] | None]":
+        """Give GradCAM++ maps of images, where they are asked for, and the model's answers."""
+        import torch
+
+        if self.model is None or not self.model.n_classes:
+            return None, None
+        if self.request.attribution == "random":
+            return None, self._answer(pixels)
+        batch = self.model.to_input(self._squares(self.model, pixels))
+        with GradCamPlusPlus(self.model.net) as explain:
+            found = explain(batch, torch.from_numpy(classes).to(self.model.device))
+        return found.maps, found.logits.argmax(dim=1).cpu().numpy()
+
+    def _answer(self, pixels: list[UInt8[ndarray, "_ _ c"]]) -> Int[ndarray, " b"]:
+        assert self.model is not None
+        logits = self.model.look(self._squares(self.model, pixels))[1]
+        assert logits is not None
+        return logits.argmax(axis=1)
+
     def _choose(
-        self, pixels: UInt8[ndarray, "b h w c"], rows: Int[ndarray, " b"]
+        self,
+        pixels: UInt8[ndarray, "b h w c"],
+        maps: "Float[Tensor, 'b size size'] | None",
+        rows: Int[ndarray, " b"],
     ) -> Bool[ndarray, "b l"]:
+        """Mark the patches to keep: the most important, or random ones that follow from the row."""
+        import torch
+
         height, width = pixels.shape[1:3]
         n_patches = int(np.prod(grid_shape(height, width, self.patch_size)))
         n_dropped = count_dropped(n_patches, self.request.drop_ratio)
         if not n_dropped:
             return np.ones((len(rows), n_patches), dtype=bool)
-        if self.request.attribution == "random" or self.model is None:
+        if maps is None:
             numbers = rows[:, None] * n_patches + np.arange(n_patches)
             hashes = hash_numbers(self.request.seed, numbers.ravel().astype(np.uint64))
             scores = hashes.reshape(numbers.shape).argsort(axis=1).argsort(axis=1).astype(float)
-        else:
-            scores = self._attribute(self.model, pixels, self.classes[rows])
-        return drop_lowest(scores, n_dropped)
-
-    def _attribute(
-        self, model: ImageModel, pixels: UInt8[ndarray, "b h w c"], classes: Int[ndarray, " b"]
-    ) -> Float[ndarray, "b l"]:
-        import torch
-
-        with GradCamPlusPlus(model.net) as explain:
-            batch = model.to_input(self._squares(model, pixels))
-            maps = explain(batch, torch.from_numpy(classes).to(model.device)).maps
-        if maps.shape[1:] != pixels.shape[1:3]:
+            return drop_lowest(scores, n_dropped)
+        if maps.shape[1:] != (height, width):
             maps = torch.nn.functional.interpolate(
-                maps[:, None], size=pixels.shape[1:3], mode="bilinear", align_corners=False
+                maps[:, None], size=(height, width), mode="bilinear", align_corners=False
             )[:, 0]
-        return patch_scores(maps, self.patch_size).double().cpu().numpy()
+        return drop_lowest(patch_scores(maps, self.patch_size).cpu().numpy(), n_dropped)
 
     def _squares(
-        self, model: ImageModel, pixels: UInt8[ndarray, "b h w c"]
+        self, model: ImageModel, pixels: list[UInt8[ndarray, "_ _ c"]]
     ) -> UInt8[ndarray, "b size size 3"]:
         """Scale whole images, edges included, to the input of the model."""
         from PIL import Image
 
-        pixels = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
-        if pixels.shape[1:3] == (model.size, model.size):
-            return pixels
         size = (model.size, model.size)
         return np.stack(
-            [np.asarray(Image.fromarray(p).resize(size, model.resample)) for p in pixels]
+            [
+                np.broadcast_to(image, (*size, 3))
+                if image.shape[:2] == size
+                else np.asarray(
+                    Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))).resize(
+                        size, model.resample
+                    )
+                )
+                for image in pixels
+            ]
         )
 
     def _fill(
@@ -173,17 +211,6 @@ class PatchDropper:
         mse = (errors * is_kept).sum(axis=(1, 2)) / is_kept.sum(axis=(1, 2))
         with np.errstate(divide="ignore"):
             return filled, of_holes, 10 * np.log10(255**2 / mse)
-
-    def _compare(
-        self, pixels: UInt8[ndarray, "b h w c"], filled: UInt8[ndarray, "b h w c"]
-    ) -> list[bool | None]:
-        """Say for each image whether filling its holes changes the classifier's answer."""
-        if self.model is None or not self.model.n_classes:
-            return [None] * len(pixels)
-        before = self.model.look(self._squares(self.model, pixels))[1]
-        after = self.model.look(self._squares(self.model, filled))[1]
-        assert before is not None and after is not None
-        return (before.argmax(axis=1) != after.argmax(axis=1)).tolist()
 
     def _judge(self, file: bytes | None, record: Record, facts: dict[str, Any]) -> dict[str, Any]:
         gate = self.request.min_psnr

@@ -4,8 +4,8 @@
 
 A line `<!-- KIND: FILE -->` is followed by a table of that file: `results` is a comparison of text
 runs, `images` one of image runs, `facts` what eval/alpaca_compression.py measured, `bytes` what
-eval/patch_bytes.py did, `speed` what eval/image_speed.py did. What stands there up to the next
-blank line is replaced.
+eval/patch_bytes.py did without loss and `frontier` with it, `speed` what eval/image_speed.py did.
+What stands there up to the next blank line is replaced.
 """
 
 import importlib.util
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = re.compile(r"(<!-- (results|images|facts|bytes|speed): (\S+) -->\n)\n?(?:\|.*\n)*\n?")
+MARK = re.compile(
+    r"(<!-- (results|images|facts|bytes|frontier|speed): (\S+) -->\n)\n?(?:\|.*\n)*\n?"
+)
 
 
 def main() -> None:
@@ -73,6 +75,25 @@ def stores(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def frontier(document: dict[str, Any]) -> str:
+    """Lay out the lossy lines of eval/patch_bytes.py: bytes as a share, at the PSNR they give."""
+    cells: dict[str, dict[str, str]] = {}
+    heads: list[str] = []
+    for name, patch_size in (("cifar10", 8), ("photographs", 16)):
+        for line in document[name]["stores"]:
+            if line["is_lossless"] or line["masks"] != "random" or line["patch_size"] != patch_size:
+                continue
+            coding, quality = line["coding"].split(", quality ")
+            head = f"{name}, quality {quality}"
+            if quality in ("95", "80", "40"):
+                heads += [head] if head not in heads else []
+                shown = f"{line['ratio']:.3f} at {line['psnr']:.1f} dB"
+                cells.setdefault(coding, {})[head] = shown
+    rows = [("coding", *heads)]
+    rows += [(coding, *(found.get(head, "") for head in heads)) for coding, found in cells.items()]
+    return grid(rows)
+
+
 def speeds(document: dict[str, Any]) -> str:
     """Lay out what eval/image_speed.py measured."""
     rows: list[tuple[str, ...]] = [
@@ -110,6 +131,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "images": as_printed_by("image_comparison"),
     "facts": facts,
     "bytes": stores,
+    "frontier": frontier,
     "speed": speeds,
 }
 

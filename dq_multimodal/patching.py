@@ -16,8 +16,9 @@ from dq_multimodal.patch_records import BELOW_GATE, NO_SMALLER, NOT_PLAIN, TOO_L
 from dq_multimodal.patches.attribution import GradCamPlusPlus, find_layer, patch_scores
 from dq_multimodal.patches.codec import decode_patches, encode_patches
 from dq_multimodal.patches.fields import ORIGINAL, Record
+from dq_multimodal.patches.fill import psnr_of_holes
 from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape, keep_pixels
-from dq_multimodal.patches.mae import load_mae, psnr_of_holes
+from dq_multimodal.patches.mae import load_mae
 from dq_multimodal.patches.store import Filler, make_filler
 from dq_multimodal.vision.columns import match_classes, read_classes
 from dq_multimodal.vision.models import ImageModel, load_image_model

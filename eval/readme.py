@@ -5,7 +5,7 @@
 A line `<!-- KIND: FILE -->` is followed by a table of that file: `results` is a comparison of text
 runs, `images` one of image runs, `facts` what eval/alpaca_compression.py measured, `bytes` what
 eval/patch_bytes.py did without loss and `frontier` with it, `speed` what eval/image_speed.py did.
-What stands there up to the next blank line is replaced.
+`coder` is of that file too. What stands there up to the next blank line is replaced.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
-    r"(<!-- (results|images|facts|bytes|frontier|speed): (\S+) -->\n)\n?(?:\|.*\n)*\n?"
+    r"(<!-- (results|images|facts|bytes|frontier|speed|coder): (\S+) -->\n)\n?(?:\|.*\n)*\n?"
 )
 
 
@@ -107,6 +107,18 @@ def speeds(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def coder_speeds(document: dict[str, Any]) -> str:
+    """Lay out the speed of the lossless patch coder."""
+    rows: list[tuple[str, ...]] = [("data", "pixels an image", "images a call", "encode", "decode")]
+    for line in document["coder"]:
+        rate = line["images_per_second"]
+        shown = (f"{rate[key]:,.3g}/s" for key in ("encode", "decode"))
+        rows.append(
+            (line["data"], f"{line['pixels_an_image']:,}", str(line["images_a_call"]), *shown)
+        )
+    return grid(rows)
+
+
 def facts(found: dict[str, Any]) -> str:
     """Lay out what eval/alpaca_compression.py measured."""
     kept, size = found["kept"], found["bytes"]
@@ -133,6 +145,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bytes": stores,
     "frontier": frontier,
     "speed": speeds,
+    "coder": coder_speeds,
 }
 
 

@@ -206,8 +206,9 @@ def measure(folder: Path, pixels: Any, patch_size: int) -> dict[str, float]:
     """Give the mean PSNR in dB of random holes of a quarter of the patches, by each fill."""
     import numpy as np
 
+    from dq_multimodal.patches.fill import fill_mean, fill_zero, psnr_of_holes
     from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape
-    from dq_multimodal.patches.mae import fill_mean, fill_zero, load_mae, psnr_of_holes
+    from dq_multimodal.patches.mae import load_mae
 
     n_patches = math.prod(grid_shape(*pixels.shape[1:3], patch_size))
     scores = np.random.default_rng(0).random((len(pixels), n_patches))

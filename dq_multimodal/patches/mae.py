@@ -1,4 +1,4 @@
-"""Filling the dropped patches of images: by a masked autoencoder, by the mean colour, by black.
+"""Filling the dropped patches of images by a masked autoencoder.
 
 The autoencoder (He et al. 2022, arXiv:2111.06377) is transformers' `ViTMAEForPreTraining`, from
 any checkpoint that predicts pixels. A recipe trains a small one by `make_small_mae`, steps on
@@ -11,24 +11,24 @@ zero and frozen, so all holes of an image would come back the same.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, check_count
 from dq_multimodal.model_source import find_model
-from dq_multimodal.patches.grid import grid_shape, keep_pixels
+from dq_multimodal.patches.fill import Images, Marks, find_holes
+from dq_multimodal.patches.grid import grid_shape
 
 if TYPE_CHECKING:
     import torch
     from transformers import ViTMAEForPreTraining
 
-Images = UInt8[ndarray, "b h w c"]
-Marks = Bool[ndarray, "b l"]
 Colour = Sequence[float]
 PREPROCESSOR_FILE = "preprocessor_config.json"
 IMAGENET_COLOURS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -44,6 +44,7 @@ class MaskedAutoencoder:
     name: str = "the model"
     revision: str | None = None
     note: str | None = None
+    _turn: Lock = field(default_factory=Lock, repr=False)
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -59,17 +60,18 @@ class MaskedAutoencoder:
 
         Grey images get the mean of the three channels predicted. Sizes that are no multiple of the
         patch are padded by their last row and column. On a grid other than the trained one the
-        positions are interpolated: the further from it, the worse. Not for threads that share a
-        model: the call sets its `config.mask_ratio` to what each image drops, and puts it back.
+        positions are interpolated: the further from it, the worse. Threads take turns: a call sets
+        the model's `config.mask_ratio` to what each image drops, and puts it back.
 
         Raises:
             InputError: If shapes or types do not fit, or an image keeps no patch.
             RuntimeError: If the model masked other patches, or predicts no finite numbers.
         """
         check_count("batch_size", batch_size)
-        holes = _find_holes(images, keep, self.patch_size)
+        holes = find_holes(images, keep, self.patch_size)
         filled, n_dropped = images.copy(), (~keep).sum(axis=1)
         config = self.model.vit.embeddings.config
+        self._turn.acquire()
         trained_ratio = config.mask_ratio
         try:
             for count in np.unique(n_dropped[n_dropped > 0]).tolist():
@@ -83,6 +85,7 @@ class MaskedAutoencoder:
                     filled[rows] = np.where(holes[rows], predicted, images[rows])
         finally:
             config.mask_ratio = trained_ratio
+            self._turn.release()
         return filled
 
     def _predict(self, images: Images, keep: Marks) -> Images:
@@ -227,47 +230,6 @@ def save_mae(model: "ViTMAEForPreTraining", mean: Colour, std: Colour, folder: P
     model.save_pretrained(folder)
     text = json.dumps({**settings, "size": {"height": side, "width": side}}, indent=2)
     (Path(folder) / PREPROCESSOR_FILE).write_text(text + "\n")
-
-
-def fill_mean(images: Images, keep: Marks, patch_size: int) -> Images:
-    """Fill the dropped patches of each image with the mean colour of its kept pixels."""
-    holes = _find_holes(images, keep, patch_size)
-    mean = images.mean(axis=(1, 2), keepdims=True, dtype=np.float64, where=~holes)
-    return np.where(holes, np.rint(mean).astype(np.uint8), images)
-
-
-def fill_zero(images: Images, keep: Marks, patch_size: int) -> Images:
-    """Fill the dropped patches with black."""
-    return np.where(_find_holes(images, keep, patch_size), np.uint8(0), images)
-
-
-def psnr_of_holes(
-    originals: Images, filled: Images, keep: Marks, patch_size: int
-) -> Float[ndarray, " b"]:
-    """Give 10 log10(255^2 / MSE) in dB over the dropped patches of each image; inf if MSE is 0."""
-    holes = _find_holes(originals, keep, patch_size)
-    if filled.shape != originals.shape:
-        raise InputError(f"filled must be shaped {originals.shape}, got {filled.shape}")
-    squares = np.square(originals.astype(np.int32) - filled)
-    total = squares.sum(axis=(1, 2, 3), dtype=np.int64, where=holes)
-    n_values = np.maximum(1, holes.sum(axis=(1, 2, 3)) * originals.shape[3])
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255**2 / (total / n_values))
-
-
-def _find_holes(images: Images, keep: Marks, patch_size: int) -> Bool[ndarray, "b h w 1"]:
-    """Mark the pixels of dropped patches, once images and marks fit together."""
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != np.uint8:
-        got = f"{images.dtype} {images.shape}"
-        raise InputError(f"images must be uint8 (b, h, w, 1 or 3), got {got}")
-    height, width = images.shape[1:3]
-    wanted = (len(images), math.prod(grid_shape(height, width, patch_size)))
-    if keep.shape != wanted or keep.dtype != bool:
-        got = f"patches of {patch_size}, got {keep.dtype} {keep.shape}"
-        raise InputError(f"keep must be bool {wanted} for {got}")
-    if len(bare := np.flatnonzero(~keep.any(axis=1))):
-        raise InputError(f"every image must keep a patch, but image {bare[0]} keeps none")
-    return ~keep_pixels(keep, height, width, patch_size)[..., None]
 
 
 def _sine_positions(side: int, dim: int) -> Float[ndarray, "1 tokens d"]:

@@ -15,14 +15,12 @@ from transformers import (
 
 from dq_multimodal import InputError
 from dq_multimodal.patches import mae
+from dq_multimodal.patches.fill import fill_mean, fill_zero, psnr_of_holes
 from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape
 from dq_multimodal.patches.mae import (
     MaskedAutoencoder,
-    fill_mean,
-    fill_zero,
     load_mae,
     make_small_mae,
-    psnr_of_holes,
     save_mae,
 )
 
@@ -476,3 +474,19 @@ def test_bad_input_is_refused(small_mae, tmp_path):
     for mean, std in (((0.5,), (0.5,)), (MEAN, (0.1, 0.0, 0.1)), (MEAN, (0.1, math.nan, 0.1))):
         with pytest.raises(InputError, match="three numbers"):
             save_mae(small_mae.model, mean, std, tmp_path)
+
+
+def test_threads_take_turns():
+    """A call sets the model's mask ratio: two at once would mask each other's patches."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = make_small_mae(16, 4, 32, 1, 32, 1)
+    autoencoder = MaskedAutoencoder(model, (0.5,) * 3, (0.5,) * 3)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    keeps = [drop_lowest(rng.random((8, 16)), 1 + k % 9) for k in range(40)]
+    alone = [autoencoder.fill(images, keep) for keep in keeps]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda keep: autoencoder.fill(images, keep), keeps))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.astype(int), other, atol=1)

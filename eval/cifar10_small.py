@@ -5,8 +5,9 @@
 Runs the commands of the README one after the other, each of which goes on where it was
 interrupted, and compares at the papers' equal data budget: 12.5 % of the rows with 20 % of the
 patches dropped against 10 % of the rows; GradCAM++ masks against random ones, holes filled by the
-mean colour or by MAE; random rows beside them, all other rows being chosen by dq. Every line has the
-same small net, the same number of steps, and several seeds (of selection, masks, weights, batches).
+mean colour or by MAE; random rows beside them, all other rows being chosen by dq. Every line has
+the same small net, the same number of steps, and several seeds (of selection, masks, weights and
+batches).
 """
 
 import argparse

@@ -36,8 +36,8 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classifier", help="Folder for GradCAM++ masks on CIFAR-10.")
-    parser.add_argument("--cifar_rows", type=int, default=500)
-    parser.add_argument("--photographs", type=int, default=50)
+    parser.add_argument("--cifar_rows", type=int, default=300)
+    parser.add_argument("--photographs", type=int, default=40)
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/patch_bytes.json")
     args = parser.parse_args()
     document: dict[str, Any] = {

@@ -43,6 +43,7 @@ def main() -> None:
         num_train_epochs=10,
         per_device_train_batch_size=64,
         learning_rate=0.05,
+        mirror=False,
         output_dir=out / "extractor",
     )
     launch(
@@ -51,7 +52,7 @@ def main() -> None:
         patch_size=2,
         hidden_size=64,
         num_hidden_layers=3,
-        num_train_epochs=60,
+        num_train_epochs=30,
         per_device_train_batch_size=64,
         output_dir=out / "mae",
     )
@@ -73,6 +74,7 @@ def main() -> None:
                 max_steps=300,
                 per_device_train_batch_size=32,
                 learning_rate=0.05,
+                mirror=False,
                 selection_seed=seed,
                 seed=seed,
                 output_dir=folder,

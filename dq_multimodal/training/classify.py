@@ -44,6 +44,9 @@ class ClassifierArguments:
     weight_decay: float = field(default=5e-4, metadata={"help": "Of SGD."})
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of steps that warm up."})
     label_smoothing: float = field(default=0.0, metadata={"help": "In [0, 1)."})
+    mirror: bool = field(
+        default=True, metadata={"help": "Mirror half of the pictures; not for digits or letters."}
+    )
     dataloader_num_workers: int = field(
         default=4, metadata={"help": "Processes that decode large pictures."}
     )
@@ -130,10 +133,12 @@ def train_classifier(
                 if not len(pixels):
                     raise InputError("none of the pictures of a batch can be read")
                 if train.size <= SMALL_SIDE:
-                    moves, mirrors = draw_shifts(batch_size, draws)
+                    padding = max(1, train.size // 8)
+                    moves, mirrors = draw_shifts(batch_size, draws, padding)
+                    mirrors &= args.mirror
                     own = slice(accelerator.process_index, None, accelerator.num_processes)
                     n = len(pixels)
-                    pixels = shift_and_flip(pixels, moves[:, own][:, :n], mirrors[own][:n])
+                    pixels = shift_and_flip(pixels, moves[:, own][:, :n], mirrors[own][:n], padding)
                 with accelerator.autocast():
                     loss = loss_of(net(standardise(pixels)), classes.to(accelerator.device))
                 accelerator.backward(loss)

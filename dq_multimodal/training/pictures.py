@@ -144,11 +144,7 @@ class Pictures:
         return to_square(image, self.size)
 
 
-PADDING = 4
-"""Pictures are shifted by up to so many pixels."""
-
-
-def draw_shifts(n: int, generator: Any, padding: int = PADDING) -> tuple[Any, Any]:
+def draw_shifts(n: int, generator: Any, padding: int) -> tuple[Any, Any]:
     """Draw (2, n) shifts down and right, from 0 to 2 x padding, and (n,) whether to mirror.
 
     Args:
@@ -162,7 +158,7 @@ def draw_shifts(n: int, generator: Any, padding: int = PADDING) -> tuple[Any, An
     return moves, torch.rand(n, generator=generator) < 0.5
 
 
-def shift_and_flip(images: Any, moves: Any, is_mirrored: Any, padding: int = PADDING) -> Any:
+def shift_and_flip(images: Any, moves: Any, is_mirrored: Any, padding: int) -> Any:
     """Move every picture over a black border, and mirror some.
 
     Args:

@@ -23,7 +23,9 @@ def test_tables_are_those_of_the_results_files():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.render(README) == README, "run python eval/readme.py"
-    assert README.count("<!-- results: ") + README.count("<!-- facts: ") == 3
+    kinds = re.findall(r"<!-- (\w+): ", README)
+    assert set(kinds) == set(module.TABLES)
+    assert len(kinds) == 9
 
 
 def help_of(command):

@@ -466,3 +466,22 @@ def test_problems_found_before_a_stop_are_not_forgotten(small_classifier, tmp_pa
     assert calls == [16, 16, 16, 16, 12]
     wanted = list(range(0, 60, 7))
     assert run.manifest["problems"]["an empty image file"]["rows"] == wanted
+
+
+def test_real_cifar_shrinks_and_keeps_its_classes(real_data, small_classifier, tmp_path):
+    path = real_data / "cifar10" / "test-00000-of-00001.parquet"
+    settings = {"embedding_model": str(small_classifier), "split": "train[:1500]"}
+    settings |= {"label_column": "label", "drop_ratio": 0.25, "attribution": "random"}
+    run = compress(str(path), keep_ratio=0.125, output_dir=tmp_path / "r", **settings)
+    source = load_dataset("parquet", data_files=str(path), split="train[:1500]")
+    labels = np.array(source["label"][:])
+    assert len(run.kept) == 188
+    share = np.bincount(labels[run.kept], minlength=10) - np.bincount(labels) * len(run.kept) / 1500
+    assert np.abs(share).max() <= 1
+    sizes = run.manifest["bytes"]
+    assert sizes["stored_images"] < 0.7 * sizes["source_images"]  # lossless WebP of the whole
+    for row in restore(run.subset).select(range(20)):
+        original = np.asarray(source[row["dq_row"]]["img"])
+        same = (np.asarray(row["img"]) == original).all(axis=2)
+        assert same.mean() >= 0.75
+    assert [check.result for check in verify(run)] == ["passed"] * 4

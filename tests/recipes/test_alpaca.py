@@ -122,9 +122,15 @@ def test_every_config_file_is_understood(config):
 
         assert yaml.safe_load(config.read_text())["fsdp_config"]["fsdp_version"] == 2
         return
-    from trl import ModelConfig, SFTConfig
+    if config.name.startswith("cifar10"):
+        from dq_multimodal.training.classify import ClassifierArguments
+        from dq_multimodal.training.image_data import ImageDataArguments
+        from dq_multimodal.training.image_run import ImageRunArguments
 
-    defaults = {"bf16": False, "use_cpu": True}
-    read_arguments(
-        [SelectionArguments, SFTConfig, ModelConfig], defaults, ["--config", str(config)]
-    )
+        kinds, defaults = [ImageDataArguments, ClassifierArguments, ImageRunArguments], {}
+    else:
+        from trl import ModelConfig, SFTConfig
+
+        kinds = [SelectionArguments, SFTConfig, ModelConfig]
+        defaults = {"bf16": False, "use_cpu": True}
+    read_arguments(kinds, defaults, ["--config", str(config)])

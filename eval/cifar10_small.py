@@ -29,8 +29,24 @@ AUTOENCODER = {
 }
 
 STEPS = {
-    "extractor": ("accuracy", "rows_tested", "steps", "parameters", "seconds", "device"),
-    "mae": ("psnr_of_holes", "rows_held_out", "steps", "parameters", "seconds", "device"),
+    "extractor": (
+        "accuracy",
+        "rows_tested",
+        "steps",
+        "parameters",
+        "seconds",
+        "is_resumed",
+        "device",
+    ),
+    "mae": (
+        "psnr_of_holes",
+        "rows_held_out",
+        "steps",
+        "parameters",
+        "seconds",
+        "is_resumed",
+        "device",
+    ),
 }
 """The steps before the comparisons, and what is recorded of them."""
 

@@ -17,7 +17,13 @@ from dq_multimodal.patches.attribution import GradCamPlusPlus, find_layer, patch
 from dq_multimodal.patches.codec import decode_patches, encode_patches
 from dq_multimodal.patches.fields import ORIGINAL, Record
 from dq_multimodal.patches.fill import psnr_of_holes
-from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape, keep_pixels
+from dq_multimodal.patches.grid import (
+    count_dropped,
+    default_patch_size,
+    drop_lowest,
+    grid_shape,
+    keep_pixels,
+)
 from dq_multimodal.patches.mae import load_mae
 from dq_multimodal.patches.store import Filler, make_filler
 from dq_multimodal.vision.columns import match_classes, read_classes
@@ -29,19 +35,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-SMALL_SIDE = 64
 PROBED_ROWS = 64
 
 
-def default_patch_size(dataset: "Dataset", column: str) -> int:
-    """Give 4 px for small images (up to 64 px, as far as the first rows tell), else 16."""
+def find_patch_size(dataset: "Dataset", column: str) -> int:
+    """Give the default for the largest of the first images; 16 px where none can be read."""
     files = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), column)
     sides = [
         max(image.size)
         for value in files[column]
         if (image := decode_image(read_bytes(value))[0]) is not None
     ]
-    return 4 if max(sides, default=SMALL_SIDE + 1) <= SMALL_SIDE else 16
+    return default_patch_size(max(sides, default=224))
 
 
 @dataclass
@@ -289,5 +294,5 @@ def make_dropper(
             raise InputError(
                 f"patch_size must be that of {request.mae_model}, {filler_size}, got {size}"
             )
-    size = size or filler_size or default_patch_size(dataset, adapter.column)
+    size = size or filler_size or find_patch_size(dataset, adapter.column)
     return PatchDropper(request, adapter.column, size, model, classes)

@@ -70,6 +70,7 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
     import numpy as np
     from accelerate.utils import set_seed
 
+    from dq_multimodal.patches.grid import default_patch_size
     from dq_multimodal.patches.mae import make_small_mae, save_mae
     from dq_multimodal.source import pin_of
     from dq_multimodal.training.pictures import Pictures, pixel_statistics, read_files
@@ -94,7 +95,7 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
     n_held_out = min(HELD_OUT_ROWS, max(1, len(order) // 50))
     held_out, pictures.rows = order[:n_held_out], np.sort(order[n_held_out:])
     mean, std = pixel_statistics(pictures)
-    patch_size = args.patch_size or (4 if size <= 64 else 16)
+    patch_size = args.patch_size or default_patch_size(size)
     set_seed(args.seed)
     model = make_small_mae(
         size,

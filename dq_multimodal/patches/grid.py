@@ -10,6 +10,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+SMALL_SIDE = 64
+
+
+def default_patch_size(side: int) -> int:
+    """Give the side of a patch for images of a side: 4 px up to 64 px, else 16."""
+    return 4 if side <= SMALL_SIDE else 16
+
 
 def grid_shape(height: int, width: int, patch_size: int) -> tuple[int, int]:
     """Give rows and columns of the patch grid of an image."""

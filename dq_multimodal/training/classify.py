@@ -17,7 +17,8 @@ from dq_multimodal.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from dq_multimodal.training.pictures import SMALL_SIDE, Pictures, draw_shifts, shift_and_flip
+from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip
+from dq_multimodal.vision.classifiers import SMALL_SIDE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -8,7 +8,8 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.patches.store import find_patch_columns
-from dq_multimodal.training.pictures import SMALL_SIDE, Pictures, read_files, read_records
+from dq_multimodal.training.pictures import Pictures, read_files, read_records
+from dq_multimodal.vision.classifiers import SMALL_SIDE
 from dq_multimodal.vision.columns import find_image_column, find_label_column, read_classes
 from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
 

@@ -10,6 +10,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.vision.classifiers import SMALL_SIDE
 from dq_multimodal.vision.pixels import decode_image, read_bytes, to_square, undecoded
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 4_000_000_000
 """Pictures that take no more than this as 8-bit squares are decoded once."""
 BLOCK_ROWS = 512
-SMALL_SIDE = 96
 
 Reader = Callable[[list[int]], "list[Image | None]"]
 """Gives RGB pictures by row number, None where there is none that can be read."""

@@ -30,8 +30,8 @@ OTHER_COLOURS = "colours other than RGB, converted"
 
 ORIENTATION_TAG = 0x0112
 
+# What Pillow has to say of odd files is said by row number here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-"""What Pillow has to say of odd files is said by row number here."""
 
 
 def read_bytes(value: Any) -> bytes | None:

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from dq_multimodal.config import CompressConfig, InputError
     from dq_multimodal.hub import open_run, push
     from dq_multimodal.pipeline import compress
-    from dq_multimodal.run import Run, resample
+    from dq_multimodal.resampling import resample
+    from dq_multimodal.run import Run
     from dq_multimodal.verification import verify
 
 __all__ = [
@@ -30,7 +31,7 @@ _HOMES = {
     "compress": "pipeline",
     "open_run": "hub",
     "push": "hub",
-    "resample": "run",
+    "resample": "resampling",
     "verify": "verification",
 }
 

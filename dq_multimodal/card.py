@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from dq_multimodal.local_data import is_local, short_name
-from dq_multimodal.selection import BINS_FILE
+from dq_multimodal.selection import BINS_FILE, SCORES
 from dq_multimodal.splits import base_split
 
 REPO_ID = "OWNER/NAME"
@@ -30,6 +30,13 @@ CITATIONS = """\
 }
 ```"""
 
+FIGURES = "figures"
+FIGURE_TEXTS = {
+    "map.png": "Map of the rows by their embeddings, coloured by bin, kept rows marked",
+    "bins.png": "Scores of the bins, and how many of their rows were kept",
+    "coverage.png": "How far every row is from its nearest kept row, beside random selection",
+}
+
 UNTOUCHED = "Every row is an untouched row of the source; nothing was rewritten or generated."
 DROPPED = (
     "Its images keep their most important patches only, as records of kept patches and a mask; "
@@ -37,6 +44,9 @@ DROPPED = (
 )
 
 METHODS = {
+    "adq": "Adaptive Dataset Quantization: the rows were parted into disjoint bins by greedy "
+    "GraphCut gains, every bin was scored for representativeness and diversity, and gave a share "
+    "that grows with its importance",
     "dq": "Dataset Quantization: the rows were parted into disjoint bins by greedy GraphCut gains, "
     "and every bin gave the same share of its rows",
     "graphcut": "GraphCut: one greedy run over all rows, the first picks were kept",
@@ -86,6 +96,7 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         ),
         "## Rows by bin",
         _bin_table(run_folder),
+        *_figures(run_folder),
     ]
     if manifest["notes"]:
         parts += ["## Notes on the rows", "\n".join(f"- {_escape(n)}" for n in manifest["notes"])]
@@ -172,6 +183,9 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
     settings = {name: request[name] for name in ("method", "keep_ratio", "seed")}
     if config["bins"] != "none":
         settings |= {name: request[name] for name in ("draw", "n_bins", "similarity")}
+    if request["method"] == "adq":
+        names = ("alpha", "representativeness", "importance", "norm")
+        settings |= {name: request[name] for name in names}
     settings["label_column"] = config["label_column"] or "none: one stratum"
     if model is not None:
         shown = {key: _without_folders(value) for key, value in model.items()}
@@ -194,15 +208,32 @@ def _without_folders(value: Any) -> Any:
 def _bin_table(run_folder: Path) -> str:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(run_folder / BINS_FILE, columns=["bin", "size", "kept"])
+    table = pq.read_table(run_folder / BINS_FILE)
     if table["bin"].null_count:
         return "No bins: the rows were drawn at random."
-    by_bin = table.group_by("bin").aggregate([("size", "sum"), ("kept", "sum")]).sort_by("bin")
+    totals = [("size", "sum"), ("kept", "sum"), *((name, "min") for name in SCORES)]
+    by_bin = table.group_by("bin").aggregate(totals).sort_by("bin")
+    has_scores = any(by_bin[f"{name}_min"].null_count < len(by_bin) for name in SCORES)
     lines = [
         [str(row["bin"]), f"{row['size_sum']:,}", f"{row['kept_sum']:,}"]
+        + [_number(row[f"{name}_min"]) for name in SCORES if has_scores]
         for row in by_bin.to_pylist()
     ]
-    return _table(["bin", "rows", "kept"], lines)
+    return _table(["bin", "rows", "kept", *(SCORES if has_scores else ())], lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _figures(run_folder: Path) -> list[str]:
+    """Show the figures that the report left for the card."""
+    shown = [
+        f"![{text}]({FIGURES}/{name})"
+        for name, text in FIGURE_TEXTS.items()
+        if (run_folder / FIGURES / name).is_file()
+    ]
+    return ["## Figures", *shown] if shown else []
 
 
 def _licence(source: dict[str, Any]) -> str:

@@ -11,31 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import exceptions
 
-from dq_multimodal.config import (
-    DEFAULT_IMAGE_MODEL,
-    DEFAULT_TEXT_MODEL,
-    Attribution,
-    Draw,
-    Embedding,
-    Fill,
-    InputError,
-    Method,
-    Modality,
-    PatchCoding,
-    Similarity,
-)
-from dq_multimodal.options import (
-    Json,
-    KeepRatio,
-    OutputDir,
-    Overwrite,
-    Private,
-    PushToHub,
-    RunOrId,
-    parse_columns,
-    parse_drop_ratio,
-    parse_ratio,
-)
+from dq_multimodal import options
+from dq_multimodal.config import InputError
 from dq_multimodal.summary import summarise
 
 if TYPE_CHECKING:
@@ -53,89 +30,46 @@ app = typer.Typer(
 
 @app.command()
 def compress(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="Hub id, data file or glob, or folder.")],
     split: Annotated[str, typer.Option(help="Split or slice of the source.")] = "train",
-    config_name: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    keep_ratio: KeepRatio = "0.2",
-    method: Annotated[Method, typer.Option(help="How rows are chosen.")] = "dq",
-    draw: Annotated[
-        Draw, typer.Option(help="Within a bin: by seeded hash, or by rank.")
-    ] = "random",
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
-    modality: Annotated[
-        Modality, typer.Option(help="What the rows are; auto looks for a column of images.")
-    ] = "auto",
-    text_columns: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B", help="Text columns, in order.  [default: detected]", show_default=False
-        ),
-    ] = None,
-    image_column: Annotated[
-        str | None,
-        typer.Option(help="Column of images.  [default: the only one]", show_default=False),
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of strata: each value is binned on its own; that of images is found, "
-            "none leaves it aside."
-        ),
-    ] = None,
-    embedding_model: Annotated[
-        str | None,
-        typer.Option(
-            help="sentence-transformers, timm or transformers id, or a folder.  "
-            f"[default: {DEFAULT_TEXT_MODEL}, {DEFAULT_IMAGE_MODEL}]",
-            show_default=False,
-        ),
-    ] = None,
-    embedding: Annotated[
-        Embedding, typer.Option(help="Of images: pooled features, or last-layer gradients.")
-    ] = "features",
-    embeddings: Annotated[
-        str | None, typer.Option(help="Ready embeddings: FILE.npy, or a column.")
-    ] = None,
-    similarity: Annotated[Similarity, typer.Option(help="Similarity of the bins.")] = "cosine",
-    n_bins: Annotated[int, typer.Option(help="Number of bins.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Rows through the encoder together.")] = 64,
-    drop_ratio: Annotated[
-        str,
-        typer.Option(metavar="RATIO", help="Share of the patches of kept images to drop, [0, 1)."),
-    ] = "0",
-    patch_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of a patch in pixels.  [default: 4 up to 64 px, else 16]", show_default=False
-        ),
-    ] = None,
-    attribution: Annotated[
-        Attribution, typer.Option(help="Which patches are dropped: the least important, or any.")
-    ] = "gradcam++",
-    attribution_model: Annotated[
-        str | None,
-        typer.Option(help="Classifier for it.  [default: embedding model]", show_default=False),
-    ] = None,
-    patch_coding: Annotated[
-        PatchCoding, typer.Option(help="exact keeps kept pixels bit for bit, webp is lossy.")
-    ] = "exact",
-    patch_quality: Annotated[int, typer.Option(help="Quality of webp, 0 to 100.")] = 80,
-    min_psnr: Annotated[
-        float | None, typer.Option(help="Filled images below so many dB keep their original.")
-    ] = None,
-    fill: Annotated[
-        Fill | None,
-        typer.Option(help="How holes are filled for that.  [default: mean]", show_default=False),
-    ] = None,
-    mae_model: Annotated[
-        str | None, typer.Option(help="Masked autoencoder that fills holes: id or folder.")
-    ] = None,
-    output_dir: OutputDir = None,
-    overwrite: Overwrite = False,
-    push_to_hub: PushToHub = None,
-    private: Private = False,
-    as_json: Json = False,
+    config_name: options.ConfigName = None,
+    revision: options.Revision = None,
+    preset: options.PresetName = None,
+    keep_ratio: options.KeepRatio = "0.2",
+    method: options.MethodName = "adq",
+    draw: options.DrawName = "random",
+    seed: options.Seed = 0,
+    alpha: options.Alpha = 0.6,
+    representativeness: options.RepresentativenessName = "texture",
+    importance: options.ImportanceName = "both",
+    norm: options.NormName = "minmax",
+    score_rows: options.ScoreRows = None,
+    modality: options.ModalityName = "auto",
+    text_columns: options.TextColumns = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    embedding_model: options.EmbeddingModel = None,
+    embedding: options.EmbeddingKind = "features",
+    embeddings: options.Embeddings = None,
+    similarity: options.SimilarityName = "cosine",
+    n_bins: options.BinCount = 10,
+    batch_size: options.BatchSize = 64,
+    drop_ratio: options.DropRatio = "0",
+    patch_size: options.PatchSize = None,
+    attribution: options.AttributionName = "gradcam++",
+    attribution_model: options.AttributionModel = None,
+    patch_coding: options.PatchCodingName = "exact",
+    patch_quality: options.PatchQuality = 80,
+    min_psnr: options.MinPsnr = None,
+    fill: options.FillName = None,
+    mae_model: options.MaeModel = None,
+    report: options.WithReport = True,
+    output_dir: options.OutputDir = None,
+    overwrite: options.Overwrite = False,
+    push_to_hub: options.PushToHub = None,
+    private: options.Private = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compress a dataset to a share of its rows.
 
@@ -143,81 +77,53 @@ def compress(
     """
     from dq_multimodal.pipeline import compress as run_compress
 
-    run = run_compress(
-        dataset,
-        split=split,
-        config_name=config_name,
-        revision=revision,
-        keep_ratio=parse_ratio(keep_ratio),
-        method=method,
-        draw=draw,
-        seed=seed,
-        modality=modality,
-        text_columns=parse_columns(text_columns),
-        image_column=image_column,
-        label_column=label_column,
-        embedding_model=embedding_model,
-        embedding=embedding,
-        embeddings=embeddings,
-        similarity=similarity,
-        n_bins=n_bins,
-        batch_size=batch_size,
-        drop_ratio=parse_drop_ratio(drop_ratio),
-        patch_size=patch_size,
-        attribution=attribution,
-        attribution_model=attribution_model,
-        patch_coding=patch_coding,
-        patch_quality=patch_quality,
-        min_psnr=min_psnr,
-        fill=fill,
-        mae_model=mae_model,
-        output_dir=output_dir,
-        overwrite=overwrite,
-    )
+    given = options.given_options(context, "push_to_hub", "private", "as_json")
+    run = run_compress(**given)
     typer.echo(summarise(run, as_json, _push(run, push_to_hub, private)))
 
 
 @app.command()
 def resample(
-    run: RunOrId,
-    keep_ratio: KeepRatio,
-    method: Annotated[
-        Method | None,
-        typer.Option(help="Another method.  [default: the run's]", show_default=False),
-    ] = None,
-    draw: Annotated[
-        Draw | None, typer.Option(help="Another draw.  [default: the run's]", show_default=False)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Another seed.  [default: the run's]", show_default=False)
-    ] = None,
-    output_dir: OutputDir = None,
-    overwrite: Overwrite = False,
-    push_to_hub: PushToHub = None,
-    private: Private = False,
-    as_json: Json = False,
+    context: typer.Context,
+    run: options.RunOrId,
+    keep_ratio: options.KeepRatio,
+    method: options.OtherMethod = None,
+    draw: options.OtherDraw = None,
+    seed: options.OtherSeed = None,
+    alpha: options.OtherAlpha = None,
+    importance: options.OtherImportance = None,
+    norm: options.OtherNorm = None,
+    output_dir: options.OutputDir = None,
+    overwrite: options.Overwrite = False,
+    push_to_hub: options.PushToHub = None,
+    private: options.Private = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw another size or method from a finished run, without an encoder."""
     from dq_multimodal.hub import open_run
-    from dq_multimodal.run import resample as run_resample
+    from dq_multimodal.resampling import resample as run_resample
 
-    drawn = run_resample(
-        open_run(run),
-        parse_ratio(keep_ratio),
-        method=method,
-        draw=draw,
-        seed=seed,
-        output_dir=output_dir,
-        overwrite=overwrite,
-    )
+    given = options.given_options(context, "run", "push_to_hub", "private", "as_json")
+    drawn = run_resample(open_run(run), **given)
     typer.echo(summarise(drawn, as_json, _push(drawn, push_to_hub, private)))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    embeddings_of: options.EmbeddingsOf = None,
+) -> None:
+    """Write report.html and the figures of a run again, from what its folder holds."""
+    from dq_multimodal.run import Run
+
+    typer.echo(f"report   {Run(run).write_report(embeddings_of)}")
 
 
 @app.command()
 def push(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub.")],
-    private: Private = False,
+    private: options.Private = False,
 ) -> None:
     """Push a finished run to the Hub, as one commit."""
     from dq_multimodal.run import Run
@@ -226,7 +132,7 @@ def push(
 
 
 @app.command()
-def verify(run: RunOrId, as_json: Json = False) -> None:
+def verify(run: options.RunOrId, as_json: options.Json = False) -> None:
     """Recompute what can be recomputed of a run, and say what was compared."""
     from dataclasses import asdict
 

@@ -6,9 +6,13 @@ from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
-Method = Literal["dq", "graphcut", "random"]
+Method = Literal["adq", "dq", "graphcut", "random"]
 Draw = Literal["random", "rank"]
 Similarity = Literal["cosine", "euclidean"]
+Representativeness = Literal["texture", "surprisal"]
+Importance = Literal["both", "representativeness", "diversity"]
+Norm = Literal["minmax", "softmax-z"]
+Preset = Literal["dq-iccv23", "adq-aaai25"]
 Modality = Literal["auto", "text", "image"]
 Embedding = Literal["features", "gradients"]
 Attribution = Literal["gradcam++", "random"]
@@ -23,12 +27,30 @@ CHOICES: dict[str, Any] = {
     "method": Method,
     "draw": Draw,
     "similarity": Similarity,
+    "representativeness": Representativeness,
+    "importance": Importance,
+    "norm": Norm,
     "modality": Modality,
     "embedding": Embedding,
     "attribution": Attribution,
     "patch_coding": PatchCoding,
 }
 """Settings that are one of a few names."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "dq-iccv23": {"method": "dq", "similarity": "euclidean", "draw": "random", "n_bins": 10},
+    "adq-aaai25": {
+        "method": "adq",
+        "similarity": "euclidean",
+        "draw": "random",
+        "n_bins": 10,
+        "alpha": 0.6,
+        "representativeness": "texture",
+        "importance": "both",
+        "norm": "softmax-z",
+    },
+}
+"""What the two papers set; what is asked for beside a preset wins."""
 
 
 class InputError(ValueError):
@@ -45,9 +67,16 @@ class CompressConfig:
         config_name: Configuration of a Hub dataset.
         revision: Branch, tag or commit of a Hub dataset.
         keep_ratio: Share of the rows to keep, in (0, 1].
-        method: "dq" (bins, uniform sample), "graphcut" (one greedy run) or "random".
+        method: "adq" (bins, a sample by their importance), "dq" (bins, uniform sample),
+            "graphcut" (one greedy run) or "random".
         draw: Within a bin, rows by seeded hash ("random", the papers) or by greedy rank ("rank").
-        seed: Seed of the draw.
+        seed: Seed of the draw, and of the scores of adq.
+        alpha: For adq, the weight of the importance of a bin beside its size, in [0, 1]; 0 is dq.
+        representativeness: For adq, "texture", or for text also "surprisal".
+        importance: For adq, "both" scores, "representativeness" or "diversity" alone.
+        norm: For adq, how a score is brought to one scale: "minmax" or "softmax-z".
+        score_rows: For adq, rows a bin that the diversity looks at; None is a tenth of the bin, at
+            least 100 and at most 2,000.
         modality: "text" or "image"; "auto" takes images where the dataset has a column of them.
         text_columns: Columns that are embedded, in this order; None detects them.
         image_column: Column of images; None finds the only one.
@@ -76,9 +105,14 @@ class CompressConfig:
     config_name: str | None = None
     revision: str | None = None
     keep_ratio: float = 0.2
-    method: Method = "dq"
+    method: Method = "adq"
     draw: Draw = "random"
     seed: int = 0
+    alpha: float = 0.6
+    representativeness: Representativeness = "texture"
+    importance: Importance = "both"
+    norm: Norm = "minmax"
+    score_rows: int | None = None
     modality: Modality = "auto"
     text_columns: tuple[str, ...] | None = None
     image_column: str | None = None
@@ -112,8 +146,13 @@ class CompressConfig:
         check_count("n_bins", self.n_bins)
         check_count("batch_size", self.batch_size)
         check_seed(self.seed)
+        check_alpha(self.alpha)
+        if self.score_rows is not None:
+            check_count("score_rows", self.score_rows)
+            if self.score_rows < 2:
+                raise InputError("score_rows must be at least 2: a row is compared with others")
         self._check_patches()
-        for name in ("keep_ratio", "drop_ratio"):
+        for name in ("keep_ratio", "drop_ratio", "alpha"):
             object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's included
         for name in ("n_bins", "batch_size", "seed", "patch_quality"):
             object.__setattr__(self, name, int(getattr(self, name)))
@@ -172,6 +211,13 @@ def check_drop_ratio(drop_ratio: Any) -> None:
     is_number = isinstance(drop_ratio, Real) and not isinstance(drop_ratio, bool)
     if not is_number or math.isnan(drop_ratio) or not 0 <= drop_ratio < 1:
         raise InputError(f"drop_ratio must lie in [0, 1), got {drop_ratio}")
+
+
+def check_alpha(alpha: Any) -> None:
+    """Raise unless the weight is a number in [0, 1]."""
+    is_number = isinstance(alpha, Real) and not isinstance(alpha, bool)
+    if not is_number or math.isnan(alpha) or not 0 <= alpha <= 1:
+        raise InputError(f"alpha must lie in [0, 1], got {alpha}")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

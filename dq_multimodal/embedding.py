@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE = "embeddings.npy"
-PARTIAL = "embeddings.npy.partial"
+MIDDLE, TEXTURE = "middle.npy", "texture.npy"
+"""What the scores of the bins need beside the embeddings: (n, k) float16, (n, 2) float32."""
+FILES = (FILE, MIDDLE, TEXTURE)
+PARTIAL = ".partial"
 PROGRESS = "embeddings.progress.json"
 SAVE_SECONDS = 5.0
 """So much work at most is done again after a stop."""
@@ -43,65 +46,106 @@ def plan_batches(lengths: Int[ndarray, " n"], batch_size: int) -> list[Int[ndarr
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
-def embed_rows(adapter: Adapter, folder: Path, batch_size: int) -> None:
-    """Embed all rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
+def embed_rows(
+    adapter: Adapter,
+    folder: Path,
+    batch_size: int,
+    *,
+    rows: Int[ndarray, " k"] | None = None,
+    view: int | None = None,
+    name: str = "embed",
+) -> None:
+    """Embed rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
 
+    With an adapter that is scored, the same pass fills middle.npy and, but for views, texture.npy.
     Threads read and prepare the next batches while the model works on one. Batches are on disk,
-    and the odd rows that they held are noted, before they count as done. The file gets its name
-    when it is whole.
+    and the odd rows that they held are noted, before they count as done. The files get their
+    names when they are whole.
+
+    Args:
+        adapter: What reads and embeds the rows.
+        folder: Where to.
+        batch_size: Rows that go through the encoder together.
+        rows: Row numbers; None is all rows.
+        view: Seed of the augmented view of each row to embed; None is the row itself.
+        name: What the progress bar calls it.
     """
     lengths = adapter.lengths()
-    batches = plan_batches(lengths, batch_size)
-    shape = (len(lengths), adapter.dimension)
-    facts = json.dumps([shape, batch_size, adapter.describe(), adapter.describe_model()])
-    key = hashlib.sha256(facts.encode() + lengths.tobytes()).hexdigest()
+    picked = np.arange(len(lengths)) if rows is None else rows
+    batches = plan_batches(lengths[picked], batch_size)
+    shapes: dict[str, tuple[int, Any]] = {FILE: (adapter.dimension, np.float32)}
+    if adapter.is_scored:
+        shapes[MIDDLE] = (adapter.middle_dimension, np.float16)
+        if view is None:
+            shapes[TEXTURE] = (2, np.float32)
+    sizes = [len(picked), *(size for size, _ in shapes.values())]
+    facts = json.dumps([sizes, batch_size, view, adapter.describe(), adapter.describe_model()])
+    key = hashlib.sha256(facts.encode() + lengths.tobytes() + picked.tobytes()).hexdigest()
 
-    partial = folder / PARTIAL
     done, problems = _read_progress(folder, key)
-    if done == len(batches) and (folder / FILE).exists() and not partial.exists():
-        adapter.problems |= problems
+    places = {file: folder / (file + PARTIAL) for file in shapes}
+    are_there = all((folder / file).exists() or place.exists() for file, place in places.items())
+    if done == len(batches) and are_there:
+        _finish(adapter, folder, places, problems, is_all=rows is None)
         return  # the run stopped just before it could say that this stage is done
-    if not done or not partial.exists():
+    if not done or not all(place.exists() for place in places.values()):
         done, problems = 0, {}
-        (folder / PROGRESS).unlink(missing_ok=True)  # before the new file of zeros is there
-        partial.unlink(missing_ok=True)
-    mode = "r+" if done else "w+"
-    out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
-    n_done = sum(len(rows) for rows in batches[:done])
+        (folder / PROGRESS).unlink(missing_ok=True)  # before the new files of zeros are there
+        for place in places.values():
+            place.unlink(missing_ok=True)
+    out = {
+        file: np.lib.format.open_memmap(
+            places[file], mode="r+" if done else "w+", dtype=kind, shape=(len(picked), size)
+        )
+        for file, (size, kind) in shapes.items()
+    }
+    n_done = sum(len(part) for part in batches[:done])
     saved = time.monotonic()
-    with tqdm(total=len(lengths), initial=n_done, desc="embed", unit="row") as bar:
-        loaded = _load_ahead(adapter, batches[done:])
-        for number, (rows, (batch, found)) in enumerate(loaded, done + 1):
-            out[rows] = adapter.embed(batch)
+    with tqdm(total=len(picked), initial=n_done, desc=name, unit="row") as bar:
+        loaded = _load_ahead(adapter, [picked[part] for part in batches[done:]], view)
+        for number, (batch, found) in enumerate(loaded, done + 1):
+            looks = adapter.embed(batch)
+            values = {FILE: looks.embedding, MIDDLE: looks.middle, TEXTURE: looks.texture}
+            for file, array in out.items():
+                array[batches[number - 1]] = values[file]
             for what, odd in found.items():
                 problems.setdefault(what, []).extend(odd)
-            bar.update(len(rows))
+            bar.update(len(batches[number - 1]))
             if number == len(batches) or time.monotonic() - saved >= SAVE_SECONDS:
-                out.flush()
+                for array in out.values():
+                    array.flush()
                 progress = {"key": key, "batches": number, "problems": problems}
                 write_text(folder / PROGRESS, json.dumps(progress))
                 saved = time.monotonic()
-    del out
-    put_in_place(partial, folder / FILE)
-    adapter.problems |= problems
+    del out, array
+    _finish(adapter, folder, places, problems, is_all=rows is None)
+
+
+def _finish(
+    adapter: Adapter, folder: Path, places: dict[str, Path], problems: Problems, *, is_all: bool
+) -> None:
+    """Give the files that are whole their names, and the adapter what was odd about all rows."""
+    for file, place in places.items():
+        if place.exists():
+            put_in_place(place, folder / file)
+    if is_all:
+        adapter.problems |= problems
 
 
 def _load_ahead(
-    adapter: Adapter, batches: list[Int[ndarray, " b"]]
-) -> Iterator[tuple[Int[ndarray, " b"], tuple[Any, Problems]]]:
+    adapter: Adapter, batches: list[Int[ndarray, " b"]], view: int | None
+) -> Iterator[tuple[Any, Problems]]:
     """Yield the loaded batches in their order, some of them read ahead by threads."""
     n_threads = max(1, min(8, (os.cpu_count() or 2) - 1))
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="load")
-    waiting: deque[tuple[Int[ndarray, " b"], Future[tuple[Any, Problems]]]] = deque()
+    waiting: deque[Future[tuple[Any, Problems]]] = deque()
     try:
         for rows in batches:
-            waiting.append((rows, pool.submit(adapter.load, rows)))
+            waiting.append(pool.submit(adapter.load, rows, view))
             if len(waiting) > 2 * n_threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield waiting.popleft().result()
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -135,14 +179,14 @@ def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) ->
         if out is None:
             shape = (len(dataset), block.shape[1])
             out = np.lib.format.open_memmap(
-                folder / PARTIAL, mode="w+", dtype=np.float32, shape=shape
+                folder / (FILE + PARTIAL), mode="w+", dtype=np.float32, shape=shape
             )
         out[start : start + len(block)] = block
         start += len(block)
     assert out is not None
     out.flush()
     del out
-    put_in_place(folder / PARTIAL, folder / FILE)
+    put_in_place(folder / (FILE + PARTIAL), folder / FILE)
 
 
 def _read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dq_multimodal import embedding, patch_records, selection, subset
+from dq_multimodal import embedding, patch_records, report, scoring, selection, subset
 from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
 
@@ -23,14 +23,16 @@ OURS = (
     CONFIG,
     MANIFEST,
     CARD,
-    embedding.FILE,
-    embedding.PARTIAL,
+    *embedding.FILES,
+    *(file + embedding.PARTIAL for file in embedding.FILES),
     embedding.PROGRESS,
+    scoring.FOLDER,
     selection.SELECTION_FILE,
     selection.BINS_FILE,
     subset.FOLDER,
     subset.PARTIAL,
     patch_records.FOLDER,
+    *report.FILES,
 )
 """Everything that a run may leave in its folder (besides NAME.tmp of each)."""
 

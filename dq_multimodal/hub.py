@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from dq_multimodal import folder, subset
-from dq_multimodal.card import REPO_ID
+from dq_multimodal.card import FIGURES, REPO_ID
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import is_local
 from dq_multimodal.run import Run
@@ -19,7 +19,9 @@ EMPTY_REPOSITORY = {".gitattributes", folder.CARD, "LICENSE"}
 
 
 def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Push a run: subset (config `default`), selection, config.yaml, manifest and card.
+    """Push a run: subset (config `default`), selection, config.yaml, manifest, card and figures.
+
+    report.html and map.parquet stay where they are: they show rows that were not kept.
 
     All of it is one commit, so a reader never sees half a push: an error on the way leaves the
     repository as it was, and the next try uploads only what the Hub has not got. Files of an
@@ -41,7 +43,8 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     run = run if isinstance(run, Run) else Run(run)
-    paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path)
+    figures = sorted((run.path / FIGURES).glob("*.png"))
+    paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path) + figures
     contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
     card = (run.path / folder.CARD).read_text(encoding="utf-8")
     contents[folder.CONFIG] = _public_config(run).encode()
@@ -60,7 +63,8 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
                 f"{repo_id} holds other things than a run of dq-multimodal: nothing was pushed, "
                 "name a new repository"
             )
-        stale = {name for name in there if name.startswith(subset.FOLDER + "/")} - set(contents)
+        ours = (subset.FOLDER + "/", FIGURES + "/")
+        stale = {name for name in there if name.startswith(ours)} - set(contents)
         commit = api.create_commit(
             repo_id,
             operations=[
@@ -104,6 +108,7 @@ def _public_config(run: Run) -> str:
     config = deepcopy(run.config)
     source, request, model = config["source"], config["request"], config["embedding"] or {}
     attribution = (config.get("patches") or {}).get("attribution_model") or {}
+    scoring = config.get("scoring") or {}
     if source["kind"] in ("file", "folder"):
         source.pop("path", None)  # a run that comes from the Hub has none
         source["name"] = request["dataset"] = Path(source["name"]).name
@@ -115,6 +120,7 @@ def _public_config(run: Run) -> str:
         (model, "file"),
         (model, "model"),
         (attribution, "model"),
+        (scoring, "model"),
     ]
     for place, key in places:
         if place.get(key) and (is_local(place[key]) or place[key].count("/") > 1):

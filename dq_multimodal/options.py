@@ -1,11 +1,30 @@
 """Options that several commands share, and how their texts are read."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dq_multimodal.config import InputError, check_drop_ratio, check_keep_ratio
+from dq_multimodal.config import (
+    DEFAULT_IMAGE_MODEL,
+    DEFAULT_TEXT_MODEL,
+    Attribution,
+    Draw,
+    Embedding,
+    Fill,
+    Importance,
+    InputError,
+    Method,
+    Modality,
+    Norm,
+    PatchCoding,
+    Preset,
+    Representativeness,
+    Similarity,
+    check_drop_ratio,
+    check_keep_ratio,
+)
 
 KeepRatio = Annotated[
     str, typer.Option(metavar="RATIO", help="Share of the rows to keep, in (0, 1].")
@@ -21,6 +40,134 @@ Private = Annotated[bool, typer.Option("--private", help="Make a new repository 
 RunOrId = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
 ]
+
+ConfigName = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+PresetName = Annotated[
+    Preset | None, typer.Option(help="Settings of a paper; other flags win.", show_default=False)
+]
+MethodName = Annotated[Method, typer.Option(help="How rows are chosen.")]
+DrawName = Annotated[Draw, typer.Option(help="Within a bin: by seeded hash, or by rank.")]
+Seed = Annotated[int, typer.Option(help="Seed of the draw and of the scores.")]
+Alpha = Annotated[
+    float, typer.Option(help="adq: weight of a bin's importance beside its size, [0, 1]; 0 is dq.")
+]
+RepresentativenessName = Annotated[
+    Representativeness, typer.Option(help="adq: texture level, or for text surprisal.")
+]
+ImportanceName = Annotated[Importance, typer.Option(help="adq: which scores count.")]
+NormName = Annotated[Norm, typer.Option(help="adq: the scale of the scores.")]
+ScoreRows = Annotated[
+    int | None,
+    typer.Option(
+        help="adq: rows a bin that the diversity looks at.  [default: a tenth, 100 to 2,000]",
+        show_default=False,
+    ),
+]
+ModalityName = Annotated[
+    Modality, typer.Option(help="What the rows are; auto looks for a column of images.")
+]
+TextColumns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B", help="Text columns, in order.  [default: detected]", show_default=False
+    ),
+]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="Column of images.  [default: the only one]", show_default=False)
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of strata: each value is binned on its own; that of images is found, "
+        "none leaves it aside."
+    ),
+]
+EmbeddingModel = Annotated[
+    str | None,
+    typer.Option(
+        help="sentence-transformers, timm or transformers id, or a folder.  "
+        f"[default: {DEFAULT_TEXT_MODEL}, {DEFAULT_IMAGE_MODEL}]",
+        show_default=False,
+    ),
+]
+EmbeddingKind = Annotated[
+    Embedding, typer.Option(help="Of images: pooled features, or last-layer gradients.")
+]
+Embeddings = Annotated[str | None, typer.Option(help="Ready embeddings: FILE.npy, or a column.")]
+SimilarityName = Annotated[Similarity, typer.Option(help="Similarity of the bins.")]
+BinCount = Annotated[int, typer.Option(help="Number of bins.")]
+BatchSize = Annotated[int, typer.Option(help="Rows through the encoder together.")]
+DropRatio = Annotated[
+    str, typer.Option(metavar="RATIO", help="Share of the patches of kept images to drop, [0, 1).")
+]
+PatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of a patch in pixels.  [default: 4 up to 64 px, else 16]", show_default=False
+    ),
+]
+AttributionName = Annotated[
+    Attribution, typer.Option(help="Which patches are dropped: the least important, or any.")
+]
+AttributionModel = Annotated[
+    str | None,
+    typer.Option(help="Classifier for it.  [default: embedding model]", show_default=False),
+]
+PatchCodingName = Annotated[
+    PatchCoding, typer.Option(help="exact keeps kept pixels bit for bit, webp is lossy.")
+]
+PatchQuality = Annotated[int, typer.Option(help="Quality of webp, 0 to 100.")]
+MinPsnr = Annotated[
+    float | None, typer.Option(help="Filled images below so many dB keep their original.")
+]
+FillName = Annotated[
+    Fill | None,
+    typer.Option(help="How holes are filled for that.  [default: mean]", show_default=False),
+]
+MaeModel = Annotated[
+    str | None, typer.Option(help="Masked autoencoder that fills holes: id or folder.")
+]
+WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
+
+_AS_RUN = {"show_default": False}
+OtherMethod = Annotated[
+    Method | None, typer.Option(help="Another method.  [default: the run's]", **_AS_RUN)
+]
+OtherDraw = Annotated[
+    Draw | None, typer.Option(help="Another draw.  [default: the run's]", **_AS_RUN)
+]
+OtherSeed = Annotated[
+    int | None, typer.Option(help="Another seed of the draw.  [default: the run's]", **_AS_RUN)
+]
+OtherAlpha = Annotated[
+    float | None, typer.Option(help="adq: another alpha.  [default: the run's]", **_AS_RUN)
+]
+OtherImportance = Annotated[
+    Importance | None, typer.Option(help="adq: other scores.  [default: the run's]", **_AS_RUN)
+]
+OtherNorm = Annotated[
+    Norm | None, typer.Option(help="adq: another scale.  [default: the run's]", **_AS_RUN)
+]
+EmbeddingsOf = Annotated[
+    Path | None,
+    typer.Option(help="Run folder whose embeddings to show, for a run that was resampled."),
+]
+
+
+def given_options(context: typer.Context, *left_out: str) -> dict[str, Any]:
+    """Give the options that were named on the command line, their texts read."""
+    readers: dict[str, Callable[[Any], Any]] = {
+        "keep_ratio": parse_ratio,
+        "drop_ratio": parse_drop_ratio,
+        "text_columns": parse_columns,
+    }
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {
+        name: readers.get(name, lambda x: x)(value)
+        for name, value in context.params.items()
+        if name not in left_out and getattr(sources[name], "name", "") != "DEFAULT"
+    }
 
 
 def parse_ratio(text: str) -> float:

@@ -6,26 +6,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from jaxtyping import Int
-from numpy import ndarray
-
 from dq_multimodal import embedding, folder, patch_records, subset
-from dq_multimodal.adapters.base import Adapter, Problems, note_problem
+from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
-from dq_multimodal.config import CompressConfig, InputError, count_kept
-from dq_multimodal.core import one_bin
-from dq_multimodal.model_source import hash_weights
+from dq_multimodal.config import (
+    CompressConfig,
+    InputError,
+    count_kept,
+)
+from dq_multimodal.core import Bins, Scores, one_bin
 from dq_multimodal.patch_records import (
     check_smaller,
     drop_patches,
     note_original,
     stored_bytes,
 )
+from dq_multimodal.preparation import (
+    describe_model,
+    make_config,
+    make_request,
+    note_rows,
+    spare_inputs,
+    start_manifest,
+)
+from dq_multimodal.report import FILE as REPORT_FILE
+from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
+from dq_multimodal.scoring import FOLDER as SCORES_FOLDER
+from dq_multimodal.scoring import score_bins
 from dq_multimodal.selection import (
     BINS_FILE,
-    NO_LABEL,
     SELECTION_FILE,
     bin_rows,
     bins_kind,
@@ -35,16 +45,19 @@ from dq_multimodal.selection import (
     read_strata,
     write_selection,
 )
-from dq_multimodal.source import Source, from_memory, load_source
+from dq_multimodal.source import from_memory, load_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from dq_multimodal.patching import PatchDropper
 
-MODELS = ("embedding_model", "attribution_model", "mae_model")
-MAX_LISTED = 1000
-"""Row numbers of one problem that manifest.json lists; the count is exact."""
+BEGUN = {
+    "embeddings": embedding.PROGRESS,
+    "selection": SCORES_FOLDER,
+    "subset": patch_records.FOLDER,
+}
+"""What a stage leaves when it is stopped on its way."""
 
 
 def compress(
@@ -52,6 +65,7 @@ def compress(
     *,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
+    report: bool = True,
     **options: Any,
 ) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
@@ -63,7 +77,9 @@ def compress(
         dataset: Hub id, local path, or a `datasets.Dataset`.
         output_dir: The run folder; None is runs/DATASET-METHOD-RATIO.
         overwrite: Replace another run that is there already.
-        **options: The other fields of `CompressConfig`: keep_ratio, method, n_bins, ...
+        report: Write report.html and the figures of the card.
+        **options: The other fields of `CompressConfig`: keep_ratio, method, n_bins, ...; or
+            preset="dq-iccv23" or "adq-aaai25", whose settings those beside it override.
 
     Raises:
         InputError: For every wrong setting and bad input, in one clear line.
@@ -71,7 +87,7 @@ def compress(
     source = None
     if not isinstance(dataset, str | Path):
         source = from_memory(dataset, options.get("split", "train"))
-    request = _make_request(source.origin["name"] if source else str(dataset), options)
+    request = make_request(source.origin["name"] if source else str(dataset), options)
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or load_source(
@@ -88,24 +104,37 @@ def compress(
         adapter = choose_adapter(source.dataset, request)
         label_column = label_column_of(adapter, request)
         strata, labels = read_strata(source.dataset, label_column)
-        config = _make_config(request, source, adapter, label_column)
+        config = make_config(request, source, adapter, label_column)
         if not overwrite and is_finished(target, config):
             return found_complete(target)
-        if config["embedding"] is None and config["bins"] != "none" and adapter is not None:
+        is_adaptive = request.method == "adq"
+        if is_adaptive and adapter is None:
+            raise InputError(
+                f"adq scores the text or images of rows, and {request.dataset} has the columns "
+                f"{', '.join(source.dataset.column_names)}: name --text-columns, or --method dq"
+            )
+        needs_model = is_adaptive or (config["embedding"] is None and config["bins"] != "none")
+        if needs_model and adapter is not None:
             if not adapter.lengths().any():
                 raise InputError(f"no row of {request.dataset} has anything to embed")
-            config["embedding"] = adapter.describe_model()
+            model = describe_model(adapter, request)
+            config["scoring"] = model if is_adaptive else None
+            config["embedding"] = config["embedding"] or model
         dropper = None
         if request.drop_ratio:
             from dq_multimodal.patching import make_dropper
 
             dropper = make_dropper(source.dataset, request, adapter)
             config["patches"] = dropper.describe()
-        _spare_inputs(target, request)
+        spare_inputs(target, request)
         begin(target, config, overwrite)
-        manifest = _start_manifest(target, source, labels)
+        manifest = start_manifest(target, source, labels)
 
         made = [embedding.FILE] if config["bins"] != "none" else []
+        files = (target / SELECTION_FILE, target / BINS_FILE)
+        is_scored = manifest["state"].get("selection") == "done" and all(f.exists() for f in files)
+        if is_adaptive and not request.embeddings and not is_scored:
+            made = list(embedding.FILES)
         with _stage(target, manifest, "embeddings", *made) as is_due:
             if is_due:
                 if request.embeddings is not None and config["bins"] != "none":
@@ -114,7 +143,7 @@ def compress(
                     )
                 elif adapter is not None and config["bins"] != "none":
                     embedding.embed_rows(adapter, target, request.batch_size)
-                _note_rows(manifest, adapter, strata, labels)
+                note_rows(manifest, adapter, strata, labels)
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)
@@ -127,12 +156,36 @@ def compress(
                         request.similarity,
                         count_left(config),
                     )
-                order = order_by_method(bins, request.method, request.draw, request.seed)
-                write_selection(target, bins, config["bins"], order, request.keep_ratio, labels)
+                scores = None
+                if is_adaptive and adapter is not None:
+                    n_left = count_left(config)
+                    scores = _score(target, adapter, bins, request, n_left, manifest)
+                order = order_by_method(bins, request, scores)
+                write_selection(target, bins, config["bins"], order, request, labels, scores)
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, source.dataset, dropper, manifest)
+        if report:
+            with _stage(target, manifest, "report", REPORT_FILE) as is_due:
+                if is_due:
+                    rows = None if config["bins"] == "none" else embedding.open_embeddings(target)
+                    write_report(target, config, manifest, embeddings=rows, dataset=source.dataset)
         return finish(target, config, manifest)
+
+
+def _score(
+    target: Path,
+    adapter: Adapter,
+    bins: Bins,
+    request: CompressConfig,
+    n_left: int,
+    manifest: dict[str, Any],
+) -> Scores:
+    """Score the bins, and note what that took."""
+    started = time.perf_counter()
+    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left)
+    manifest["seconds"]["scores"] = round(time.perf_counter() - started, 3)
+    return scores
 
 
 def _write_subset(
@@ -161,92 +214,22 @@ def _write_subset(
     manifest["patches"] = {"fill": dropper.fill_name, **found}
 
 
-def _note_rows(
-    manifest: dict[str, Any],
-    adapter: Adapter | None,
-    strata: Int[ndarray, " n"],
-    labels: list[str],
-) -> None:
-    """Write down what is odd about the rows."""
-    problems: Problems = {}
-    if adapter is not None:
-        adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
-        problems = {what: sorted(rows) for what, rows in adapter.problems.items()}
-    if NO_LABEL in labels and len(labels) > 1:
-        rows = np.flatnonzero(strata == labels.index(NO_LABEL)).tolist()
-        problems["no label, a stratum of their own"] = rows
-    manifest["notes"] = [note_problem(what, rows) for what, rows in problems.items()]
-    if adapter is not None:
-        manifest["notes"] = adapter.notes + manifest["notes"]
-    manifest["problems"] = {
-        what: {"count": len(rows), "rows": rows[:MAX_LISTED]} for what, rows in problems.items()
-    }
-
-
-def _make_request(name: str, options: dict[str, Any]) -> CompressConfig:
-    try:
-        return CompressConfig(dataset=name, **options)
-    except TypeError as error:
-        raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
-
-
-def _spare_inputs(target: Path, request: CompressConfig) -> None:
-    """Raise before a run would overwrite the very files it is made from."""
-    for name in (request.embeddings, request.dataset):
-        if name and target.resolve() in Path(name).resolve().parents:
-            raise InputError(f"{name} lies in the output folder {target}: name another")
-
-
-def _make_config(
-    request: CompressConfig, source: Source, adapter: Adapter | None, label_column: str | None
-) -> dict[str, Any]:
-    """Put together config.yaml, all but the model, which takes seconds to load."""
-    kind = bins_kind(request.method)
-    given = request.embeddings if kind != "none" else None
-    return {
-        "request": request.as_dict(),
-        "source": source.origin,
-        "rows": adapter.describe() if adapter is not None else None,
-        "label_column": label_column,
-        "embedding": (
-            embedding.describe_given(given, source.dataset, request.split) if given else None
-        ),
-        "bins": kind,
-        "model_folders": {name: hash_weights(getattr(request, name)) for name in MODELS},
-    }
-
-
-def _start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str, Any]:
-    before = folder.read_manifest(target)
-    if before:
-        return before
-    files = source.origin.get("files")
-    return {
-        "state": {},
-        "rows": len(source.dataset),
-        "labels": labels,
-        "notes": [],
-        "problems": {},
-        "bytes": {
-            "source_data": subset.count_bytes(source.dataset),
-            "source_files": sum(file["bytes"] for file in files) if files else None,
-        },
-        "seconds": {},
-        "resumed": [],
-    }
-
-
 @contextmanager
 def _stage(target: Path, manifest: dict[str, Any], name: str, *files: str) -> Iterator[bool]:
     """Run a stage unless it is done and its files are there; note its seconds when it is done."""
     is_there = all((target / file).exists() for file in files)
     is_due = manifest["state"].get(name) != "done" or not is_there
-    begun = {"embeddings": embedding.PROGRESS, "subset": patch_records.FOLDER}.get(name)
+    begun = {
+        "embeddings": embedding.PROGRESS,
+        "selection": SCORES_FOLDER,
+        "subset": patch_records.FOLDER,
+    }.get(name)
     is_resumed = is_due and begun is not None and (target / begun).exists()
     started = time.perf_counter()
     yield is_due
     if is_due:
-        manifest["seconds"][name] = round(time.perf_counter() - started, 3)
+        scored = manifest["seconds"].get("scores", 0.0) if name == "selection" else 0.0
+        manifest["seconds"][name] = round(time.perf_counter() - started - scored, 3)
         if is_resumed:
             manifest["resumed"] = sorted({*manifest.get("resumed", []), name})
         manifest["state"][name] = "done"

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import time
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +10,20 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from dq_multimodal import __version__, card, embedding, folder, patch_records, subset
+from dq_multimodal import __version__, card, embedding, folder, patch_records, scoring, subset
 from dq_multimodal.atomic import write_text
-from dq_multimodal.config import CompressConfig, Draw, InputError, Method, count_kept
+from dq_multimodal.config import (
+    CompressConfig,
+    InputError,
+    count_kept,
+)
 from dq_multimodal.core import Bins
 from dq_multimodal.local_data import short_name
+from dq_multimodal.report import FILE, write_report
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
-    BinsKind,
-    bin_rows,
-    bins_kind,
-    count_left,
-    order_by_method,
-    read_kept,
     read_selection,
-    write_selection,
 )
 from dq_multimodal.source import pin_of, reload_source
 
@@ -92,7 +88,9 @@ class Run:
         return np.flatnonzero(read_selection(self.path)[1]["kept"])
 
     def resample(self, keep_ratio: float, **options: Any) -> "Run":
-        """Draw another subset; see `resample`."""
+        """Draw another subset; see `dq_multimodal.resample`."""
+        from dq_multimodal.resampling import resample
+
         return resample(self, keep_ratio, **options)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
@@ -100,6 +98,37 @@ class Run:
         from dq_multimodal.hub import push
 
         return push(self, repo_id, private=private)
+
+    def write_report(self, embeddings_of: str | Path | None = None) -> Path:
+        """Write report.html, map.parquet and the figures of the card again.
+
+        Args:
+            embeddings_of: Run folder whose embeddings.npy to show, for a run that was resampled
+                from it; None is this run's own, if it has one.
+
+        Returns:
+            The report. It shows no rows where the source cannot be read, and no map, coverage or
+            duplicates without embeddings.
+        """
+        place = Path(embeddings_of or self.path)
+        has_rows = (place / embedding.FILE).is_file()
+        rows = embedding.open_embeddings(place) if has_rows else None
+        if rows is not None and len(rows) != self.manifest["rows"]:
+            raise InputError(
+                f"{place} holds {len(rows):,} embeddings, and the source of {self.path} has "
+                f"{self.manifest['rows']:,} rows"
+            )
+        if embeddings_of is not None and rows is None:
+            raise InputError(f"{place} has no {embedding.FILE}")
+        try:
+            dataset = reload_source(self.config["source"]).dataset
+        except InputError:
+            dataset = None
+        with folder.claim_folder(self.path):
+            write_report(self.path, self.config, self.manifest, embeddings=rows, dataset=dataset)
+            text = card.make_card(self.path, self.config, self.manifest)
+            write_text(self.path / folder.CARD, text)
+        return self.path / FILE
 
     def __repr__(self) -> str:
         rows, n_kept = self.manifest["rows"], self.manifest["kept"]
@@ -110,61 +139,6 @@ def default_folder(request: CompressConfig) -> Path:
     """Give runs/DATASET-METHOD-RATIO."""
     name = re.sub(r"[^\w.-]+", "", short_name(request.dataset)).strip(".") or "dataset"
     return Path("runs") / f"{name}-{request.method}-{request.keep_ratio:g}"
-
-
-def resample(
-    run: "str | Path | Run",
-    keep_ratio: float,
-    *,
-    method: Method | None = None,
-    draw: Draw | None = None,
-    seed: int | None = None,
-    output_dir: str | Path | None = None,
-    overwrite: bool = False,
-) -> Run:
-    """Draw a subset of another size or by another method from a finished run, without an encoder.
-
-    Args:
-        run: A run, or its folder (for a repository on the Hub see `dq_multimodal.hub.open_run`).
-        keep_ratio: Share of the source rows to keep, in (0, 1].
-        method: Another method; None keeps that of the run. What needs other bins than the run has
-            needs its embeddings.npy.
-        draw: Another draw within the bins.
-        seed: Another seed.
-        output_dir: Where to; None is runs/DATASET-METHOD-RATIO.
-        overwrite: Replace a run that is there already.
-
-    Raises:
-        InputError: If the run lacks what is needed, or rows that it does not hold cannot be read
-            from the source.
-    """
-    run = run if isinstance(run, Run) else Run(run)
-    changes: dict[str, Any] = {"method": method, "draw": draw, "seed": seed}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    request = replace(run.request, keep_ratio=keep_ratio, **changes)
-    target = Path(output_dir) if output_dir is not None else default_folder(request)
-    if target.resolve() == run.path.resolve():
-        raise InputError(f"{target} is the run to resample from: name another output folder")
-    started = time.perf_counter()
-    with folder.claim_folder(target):
-        bins, kind = _bins_for(run, request)
-        n_kept = count_kept(len(bins), keep_ratio)
-        config = {**run.config, "request": request.as_dict(), "bins": kind}
-        if not overwrite and is_finished(target, config):
-            return found_complete(target)
-        order = order_by_method(bins, request.method, request.draw, request.seed)
-        dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
-        begin(target, config, overwrite)
-        write_selection(target, bins, kind, order, keep_ratio, run.manifest["labels"])
-        data_bytes = subset.write_subset(dataset, picks, read_kept(target), target)
-        sizes = run.manifest["bytes"]
-        of_source = {key: sizes[key] for key in ("source_data", "source_files")}
-        manifest = {
-            **{key: run.manifest[key] for key in ("rows", "labels", "notes", "problems")},
-            "bytes": {**of_source, "subset_data": data_bytes},
-            "seconds": {"resample": round(time.perf_counter() - started, 3)},
-        }
-        return finish(target, config, manifest)
 
 
 def is_finished(target: Path, config: dict[str, Any]) -> bool:
@@ -234,44 +208,9 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     write_text(target / folder.CARD, card.make_card(target, config, manifest))
-    (target / embedding.PROGRESS).unlink(missing_ok=True)
+    for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE):  # scored by now
+        (target / name).unlink(missing_ok=True)
+    shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
     shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now
     folder.write_manifest(target, {"complete": True, **manifest})
     return Run(target)
-
-
-def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
-    """Give bins that fit the method: those of the run, or new ones from its embeddings."""
-    needed, present = bins_kind(request.method), run.config["bins"]
-    if needed in ("none", present):
-        return run.bins, present
-    if not (run.path / embedding.FILE).is_file():
-        raise InputError(
-            f"{request.method} needs bins that {run.path} does not have (its method was "
-            f"{run.request.method}), nor {embedding.FILE}: compress the source anew"
-        )
-    rows = embedding.open_embeddings(run.path)
-    n_left = count_left(run.config)
-    bins = bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity, n_left)
-    return bins, needed
-
-
-def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
-    """Find source rows: in the subset of the run if it holds them all, else in the source."""
-    held = run.subset
-    numbers = held.with_format("numpy")["dq_row"][:]
-    missing = np.setdiff1d(kept, numbers)
-    if not len(missing):
-        return held.remove_columns(list(subset.OWN_COLUMNS)), np.searchsorted(numbers, kept)
-    if run.request.drop_ratio:
-        raise InputError(
-            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
-            "their patches were not dropped: compress the source anew"
-        )
-    try:
-        return reload_source(run.config["source"]).dataset, kept
-    except InputError as error:
-        raise InputError(
-            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
-            f"the source cannot give them: {error}"
-        ) from error

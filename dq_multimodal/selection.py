@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dq_multimodal.atomic import write_table
-from dq_multimodal.config import Draw, InputError, Method, Similarity, count_kept
-from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
+from dq_multimodal.config import CompressConfig, InputError, Method, Similarity, count_kept
+from dq_multimodal.core import (
+    Bins,
+    Scores,
+    adaptive_weights,
+    bin_importance,
+    make_bins,
+    one_bin,
+    order_rows,
+)
+from dq_multimodal.core.importance import group_rows
 from dq_multimodal.vision.columns import read_classes
 
 if TYPE_CHECKING:
@@ -20,6 +29,8 @@ BinsKind = Literal["dq", "graphcut", "none"]
 """What the bin, rank and gain columns hold: DQ's bins, one greedy run, or nothing."""
 
 NO_LABEL = "(no label)"
+
+SCORES = ("representativeness", "diversity", "importance")
 
 SELECTION_FILE = "selection.parquet"
 BINS_FILE = "bins.parquet"
@@ -57,11 +68,32 @@ def count_left(config: dict[str, Any]) -> int:
     return ((config["embedding"] or {}).get("factors") or [0])[0]
 
 
-def order_by_method(bins: Bins, method: Method, draw: Draw, seed: int) -> Int[ndarray, " n"]:
-    """Put the rows in the order of a method; bins must be of its kind."""
-    if method == "random":
-        return order_rows(one_bin(bins.stratum), seed=seed)
-    return order_rows(bins, draw="rank" if method == "graphcut" else draw, seed=seed)
+def order_by_method(
+    bins: Bins, request: CompressConfig, scores: Scores | None
+) -> Int[ndarray, " n"]:
+    """Put the rows in the order of a method; bins must be of its kind.
+
+    Raises:
+        InputError: If the method is adq and there are no scores.
+    """
+    if request.method == "random":
+        return order_rows(one_bin(bins.stratum), seed=request.seed)
+    draw = "rank" if request.method == "graphcut" else request.draw
+    weights = weigh_bins(bins, request, scores) if request.method == "adq" else None
+    return order_rows(bins, weights, draw=draw, seed=request.seed)
+
+
+def weigh_bins(
+    bins: Bins, request: CompressConfig, scores: Scores | None
+) -> Float[ndarray, " groups"]:
+    """Give the weight of every (stratum, bin) that the settings of adq ask for."""
+    if scores is None:
+        raise InputError(
+            "adq needs the scores of the bins, and this run has none (its method was another): "
+            "compress the source with --method adq"
+        )
+    importance = bin_importance(scores, request.importance, request.norm)
+    return adaptive_weights(bins, importance, request.alpha)
 
 
 def read_strata(dataset: "Dataset", column: str | None) -> tuple[Int[ndarray, " n"], list[str]]:
@@ -87,14 +119,15 @@ def write_selection(
     bins: Bins,
     kind: BinsKind,
     order: Int[ndarray, " n"],
-    keep_ratio: float,
+    request: CompressConfig,
     labels: list[str],
+    scores: Scores | None,
 ) -> None:
     """Write selection.parquet, one row a source row, and bins.parquet, one row a (stratum, bin)."""
     import pyarrow as pa
 
     n_rows = len(bins)
-    is_kept = order < count_kept(n_rows, keep_ratio)
+    is_kept = order < count_kept(n_rows, request.keep_ratio)
     has_none = np.full(n_rows, kind == "none")
     selection = pa.table(
         {
@@ -108,32 +141,64 @@ def write_selection(
         }
     )
     write_table(selection, folder / SELECTION_FILE)
-    write_table(_summarise(bins, kind, is_kept, labels), folder / BINS_FILE)
+    table = tabulate_bins(bins, kind, is_kept, request, labels, scores)
+    write_table(table, folder / BINS_FILE)
 
 
-def _summarise(
-    bins: Bins, kind: BinsKind, is_kept: Bool[ndarray, " n"], labels: list[str]
+def tabulate_bins(
+    bins: Bins,
+    kind: BinsKind,
+    is_kept: Bool[ndarray, " n"],
+    request: CompressConfig,
+    labels: list[str],
+    scores: Scores | None,
 ) -> "pa.Table":
+    """Make the table of bins.parquet: one row a (stratum, bin)."""
     import pyarrow as pa
 
-    width = int(bins.bin.max()) + 1
-    groups, member = np.unique(bins.stratum * width + bins.bin, return_inverse=True)
-    sizes = np.bincount(member)
-    has_none = np.full(len(groups), kind == "none")
-    no_score = pa.nulls(len(groups), pa.float64())
+    strata, numbers, sizes = group_rows(bins)
+    width = int(numbers.max()) + 1
+    has_none = np.full(len(sizes), kind == "none")
+    found = {name: pa.nulls(len(sizes), pa.float64()) for name in SCORES}
+    if scores is not None and kind == "dq":
+        importance = bin_importance(scores, request.importance, request.norm)
+        for name, values in zip(
+            SCORES, (scores.representativeness, scores.diversity, importance), strict=True
+        ):
+            found[name] = pa.array(values[numbers], from_pandas=True)  # NaN becomes null
+    is_adaptive = request.method == "adq"
+    weights = weigh_bins(bins, request, scores) if is_adaptive else sizes.astype(np.float64)
+    groups = np.searchsorted(strata * width + numbers, bins.stratum * width + bins.bin)
     return pa.table(
         {
-            "stratum": pa.array((groups // width).astype(np.int32)),
-            "label": pa.array([labels[code] for code in groups // width]),
-            "bin": pa.array((groups % width).astype(np.int32), mask=has_none),
+            "stratum": pa.array(strata.astype(np.int32)),
+            "label": pa.array([labels[code] for code in strata]),
+            "bin": pa.array(numbers.astype(np.int32), mask=has_none),
             "size": pa.array(sizes),
-            "representativeness": no_score,
-            "diversity": no_score,
-            "importance": no_score,
-            "weight": pa.array(sizes.astype(np.float64)),
-            "kept": pa.array(np.bincount(member, weights=is_kept).astype(np.int64)),
+            **found,
+            "weight": pa.array(weights),
+            "kept": pa.array(np.bincount(groups, weights=is_kept).astype(np.int64)),
         }
     )
+
+
+def read_scores(folder: Path) -> Scores | None:
+    """Read the scores of the bins from bins.parquet; None where there are none."""
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(folder / BINS_FILE, columns=["bin", *SCORES])
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {folder / BINS_FILE}: {error}") from error
+    if table["importance"].null_count == len(table) or table["bin"].null_count:
+        return None
+    numbers = table["bin"].to_numpy()
+    columns = []
+    for name in ("representativeness", "diversity"):
+        values = np.full(int(numbers.max()) + 1, np.nan)
+        values[numbers] = table[name].to_numpy()
+        columns.append(values)
+    return Scores(*columns)
 
 
 def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:

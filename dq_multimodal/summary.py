@@ -15,14 +15,16 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
         document = {"output_dir": str(run.path), "complete": True, "pushed": address}
         document["was_complete"] = run.was_complete
         document |= {"request": request.as_dict()} | {key: manifest[key] for key in keys}
-        document["patches"] = manifest.get("patches")
+        document |= {key: manifest.get(key) for key in ("patches", "scores")}
         return json.dumps(document, indent=2, ensure_ascii=False)
     columns = run.config["rows"]
     read_as = f" ({columns['shape']}: {', '.join(columns['columns'])})" if columns else ""
     rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]
     how: str = request.method
-    if run.config["bins"] == "dq" and request.method == "dq":
+    if request.method in ("adq", "dq"):
         how += f", {request.n_bins} bins, {request.similarity}, {request.draw} draw"
+    if request.method == "adq":
+        how += f", alpha {request.alpha:g}"
     resumed = manifest.get("resumed", [])
     seconds = ", ".join(
         f"{name} {value:.1f} s" + (" (the last leg)" if name in resumed else "")
@@ -36,6 +38,7 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
         f"kept     {kept:,} rows ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
         f"bytes    {sizes['source_data']:,} -> {sizes['subset_data']:,} as data, "
         f"{sizes['subset_files']:,} on disk",
+        *_score_lines(run),
         *_patch_lines(manifest),
         f"time     {seconds}",
         f"folder   {run.path}",
@@ -43,6 +46,22 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
     if address:
         lines.append(f"pushed   {address}")
     return "\n".join(lines)
+
+
+def _score_lines(run: "Run") -> list[str]:
+    """Say which rows the scores of the bins come from, and what they cost."""
+    found = run.manifest.get("scores")
+    if not found:
+        return []
+    low, high = found["rows_a_bin"]
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    lines = [f"scores   diversity of {each} rows a bin, {run.request.representativeness} of "]
+    lines[0] += "all rows" if found["all_rows"] else "the same rows"
+    seconds = run.manifest["seconds"]
+    took = seconds.get("embeddings", 0.0)
+    if found["all_rows"] and took and "embeddings" not in run.manifest.get("resumed", []):
+        lines[0] += f"; {100 * seconds['scores'] / took:.0f} % on top of the embedding time"
+    return lines
 
 
 def _patch_lines(manifest: dict[str, Any]) -> list[str]:

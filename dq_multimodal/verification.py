@@ -11,7 +11,15 @@ from dq_multimodal.config import InputError, count_kept
 from dq_multimodal.core import make_bins
 from dq_multimodal.patches.store import find_patch_columns, is_of_file
 from dq_multimodal.run import Run
-from dq_multimodal.selection import count_left, order_by_method, read_kept, read_selection
+from dq_multimodal.selection import (
+    BINS_FILE,
+    count_left,
+    order_by_method,
+    read_kept,
+    read_scores,
+    read_selection,
+    tabulate_bins,
+)
 from dq_multimodal.source import first_line, reload_source
 from dq_multimodal.vision.pixels import read_bytes, undecoded
 
@@ -40,7 +48,8 @@ class Check:
 def verify(run: Run | str | Path) -> list[Check]:
     """Recompute what can be recomputed of a run and compare.
 
-    - order and kept, from the bins in selection.parquet and the settings in config.yaml
+    - order and kept, from the bins in selection.parquet, the scores in bins.parquet and the
+      settings in config.yaml; with them importance, weight and kept rows of every bin
     - the row numbers, bins and ranks of the subset, from selection.parquet
     - the rows of the subset, against the source at its recorded revision, where it can be had (of
       images with dropped patches, the kept pixels)
@@ -55,17 +64,42 @@ def verify(run: Run | str | Path) -> list[Check]:
 
 def _check_order(run: Run) -> Check:
     bins, written = read_selection(run.path)
-    request = run.request
-    order = order_by_method(bins, request.method, request.draw, request.seed)
+    request, scores = run.request, read_scores(run.path)
+    order = order_by_method(bins, request, scores)
     n_kept = count_kept(len(order), request.keep_ratio)
     n_wrong = int((order != written["order"]).sum())
-    n_wrong_kept = int(((order < n_kept) != written["kept"]).sum())
+    is_kept = order < n_kept
+    n_wrong_kept = int((is_kept != written["kept"]).sum())
+    labels = run.manifest["labels"]
+    table = tabulate_bins(bins, run.config["bins"], is_kept, request, labels, scores)
+    wrong = _differing_columns(table, run.path / BINS_FILE)
     return _judge(
         "order and kept",
-        n_wrong + n_wrong_kept,
+        n_wrong + n_wrong_kept + len(wrong),
         f"{len(order):,} rows, {n_kept:,} kept",
-        f"{n_wrong:,} orders and {n_wrong_kept:,} kept marks differ",
+        f"{n_wrong:,} orders and {n_wrong_kept:,} kept marks differ"
+        + (f"; in {BINS_FILE}: {', '.join(wrong)}" if wrong else ""),
     )
+
+
+def _differing_columns(table: "pa.Table", path: Path) -> list[str]:
+    """Name the columns of a file that are not those of a table; floats to 1e-9."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    written = pq.read_table(path)
+    wrong = [name for name in table.column_names if name not in written.column_names]
+    if wrong or len(written) != len(table):
+        return wrong or ["number of rows"]
+    for name in table.column_names:
+        ours, theirs = table[name].combine_chunks(), written[name].combine_chunks()
+        if pa.types.is_floating(ours.type):
+            a, b = (np.array(part.to_pylist(), dtype=np.float64) for part in (ours, theirs))
+            is_same = np.allclose(a, b, rtol=1e-9, equal_nan=True)
+        else:
+            is_same = ours.equals(theirs)
+        wrong += [] if is_same else [name]
+    return wrong
 
 
 def _check_numbers(run: Run) -> Check:

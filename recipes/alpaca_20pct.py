@@ -175,15 +175,16 @@ def choose_rows(
     rows: SelectionArguments, source: "Source", folder: Path, state: Any
 ) -> tuple["Dataset", dict[str, Any]]:
     """Give the rows to train on and what metrics.json says of them; only one process selects."""
-    from dq_multimodal import Run, compress
+    from dq_multimodal import Run
     from dq_multimodal.subset import OWN_COLUMNS, count_bytes
+    from dq_multimodal.training.selecting import select_rows
 
     if rows.method == FULL:
         size = {"rows": len(source.dataset), "bytes": count_bytes(source.dataset)}
         found = {"source_rows": len(source.dataset), "seconds": {}, "folder": None}
         return source.dataset, {**size, **found}
     if state.is_main_process:
-        compress(rows.dataset_name, output_dir=folder, **rows.options())
+        select_rows(rows.dataset_name, folder, rows.options(), rows.from_run, source.origin)
     state.wait_for_everyone()
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")

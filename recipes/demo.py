@@ -4,8 +4,8 @@
 
 Makes an instruction dataset from the documentation of the installed Python packages, a tokenizer
 and a small Llama, and runs recipes/alpaca_20pct.py with recipes/configs/demo.yaml three times:
-on all rows, on 20 % drawn at random and on 20 % chosen by Dataset Quantization, each for the same
-number of steps. Prints one table. Interrupted, it goes on where it stopped.
+on all rows, on 20 % drawn at random and on 20 % chosen by Adaptive Dataset Quantization, each for
+the same number of steps. Prints one table. Interrupted, it goes on where it stopped.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parent
-METHODS = ("full", "random", "dq")
+METHODS = ("full", "random", "adq")
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         )
     table = ("--output", out / f"comparison-{seed}.json")
     run(RECIPES.parent / "eval" / "comparison.py", *folders, *table)
-    print(f"\nThe compressed dataset is in {folders[-1] / 'selection'}: start with its README.md.")
+    print(f"\nThe compressed dataset is in {folders[-1] / 'selection'}: start with its report.html.")
 
 
 def run(*arguments: object) -> None:

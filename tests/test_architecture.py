@@ -18,16 +18,18 @@ LEVELS = [
     {"source"},
     {"patch_records"},
     {"embedding", "selection", "subset", "patching"},
-    {"folder", "card"},
+    {"scoring", "report", "card"},
+    {"folder"},
     {"run"},
+    {"preparation", "resampling"},
     {"pipeline"},
     {"hub", "verification"},
     {"training"},
     {"cli"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FACADE = {("run", "hub")}
-"""Run.push_to_hub hands over to the level above."""
+FACADE = {("run", "hub"), ("run", "resampling")}
+"""Run.push_to_hub and Run.resample hand over to the levels above."""
 CORE_MAY_IMPORT = {"numpy", "jaxtyping", "torch", "collections", "dataclasses", "typing", "math"}
 
 

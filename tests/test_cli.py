@@ -36,12 +36,13 @@ def data(tmp_path):
 
 
 def test_compress_resample_verify(cli, data):
-    done = cli("compress", "data.parquet", "--embeddings", "emb.npy")
+    asked = ("compress", "data.parquet", "--embeddings", "emb.npy", "--method", "dq")
+    done = cli(*asked)
     assert "kept     8 rows (20 %) by dq, 10 bins, cosine, random draw, seed 0" in done.stdout
     assert "runs/data-dq-0.2" in done.stdout
     assert "Traceback" not in done.stderr
     assert "8 of the 40" in (data / "runs/data-dq-0.2/README.md").read_text()
-    again = cli("compress", "data.parquet", "--embeddings", "emb.npy", "--json")
+    again = cli(*asked, "--json")
     document = json.loads(again.stdout)
     assert (document["rows"], document["kept"], document["complete"]) == (40, 8, True)
     drawn = cli("resample", "runs/data-dq-0.2", "--keep-ratio", "0.1", "--json")
@@ -77,7 +78,7 @@ def test_running_again_says_so_and_writes_nothing(cli, data):
         ("data.parquet --keep-ratio nan", r"keep_ratio must lie in \(0, 1\], got nan"),
         ("data.parquet --keep-ratio 20%", r"got 20% \(write 0.2 for 20 %\)"),
         ("data.parquet --keep-ratio 0.001 --method random", "keeps none of the 40 rows"),
-        ("data.parquet --method best", "'best' is not one of 'dq', 'graphcut', 'random'"),
+        ("data.parquet --method best", "'best' is not one of 'adq', 'dq', 'graphcut', 'random'"),
         ("data.parquet --text-columns a,b", "no column a, b: the dataset has instruction, output"),
         ("data.parquet --label-column z", "no column z: the dataset has instruction, output"),
         ("data.parquet --split test", "cannot read data.parquet: Unknown split"),

@@ -36,7 +36,7 @@ def source(tmp_path):
 
 
 def options(source, **more):
-    return {"embeddings": str(source.parent / "emb.npy"), **more}
+    return {"embeddings": str(source.parent / "emb.npy"), "method": "dq", "report": False, **more}
 
 
 def test_a_run_holds_what_the_contract_says(source, tmp_path):
@@ -90,15 +90,14 @@ def test_subsets_are_nested_and_of_the_size_asked(source, tmp_path):
 @pytest.mark.parametrize("method", ["dq", "graphcut", "random"])
 def test_resample_equals_compress(source, tmp_path, method):
     first = "dq" if method != "dq" else "graphcut"
-    other = compress(str(source), method=first, output_dir=tmp_path / "a", **options(source))
+    other = compress(str(source), output_dir=tmp_path / "a", **options(source, method=first))
     drawn = resample(other, 0.3, method=method, seed=5, output_dir=tmp_path / "b")
     straight = compress(
         str(source),
-        method=method,
         keep_ratio=0.3,
         seed=5,
         output_dir=tmp_path / "c",
-        **options(source),
+        **options(source, method=method),
     )
     np.testing.assert_array_equal(drawn.order, straight.order)
     rows = [run.subset.select_columns(["dq_row", "output"]).to_list() for run in (drawn, straight)]

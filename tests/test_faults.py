@@ -27,6 +27,7 @@ def start(folder, name, encoder):
         [
             *(sys.executable, "-m", "dq_multimodal.cli", "compress", "data.parquet"),
             *("--embedding-model", str(encoder), "--batch-size", "8", "--output-dir", name),
+            *("--score-rows", "50", "--no-report"),
         ],
         cwd=folder,
         # a job in the background of a shell is born deaf to interrupts
@@ -102,7 +103,13 @@ def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
         Dataset.from_dict(rows).to_parquet(path)
         encoder = load_encoder(str(small_encoder))
         monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda _: encoder)
-        return {"dataset": str(path), "embedding_model": str(small_encoder), "batch_size": 10}
+        return {
+            "dataset": str(path),
+            "embedding_model": str(small_encoder),
+            "batch_size": 40,
+            "score_rows": 8,
+            "report": False,
+        }
     files = [save(picture((16, 16), seed=k)) if k % 6 else b"" for k in range(40)]
     rows = {"img": [{"bytes": file, "path": None} for file in files]}
     Dataset.from_dict(rows, features=Features({"img": Image(decode=False)})).cast_column(
@@ -119,6 +126,8 @@ def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
         "keep_ratio": 0.5,
         "drop_ratio": 0.25,
         "patch_coding": "webp",
+        "method": "dq",
+        "report": False,
     }
 
 
@@ -169,9 +178,10 @@ def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch):
 
 def test_a_stop_while_another_run_is_overwritten(tmp_path, monkeypatch):
     rows = Dataset.from_dict({"text": [str(k) for k in range(50)]})
-    for n_changes in range(1, 40):
+    options = {"method": "random", "report": False}
+    for n_changes in range(1, 80):
         folder = tmp_path / str(n_changes)
-        compress(rows, method="random", seed=1, output_dir=folder)
+        compress(rows, seed=1, output_dir=folder, **options)
         n_left = [n_changes]
 
         def unlink(path, *args, n_left=n_left, original=Path.unlink, **options):
@@ -182,12 +192,12 @@ def test_a_stop_while_another_run_is_overwritten(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             patch.setattr(Path, "unlink", unlink)
-            compress(rows, method="random", seed=2, output_dir=folder, overwrite=True)
+            compress(rows, seed=2, output_dir=folder, overwrite=True, **options)
         if n_left[0] >= 0:
             return
         with contextlib.suppress(InputError):
             assert Run(folder).request.seed == 1
-        assert compress(rows, method="random", seed=2, output_dir=folder, overwrite=True)
+        assert compress(rows, seed=2, output_dir=folder, overwrite=True, **options)
         assert {check.result for check in verify(folder)} == {"passed", "skipped"}
     pytest.fail("the run never ended")
 

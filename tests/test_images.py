@@ -41,7 +41,8 @@ def labelled(tmp_path_factory):
 
 
 def options(small_classifier, **more):
-    return {"embedding_model": str(small_classifier), "n_bins": 3, "batch_size": 16, **more}
+    plain = {"method": "dq", "report": False, "n_bins": 3, "batch_size": 16}
+    return {"embedding_model": str(small_classifier), **plain, **more}
 
 
 def test_labels_become_strata_in_proportion(labelled, small_classifier, tmp_path):
@@ -220,7 +221,7 @@ def test_bad_input_is_one_clear_line(settings, message, labelled, small_classifi
 def test_dropped_patches_are_stored_and_restored(labelled, small_classifier, tmp_path, cli):
     done = cli(
         *("compress", labelled, "--embedding-model", small_classifier, "--n-bins", 3),
-        *("--keep-ratio", 0.4, "--drop-ratio", 0.25, "--output-dir", "r", "--json"),
+        *("--method", "dq", "--keep-ratio", 0.4, "--drop-ratio", 0.25, "--output-dir", "r", "--json"),
     )
     said = json.loads(done.stdout)
     run = Run(tmp_path / "r")
@@ -470,7 +471,7 @@ def test_problems_found_before_a_stop_are_not_forgotten(small_classifier, tmp_pa
 
 def test_real_cifar_shrinks_and_keeps_its_classes(real_data, small_classifier, tmp_path):
     path = real_data / "cifar10" / "test-00000-of-00001.parquet"
-    settings = {"embedding_model": str(small_classifier), "split": "train[:1500]"}
+    settings = {"embedding_model": str(small_classifier), "split": "train[:1500]", "method": "dq"}
     settings |= {"label_column": "label", "drop_ratio": 0.25, "attribution": "random"}
     run = compress(str(path), keep_ratio=0.125, output_dir=tmp_path / "r", **settings)
     source = load_dataset("parquet", data_files=str(path), split="train[:1500]")

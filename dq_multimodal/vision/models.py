@@ -1,6 +1,7 @@
 """Image models from timm, transformers or a folder of ours: pooled features and logits."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from numpy import ndarray
 from dq_multimodal.config import DEFAULT_IMAGE_MODEL, InputError
 from dq_multimodal.model_source import ModelOutOfReach, find_model
 from dq_multimodal.vision.classifiers import DESCRIPTION, read_classifier
+from dq_multimodal.vision.layers import find_head, find_middle, pool_places
 from dq_multimodal.vision.pixels import to_square
 
 if TYPE_CHECKING:
@@ -89,24 +91,30 @@ class ImageModel:
         return batch.mul_(scale[:, None, None]).add_(shift[:, None, None])
 
     def look(
-        self, pixels: UInt8[ndarray, "b size size 3"]
-    ) -> tuple[Float[ndarray, "b d"], Float[ndarray, "b c"] | None]:
-        """Give the pooled penultimate features and the logits (None without classes) of a batch.
+        self, pixels: UInt8[ndarray, "b size size 3"], *, with_middle: bool = False
+    ) -> tuple[Float[ndarray, "b d"], Float[ndarray, "b c"] | None, Float[ndarray, "b k"] | None]:
+        """Give pooled penultimate features, logits and pooled middle features of a batch.
 
         The features are what goes into the last linear layer; of a model without one, its pooled
-        output.
+        output. There are no logits (None) without classes, and middle features only if asked for;
+        they have no columns where the model is of no known build.
         """
         import torch
 
         seen: list[Tensor] = []
-        handle = None
+        between: list[Tensor] = []
+        handles = []
         if self._head is not None:
-            handle = self._head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            hook = self._head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            handles.append(hook)
+        layer = find_middle(self.net) if with_middle else None
+        if layer is not None:
+            handles.append(layer.register_forward_hook(lambda *seen: between.append(seen[2])))
         try:
             with torch.inference_mode():
                 output = self.net(self.to_input(pixels))
         finally:
-            if handle is not None:
+            for handle in handles:
                 handle.remove()
         logits = None
         if seen:
@@ -114,14 +122,27 @@ class ImageModel:
             logits = getattr(output, "logits", output).float().cpu().numpy()
         else:
             features = _pooled(output)
-        return features.flatten(1).float().cpu().numpy(), logits
+        middle = None
+        if with_middle:
+            middle = np.zeros((len(pixels), 0), dtype=np.float32)
+        if between:
+            middle = pool_places(between[0]).float().cpu().numpy()
+        return features.flatten(1).float().cpu().numpy(), logits, middle
+
+    @cached_property
+    def middle_dimension(self) -> int:
+        """Size k of the middle features, found by looking at one grey picture."""
+        middle = self.look(self._grey(), with_middle=True)[2]
+        return middle.shape[1] if middle is not None else 0
+
+    def _grey(self) -> UInt8[ndarray, "1 size size 3"]:
+        return np.full((1, self.size, self.size, 3), 127, dtype=np.uint8)
 
     def dimension(self) -> int:
         """Size d of the features, found by looking at one grey picture."""
         if self._head is not None:
             return int(self._head.in_features)
-        grey = np.full((1, self.size, self.size, 3), 127, dtype=np.uint8)
-        return int(self.look(grey)[0].shape[1])
+        return int(self.look(self._grey())[0].shape[1])
 
 
 def _pooled(output: Any) -> "Tensor":
@@ -133,19 +154,6 @@ def _pooled(output: Any) -> "Tensor":
         return pooled
     hidden = output.last_hidden_state
     return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
-
-
-def find_head(net: "nn.Module") -> "nn.Linear | None":
-    """Find the last linear layer of a classifier; None where there is none."""
-    from torch import nn
-
-    found: Any = net
-    head = (
-        found.get_classifier() if hasattr(net, "get_classifier") else getattr(net, "classifier", 0)
-    )
-    if isinstance(head, nn.Sequential):
-        head = next((layer for layer in reversed(head) if isinstance(layer, nn.Linear)), None)
-    return head if isinstance(head, nn.Linear) else None
 
 
 def load_image_model(name: str) -> ImageModel:

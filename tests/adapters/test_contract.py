@@ -28,7 +28,7 @@ def adapter(request, small_encoder, small_classifier):
 
 
 def embed(adapter, rows):
-    return adapter.embed(adapter.load(np.asarray(rows))[0])
+    return adapter.embed(adapter.load(np.asarray(rows))[0]).embedding
 
 
 def test_lengths_are_whole_numbers_one_a_row(adapter):
@@ -57,3 +57,30 @@ def test_it_says_what_it_reads_and_by_which_model(adapter):
 def test_loading_finds_the_same_problems_again(adapter):
     first, second = (adapter.load(np.arange(N_ROWS))[1] for _ in range(2))
     assert first == second
+
+
+def test_scores_cost_nothing_of_the_embeddings(adapter):
+    plain = embed(adapter, [3, 1, 49])
+    adapter.is_scored = True
+    looks = adapter.embed(adapter.load(np.array([3, 1, 49]))[0])
+    np.testing.assert_array_equal(looks.embedding, plain)
+    assert looks.middle.shape == (3, adapter.middle_dimension)
+    assert adapter.middle_dimension > 0
+    assert looks.texture.shape == (3, 2)
+    assert np.isfinite(looks.texture).all() and (looks.texture >= 0).all()
+    alone = adapter.embed(adapter.load(np.array([1]))[0])
+    np.testing.assert_allclose(looks.middle[1], alone.middle[0], atol=1e-5)
+    np.testing.assert_allclose(looks.texture[1], alone.texture[0], rtol=1e-4)
+
+
+def test_views_are_seeded_and_differ_from_their_rows(adapter):
+    adapter.is_scored = True
+    rows = np.array([3, 1, 49])
+
+    def view(seed, rows=rows):
+        return adapter.embed(adapter.load(np.asarray(rows), seed)[0]).embedding
+
+    np.testing.assert_array_equal(view(5), view(5))
+    np.testing.assert_allclose(view(5)[1], view(5, [1])[0], atol=1e-5)
+    assert not np.array_equal(view(5), embed(adapter, rows))
+    assert not np.array_equal(view(5), view(6))

@@ -12,7 +12,7 @@ from dq_multimodal.embedding import plan_batches
 
 
 def embed(adapter, rows):
-    return adapter.embed(adapter.load(rows)[0])
+    return adapter.embed(adapter.load(rows)[0]).embedding
 
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

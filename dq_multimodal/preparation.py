@@ -1,0 +1,112 @@
+"""What stands before the first stage of a run: the request, its config.yaml, its manifest."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from dq_multimodal import embedding, folder, subset
+from dq_multimodal.adapters.base import Adapter, Problems, note_problem
+from dq_multimodal.config import PRESETS, CompressConfig, InputError, Preset, check_choice
+from dq_multimodal.model_source import hash_weights
+from dq_multimodal.selection import NO_LABEL, bins_kind
+from dq_multimodal.source import Source
+
+MODELS = ("embedding_model", "attribution_model", "mae_model")
+MAX_LISTED = 1000
+"""Row numbers of one problem that manifest.json lists; the count is exact."""
+
+
+def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
+    """Make the request from the options of `compress`; those beside a preset win over it."""
+    preset = options.pop("preset", None)
+    if preset is not None:
+        check_choice("preset", preset, Preset)
+        options = {**PRESETS[preset], **options}
+    try:
+        return CompressConfig(dataset=name, **options)
+    except TypeError as error:
+        raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
+
+
+def make_config(
+    request: CompressConfig, source: Source, adapter: Adapter | None, label_column: str | None
+) -> dict[str, Any]:
+    """Put together config.yaml, all but the model, which takes seconds to load."""
+    kind = bins_kind(request.method)
+    given = request.embeddings if kind != "none" else None
+    return {
+        "request": request.as_dict(),
+        "source": source.origin,
+        "rows": adapter.describe() if adapter is not None else None,
+        "label_column": label_column,
+        "embedding": (
+            embedding.describe_given(given, source.dataset, request.split) if given else None
+        ),
+        "bins": kind,
+        "model_folders": {name: hash_weights(getattr(request, name)) for name in MODELS},
+    }
+
+
+def describe_model(adapter: Adapter, request: CompressConfig) -> dict[str, Any]:
+    """Load the model and say which it is."""
+    try:
+        return adapter.describe_model()
+    except InputError as error:
+        if request.embeddings is None:
+            raise
+        raise InputError(
+            f"beside ready embeddings adq needs an encoder for its scores (dq does not): {error}"
+        ) from error
+
+
+def spare_inputs(target: Path, request: CompressConfig) -> None:
+    """Raise before a run would overwrite the very files it is made from."""
+    for name in (request.embeddings, request.dataset):
+        if name and target.resolve() in Path(name).resolve().parents:
+            raise InputError(f"{name} lies in the output folder {target}: name another")
+
+
+def start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str, Any]:
+    """Read the manifest of a run that was stopped, or begin one."""
+    before = folder.read_manifest(target)
+    if before:
+        return before
+    files = source.origin.get("files")
+    return {
+        "state": {},
+        "rows": len(source.dataset),
+        "labels": labels,
+        "notes": [],
+        "problems": {},
+        "bytes": {
+            "source_data": subset.count_bytes(source.dataset),
+            "source_files": sum(file["bytes"] for file in files) if files else None,
+        },
+        "seconds": {},
+        "resumed": [],
+    }
+
+
+def note_rows(
+    manifest: dict[str, Any],
+    adapter: Adapter | None,
+    strata: Int[ndarray, " n"],
+    labels: list[str],
+) -> None:
+    """Write down what is odd about the rows."""
+    problems: Problems = {}
+    if adapter is not None:
+        adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
+        problems = {what: sorted(rows) for what, rows in adapter.problems.items()}
+    if NO_LABEL in labels and len(labels) > 1:
+        rows = np.flatnonzero(strata == labels.index(NO_LABEL)).tolist()
+        problems["no label, a stratum of their own"] = rows
+    manifest["notes"] = [note_problem(what, rows) for what, rows in problems.items()]
+    if adapter is not None:
+        manifest["notes"] = adapter.notes + manifest["notes"]
+    manifest["problems"] = {
+        what: {"count": len(rows), "rows": rows[:MAX_LISTED]} for what, rows in problems.items()
+    }

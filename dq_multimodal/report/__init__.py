@@ -1,0 +1,53 @@
+"""The report of a run: one page, the points of its map as a file, and figures for the card.
+
+Read in this order: rows.py (what a reader sees of a row), vectors.py (many pairs compared),
+coverage.py, duplicates.py and layout.py (what is measured), facts.py (all of it, collected),
+charts.py, sections.py and cards.py (pieces of the page), page.py (the page), map_file.py and
+figures.py (the other files).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy import ndarray
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FILE = "report.html"
+FILES = (FILE, "map.parquet", "figures")
+"""Everything that a report may leave in a run folder (besides NAME.tmp of each)."""
+
+
+def write_report(
+    folder: Path,
+    config: dict[str, Any],
+    manifest: dict[str, Any],
+    *,
+    embeddings: ndarray | None,
+    dataset: "Dataset | None",
+) -> None:
+    """Write report.html, map.parquet and figures/*.png into a run folder.
+
+    The folder must hold selection.parquet and bins.parquet. All is seeded: the same run gives the
+    same bytes on the same machine. Figures need matplotlib and are left out without it.
+
+    Args:
+        folder: The run folder.
+        config: What its config.yaml holds.
+        manifest: What its manifest.json holds, or will hold.
+        embeddings: (n, d) floats; None leaves out map, coverage and near-duplicates.
+        dataset: The source in row order; None shows row numbers only.
+    """
+    from dq_multimodal.atomic import write_text
+    from dq_multimodal.report.facts import collect
+    from dq_multimodal.report.figures import can_draw, write_figures
+    from dq_multimodal.report.map_file import write_map
+    from dq_multimodal.report.page import make_page
+
+    facts = collect(folder, config, manifest, embeddings, dataset)
+    has_figures = can_draw()
+    if has_figures:
+        write_figures(facts, folder)
+    write_map(facts, folder)
+    write_text(folder / FILE, make_page(facts, has_figures))

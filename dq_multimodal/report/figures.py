@@ -1,0 +1,144 @@
+"""The figures of the dataset card as PNG, where matplotlib is installed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dq_multimodal.atomic import put_in_place
+from dq_multimodal.report.charts import bin_colours, normalise
+from dq_multimodal.report.facts import Facts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FOLDER = "figures"
+NAMES = ("map.png", "bins.png", "coverage.png")
+QUIET = "#5a616e"
+LINES = (("#1f5fa8", "-", "o"), ("#b0480f", "--", "s"), ("#1d7a4c", ":", "^"))
+
+
+def can_draw() -> bool:
+    """Say whether matplotlib is there."""
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+def write_figures(facts: Facts, folder: Path) -> None:
+    """Write map.png, bins.png and coverage.png into folder/figures, those that there are data for.
+
+    The same run gives the same bytes: no dates and no names of programs go into the files.
+    """
+    made = {}
+    if facts.map is not None:
+        made["map.png"] = _draw_map(facts)
+    if facts.selection.bin is not None:
+        made["bins.png"] = _draw_bins(facts)
+    if facts.coverage is not None:
+        made["coverage.png"] = _draw_coverage(facts)
+    target = folder / FOLDER
+    target.mkdir(exist_ok=True)
+    for name in NAMES:
+        path = target / name
+        if name not in made:
+            path.unlink(missing_ok=True)
+            continue
+        temporary = path.with_name(name + ".tmp")
+        made[name].savefig(temporary, format="png", dpi=160, metadata={"Software": None})
+        put_in_place(temporary, path)
+
+
+def _start(width: float, height: float) -> "tuple[Figure, Axes]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(QUIET)
+    axes.tick_params(colors=QUIET, labelsize=9)
+    return figure, axes
+
+
+def _draw_map(facts: Facts) -> "Figure":
+    shown, selection = facts.map, facts.selection
+    assert shown is not None
+    figure, axes = _start(6.4, 5.2)
+    n_bins = selection.n_bins
+    kept = selection.kept[shown.rows]
+    if n_bins > 1 and selection.bin is not None:
+        colours = np.array(bin_colours(n_bins))[selection.bin[shown.rows]]
+    else:
+        colours = np.full(len(kept), "#4b6f9c")
+    x, y = shown.places[:, 0], 1 - shown.places[:, 1]  # as on the page, where y points down
+    axes.scatter(x[~kept], y[~kept], s=5, c=colours[~kept], alpha=0.55, lw=0, label="left out")
+    axes.scatter(
+        x[kept], y[kept], s=14, c=colours[kept], edgecolors="#1d2129", lw=0.6, label="kept"
+    )
+    axes.set_axis_off()
+    axes.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=QUIET)
+    if n_bins > 1:
+        _add_ramp(figure, axes, n_bins)
+    return figure
+
+
+def _add_ramp(figure: "Figure", axes: "Axes", n_bins: int) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    ramp = ScalarMappable(Normalize(-0.5, n_bins - 0.5), ListedColormap(bin_colours(n_bins)))
+    ticks = [0, n_bins - 1] if n_bins > 12 else list(range(n_bins))
+    bar = figure.colorbar(ramp, ax=axes, ticks=ticks, shrink=0.6, label="bin")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=9, colors=QUIET)
+
+
+def _draw_bins(facts: Facts) -> "Figure":
+    from matplotlib.ticker import MaxNLocator
+
+    selection = facts.selection
+    assert selection.bin is not None
+    n_bins = selection.n_bins
+    kept = np.bincount(selection.bin, weights=selection.kept, minlength=n_bins)
+    sizes = np.bincount(selection.bin, minlength=n_bins)
+    figure, axes = _start(6.4, 3.4)
+    axes.bar(range(n_bins), sizes, color="#e4edf7", label="rows")
+    axes.bar(range(n_bins), kept, color=bin_colours(n_bins), label="kept")
+    axes.set_xlabel("bin", color=QUIET)
+    axes.set_ylabel("rows (kept ones filled)", color=QUIET)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if facts.scores:
+        scores = axes.twinx()
+        scores.spines["top"].set_visible(False)
+        for (name, values), (colour, dash, mark) in zip(facts.scores.items(), LINES, strict=True):
+            scaled = [np.nan if value is None else value for value in normalise(values)]
+            scores.plot(range(n_bins), scaled, dash, color=colour, marker=mark, ms=4, label=name)
+        scores.set_ylabel("score, scaled to 0 ... 1", color=QUIET)
+        scores.tick_params(colors=QUIET, labelsize=9)
+        figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=5)
+    return figure
+
+
+def _draw_coverage(facts: Facts) -> "Figure":
+    found, request = facts.coverage, facts.config["request"]
+    assert found is not None
+    figure, axes = _start(6.4, 3.4)
+    method = request["method"]
+    other = "another random draw" if method == "random" else "random"
+    for curve, name, (colour, dash, _) in zip(
+        ("kept_curve", "random_curve"), (method, other), LINES, strict=False
+    ):
+        axes.plot(found[curve], found["shares"], dash, color=colour, lw=2, label=name)
+    unit = "1 - cosine similarity" if request["similarity"] == "cosine" else "euclidean"
+    axes.set_xlabel(f"distance to the nearest kept row ({unit})", color=QUIET)
+    axes.set_ylabel("share of the rows", color=QUIET)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    axes.grid(color="#e7e8eb")
+    axes.legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,172 @@
+"""What a reader sees of a row: its texts, cut and cleaned, or a small picture."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dq_multimodal.adapters.text import field_texts
+from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Kind = Literal["text", "image", "none"]
+
+MAX_FIELDS = 12
+"""So many columns of a row are shown."""
+MAX_CHARACTERS = 500
+READ_ROWS = 64
+"""Rows may be large: so many are read at once, and cut before the next."""
+SMALL_SIDE = 48
+LARGE_SIDE = 96
+NAME_CHARACTERS = 60
+UNREADABLE = "(this row cannot be read)"
+
+BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+"""Control characters become their pictures: pages cannot hold some of them."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Two sizes of one picture, WebP.
+
+    Attributes:
+        small: At most 48 px wide and high, for the map.
+        large: At most 96 px.
+        is_tiny: Whether the picture itself is no larger than 48 px.
+    """
+
+    small: bytes
+    large: bytes
+    is_tiny: bool
+
+
+def clean(text: str) -> str:
+    """Give text that any page and file can hold: no lone surrogates, no control characters."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text.replace("\r\n", "\n").translate(CONTROL)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut text to some characters, the last one an ellipsis where something was cut off."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def clean_name(name: Any, limit: int = NAME_CHARACTERS) -> str:
+    """Clean the name of a column, a label or a dataset: one line, short, in plain direction."""
+    text = BIDI.sub("", clean(str(name)[: 4 * limit]))
+    return shorten(" ".join(text.split()), limit) or "(no name)"
+
+
+def cut_fields(fields: list[str], limit: int) -> list[str]:
+    """Cut the texts of a row to some characters together; short ones leave room to long ones."""
+    left, waiting = limit, len(fields)
+    room = [0] * len(fields)
+    for at in sorted(range(len(fields)), key=lambda k: len(fields[k])):
+        room[at] = min(len(fields[at]), left // waiting)
+        left, waiting = left - room[at], waiting - 1
+    return [shorten(text, max(1, size)) for text, size in zip(fields, room, strict=True)]
+
+
+class RowReader:
+    """Reads what is shown of the rows of the source.
+
+    Args:
+        dataset: The source in row order; None where it cannot be had.
+        rows: What config.yaml says of the rows: modality and columns; None where it says nothing.
+    """
+
+    def __init__(self, dataset: "Dataset | None", rows: dict[str, Any] | None) -> None:
+        present = dataset.column_names if dataset is not None else []
+        wanted = [c for c in (rows or {}).get("columns", []) if c in present]
+        self.kind: Kind = "none"
+        self.columns: list[str] = []
+        if dataset is None or rows is None or not wanted:
+            return
+        self.kind = "image" if rows["modality"] == "image" else "text"
+        self.columns = wanted[:1] if self.kind == "image" else wanted[:MAX_FIELDS]
+        if self.kind == "image":
+            self._source = undecoded(dataset, wanted[0])
+        else:
+            self._source = dataset.select_columns(self.columns)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the shown columns, cleaned."""
+        return [clean_name(column, 40) for column in self.columns]
+
+    def texts(
+        self, rows: Iterable[int], on_rows: Callable[[int], object] | None = None
+    ) -> dict[int, list[str]]:
+        """Read the texts of rows, one for each column, cut to 500 characters together."""
+        found = {}
+        numbers = list(rows)
+        for start in range(0, len(numbers), READ_ROWS):
+            part = numbers[start : start + READ_ROWS]
+            for row, values in zip(part, self._read(part), strict=True):
+                found[row] = _fields(values)
+            if on_rows is not None:
+                on_rows(len(part))
+        return found
+
+    def pictures(
+        self, rows: Iterable[int], on_rows: Callable[[int], object] | None = None
+    ) -> dict[int, Picture | None]:
+        """Read the pictures of rows, small; None for what cannot be read."""
+        found: dict[int, Picture | None] = {}
+        numbers = list(rows)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(numbers), READ_ROWS):
+                part = numbers[start : start + READ_ROWS]
+                files = [None if values is None else values[0] for values in self._read(part)]
+                found |= dict(zip(part, pool.map(_draw_small, files), strict=True))
+                if on_rows is not None:
+                    on_rows(len(part))
+        return found
+
+    def _read(self, rows: list[int]) -> list[list[Any] | None]:
+        """Read the columns of rows; None for a row that cannot be read."""
+        try:
+            batch = self._source[rows]
+            return [list(values) for values in zip(*(batch[c] for c in self.columns), strict=True)]
+        except Exception:  # whatever it is that the one odd row among them holds
+            if len(rows) == 1:
+                return [None]
+            return [self._read([row])[0] for row in rows]
+
+
+def _fields(values: list[Any] | None) -> list[str]:
+    if values is None:
+        return [UNREADABLE]
+    texts = []
+    for value in values:
+        parts, size = [], 0
+        for text in field_texts(value):
+            parts.append(clean(text[: 2 * MAX_CHARACTERS]))
+            size += len(parts[-1])
+            if size > MAX_CHARACTERS:
+                parts.append("…" if len(text) > 2 * MAX_CHARACTERS else "")
+                break
+        texts.append("\n".join(part for part in parts if part).strip())
+    return cut_fields(texts, MAX_CHARACTERS)
+
+
+def _draw_small(value: Any) -> Picture | None:
+    """Decode an image file and scale it down; None where that cannot be done."""
+    image, _ = decode_image(read_bytes(value))
+    if image is None:
+        return None
+    is_tiny = max(image.size) <= SMALL_SIDE
+    files = []
+    for side in (SMALL_SIDE, LARGE_SIDE):
+        copy = image.copy()
+        copy.thumbnail((side, side), reducing_gap=2.0)
+        file = io.BytesIO()
+        copy.save(file, "WEBP", quality=90 if is_tiny else 75, method=4)
+        files.append(file.getvalue())
+    return Picture(files[0], files[1], is_tiny)

@@ -1,0 +1,138 @@
+"""resample(): another size or method from a finished run, without an encoder."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from dq_multimodal import embedding, folder, subset
+from dq_multimodal.config import (
+    CompressConfig,
+    Draw,
+    Importance,
+    InputError,
+    Method,
+    Norm,
+    count_kept,
+)
+from dq_multimodal.core import Bins
+from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
+from dq_multimodal.selection import (
+    BinsKind,
+    bin_rows,
+    bins_kind,
+    count_left,
+    order_by_method,
+    read_kept,
+    read_scores,
+    write_selection,
+)
+from dq_multimodal.source import reload_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def resample(
+    run: "str | Path | Run",
+    keep_ratio: float,
+    *,
+    method: Method | None = None,
+    draw: Draw | None = None,
+    seed: int | None = None,
+    alpha: float | None = None,
+    importance: Importance | None = None,
+    norm: Norm | None = None,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Draw a subset of another size or by another method from a finished run, without an encoder.
+
+    Args:
+        run: A run, or its folder (for a repository on the Hub see `dq_multimodal.hub.open_run`).
+        keep_ratio: Share of the source rows to keep, in (0, 1].
+        method: Another method; None keeps that of the run. What needs other bins than the run has
+            needs its embeddings.npy.
+        draw: Another draw within the bins.
+        seed: Another seed of the draw; the scores stay what they are.
+        alpha: Another weight of the importance of the bins, for adq.
+        importance: Other scores that count, for adq.
+        norm: Another scale of them, for adq.
+        output_dir: Where to; None is runs/DATASET-METHOD-RATIO.
+        overwrite: Replace a run that is there already.
+
+    Raises:
+        InputError: If the run lacks what is needed, or rows that it does not hold cannot be read
+            from the source.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    changes: dict[str, Any] = {"method": method, "draw": draw, "seed": seed}
+    changes |= {"alpha": alpha, "importance": importance, "norm": norm}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    request = replace(run.request, keep_ratio=keep_ratio, **changes)
+    target = Path(output_dir) if output_dir is not None else default_folder(request)
+    if target.resolve() == run.path.resolve():
+        raise InputError(f"{target} is the run to resample from: name another output folder")
+    started = time.perf_counter()
+    with folder.claim_folder(target):
+        bins, kind = _bins_for(run, request)
+        n_kept = count_kept(len(bins), keep_ratio)
+        config = {**run.config, "request": request.as_dict(), "bins": kind}
+        if not overwrite and is_finished(target, config):
+            return found_complete(target)
+        scores = read_scores(run.path)
+        order = order_by_method(bins, request, scores)
+        dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
+        begin(target, config, overwrite)
+        write_selection(target, bins, kind, order, request, run.manifest["labels"], scores)
+        data_bytes = subset.write_subset(dataset, picks, read_kept(target), target)
+        sizes = run.manifest["bytes"]
+        of_source = {key: sizes[key] for key in ("source_data", "source_files")}
+        manifest = {
+            **{key: run.manifest[key] for key in ("rows", "labels", "notes", "problems")},
+            "scores": run.manifest.get("scores"),
+            "bytes": {**of_source, "subset_data": data_bytes},
+            "seconds": {"resample": round(time.perf_counter() - started, 3)},
+        }
+        return finish(target, config, manifest)
+
+
+def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
+    """Give bins that fit the method: those of the run, or new ones from its embeddings."""
+    needed, present = bins_kind(request.method), run.config["bins"]
+    if needed in ("none", present):
+        return run.bins, present
+    if not (run.path / embedding.FILE).is_file():
+        raise InputError(
+            f"{request.method} needs bins that {run.path} does not have (its method was "
+            f"{run.request.method}), nor {embedding.FILE}: compress the source anew"
+        )
+    rows = embedding.open_embeddings(run.path)
+    n_left = count_left(run.config)
+    bins = bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity, n_left)
+    return bins, needed
+
+
+def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
+    """Find source rows: in the subset of the run if it holds them all, else in the source."""
+    held = run.subset
+    numbers = held.with_format("numpy")["dq_row"][:]
+    missing = np.setdiff1d(kept, numbers)
+    if not len(missing):
+        return held.remove_columns(list(subset.OWN_COLUMNS)), np.searchsorted(numbers, kept)
+    if run.request.drop_ratio:
+        raise InputError(
+            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
+            "their patches were not dropped: compress the source anew"
+        )
+    try:
+        return reload_source(run.config["source"]).dataset, kept
+    except InputError as error:
+        raise InputError(
+            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
+            f"the source cannot give them: {error}"
+        ) from error

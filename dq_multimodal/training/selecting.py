@@ -1,0 +1,88 @@
+"""The rows that a recipe trains on: compressed anew, or drawn from a finished run."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_multimodal.config import (
+    Importance,
+    InputError,
+    Representativeness,
+    check_alpha,
+    check_choice,
+)
+
+if TYPE_CHECKING:
+    from dq_multimodal.run import Run
+
+DRAWN = ("method", "draw", "seed", "alpha", "importance")
+"""What `resample` can change."""
+
+
+@dataclass
+class AdaptiveArguments:
+    """How adq weighs the bins, and a finished run to draw from."""
+
+    alpha: float = field(
+        default=0.6, metadata={"help": "adq: weight of a bin's importance beside its size."}
+    )
+    importance: str = field(
+        default="both", metadata={"help": "adq: both, representativeness or diversity."}
+    )
+    representativeness: str = field(
+        default="texture", metadata={"help": "adq: texture, or for text surprisal."}
+    )
+    from_run: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run folder, or OWNER/NAME on the Hub, to draw the rows from without an "
+            "encoder; it must be of the same source rows."
+        },
+    )
+
+    def check(self) -> None:
+        """Raise unless the settings are known ones."""
+        check_alpha(self.alpha)
+        check_choice("importance", self.importance, Importance)
+        check_choice("representativeness", self.representativeness, Representativeness)
+
+    def options(self) -> dict[str, Any]:
+        """Give the settings that `compress` takes."""
+        names = ("alpha", "importance", "representativeness")
+        return {name: getattr(self, name) for name in names}
+
+
+def select_rows(
+    dataset_name: str,
+    folder: Path,
+    options: dict[str, Any],
+    from_run: str | None,
+    origin: dict[str, Any],
+) -> "Run":
+    """Compress a dataset into a folder, or draw from a run with the options that can differ.
+
+    Args:
+        dataset_name: Hub id, local file or folder.
+        folder: Where to.
+        options: What `compress` takes.
+        from_run: A run to draw from; None compresses.
+        origin: What pins the source rows.
+
+    Raises:
+        InputError: If the run is of other rows, or cannot give what is asked for.
+    """
+    from dq_multimodal.pipeline import compress
+
+    if from_run is None:
+        return compress(dataset_name, output_dir=folder, **options)
+    from dq_multimodal.hub import open_run
+    from dq_multimodal.resampling import resample
+    from dq_multimodal.source import pin_of
+
+    run = open_run(from_run)
+    if pin_of(run.config["source"]) != pin_of(origin):
+        raise InputError(f"the run {from_run} is of other rows than {dataset_name}")
+    if options.get("drop_ratio"):
+        raise InputError("from_run draws whole rows: it does not go with drop_ratio")
+    drawn = {name: options[name] for name in DRAWN if name in options}
+    return resample(run, options["keep_ratio"], output_dir=folder, **drawn)

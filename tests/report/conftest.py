@@ -1,0 +1,137 @@
+"""One browser for all tests of the page, and a folder of nasty rows."""
+
+import os
+import shutil
+
+import pytest
+from report_runs import TEXT_ROWS, clusters, write_run
+
+EVIL_NAME = "</title><script>window.pwned=1</script>\u202eevil"
+EVIL_LABELS = (
+    "<img src=x onerror=window.pwned=1>",
+    '" onmouseover="window.pwned=1',
+    "long " * 10_000,
+)
+EVIL_COLUMNS = ["<b onclick=window.pwned=1>in", "</script><script>window.pwned=1</script>"]
+EVIL_TEXTS = [
+    "<script>window.pwned=1</script>",
+    "</script><script>window.pwned=1</script>",
+    "<!-- <script>",
+    "--><img src=x onerror=window.pwned=1>",
+    "]]><svg onload=window.pwned=1>",
+    "javascript:window.pwned=1",
+    "' onfocus='window.pwned=1' autofocus='",
+    "${window.pwned=1} $title $data {{7*7}}",
+    "&lt;b&gt; &amp;amp; &#60;",
+    "\u202eright to left override\u202d and \u2066isolate",
+    "مرحبا بالعالم שלום עולם",
+    "emoji 👩‍👩‍👧‍👦🏳️‍🌈 \U0001f600",
+    "nul \x00 bell \x07 escape \x1b[31m delete \x7f",
+    "lines\u2028and\u2029paragraphs\r\nof all\rkinds\x85",
+    "",
+    "   ",
+    None,
+    "x" * 1_000_000,
+    "<" * 2000,
+    "\ufeff\ufffe\uffff\ud7ff",
+]
+
+
+@pytest.fixture(scope="session")
+def text_report(tmp_path_factory):
+    """The folder of a report of 240 rows of text with scores and two labels."""
+    from datasets import Dataset
+
+    from dq_multimodal.report import write_report
+
+    folder = tmp_path_factory.mktemp("text")
+    values = clusters(240)
+    values[50:53] = values[10]
+    config, manifest = write_run(
+        folder,
+        values,
+        rows=TEXT_ROWS,
+        strata=[k % 2 for k in range(240)],
+        labels=("even", "odd"),
+        has_scores=True,
+        method="adq",
+    )
+    columns = {
+        "instruction": [f"Question number {k}: why?" for k in range(240)],
+        "output": [f"Answer {k}, " + "because it is so " * (k % 60) for k in range(240)],
+    }
+    dataset = Dataset.from_dict(columns)
+    write_report(folder, config, manifest, embeddings=values, dataset=dataset)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evil_report(tmp_path_factory):
+    """The folder of a report in which every text and name is hostile."""
+    from datasets import Dataset
+
+    from dq_multimodal.report import write_report
+
+    folder = tmp_path_factory.mktemp("evil")
+    values = clusters(120)
+    values[7] = 0
+    values[60:70] = values[20]
+    config, manifest = write_run(
+        folder,
+        values,
+        rows=TEXT_ROWS | {"columns": EVIL_COLUMNS, "template": EVIL_TEXTS[0]},
+        strata=[k % 3 for k in range(120)],
+        labels=EVIL_LABELS,
+        name=EVIL_NAME,
+        notes=[EVIL_TEXTS[0], EVIL_TEXTS[9]],
+    )
+    config["label_column"] = EVIL_LABELS[0]
+    texts = [EVIL_TEXTS[k % len(EVIL_TEXTS)] for k in range(120)]
+    dataset = Dataset.from_dict({EVIL_COLUMNS[0]: texts, EVIL_COLUMNS[1]: texts[::-1]})
+    write_report(folder, config, manifest, embeddings=values, dataset=dataset)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_report(tmp_path_factory):
+    """The folder of a report of 90 pictures, some of which cannot be read."""
+    import io
+
+    import numpy as np
+    from datasets import Dataset, Image
+    from PIL import Image as Pillow
+
+    from dq_multimodal.report import write_report
+
+    folder = tmp_path_factory.mktemp("image")
+    values = clusters(90)
+    files = []
+    for k in range(90):
+        file = io.BytesIO()
+        side = 32 if k % 2 else 150
+        colours = np.random.default_rng(k).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        Pillow.fromarray(colours).resize((side, side), 0).save(file, "PNG")
+        files.append(None if k % 30 == 5 else file.getvalue()[: 60 if k % 30 == 6 else None])
+    values[[k for k in range(90) if k % 30 in (5, 6)]] = 0
+    dataset = Dataset.from_dict({"img": [f and {"bytes": f, "path": None} for f in files]})
+    dataset = dataset.cast_column("img", Image())
+    rows = {"modality": "image", "shape": "images", "columns": ["img"]}
+    config, manifest = write_run(folder, values, rows=rows)
+    write_report(folder, config, manifest, embeddings=values, dataset=dataset)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; tests that ask for it are skipped where there is none."""
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} on PATH, and CHROMIUM is not set")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,0 +1,336 @@
+"""The page in a real browser: it works, it says what it shows, and it reaches for nothing."""
+
+import json
+
+import pytest
+from conftest import EVIL_TEXTS
+
+SIZES = {"phone": (390, 844), "desk": (1280, 900)}
+
+
+class Opened:
+    """A page with all that it asked for and complained about."""
+
+    def __init__(self, browser, folder, size="desk", scheme="light", **options):
+        width, height = SIZES[size]
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, **options
+        )
+        self.page = self.context.new_page()
+        self.requests, self.complaints = [], []
+        self.page.on("console", lambda m: self.complaints.append(m.text))
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.on("dialog", self.refuse)
+        self.address = (folder / "report.html").as_uri()
+        self.context.route("**/*", self.watch)
+        self.page.goto(self.address)
+
+    def refuse(self, dialog):
+        self.complaints.append(f"a dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def watch(self, route):
+        address = route.request.url
+        if address == self.address or address.startswith("data:"):
+            route.continue_()
+        else:
+            self.requests.append(address)
+            route.abort()
+
+    def __enter__(self):
+        return self.page
+
+    def __exit__(self, kind, error, trace):
+        self.context.close()
+        if kind is None:
+            assert not self.complaints and not self.requests
+
+
+def until(page, what):
+    """Wait for something to be true; Playwright's own way needs what the policy forbids."""
+    for _ in range(60):
+        if page.evaluate(what):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(what)
+
+
+def data_of(page):
+    return json.loads(page.locator("#report-data").text_content())
+
+
+def spot(page, at):
+    """Where a point is drawn."""
+    page.locator("#map-box").scroll_into_view_if_needed()
+    box = page.locator("#map-canvas").bounding_box()
+    points = data_of(page)["points"]
+    x = box["x"] + box["width"] * (0.5 + (points["x"][at] / 10_000 - 0.5) * 0.94)
+    y = box["y"] + box["height"] * (0.5 + (points["y"][at] / 10_000 - 0.5) * 0.94)
+    return x, y
+
+
+def lonely_point(page):
+    """A point far from the others and from the buttons, so that it can be hit."""
+    points = data_of(page)["points"]
+    places = list(zip(points["x"], points["y"], strict=True))
+
+    def room(at):
+        x, y = places[at]
+        gaps = (abs(x - a) + abs(y - b) for k, (a, b) in enumerate(places) if k != at)
+        return min(gaps) if y > 2500 else -1
+
+    return max(range(len(places)), key=room)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["text_report", "image_report", "evil_report"])
+def test_opens_at_any_size_and_in_any_light(browser, request, kind, size, scheme):
+    with Opened(browser, request.getfixturevalue(kind), size, scheme) as page:
+        assert "points shown" in page.locator("#map-count").text_content()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (max(map(int, ground[4:-1].split(","))) < 90) == (scheme == "dark")
+        inked = page.evaluate(
+            """() => { const c = document.getElementById('map-canvas');
+            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; }"""
+        )
+        assert inked > 300
+        wide = page.evaluate(
+            """() => [...document.querySelectorAll('main *, header *, footer *')]
+            .filter(e => !e.closest('.scroll, .hidden, svg, details:not([open]), select'))
+            .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML)"""
+        )
+        assert not wide
+
+
+def test_pointing_and_clicking_show_a_row(browser, text_report):
+    with Opened(browser, text_report) as page:
+        at = lonely_point(page)
+        page.mouse.move(*spot(page, at))
+        panel = page.locator("#point")
+        panel.get_by_text(f"Question number {at}: why?").wait_for(timeout=3000)
+        points = data_of(page)["points"]
+        said = panel.inner_text()
+        assert ("kept" if points["kept"][at] else "left out") in said
+        assert f"{points['bin'][at]} of 0 to 3" in said
+        assert f"Question number {points['near'][at]}: why?" in said
+        other = page.locator("#map-canvas").bounding_box()
+        page.mouse.click(*spot(page, at))
+        page.mouse.move(other["x"] + 5, other["y"] + other["height"] - 5)
+        assert f"Row {at}" in panel.inner_text()
+        assert f"Row {at}," in page.locator("#map-live").text_content()
+
+
+def test_a_finger_shows_a_row(browser, text_report):
+    with Opened(browser, text_report, "phone", has_touch=True, is_mobile=True) as page:
+        at = lonely_point(page)
+        page.touchscreen.tap(*spot(page, at))
+        page.locator("#point").get_by_text(f"Row {at},").wait_for(timeout=3000)
+
+
+def test_the_map_works_by_keys(browser, text_report):
+    with Opened(browser, text_report) as page:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.id") == "map-box":
+                break
+        assert page.evaluate("document.activeElement.id") == "map-box"
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none"
+        live, heard = page.locator("#map-live"), set()
+        for key in ("Home", "ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp", "End", "Enter"):
+            page.keyboard.press(key)
+            heard.add(live.text_content())
+            assert live.text_content().startswith("Row ")
+        assert len(heard) >= 5
+        page.keyboard.press("Home")
+        assert live.text_content().startswith("Row 0, ")
+        assert "Question number 0: why?" in live.text_content()
+        for key in ("+", "+", "ArrowRight", "-", "0"):
+            page.keyboard.press(key)
+
+
+def test_every_point_can_be_reached_by_keys(browser, image_report):
+    with Opened(browser, image_report) as page:
+        page.locator("#map-box").focus()
+        page.keyboard.press("Home")
+        seen = set()
+        keys = ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp")
+        for k in range(60):
+            page.keyboard.press(keys[k % 4 if k % 7 else 0])
+            seen.add(page.locator("#point h3").text_content())
+        assert len(seen) > 8
+
+
+def test_filters(browser, text_report):
+    with Opened(browser, text_report) as page:
+        points = data_of(page)["points"]
+        count = page.locator("#map-count")
+        page.get_by_label("Only kept rows").check()
+        assert count.text_content() == "60 of 240 points shown"
+        page.locator("#filter-bin").select_option("bin 2")
+        both = sum(k and b == 2 for k, b in zip(points["kept"], points["bin"], strict=True))
+        assert count.text_content() == f"{both} of 240 points shown"
+        page.get_by_label("Only kept rows").uncheck()
+        page.locator("#filter-label").select_option("odd")
+        odd = sum(b == 2 and s == 1 for b, s in zip(points["bin"], points["stratum"], strict=True))
+        assert count.text_content() == f"{odd} of 240 points shown"
+        page.locator("#points summary").click()
+        rows = page.locator("#points-table tbody tr")
+        rows.first.wait_for()
+        assert rows.count() == odd
+        assert all(
+            row % 2
+            for row in map(int, page.locator("#points-table th[scope=row]").all_inner_texts())
+        )
+        page.locator("#filter-bin").select_option("all bins")
+        page.get_by_role("button", name="Next rows").click()
+        assert page.locator("#points-table").get_by_text("page 2 of 3").count() == 1
+
+
+def test_gallery_and_groups_open(browser, text_report, image_report):
+    with Opened(browser, text_report) as page:
+        assert page.locator("#gallery details").count() == 4
+        assert page.locator("#gallery details[open]").count() == 1
+        page.locator("#gallery summary").nth(2).click()
+        opened = page.locator("#gallery details").nth(2)
+        assert opened.get_by_text("Question number").first.is_visible()
+        assert opened.locator(".is-kept").count() == opened.locator(".is-out").count() == 6
+        assert page.locator("#duplicates details").first.get_by_text("kept").first.is_visible()
+    with Opened(browser, image_report) as page:
+        page.locator("#gallery summary").nth(1).click()
+        image = page.locator("#gallery details").nth(1).locator("img").first
+        assert image.evaluate("i => i.complete && i.naturalWidth") > 0
+
+
+def test_print_opens_everything(browser, text_report):
+    with Opened(browser, text_report, scheme="dark") as page:
+        page.emulate_media(media="print")
+        until(page, "!document.querySelector('details:not([open]):not(#points)')")
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(29, 33, 41)"
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(255, 255, 255)"
+        )
+        assert not page.locator("nav").is_visible()
+        page.emulate_media(media="screen")
+        until(page, "document.querySelectorAll('#gallery details[open]').length === 1")
+        assert len(page.pdf()) > 10_000
+
+
+def test_hostile_rows_are_text_and_nothing_else(browser, evil_report):
+    with Opened(browser, evil_report) as page:
+        for details in page.locator("summary").all():
+            if not details.evaluate("s => s.parentElement.open"):
+                details.click()
+        page.locator("#map-box").focus()
+        page.keyboard.press("Home")
+        rows = data_of(page)["points"]["row"]
+        assert 7 not in rows
+        for row in range(len(EVIL_TEXTS)):
+            if row in rows:
+                at = rows.index(row)
+                page.mouse.click(*spot(page, at))
+        panel = page.locator("#point")
+        page.locator("#map-box").focus()
+        page.keyboard.press("Home")
+        assert EVIL_TEXTS[0] in panel.inner_text()
+        while page.get_by_role("button", name="Next rows").is_enabled():
+            page.get_by_role("button", name="Next rows").click()
+        assert page.evaluate("window.pwned") is None
+        assert page.locator("script").count() == 2
+        assert page.locator("main img, main iframe, main b, main form, main link").count() == 0
+        assert page.evaluate(
+            """() => [...document.querySelectorAll('*')].every(
+            e => [...e.attributes].every(a => !a.name.startsWith('on')))"""
+        )
+        assert "<script>" in page.locator("#gallery").inner_text()
+        isolated = page.evaluate(
+            """() => [...document.querySelectorAll('.text')].every(
+            e => getComputedStyle(e).unicodeBidi.startsWith('isolate') && e.dir === 'auto')"""
+        )
+        assert isolated
+
+
+NAMES = """() => {
+  const named = e => (e.getAttribute('aria-label') || e.textContent || '').trim() ||
+    (e.labels && e.labels.length && e.labels[0].textContent.trim());
+  const problems = [];
+  const all = (what) => [...document.querySelectorAll(what)];
+  for (const e of all('button, select, input, a, summary, [tabindex="0"], [role=application]'))
+    if (!named(e)) problems.push('no name: ' + e.outerHTML.slice(0, 200));
+  for (const e of all('img')) if (!e.alt) problems.push('no alt: ' + e.outerHTML.slice(0, 80));
+  for (const e of all('[role=img]')) if (!e.getAttribute('aria-label')) problems.push('no label');
+  for (const e of all('[aria-labelledby], [aria-describedby]'))
+    for (const id of [e.getAttribute('aria-labelledby'), e.getAttribute('aria-describedby')])
+      if (id && !document.getElementById(id)) problems.push('points nowhere: ' + id);
+  for (const e of all('a[href^="#"]'))
+    if (!document.querySelector(e.getAttribute('href'))) problems.push('leads nowhere: ' + e.href);
+  for (const t of all('table'))
+    if (!t.caption || !t.querySelector('th[scope=col]')) problems.push('table without heads');
+  const levels = all('h1, h2, h3, h4').map(e => Number(e.tagName[1]));
+  levels.forEach((n, at) => { if (at && n > levels[at - 1] + 1) problems.push('level skipped'); });
+  for (const what of ['h1', 'main', 'header', 'footer', 'title'])
+    if (all(what).length !== 1) problems.push(all(what).length + ' of ' + what);
+  if (!document.documentElement.lang) problems.push('no language');
+  return problems;
+}"""
+
+CONTRAST = """() => {
+  const light = (c) => { const [r, g, b] = c.map(v => { v /= 255;
+    return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const parse = (t) => t.match(/[\\d.]+/g).map(Number);
+  const ground = (e) => { for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] === 1) return c; } return [255, 255, 255]; };
+  const low = [];
+  for (const e of document.querySelectorAll('main *, header *, footer *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    if (e.closest('svg, option, noscript, .hidden') || !e.getClientRects().length) continue;
+    const a = light(parse(getComputedStyle(e).color).slice(0, 3)), b = light(ground(e).slice(0, 3));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push(ratio.toFixed(2) + ' ' + e.outerHTML.slice(0, 90));
+  }
+  return low;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["text_report", "image_report"])
+def test_everything_has_a_name_and_can_be_read(browser, request, kind, scheme):
+    with Opened(browser, request.getfixturevalue(kind), scheme=scheme) as page:
+        page.locator("#points summary").click()
+        page.locator("#map-box").focus()
+        page.keyboard.press("Home")
+        assert page.evaluate(NAMES) == []
+        assert page.evaluate(CONTRAST) == []
+
+
+def test_without_scripts_the_rest_is_there(browser, text_report):
+    with Opened(browser, text_report, java_script_enabled=False) as page:
+        assert page.locator("noscript p").is_visible()
+        assert page.get_by_text("Question number").first.is_visible()
+
+
+def test_a_full_map_is_ready_within_a_second(browser, tmp_path):
+    from report_runs import TEXT_ROWS, clusters, write_run
+
+    from dq_multimodal.report import facts as collected
+    from dq_multimodal.report import page as pages
+
+    values = clusters(4000)
+    config, manifest = write_run(tmp_path, values, method="random", rows=TEXT_ROWS)
+    found = collected.collect(tmp_path, config, manifest, None, None)
+    rng_places = (values[:, :2] - values.min()) / (values.max() - values.min())
+    nobody = values[:, :0].astype(int)
+    rows = values[:, 0].argsort() * 0 + range(4000)
+    found.map = collected.Map(rows, rng_places, nobody, nobody, rows, values[:, 0])
+    (tmp_path / "report.html").write_text(pages.make_page(found, False), encoding="utf-8")
+    with Opened(browser, tmp_path) as page:
+        took = page.evaluate(
+            "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+        )
+        assert page.locator("#map-count").text_content() == "4,000 of 4,000 points shown"
+        assert took < 3000  # far below a second where nothing else runs

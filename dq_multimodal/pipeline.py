@@ -118,8 +118,10 @@ def compress(
             if not adapter.lengths().any():
                 raise InputError(f"no row of {request.dataset} has anything to embed")
             model = describe_model(adapter, request)
-            config["scoring"] = model if is_adaptive else None
-            config["embedding"] = config["embedding"] or model
+            if is_adaptive and request.embeddings is not None:
+                config["scoring"] = model
+            else:
+                config["embedding"] = model
         dropper = None
         if request.drop_ratio:
             from dq_multimodal.patching import make_dropper

@@ -160,7 +160,9 @@ def measure_cost(dataset: Any, request: Any, work: Path) -> dict[str, Any]:
     shutil.rmtree(work)
     extra = (seconds["embed_and_look"] + seconds["scores"]) / seconds["embed"] - 1
     model = adapter.describe_model()["model"]
-    found = {"rows": len(rows), "model": Path(model).name, "seconds": seconds, "extra_share": extra}
+    own = Path(model) / "classifier.json"
+    name = json.loads(own.read_text())["model"] if own.is_file() else Path(model).name
+    found = {"rows": len(rows), "model": name, "seconds": seconds, "extra_share": extra}
     result.write_text(json.dumps(found))
     return found
 

@@ -45,15 +45,23 @@ def test_compress_from_the_hub_push_load_and_resample(hub, source, cli, tmp_path
     env = hub.env(tmp_path)
     done = cli(
         *("compress", "owner/source", "--embeddings", "emb.npy", "--keep-ratio", 0.2),
+        *("--method", "dq"),
         *("--push-to-hub", "me/small", "--private"),
         env=env,
     )
     assert "pushed" in done.stdout
     files = hub.files("me/small")
     wanted = {
-        "README.md", "config.yaml", "manifest.json", "selection.parquet", "bins.parquet",
+        "README.md",
+        "config.yaml",
+        "manifest.json",
+        "selection.parquet",
+        "bins.parquet",
         "subset/part-00000.parquet",
-    }  # fmt: skip
+        "figures/map.png",
+        "figures/bins.png",
+        "figures/coverage.png",
+    }  # fmt: skip, the report stays at home: it shows rows that were not kept
     assert set(files) - {".gitattributes"} == wanted
     assert f"revision: {source}" in files["config.yaml"].decode()
     card = files["README.md"].decode()
@@ -215,7 +223,8 @@ def test_bad_repositories_are_one_clear_line(hub, source, cli, tmp_path, argumen
 
 
 def test_the_cache_serves_when_the_hub_is_gone(hub, source, cli, tmp_path):
-    arguments = ("compress", "owner/source", "--embeddings", "emb.npy", "--output-dir")
+    given = ("--embeddings", "emb.npy", "--method", "dq", "--no-report")
+    arguments = ("compress", "owner/source", *given, "--output-dir")
     env = hub.env(tmp_path)
     cli(*arguments, "a", env=env)
     hub.__exit__(None, None, None)
@@ -235,6 +244,7 @@ def test_images_with_dropped_patches_come_back_from_the_hub(hub, small_classifie
     cli(
         *("compress", "rows.parquet", "--embedding-model", small_classifier, "--n-bins", 2),
         *("--keep-ratio", 0.5, "--drop-ratio", 0.25, "--push-to-hub", "me/pictures"),
+        "--no-report",
         env=env,
     )
     files = hub.files("me/pictures")

@@ -221,7 +221,8 @@ def test_bad_input_is_one_clear_line(settings, message, labelled, small_classifi
 def test_dropped_patches_are_stored_and_restored(labelled, small_classifier, tmp_path, cli):
     done = cli(
         *("compress", labelled, "--embedding-model", small_classifier, "--n-bins", 3),
-        *("--method", "dq", "--keep-ratio", 0.4, "--drop-ratio", 0.25, "--output-dir", "r", "--json"),
+        *("--method", "dq", "--keep-ratio", 0.4, "--drop-ratio", 0.25),
+        *("--output-dir", "r", "--json"),
     )
     said = json.loads(done.stdout)
     run = Run(tmp_path / "r")

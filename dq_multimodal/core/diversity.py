@@ -1,10 +1,14 @@
 """Diversity of the bins by a contrastive discriminator (ADQ, Eq. 4-5)."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 TAU = 0.1
 HIDDEN, OUT = 256, 128
@@ -43,38 +47,57 @@ def learn_directions(
         d of the rows and of the views, unit length, float32.
     """
     import torch
-    from torch import nn
 
     both = np.concatenate([rows, views]).astype(np.float32)
     spread = both.std(axis=0)
     both = (both - both.mean(axis=0)) / np.where(spread > 0, spread, 1)
     data = torch.from_numpy(both)
-    first, second = data[: len(rows)], data[len(rows) :]
     generator = torch.Generator().manual_seed(seed % 2**63)
-    size = min(BATCH_ROWS, len(rows))
-    directions = []
-    for _ in range(N_NETS):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            net = nn.Sequential(nn.Linear(both.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-        for _ in range(count_steps(len(rows), n_epochs) // N_NETS):
-            picks = torch.randperm(len(rows), generator=generator)[:size]
-            anchors, positives = (
-                nn.functional.normalize(net(part[picks]), dim=1) for part in (first, second)
-            )
-            logits = anchors @ anchors.T / tau
-            logits.diagonal().copy_((anchors * positives).sum(1) / tau)
-            loss = nn.functional.cross_entropy(logits, torch.arange(size))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if on_steps is not None:
-                on_steps(1)
-        with torch.inference_mode():
-            directions.append(nn.functional.normalize(net(data), dim=1))
+    n_steps = count_steps(len(rows), n_epochs) // N_NETS
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that their number does not change the last bits
+    try:
+        directions = [
+            _learn_one(data, n_steps, tau, generator, on_steps or (lambda _: None))
+            for _ in range(N_NETS)
+        ]
+    finally:
+        torch.set_num_threads(n_threads)
     turned = (torch.cat(directions, dim=1) / N_NETS**0.5).numpy()
     return turned[: len(rows)], turned[len(rows) :]
+
+
+def _learn_one(
+    data: "Float[Tensor, 'both f']",
+    n_steps: int,
+    tau: float,
+    generator: "Generator",
+    on_steps: Callable[[int], object],
+) -> "Float[Tensor, 'both half']":
+    """Train one perceptron on the rows (first half of the data) and their views, and apply it."""
+    import torch
+    from torch import nn
+
+    n_rows = len(data) // 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        net = nn.Sequential(nn.Linear(data.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    size = min(BATCH_ROWS, n_rows)
+    for _ in range(n_steps):
+        picks = torch.randperm(n_rows, generator=generator)[:size]
+        anchors, positives = (
+            nn.functional.normalize(net(data[start + picks]), dim=1) for start in (0, n_rows)
+        )
+        logits = anchors @ anchors.T / tau
+        logits.diagonal().copy_((anchors * positives).sum(1) / tau)
+        loss = nn.functional.cross_entropy(logits, torch.arange(size))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        on_steps(1)
+    with torch.inference_mode():
+        return nn.functional.normalize(net(data), dim=1)
 
 
 def count_steps(n_rows: int, n_epochs: int = EPOCHS) -> int:

@@ -98,7 +98,7 @@ def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "best"], "error: method must be one of dq, graphcut, random, full"),
+        (["--method", "best"], "error: method must be one of adq, dq, graphcut, random, full"),
         (["--keep_ratio", "2"], "error: keep_ratio must lie in (0, 1], got 2.0"),
         (["--model_name_or_path", "no/model"], "error: the Hub is out of reach and model no/model"),
         (["--dataset_name", "no/data"], "error: the Hub is out of reach and no/data"),

@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pictures
 
-from dq_multimodal import Run
+from dq_multimodal import Run, compress
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
@@ -134,6 +134,28 @@ def test_the_whole_sequence_with_patches(work, tmp_path):
     assert "already complete" in launch("cifar10.py", **flags).stdout
     other = launch("cifar10.py", launcher=(), **{**flags, "seed": 1}, code=2)
     assert other.stderr.splitlines()[-1].startswith("error:")
+
+
+def test_rows_of_a_finished_run_need_no_encoder(work, tmp_path):
+    run = compress(
+        str(work / "train.parquet"),
+        embedding_model=str(work / "extractor" / "model"),
+        n_bins=3,
+        keep_ratio=0.5,
+        output_dir=tmp_path / "run",
+        report=False,
+    )
+    asked = {"keep_ratio": 0.25, "from_run": run.path, "importance": "diversity"}
+    launch("cifar10.py", **arguments(work, tmp_path / "out", **asked))
+    drawn = Run(tmp_path / "out" / "selection")
+    assert metrics(tmp_path / "out")["rows_trained"] == 90
+    assert (drawn.request.method, drawn.request.importance) == ("adq", "diversity")
+    assert not (drawn.path / "embeddings.npy").exists()
+    write_images(tmp_path / "train.parquet", 60, 16, 2)
+    flags = arguments(work, tmp_path / "no", **asked)
+    flags["dataset_name"] = tmp_path / "train.parquet"
+    done = launch("cifar10.py", launcher=(), **flags, code=2)
+    assert "is of other rows than" in done.stderr.splitlines()[-1]
 
 
 def test_all_rows_on_two_processes(work, tmp_path):

@@ -28,6 +28,8 @@ FILE = "embeddings.npy"
 MIDDLE, TEXTURE = "middle.npy", "texture.npy"
 """What the scores of the bins need beside the embeddings: (n, k) float16, (n, 2) float32."""
 FILES = (FILE, MIDDLE, TEXTURE)
+HALF_RANGE = (-65504.0, 65504.0)
+"""What float16 can hold: beyond it lies infinity, which would undo every score."""
 PARTIAL = ".partial"
 PROGRESS = "embeddings.progress.json"
 SAVE_SECONDS = 5.0
@@ -106,18 +108,20 @@ def embed_rows(
         for number, (batch, found) in enumerate(loaded, done + 1):
             looks = adapter.embed(batch)
             values = {FILE: looks.embedding, MIDDLE: looks.middle, TEXTURE: looks.texture}
+            if looks.middle is not None:
+                values[MIDDLE] = np.clip(looks.middle, *HALF_RANGE)
             for file, array in out.items():
                 array[batches[number - 1]] = values[file]
             for what, odd in found.items():
                 problems.setdefault(what, []).extend(odd)
             bar.update(len(batches[number - 1]))
             if number == len(batches) or time.monotonic() - saved >= SAVE_SECONDS:
-                for array in out.values():
-                    array.flush()
+                for whole in out.values():
+                    whole.flush()
                 progress = {"key": key, "batches": number, "problems": problems}
                 write_text(folder / PROGRESS, json.dumps(progress))
                 saved = time.monotonic()
-    del out, array
+    out.clear()  # closes the files
     _finish(adapter, folder, places, problems, is_all=rows is None)
 
 

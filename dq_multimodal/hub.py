@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from dq_multimodal import folder, subset
-from dq_multimodal.card import FIGURES, REPO_ID
+from dq_multimodal.card import FIGURE_TEXTS, FIGURES, REPO_ID
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import is_local
 from dq_multimodal.run import Run
@@ -43,7 +43,8 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     run = run if isinstance(run, Run) else Run(run)
-    figures = sorted((run.path / FIGURES).glob("*.png"))
+    figures = [run.path / FIGURES / name for name in FIGURE_TEXTS]
+    figures = [path for path in figures if path.is_file()]
     paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path) + figures
     contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
     card = (run.path / folder.CARD).read_text(encoding="utf-8")

@@ -105,7 +105,8 @@ def compress(
         label_column = label_column_of(adapter, request)
         strata, labels = read_strata(source.dataset, label_column)
         config = make_config(request, source, adapter, label_column)
-        if not overwrite and is_finished(target, config):
+        has_report = not report or (target / REPORT_FILE).exists()
+        if not overwrite and has_report and is_finished(target, config):
             return found_complete(target)
         is_adaptive = request.method == "adq"
         if is_adaptive and adapter is None:
@@ -160,7 +161,7 @@ def compress(
                     )
                 scores = None
                 if is_adaptive and adapter is not None:
-                    n_left = count_left(config)
+                    n_left = count_left(config, "scoring" if request.embeddings else "embedding")
                     scores = _score(target, adapter, bins, request, n_left, manifest)
                 order = order_by_method(bins, request, scores)
                 write_selection(target, bins, config["bins"], order, request, labels, scores)
@@ -221,11 +222,7 @@ def _stage(target: Path, manifest: dict[str, Any], name: str, *files: str) -> It
     """Run a stage unless it is done and its files are there; note its seconds when it is done."""
     is_there = all((target / file).exists() for file in files)
     is_due = manifest["state"].get(name) != "done" or not is_there
-    begun = {
-        "embeddings": embedding.PROGRESS,
-        "selection": SCORES_FOLDER,
-        "subset": patch_records.FOLDER,
-    }.get(name)
+    begun = BEGUN.get(name)
     is_resumed = is_due and begun is not None and (target / begun).exists()
     started = time.perf_counter()
     yield is_due

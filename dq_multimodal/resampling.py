@@ -25,6 +25,7 @@ from dq_multimodal.selection import (
     BinsKind,
     bin_rows,
     bins_kind,
+    check_scores,
     count_left,
     order_by_method,
     read_kept,
@@ -74,6 +75,12 @@ def resample(
     changes |= {"alpha": alpha, "importance": importance, "norm": norm}
     changes = {name: value for name, value in changes.items() if value is not None}
     request = replace(run.request, keep_ratio=keep_ratio, **changes)
+    scores = read_scores(run.path)
+    lone = [name for name in ("alpha", "importance", "norm") if name in changes]
+    if lone and request.method != "adq":
+        raise InputError(f"{lone[0]} is for adq, and this draws by {request.method}")
+    if request.method == "adq":
+        check_scores(scores)
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     if target.resolve() == run.path.resolve():
         raise InputError(f"{target} is the run to resample from: name another output folder")
@@ -84,7 +91,6 @@ def resample(
         config = {**run.config, "request": request.as_dict(), "bins": kind}
         if not overwrite and is_finished(target, config):
             return found_complete(target)
-        scores = read_scores(run.path)
         order = order_by_method(bins, request, scores)
         dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
         begin(target, config, overwrite)

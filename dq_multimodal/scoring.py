@@ -40,7 +40,7 @@ def score_bins(
         n_left: Numbers of the left factor where embeddings are outer products.
 
     Returns:
-        The scores, and how many rows they come from, for the summary.
+        The scores, NaN where there is nothing to score, and how many rows they come from.
     """
     embeddings = embedding.open_embeddings(folder)
     is_blank = np.concatenate(
@@ -53,6 +53,10 @@ def score_bins(
     numbers = np.arange(len(bins), dtype=np.uint64)
     # The draw hashes with the seed itself: the complement gives a sample that is independent of it.
     picks = sample_bins(members, hash_numbers(~request.seed, numbers), request.score_rows)
+    n_bins = int(bins.bin.max()) + 1
+    if not len(picks):  # not one row that could be read
+        nothing = np.full(n_bins, np.nan)
+        return Scores(nothing, nothing), {"rows": 0, "rows_a_bin": [0, 0], "all_rows": True}
     work = folder / FOLDER
     if request.embeddings is None:
         rows = _features(folder, picks, n_left)
@@ -79,7 +83,6 @@ def score_bins(
 
     with tqdm(total=count_steps(len(picks)), desc="score", unit="step") as bar:
         rows, views = learn_directions(rows, views, seed=request.seed, on_steps=bar.update)
-    n_bins = int(bins.bin.max()) + 1
     of_bin = [bins.bin[picks] == b for b in range(n_bins)]
     div = np.array([diversity(rows[part], views[part]) for part in of_bin])
     if request.representativeness == "surprisal":

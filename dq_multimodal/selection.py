@@ -63,9 +63,9 @@ def bin_rows(
         )
 
 
-def count_left(config: dict[str, Any]) -> int:
+def count_left(config: dict[str, Any], model: str = "embedding") -> int:
     """Give the numbers of the left factor where embeddings are outer products, else 0."""
-    return ((config["embedding"] or {}).get("factors") or [0])[0]
+    return ((config[model] or {}).get("factors") or [0])[0]
 
 
 def order_by_method(
@@ -83,16 +83,21 @@ def order_by_method(
     return order_rows(bins, weights, draw=draw, seed=request.seed)
 
 
-def weigh_bins(
-    bins: Bins, request: CompressConfig, scores: Scores | None
-) -> Float[ndarray, " groups"]:
-    """Give the weight of every (stratum, bin) that the settings of adq ask for."""
+def check_scores(scores: Scores | None) -> Scores:
+    """Raise if there are no scores."""
     if scores is None:
         raise InputError(
             "adq needs the scores of the bins, and this run has none (its method was another): "
             "compress the source with --method adq"
         )
-    importance = bin_importance(scores, request.importance, request.norm)
+    return scores
+
+
+def weigh_bins(
+    bins: Bins, request: CompressConfig, scores: Scores | None
+) -> Float[ndarray, " groups"]:
+    """Give the weight of every (stratum, bin) that the settings of adq ask for."""
+    importance = bin_importance(check_scores(scores), request.importance, request.norm)
     return adaptive_weights(bins, importance, request.alpha)
 
 

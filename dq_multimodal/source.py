@@ -78,10 +78,11 @@ def reload_source(origin: dict[str, Any]) -> Source:
 
 
 def pin_of(origin: dict[str, Any]) -> Any:
-    """Give the part of an origin that says which content it was."""
+    """Give the part of an origin that says which rows it was."""
+    part = (origin["rows"], origin["split"], origin.get("config_name"))
     if "files" in origin:
-        return [file["sha256"] for file in origin["files"]], origin["rows"]
-    return origin.get("revision") or origin.get("fingerprint"), origin["rows"]
+        return [file["sha256"] for file in origin["files"]], *part
+    return origin.get("revision") or origin.get("fingerprint"), *part
 
 
 def from_memory(dataset: "Dataset", split: str = "train") -> Source:

@@ -59,8 +59,9 @@ def _score_lines(run: "Run") -> list[str]:
     lines[0] += "all rows" if found["all_rows"] else "the same rows"
     seconds = run.manifest["seconds"]
     took = seconds.get("embeddings", 0.0)
-    if found["all_rows"] and took and "embeddings" not in run.manifest.get("resumed", []):
-        lines[0] += f"; {100 * seconds['scores'] / took:.0f} % on top of the embedding time"
+    is_whole = not {"embeddings", "selection"} & {*run.manifest.get("resumed", [])}
+    if took and is_whole and run.request.embeddings is None and "scores" in seconds:
+        lines[0] += f"; they took {100 * seconds['scores'] / took:.0f} % of the embedding time"
     return lines
 
 

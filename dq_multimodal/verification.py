@@ -95,7 +95,7 @@ def _differing_columns(table: "pa.Table", path: Path) -> list[str]:
         ours, theirs = table[name].combine_chunks(), written[name].combine_chunks()
         if pa.types.is_floating(ours.type):
             a, b = (np.array(part.to_pylist(), dtype=np.float64) for part in (ours, theirs))
-            is_same = np.allclose(a, b, rtol=1e-9, equal_nan=True)
+            is_same = np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True)
         else:
             is_same = ours.equals(theirs)
         wrong += [] if is_same else [name]

@@ -10,7 +10,8 @@ adq run a seed, and on the rows drawn from it recipes/cifar10.py with the short 
 2 %, which are held out, ready embeddings, one adq run for each score of representativeness, and
 recipes/alpaca_20pct.py with recipes/configs/alpaca_small.yaml; held-out response loss in nats. A
 seed is that of the draw, the weights and the batches, and for images of the scores too. Every run
-of one modality takes the same number of steps. Goes on where it was interrupted.
+of one modality takes the same number of steps. Goes on where it was interrupted; other settings
+want another `--work_dir`.
 """
 
 import argparse
@@ -90,8 +91,6 @@ def run(
     short = "".join(c for c in name.lower() if c.isalnum())
     short += "" if alpha is None else f"-{alpha:g}"
     folder = work / "runs" / f"{short}-{ratio:g}-{seed}"
-    if (folder / "metrics.json").is_file():
-        return folder
     is_text = args.modality == "text"
     source = select_text(work, name) if is_text else select_images(work, args.classifier, seed)
     flags: dict[str, Any] = {
@@ -163,7 +162,9 @@ def write_split(folder: Path) -> None:
     n_train = round(TRAIN_RATIO * len(table))
     pq.write_table(table.slice(0, n_train), folder / "train.parquet")
     pq.write_table(table.slice(n_train), folder / "heldout.parquet")
-    np.save(folder / "embeddings.npy", np.load(DATA / "alpaca_minilm_f16.npy")[:n_train])
+    temporary = folder / "embeddings.tmp.npy"
+    np.save(temporary, np.load(DATA / "alpaca_minilm_f16.npy")[:n_train])
+    temporary.replace(folder / "embeddings.npy")
 
 
 def collect(args: argparse.Namespace, made: list[dict[str, Any]]) -> None:

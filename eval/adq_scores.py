@@ -59,12 +59,14 @@ def main() -> None:
                 for key in SCORES
                 if key in found[0]
             },
-            "cost": measure_cost(dataset, request, work / "cost"),
+            "cost": {
+                key: value
+                for key, value in measure_cost(dataset, request, work / "cost").items()
+                if key != "asked"
+            },
         }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_name(args.output.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(args.output)
+    write(args.output, document)
     for name, found in document["sets"].items():
         shown = {k: [round(v, 2) for v in vs] for k, vs in found["rank_correlation"].items()}
         print(f"{name}: {shown}; extra {100 * found['cost']['extra_share']:.1f} %")
@@ -95,18 +97,20 @@ def score(dataset: Any, request: Any, work: Path, seed: int) -> dict[str, Any]:
     from dq_multimodal.selection import bin_rows, read_strata
 
     result = work / f"seed-{seed}.json"
-    if result.is_file():
-        return json.loads(result.read_text())
     work.mkdir(parents=True, exist_ok=True)
     request = replace(request, seed=seed)
     adapter = choose_adapter(dataset, request)
     assert adapter is not None
+    asked = adapter.describe_model()
+    if result.is_file() and (known := json.loads(result.read_text()))["asked"] == asked:
+        return known
     embedding.embed_rows(adapter, work, request.batch_size)
     strata, _ = read_strata(dataset, label_column_of(adapter, request))
     bins = bin_rows(embedding.open_embeddings(work), strata, "dq", request.n_bins, "cosine")
     started = time.perf_counter()
     scores, facts = scoring.score_bins(adapter, work, bins, request, 0)
     found: dict[str, Any] = {
+        "asked": asked,
         "representativeness": scores.representativeness.tolist(),
         "diversity": scores.diversity.tolist(),
         "importance": bin_importance(scores).tolist(),
@@ -118,7 +122,7 @@ def score(dataset: Any, request: Any, work: Path, seed: int) -> dict[str, Any]:
         found["surprisal"] = adapter.surprisal(bins.bin).tolist()
         found["surprisal_seconds"] = time.perf_counter() - started
     shutil.rmtree(work / scoring.FOLDER)
-    result.write_text(json.dumps(found))
+    write(result, found)
     return found
 
 
@@ -138,8 +142,9 @@ def measure_cost(dataset: Any, request: Any, work: Path) -> dict[str, Any]:
     from dq_multimodal.selection import bin_rows, read_strata
 
     result = work.with_suffix(".json")
-    if result.is_file():
-        return json.loads(result.read_text())
+    model = request.embedding_model
+    if result.is_file() and (known := json.loads(result.read_text()))["asked"] == model:
+        return known
     rows = dataset.select(range(min(COST_ROWS, len(dataset))))
     seconds: dict[str, float] = {}
     for name, method in (("embed", "dq"), ("embed_and_look", "adq")):
@@ -163,8 +168,15 @@ def measure_cost(dataset: Any, request: Any, work: Path) -> dict[str, Any]:
     own = Path(model) / "classifier.json"
     name = json.loads(own.read_text())["model"] if own.is_file() else Path(model).name
     found = {"rows": len(rows), "model": name, "seconds": seconds, "extra_share": extra}
-    result.write_text(json.dumps(found))
+    write(result, {**found, "asked": request.embedding_model})
     return found
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 A line `<!-- KIND: FILE -->` is followed by a table of that file: `results` is a comparison of text
 runs, `images` one of image runs, `facts` what eval/alpaca_compression.py measured, `bytes` what
 eval/patch_bytes.py did without loss and `frontier` with it, `speed` what eval/image_speed.py did.
-`coder` is of that file too. What stands there up to the next blank line is replaced.
+`coder` is of that file too; `ablation` is what eval/adq_ablation.py measured, `scores` what
+eval/adq_scores.py did and `trajectories` what eval/trajectories.py did. What stands there up to the
+next blank line is replaced.
 """
 
 import importlib.util
@@ -17,7 +19,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
-    r"(<!-- (results|images|facts|bytes|frontier|speed|coder): (\S+) -->\n)\n?(?:\|.*\n)*\n?"
+    r"(<!-- (results|images|facts|bytes|frontier|speed|coder|ablation|scores|trajectories): "
+    r"(\S+) -->\n)"
+    r"\n?(?:\|.*\n)*\n?"
 )
 
 
@@ -107,6 +111,59 @@ def speeds(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def ablation(document: dict[str, Any]) -> str:
+    """Lay out what eval/adq_ablation.py measured, with 95 % intervals."""
+    is_loss = "loss" in document["what"]
+    rows: list[tuple[str, ...]] = [("rows kept by", "rows", "steps", document["what"], "seeds")]
+    for line in document["lines"]:
+        name = line["line"]
+        if line["alpha"] is not None and {x["alpha"] for x in document["lines"]} - {None, 0.6}:
+            name += f", alpha {line['alpha']:g}"
+        digits = 4 if is_loss else 2
+        shown = f"{line['mean']:.{digits}f}"
+        if line["half_of_95"] is not None:
+            shown += f" ± {line['half_of_95']:.{digits}f}"
+        kept = f"{line['rows']:,} ({100 * line['keep_ratio']:g} %)"
+        rows.append((name, kept, f"{line['steps']:,}", shown, str(len(line["values"]))))
+    return grid(rows)
+
+
+def score_noise(document: dict[str, Any]) -> str:
+    """Lay out what eval/adq_scores.py measured."""
+    names = ("representativeness", "diversity", "importance", "surprisal")
+    rows: list[tuple[str, ...]] = [("data", "rows", "rows a bin", *names, "extra time")]
+    for name, found in document["sets"].items():
+        of_score = found["rank_correlation"]
+        cells = (f"{min(of_score[key]):.2f}" if key in of_score else "" for key in names)
+        low, high = found["rows_a_bin"]
+        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        cost = f"{100 * found['cost']['extra_share']:.0f} % ({found['cost']['model']})"
+        rows.append((name, f"{found['rows']:,}", each, *cells, cost))
+    return grid(rows)
+
+
+def trajectories(document: dict[str, Any]) -> str:
+    """Lay out what eval/trajectories.py measured at its end, the mean over its seeds."""
+    epochs, runs = document["epochs"], document["runs"]
+    steps = runs[0]["students"]["High"]["equal_steps"][-1]["steps"]
+    head = ("trained on", "mean texture", f"distance after {epochs} epochs each")
+    rows = [(*head, f"after {steps} steps each", "test accuracy %")]
+    for name in runs[0]["students"]:
+        found = [run["students"][name] for run in runs]
+        level = document["mean_texture"].get(name)
+        ends = (
+            sum(f[key][-1]["distance"] for f in found) / len(found)
+            for key in ("equal_epochs", "equal_steps")
+        )
+        accuracy = 100 * sum(f["accuracy"] for f in found) / len(found)
+        shown = (f"{end:.2f}" for end in ends)
+        texture = "" if level is None else f"{level:.3f}"
+        rows.append((f"{name.lower()} third", texture, *shown, f"{accuracy:.1f}"))
+    accuracy = 100 * sum(run["expert"]["accuracy_at_steps_of_students"] for run in runs) / len(runs)
+    rows.append(("all rows, at the same steps", "", "", "", f"{accuracy:.1f}"))
+    return grid(rows)
+
+
 def coder_speeds(document: dict[str, Any]) -> str:
     """Lay out the speed of the lossless patch coder."""
     rows: list[tuple[str, ...]] = [("data", "pixels an image", "images a call", "encode", "decode")]
@@ -146,6 +203,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "frontier": frontier,
     "speed": speeds,
     "coder": coder_speeds,
+    "ablation": ablation,
+    "scores": score_noise,
+    "trajectories": trajectories,
 }
 
 

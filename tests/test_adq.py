@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from datasets import Dataset, Features, Image
 from nasty_images import picture, save
 from PIL import Image as Pictures
 
-from dq_multimodal import InputError, compress, embedding, resample, verify
+from dq_multimodal import InputError, compress, embedding, resample, scoring, verify
 from dq_multimodal.adapters.encoder import load_encoder
 from dq_multimodal.adapters.text import drop_spans
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
@@ -141,7 +142,8 @@ def test_what_is_missing_is_named(cli, tmp_path, run):
     Dataset.from_dict({"x": list(range(400))}).to_parquet(tmp_path / "x.parquet")
     given = ("--embeddings", run.path / "embeddings.npy")
     done = cli("compress", "x.parquet", *given, code=2)
-    assert "found none of messages" in done.stderr
+    assert "adq scores the text or images of rows" in done.stderr
+    assert "has the columns x: name --text-columns, or --method dq" in done.stderr
     Dataset.from_dict({"text": ["a"] * 400}).to_parquet(tmp_path / "t.parquet")
     none = ("--embedding-model", "OWNER/none")
     done = cli("compress", "t.parquet", *given, *none, code=2)
@@ -180,6 +182,7 @@ def test_surprisal_for_text_only(run, texts, small_encoder, small_classifier, tm
     assert not (table(made).representativeness == table(run).representativeness).any()
     with pytest.raises(InputError, match="surprisal is for text"):
         images(tmp_path / "b", small_classifier, representativeness="surprisal")
+    assert not (tmp_path / "b").exists(), "it was said after the work was done"
 
 
 def images(folder, classifier, **options):
@@ -274,6 +277,8 @@ def test_spans_are_left_out_by_seed():
     assert drop_spans("one", (0, 0)) == "one"
     assert drop_spans("", (0, 0)) == ""
     assert len(drop_spans("one two", (-3, 0)).split()) == 1
+    chinese = "".join(chr(0x4E00 + k) for k in range(100))
+    assert len(drop_spans(chinese, (0, 0))) == 85
 
 
 def test_a_view_of_a_picture_keeps_its_size_and_most_of_its_look():
@@ -288,10 +293,64 @@ def test_a_view_of_a_picture_keeps_its_size_and_most_of_its_look():
 
 def test_large_images_are_measured_smaller():
     large = picture((2400, 1300), seed=0).convert("RGB")
-    level, patches = measure_texture([large, None])[0]
+    other = picture((20, 30), seed=1).convert("RGB")
+    found = measure_texture([large, other, large])
     want = measure_texture([large.reduce(2)])[0]
-    assert (level, patches) == (want[0], want[1])
-    assert measure_texture([None]).tolist() == [[0.0, 0.0]]
+    assert found[0].tolist() == found[2].tolist() == want.tolist()
+    assert found[1].tolist() == measure_texture([other])[0].tolist() != want.tolist()
+
+
+def test_nothing_that_can_be_scored_is_dq(tmp_path, small_classifier, texts, small_encoder, run):
+    rows = Dataset.from_dict(
+        {"img": [{"bytes": b"no picture", "path": None}] * 40}, features=Features({"img": Image()})
+    )
+    options = {"n_bins": 4, "report": False}
+    blank = compress(
+        rows, embedding_model=str(small_classifier), output_dir=tmp_path / "a", **options
+    )
+    assert blank.manifest["scores"]["rows"] == 0
+    assert table(blank).kept.tolist() == [2] * 4
+    assert blank.manifest["problems"]["an image that cannot be read"]["count"] == 40
+    np.save(tmp_path / "zeros.npy", np.zeros((len(texts), 3)))
+    zeros = compress(
+        Dataset.from_dict({"text": texts}),
+        embeddings=str(tmp_path / "zeros.npy"),
+        embedding_model=str(small_encoder),
+        output_dir=tmp_path / "b",
+        **options,
+    )
+    assert table(zeros).kept.tolist() == [20] * 4
+    for made in (blank, zeros):
+        assert verify(made)[0].result == "passed"
+
+
+def test_settings_of_adq_are_not_ignored_by_other_methods(run, tmp_path):
+    for change in ({"alpha": 1.0}, {"importance": "diversity"}, {"norm": "softmax-z"}):
+        with pytest.raises(InputError, match="is for adq, and this draws by dq"):
+            run.resample(0.1, method="dq", output_dir=tmp_path / "no", **change)
+    assert not (tmp_path / "no").exists()
+
+
+def test_gradients_are_scored_by_their_features(tmp_path):
+    np.save(tmp_path / "embeddings.npy", np.arange(20, dtype=np.float32).reshape(2, 10))
+    np.save(tmp_path / "middle.npy", np.full((2, 3), 7, dtype=np.float16))
+    got = scoring._features(tmp_path, np.array([1]), 4)
+    assert got.tolist() == [[14, 15, 16, 17, 18, 19, 7, 7, 7]]
+
+
+def test_middle_features_beyond_float16_stay_finite(small_encoder, tmp_path, monkeypatch):
+    from dq_multimodal.adapters.text import TextAdapter, detect_layout
+
+    rows = Dataset.from_dict({"text": ["a fox", "dog"]})
+    adapter = TextAdapter(rows, detect_layout(["text"]), str(small_encoder), is_scored=True)
+    plain = adapter.embed
+
+    def huge(batch):
+        return replace(plain(batch), middle=np.full((2, adapter.middle_dimension), 1e9))
+
+    monkeypatch.setattr(adapter, "embed", huge)
+    embedding.embed_rows(adapter, tmp_path, 8)
+    assert np.isfinite(np.load(tmp_path / "middle.npy")).all()
 
 
 def test_groups_match_what_order_rows_wants(run):

@@ -25,7 +25,7 @@ def test_tables_are_those_of_the_results_files():
     assert module.render(README) == README, "run python eval/readme.py"
     kinds = re.findall(r"<!-- (\w+): ", README)
     assert set(kinds) == set(module.TABLES)
-    assert len(kinds) == 9
+    assert len(kinds) == 13
 
 
 def help_of(command):

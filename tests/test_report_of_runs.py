@@ -67,6 +67,9 @@ def test_no_report(cli, tmp_path, run):
     flags = ("--method", "random", "--no-report", "--output-dir", "bare")
     cli("compress", "data.parquet", *flags)
     assert not {path.name for path in (tmp_path / "bare").iterdir()} & set(FILES)
+    done = cli("compress", "data.parquet", *flags[:2], "--output-dir", "bare")
+    assert "already complete" not in done.stdout
+    assert (tmp_path / "bare" / "report.html").is_file()
 
 
 def test_a_report_that_was_cut_short_is_written_again(run, tmp_path, monkeypatch):

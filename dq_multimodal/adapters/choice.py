@@ -30,6 +30,8 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
     if is_image(dataset, request):
         if request.text_columns is not None:
             raise InputError("text_columns are for text, and this dataset is read as images")
+        if request.method == "adq" and request.representativeness == "surprisal":
+            raise InputError("representativeness surprisal is for text: images have texture")
         adapter = ImageAdapter(
             dataset,
             request.image_column,
@@ -48,8 +50,7 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
         raise InputError("drop_ratio is for images, and this dataset is read as text")
     if request.embedding == "gradients":
         raise InputError("embedding gradients is for images, and this dataset is read as text")
-    is_given = request.embeddings is not None and request.method != "adq"
-    needs_text = request.method != "random" and not is_given
+    needs_text = request.method != "random" and request.embeddings is None
     try:
         layout = detect_layout(dataset.column_names, request.text_columns)
         model = request.embedding_model or DEFAULT_TEXT_MODEL

@@ -21,6 +21,9 @@ from dq_multimodal.vision.views import augment, measure_texture
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL.Image import Image
+
+SMALL_PIXELS = 2**16
 
 Batch = tuple[
     UInt8[ndarray, "b size size 3"],
@@ -122,18 +125,26 @@ class ImageAdapter:
         """Decode a batch of images, or a view of each, and scale them for the model."""
         size = self.model.size
         pixels = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
-        images = []
+        is_read = np.zeros(len(rows), dtype=bool)
+        texture = np.zeros((len(rows), 2), dtype=np.float32) if self.is_scored else None
+        small: dict[int, Image] = {}  # measured together; large ones are not held
         problems: Problems = {}
         for k, value in enumerate(self._files[rows.tolist()][self.column]):
             image, odd = decode_image(read_bytes(value))
             for what in odd:
                 problems.setdefault(what, []).append(int(rows[k]))
-            if image is not None:
-                picture = self.model.prepare(image)
-                pixels[k] = picture if view is None else augment(picture, (view, int(rows[k])))
-            images.append(image)
-        is_read = np.array([image is not None for image in images], dtype=bool)
-        texture = measure_texture(images) if self.is_scored and view is None else None
+            if image is None:
+                continue
+            is_read[k] = True
+            picture = self.model.prepare(image)
+            pixels[k] = picture if view is None else augment(picture, (view, int(rows[k])))
+            if texture is not None and view is None:
+                if image.width * image.height <= SMALL_PIXELS:
+                    small[k] = image
+                else:
+                    texture[k] = measure_texture([image])
+        if small and texture is not None:
+            texture[list(small)] = measure_texture(list(small.values()))
         return (pixels, is_read, rows, texture), problems
 
     def embed(self, batch: Batch) -> Looks:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BLOCK_ROWS = 4096
+LONG_WORD = 20
+"""Letters a word on average, above which a text is taken for one without white space."""
 
 Shape = Literal["alpaca", "prompt_completion", "messages", "conversations", "text", "columns"]
 
@@ -220,12 +222,14 @@ def drop_spans(text: str, seed: tuple[int, int], share: float = 0.15, longest: i
     """Leave out random spans of words, a share of all: an augmented view for the diversity score.
 
     Args:
-        text: Words parted by white space.
+        text: Words parted by white space; a text without (as Chinese is written) counts by letters.
         seed: Of the dataset and of the row; the same seed leaves out the same words.
         share: Share of the words to leave out, rounded, at least one word of two or more.
         longest: Longest span in words.
     """
-    words = text.split()
+    words, glue = text.split(), " "
+    if len(text) > LONG_WORD * len(words):
+        words, glue = list(text), ""
     n_left_out = max(1, round(share * len(words))) if len(words) > 1 else 0
     rng = np.random.default_rng([number % 2**64 for number in seed])
     is_kept = np.ones(len(words), dtype=bool)
@@ -234,7 +238,7 @@ def drop_spans(text: str, seed: tuple[int, int], share: float = 0.15, longest: i
         start = int(rng.integers(0, len(words) - size + 1))
         n_left_out -= int(is_kept[start : start + size].sum())
         is_kept[start : start + size] = False
-    return " ".join(word for word, kept in zip(words, is_kept, strict=True) if kept)
+    return glue.join(word for word, kept in zip(words, is_kept, strict=True) if kept)
 
 
 def scan_rows(dataset: "Dataset", layout: TextLayout) -> tuple[Int[ndarray, " n"], Problems]:

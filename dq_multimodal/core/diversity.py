@@ -79,7 +79,7 @@ def _learn_one(
     from torch import nn
 
     n_rows = len(data) // 2
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         net = nn.Sequential(nn.Linear(data.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)

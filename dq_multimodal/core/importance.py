@@ -35,7 +35,7 @@ def normalise(values: Float[ndarray, " m"], norm: Norm = "minmax") -> Float[ndar
         norm: Which scale.
 
     Returns:
-        Scores at least 0; all 1 where they do not differ, or there are none.
+        Scores at least 0; all 1 where they differ by less than float32 can tell, or there are none.
     """
     known = np.isfinite(values)
     result = np.ones(len(values))
@@ -43,7 +43,7 @@ def normalise(values: Float[ndarray, " m"], norm: Norm = "minmax") -> Float[ndar
     if not len(found):
         return result
     spread = found.max() - found.min()
-    if spread > 1e-12 * np.abs(found).max():
+    if spread > 1e-6 * np.abs(found).max():
         if norm == "minmax":
             scaled = (found - found.min()) / spread
         else:
@@ -117,5 +117,6 @@ def adaptive_weights(
         raise InputError(f"importance must be finite and at least 0, got {importance.tolist()}")
     if np.ptp(importance[numbers]) == 0:
         return sizes.astype(np.float64)
-    mean = np.average(importance[numbers], weights=sizes)
-    return sizes * (alpha * (importance[numbers] / mean) + (1 - alpha))
+    relative = importance[numbers] / importance[numbers].max()  # their mean cannot underflow
+    relative /= np.average(relative, weights=sizes)
+    return sizes * (alpha * relative + (1 - alpha))

@@ -73,11 +73,12 @@ def token_texture(
     is_step = is_token[:, 1:] & is_token[:, :-1] & (nth[:, 1:] // window == of_window)
     n_windows = -(-n_tokens // window)
     cells = of_window.clamp(min=0)
-    sums = torch.zeros(n_rows, n_windows, device=tokens.device)
+    # float64, so that the order of a parallel sum does not reach the float32 result
+    sums = torch.zeros(n_rows, n_windows, device=tokens.device, dtype=torch.float64)
     counts = torch.zeros_like(sums)
-    sums.scatter_add_(1, cells, steps * is_step)
-    counts.scatter_add_(1, cells, is_step.float())
+    sums.scatter_add_(1, cells, (steps * is_step).double())
+    counts.scatter_add_(1, cells, is_step.double())
     has_step = counts > 0
     n_used = has_step.sum(1)
     levels = (sums / counts.clamp(min=1)).sum(1) / n_used.clamp(min=1)
-    return levels, n_used
+    return levels.float(), n_used

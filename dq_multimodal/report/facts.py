@@ -1,6 +1,7 @@
 """All that the report says, collected once: the page, the map file and the figures draw on it."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,12 @@ from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
 from dq_multimodal.report.vectors import Vectors, nearest
-from dq_multimodal.selection import BINS_FILE, SELECTION_FILE, count_left
+from dq_multimodal.selection import BINS_FILE, SCORES, SELECTION_FILE, count_left
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MAX_POINTS = {"text": 4000, "image": 3000, "none": 4000}
-SCORES = ("representativeness", "diversity", "importance")
 MAX_GROUPS = 20
 GROUP_ROWS = 4
 MAX_GALLERY_BINS = 30
@@ -98,7 +98,7 @@ class Facts:
     texts: dict[int, list[str]] = field(default_factory=dict)
     pictures: dict[int, Picture | None] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """Labels of the strata by code; empty where there is one stratum without a name."""
         labels = self.manifest.get("labels") or []

@@ -162,7 +162,10 @@ if (points) {
     }
     byId("map-count").textContent =
       number.format(shown.length) + " of " + number.format(count) + " points shown";
-    if (state.chosen >= 0 && !shown.includes(state.chosen)) choose(-1);
+    if (state.chosen >= 0 && !shown.includes(state.chosen)) {
+      isPinned = false;
+      choose(-1);
+    }
     page = 0;
     if (byId("points").open) fillTable();
     redraw();

@@ -16,8 +16,10 @@ function make(tag, text, className) {
 /* Printing: everything open, and shut again afterwards. */
 let opened = [];
 function openAll() {
-  opened = [...document.querySelectorAll("details:not([open]):not(#points)")];
-  for (const one of opened) one.open = true;
+  for (const one of document.querySelectorAll("details:not([open]):not(#points)")) {
+    one.open = true;
+    opened.push(one);
+  }
 }
 function shutAgain() {
   for (const one of opened) one.open = false;

@@ -5,8 +5,9 @@ from typing import Any
 
 from dq_multimodal.local_data import is_local, short_name
 from dq_multimodal.report.charts import line_chart, normalise, round_ticks
-from dq_multimodal.report.facts import SCORES, Facts
+from dq_multimodal.report.facts import Facts
 from dq_multimodal.report.rows import clean_name
+from dq_multimodal.selection import SCORES
 
 MAX_BIN_LINES = 200
 
@@ -92,7 +93,7 @@ def summary(facts: Facts) -> str:
     if all(pictures):
         size = f"{format_bytes(pictures[0])} → {format_bytes(pictures[1])}"
         tiles.append((size, "of image files of the kept rows"))
-    shown = "".join(f"<div><dd>{value}</dd><dt>{what}</dt></div>" for value, what in tiles)
+    shown = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for value, what in tiles)
     settings = [[escape(name), f"<code>{escape(value)}</code>"] for name, value in _settings(facts)]
     notes = [clean_name(note, 400) for note in facts.manifest.get("notes", [])]
     if facts.n_blank:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import (
+    DEFAULT_TEXT_MODEL,
+    CompressConfig,
     Importance,
     InputError,
     Representativeness,
@@ -17,6 +19,18 @@ if TYPE_CHECKING:
 
 DRAWN = ("method", "draw", "seed", "alpha", "importance")
 """What `resample` can change."""
+
+FIXED = (
+    "n_bins",
+    "similarity",
+    "representativeness",
+    "embedding",
+    "embedding_model",
+    "embeddings",
+    "text_columns",
+    "label_column",
+)
+"""What it cannot."""
 
 
 @dataclass
@@ -82,6 +96,14 @@ def select_rows(
     run = open_run(from_run)
     if pin_of(run.config["source"]) != pin_of(origin):
         raise InputError(f"the run {from_run} is of other rows than {dataset_name}")
+    plain = CompressConfig(dataset=dataset_name)
+    for name in FIXED:
+        value, made = options.get(name), getattr(run.request, name)
+        if value not in (None, DEFAULT_TEXT_MODEL, getattr(plain, name), made):
+            raise InputError(
+                f"{name} {value} was asked, and the run {from_run} was made with {made}, which "
+                "cannot be changed without an encoder"
+            )
     if options.get("drop_ratio"):
         raise InputError("from_run draws whole rows: it does not go with drop_ratio")
     drawn = {name: options[name] for name in DRAWN if name in options}

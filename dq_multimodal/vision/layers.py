@@ -1,5 +1,6 @@
 """Where to look inside an image model: its last linear layer, and a layer in the middle."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -16,7 +17,7 @@ def find_middle(net: "nn.Module") -> "nn.Module | None":
     if stages is not None:
         infos = stages if isinstance(stages, list) else stages.info
         names = [info["module"] for info in infos]
-        if names:
+        with suppress(AttributeError, IndexError):  # some of timm's nets name what is not there
             return net.get_submodule(names[(len(names) - 1) // 2])
     lists = [part for part in net.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
     longest = max(lists, key=len, default=None)

@@ -18,17 +18,16 @@ MAX_PIXELS = 2**20
 """Larger images are halved, or divided by the next whole number, until they have no more."""
 
 
-def measure_texture(images: "list[Image | None]") -> Float[ndarray, "b 2"]:
+def measure_texture(images: "list[Image]") -> Float[ndarray, "b 2"]:
     """Measure the texture level of RGB images at their own size; see `core.image_texture`.
 
     Returns:
-        Level and number of patches of each image; zeros where there is none.
+        Level and number of patches of each image.
     """
     found = np.zeros((len(images), 2), dtype=np.float32)
     by_size: dict[tuple[int, int], list[int]] = {}
     for k, image in enumerate(images):
-        if image is not None:
-            by_size.setdefault(image.size, []).append(k)
+        by_size.setdefault(image.size, []).append(k)
     for (width, height), members in by_size.items():
         divisor = 1
         while (width // divisor) * (height // divisor) > MAX_PIXELS:
@@ -36,9 +35,7 @@ def measure_texture(images: "list[Image | None]") -> Float[ndarray, "b 2"]:
         n_together = max(1, MAX_PIXELS // (width * height))
         for start in range(0, len(members), n_together):
             part = members[start : start + n_together]
-            chosen = [image for k in part if (image := images[k]) is not None]
-            if divisor > 1:
-                chosen = [image.reduce(divisor) for image in chosen]
+            chosen = [images[k].reduce(divisor) if divisor > 1 else images[k] for k in part]
             luma = np.stack([np.asarray(image) for image in chosen]) @ LUMA
             found[part] = np.stack(image_texture(luma), axis=1)
     return found

@@ -219,6 +219,31 @@ def test_print_opens_everything(browser, text_report):
         assert len(page.pdf()) > 10_000
 
 
+def test_printing_leaves_open_what_was_open(browser, text_report):
+    with Opened(browser, text_report) as page:
+        before = page.locator("details[open]").count()
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        page.emulate_media(media="print")
+        until(page, "!document.querySelector('details:not([open]):not(#points)')")
+        page.emulate_media(media="screen")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        until(page, f"document.querySelectorAll('details[open]').length === {before}")
+
+
+def test_pointing_works_after_a_held_point_was_filtered_away(browser, text_report):
+    with Opened(browser, text_report) as page:
+        points = data_of(page)["points"]
+        at = lonely_point(page)
+        page.mouse.click(*spot(page, at))
+        page.get_by_text(f"Question number {at}: why?").first.wait_for(timeout=3000)
+        others = [b for b in sorted(set(points["bin"])) if b != points["bin"][at]]
+        page.locator("#filter-bin").select_option(f"bin {others[0]}")
+        assert "Nothing chosen yet" in page.locator("#point").inner_text()
+        shown = points["bin"].index(others[0])
+        page.mouse.move(*spot(page, shown))
+        until(page, "document.querySelector('#point h3') !== null")
+
+
 def test_hostile_rows_are_text_and_nothing_else(browser, evil_report):
     with Opened(browser, evil_report) as page:
         for details in page.locator("summary").all():

@@ -19,6 +19,7 @@ from dq_multimodal.vision.classifiers import (
     read_classifier,
     save_classifier,
 )
+from dq_multimodal.vision.layers import find_middle
 from dq_multimodal.vision.models import load_image_model
 
 
@@ -95,6 +96,22 @@ def test_transformers_folders(tmp_path, kind):
             assert logits is None
     np.testing.assert_allclose(features, want, atol=1e-5)
     assert model.dimension() == 24
+
+
+def test_a_net_that_names_stages_it_does_not_have():
+    from torch import nn
+
+    class Odd(nn.Module):
+        feature_info = ({"module": "stage.0"}, {"module": "stage.1"})
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Identity(), nn.Identity(), nn.Identity()])
+
+    net = Odd()
+    net.feature_info = list(Odd.feature_info)
+    assert find_middle(net) is net.layers[1]
+    assert find_middle(nn.Linear(2, 2)) is None
 
 
 def test_folders_of_ours(small_classifier):

@@ -75,7 +75,7 @@ class CompressConfig:
         representativeness: For adq, "texture", or for text also "surprisal".
         importance: For adq, "both" scores, "representativeness" or "diversity" alone.
         norm: For adq, how a score is brought to one scale: "minmax" or "softmax-z".
-        score_rows: For adq, rows a bin that the diversity looks at; None is a tenth of the bin, at
+        score_rows: For adq, rows a bin that the diversity looks at; None is 15 % of the bin, at
             least 100 and at most 2,000.
         modality: "text" or "image"; "auto" takes images where the dataset has a column of them.
         text_columns: Columns that are embedded, in this order; None detects them.

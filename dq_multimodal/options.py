@@ -60,7 +60,7 @@ NormName = Annotated[Norm, typer.Option(help="adq: the scale of the scores.")]
 ScoreRows = Annotated[
     int | None,
     typer.Option(
-        help="adq: rows a bin that the diversity looks at.  [default: a tenth, 100 to 2,000]",
+        help="adq: rows a bin that the diversity looks at.  [default: 15 %, 100 to 2,000]",
         show_default=False,
     ),
 ]

@@ -145,7 +145,7 @@ def sample_bins(
     Args:
         members: Bin of every row; -1 leaves a row out.
         key: A number of every row, different for different rows: the lowest are taken.
-        n_rows: Rows a bin; None takes a tenth of it, at least 100 and at most 2,000.
+        n_rows: Rows a bin; None takes 15 % of it, at least 100 and at most 2,000.
 
     Returns:
         Row numbers, ascending.
@@ -154,6 +154,6 @@ def sample_bins(
     order = order[members[order] >= 0]
     picks = []
     for rows in np.split(order, np.flatnonzero(np.diff(members[order])) + 1):
-        size = min(2000, max(100, len(rows) // 10)) if n_rows is None else n_rows
+        size = min(2000, max(100, len(rows) * 3 // 20)) if n_rows is None else n_rows
         picks.append(rows[:size])
     return np.sort(np.concatenate(picks)) if picks else np.zeros(0, dtype=np.int64)

@@ -97,9 +97,9 @@ def test_a_sample_of_every_bin():
     members = np.repeat([0, 1, 2, -1], [1500, 40, 30000, 7])
     key = np.random.default_rng(0).permutation(len(members))
     picks = sample_bins(members, key)
-    assert np.bincount(members[picks]).tolist() == [150, 40, 2000]
+    assert np.bincount(members[picks]).tolist() == [225, 40, 2000]
     assert (np.diff(picks) > 0).all()
     first = np.flatnonzero(members == 0)
-    assert set(picks[members[picks] == 0]) == set(first[np.argsort(key[first])[:150]])
+    assert set(picks[members[picks] == 0]) == set(first[np.argsort(key[first])[:225]])
     assert np.bincount(members[sample_bins(members, key, 50)]).tolist() == [50, 40, 50]
     assert len(sample_bins(np.full(3, -1), np.arange(3))) == 0

@@ -28,8 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 CONFIGS = ROOT / "recipes" / "configs"
 TRAIN_RATIO = 0.98
-SCORE_ROWS = {"images": 500, "text": 509}
-"""Rows a bin that the diversity looks at: a tenth of each."""
 
 LINES: dict[str, dict[str, str]] = {
     "random": {"method": "random"},
@@ -136,7 +134,7 @@ def select_images(work: Path, classifier: str, seed: int) -> Path:
     command(
         *("-m", "dq_multimodal.cli", "compress", DATA / "cifar10" / "train-*.parquet"),
         *("--embedding-model", classifier, "--keep-ratio", 0.1, "--seed", seed),
-        *("--score-rows", SCORE_ROWS["images"], "--no-report", "--output-dir", folder),
+        *("--no-report", "--output-dir", folder),
     )
     return folder
 
@@ -148,8 +146,7 @@ def select_text(work: Path, name: str) -> Path:
     command(
         *("-m", "dq_multimodal.cli", "compress", work / "data" / "train.parquet"),
         *("--embeddings", work / "data" / "embeddings.npy", "--keep-ratio", 0.1),
-        *("--representativeness", score, "--score-rows", SCORE_ROWS["text"]),
-        *("--no-report", "--output-dir", folder),
+        *("--representativeness", score, "--no-report", "--output-dir", folder),
     )
     return folder
 

@@ -38,11 +38,13 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("runs/adq-scores"))
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/adq_scores.json")
     args = parser.parse_args()
+    import torch
+
     from dq_multimodal.training.record import device_name
 
     document: dict[str, Any] = {
         "command": " ".join(["python", "eval/adq_scores.py", *sys.argv[1:]]),
-        "device": device_name("cpu"),
+        "device": device_name(torch.device("cpu")),
         "sets": {},
     }
     for name in args.sets:

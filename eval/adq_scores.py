@@ -3,11 +3,12 @@
     python eval/adq_scores.py [--sets alpaca cifar10] [--seeds 0 1] [--classifier DIR]
         [--work_dir runs/adq-scores] [--output eval/results/adq_scores.json]
 
-Reads the folder of real data (DQ_TEST_DATA, default ../shared/data): all of Alpaca, embedded by
-the default sentence encoder, and all of CIFAR-10, embedded by `--classifier`, a folder made by
-recipes/train_extractor.py. Bins do not depend on the seed; the sample of rows, their views and
-the discriminator do. For every pair of seeds the rank correlation (Spearman) of the bins' scores
-is given. The cost is measured side by side on the first 10,000 rows: the embedding stage alone,
+Reads the folder of real data (DQ_TEST_DATA, default ../shared/data): all of Alpaca, binned by its
+ready embeddings and scored by the default sentence encoder, and all of CIFAR-10, embedded by
+`--classifier`, a folder made by recipes/train_extractor.py. Bins do not depend on the seed; the
+sample of rows, their views and the discriminator do, and with ready embeddings the texture, which
+then comes from the sampled rows alone. For every pair of seeds the rank correlation (Spearman) of
+the bins' scores is given. The cost is measured side by side on the first 10,000 rows: the embedding stage alone,
 then the same with middle features and texture, and the scores. Goes on where it was interrupted.
 """
 
@@ -86,7 +87,8 @@ def load(name: str, classifier: str) -> tuple[Any, Any]:
         sys.exit(2)
     dataset = load_dataset("parquet", data_files=str(DATA / files), split="train")
     model = {"alpaca": None, "cifar10": classifier}[name]
-    return dataset, CompressConfig(dataset=name, embedding_model=model)
+    ready = {"alpaca": str(DATA / "alpaca_minilm_f16.npy"), "cifar10": None}[name]
+    return dataset, CompressConfig(dataset=name, embedding_model=model, embeddings=ready)
 
 
 def score(dataset: Any, request: Any, work: Path, seed: int) -> dict[str, Any]:
@@ -106,7 +108,10 @@ def score(dataset: Any, request: Any, work: Path, seed: int) -> dict[str, Any]:
     asked = adapter.describe_model()
     if result.is_file() and (known := json.loads(result.read_text()))["asked"] == asked:
         return known
-    embedding.embed_rows(adapter, work, request.batch_size)
+    if request.embeddings is not None:
+        embedding.copy_embeddings(request.embeddings, dataset, request.split, work)
+    else:
+        embedding.embed_rows(adapter, work, request.batch_size)
     strata, _ = read_strata(dataset, label_column_of(adapter, request))
     bins = bin_rows(embedding.open_embeddings(work), strata, "dq", request.n_bins, "cosine")
     started = time.perf_counter()
@@ -148,6 +153,7 @@ def measure_cost(dataset: Any, request: Any, work: Path) -> dict[str, Any]:
     if result.is_file() and (known := json.loads(result.read_text()))["asked"] == model:
         return known
     rows = dataset.select(range(min(COST_ROWS, len(dataset))))
+    request = replace(request, embeddings=None)
     seconds: dict[str, float] = {}
     for name, method in (("embed", "dq"), ("embed_and_look", "adq")):
         shutil.rmtree(work, ignore_errors=True)

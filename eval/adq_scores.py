@@ -8,8 +8,9 @@ ready embeddings and scored by the default sentence encoder, and all of CIFAR-10
 `--classifier`, a folder made by recipes/train_extractor.py. Bins do not depend on the seed; the
 sample of rows, their views and the discriminator do, and with ready embeddings the texture, which
 then comes from the sampled rows alone. For every pair of seeds the rank correlation (Spearman) of
-the bins' scores is given. The cost is measured side by side on the first 10,000 rows: the embedding stage alone,
-then the same with middle features and texture, and the scores. Goes on where it was interrupted.
+the bins' scores is given. The cost is measured side by side on the first 10,000 rows: the
+embedding stage alone, then the same with middle features and texture, and the scores. Goes on
+where it was interrupted.
 """
 
 import argparse

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
-from dq_multimodal.core.graph_cut import greedy_picks, prepare_rows
+from dq_multimodal.core.graph_cut import GraphCut
+from dq_multimodal.core.rows import RowSource
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,15 @@ def make_bins(
     )
     for code in range(int(codes.max()) + 1):
         members = np.flatnonzero(codes == code)
-        rows, unit = prepare_rows(values[members], similarity, n_left)
+        source = RowSource(values, None if len(members) == n_rows else members, similarity, n_left)
+        greedy = GraphCut(source, similarity)
         for b in range(min(int(n_bins), len(members))):
-            size = -(-len(members) // (int(n_bins) - b))
-            picks, gains = greedy_picks(rows, size, similarity, on_picks)
+            size = -(-greedy.n_left // (int(n_bins) - b))
+            picks, gains = greedy.pick(size, on_picks)
             bins.bin[members[picks]] = b
             bins.rank[members[picks]] = np.arange(size)
             with np.errstate(over="ignore"):  # of rows near the end of the float64 range
-                bins.gain[members[picks]] = gains * unit * unit
-            left = np.ones(len(members), dtype=bool)
-            left[picks] = False
-            rows, members = rows[left], members[left]
+                bins.gain[members[picks]] = gains * source.unit * source.unit
     return bins
 
 

@@ -50,10 +50,6 @@ class PlainRows:
         """Give the rows as a matrix."""
         return self.rows
 
-    def narrow(self) -> "PlainRows":
-        """Round to float32."""
-        return PlainRows(self.rows.astype(np.float32))
-
     def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "d m"]:
         """Give the sums of all rows, each times its weight."""
         return self.rows.T @ weights
@@ -102,10 +98,6 @@ class OuterProducts:
     def flat(self) -> Float[ndarray, "n kd"]:
         """Multiply the products out."""
         return np.einsum("ni,nj->nij", self.left, self.right).reshape(self.shape)
-
-    def narrow(self) -> "OuterProducts":
-        """Round the factors to float32."""
-        return OuterProducts(self.left.astype(np.float32), self.right.astype(np.float32))
 
     def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "kd m"]:
         """Give the sums of all products, each times its weight."""
@@ -167,11 +159,12 @@ class RowSource:
                 spread = self._move_to_mean()
                 is_light = is_light and self.offset <= 10 * spread
             self.is_light = is_light and _lie_within([self.unit], LIGHT)
+        self.rounding = 2 * (self.n_columns + 8) * 2.0 ** (-24 if self.is_light else -53)
 
     def __len__(self) -> int:
         return self.n_rows
 
-    def raw(self, numbers: Any) -> ndarray:
+    def read(self, numbers: Any) -> ndarray:
         """Read rows as they were given; `numbers` indexes the members."""
         return self.values[numbers if self.members is None else self.members[numbers]]
 
@@ -182,50 +175,51 @@ class RowSource:
 
     def take(self, numbers: Any) -> Rows:
         """Read rows and prepare them, in float64."""
-        rows = np.array(self.raw(numbers), dtype=np.float64)
-        made = [self._prepare(rows[:, part], k, numbers) for k, part in enumerate(self.parts)]
+        return self.prepare(self.read(numbers), numbers)
+
+    def prepare(self, given: ndarray, numbers: Any) -> Rows:
+        """Scale or centre rows that were read, in float64."""
+        wide = given.astype(np.float64)
+        made = [self._prepare(wide[:, part], k, numbers) for k, part in enumerate(self.parts)]
         return OuterProducts(*made) if self.n_left else PlainRows(made[0])
 
-    def screen(
-        self, numbers: Int[ndarray, " b"], vector: Float[ndarray, " d"]
-    ) -> tuple[Float[ndarray, " b"], float]:
-        """Work out the inner products of rows with a vector, in float32 where that is safe.
+    def _prepare(self, rows: Float[ndarray, "b d"], k: int, numbers: Any) -> Float[ndarray, "b d"]:
+        if not self.is_cosine:
+            return rows / self.units[k] - self.mean
+        factors = self.factors[k]
+        return unit_rows(rows) if factors is None else rows * factors[numbers][:, None]
 
-        Args:
-            numbers: Which rows, ascending.
-            vector: What to multiply them with.
+    def multiply(
+        self, given: ndarray, numbers: Any, vectors: Float[ndarray, "d *t"]
+    ) -> Float[ndarray, "b *t"]:
+        """Multiply rows that were read with vectors, in float32 where that is safe.
 
-        Returns:
-            The inner products, and their error, at most: this times (norm of the row + offset).
+        A product is off by at most `rounding` x (norm of the row + offset) x norm of the vector.
         """
+        if not self.is_light:
+            return self.prepare(given, numbers) @ vectors
+        found = given.astype(np.float32, copy=False) @ vectors.astype(np.float32)
+        if not self.is_cosine:
+            return found / self.unit - self.mean @ vectors
+        factors = self.factors[0][numbers]
+        return found * (factors if vectors.ndim == 1 else factors[:, None])
+
+    def screen(self, numbers: Int[ndarray, " b"], vector: Float[ndarray, " d"]) -> Float[ndarray, " b"]:
+        """Read rows block by block and multiply them with a vector; see `multiply`."""
         made = np.empty(len(numbers))
-        narrow = vector.astype(np.float32)
         for start in range(0, len(numbers), self.block_rows):
             part: Any = numbers[start : start + self.block_rows]
             if part[-1] - part[0] == len(part) - 1:
                 part = slice(int(part[0]), int(part[-1]) + 1)  # read in place
-            if not self.is_light:
-                found = self.take(part) @ vector
-            elif self.is_cosine:
-                found = (self.raw(part).astype(np.float32, copy=False) @ narrow) * self.factors[0][part]
-            else:
-                found = self.raw(part).astype(np.float32, copy=False) @ narrow
-                found = found / self.unit - self.mean @ vector
-            made[start : start + len(found)] = found
-        rounding = 2.0**-24 if self.is_light else 2.0**-53
-        return made, 2 * (self.n_columns + 4) * rounding * float(np.linalg.norm(vector))
-
-    def _prepare(self, rows: Float[ndarray, "b d"], k: int, numbers: Any) -> Float[ndarray, "b d"]:
-        if self.is_cosine:
-            factors = self.factors[k]
-            return unit_rows(rows) if factors is None else rows * factors[numbers][:, None]
-        return rows / self.units[k] - self.mean
+            given = self.read(part)
+            made[start : start + len(given)] = self.multiply(given, part, vector)
+        return made
 
     def _inverse_norms(self, part: slice) -> Float[ndarray, " n"] | None:
         """Give what makes every row a unit; None where some norm is extreme."""
         factors = np.empty(self.n_rows)
         for span in self.spans():
-            rows = np.array(self.raw(span)[:, part], dtype=np.float64)
+            rows = np.array(self.read(span)[:, part], dtype=np.float64)
             with np.errstate(over="ignore", under="ignore"):
                 norms = np.sqrt(_squares(rows))
             norms[(norms == 0) & ~rows.any(axis=1)] = np.inf
@@ -235,7 +229,7 @@ class RowSource:
         return factors
 
     def _power_of_two(self, part: slice) -> float:
-        spans = (self.raw(span)[:, part] for span in self.spans())
+        spans = (self.read(span)[:, part] for span in self.spans())
         largest = max(float(np.abs(block).max(initial=0.0)) for block in spans)
         return float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
 
@@ -243,7 +237,7 @@ class RowSource:
         """Find the mean; gives the root mean square of the rows around it."""
         total, squares = np.zeros(self.values.shape[1]), 0.0
         for span in self.spans():
-            block = np.array(self.raw(span), dtype=np.float64) / self.unit
+            block = np.array(self.read(span), dtype=np.float64) / self.unit
             total += block.sum(axis=0)
             squares += float(_squares(block).sum())
         self.mean = total / self.n_rows
@@ -275,7 +269,7 @@ def find_equal(source: RowSource) -> tuple[Int[ndarray, " firsts"], Int[ndarray,
     odd = np.random.default_rng(0).integers(0, 2**63, n_columns, dtype=np.uint64) * 2 + 1
     hashes = np.empty(n_rows, dtype=np.uint64)
     for span in source.spans():
-        bits = (np.ascontiguousarray(source.raw(span)) + 0).view(kind)  # + 0: no negative zeros
+        bits = (np.ascontiguousarray(source.read(span)) + 0).view(kind)  # + 0: no negative zeros
         hashes[span] = np.einsum("ij,j->i", bits, odd)
     order = np.argsort(hashes, kind="stable")
     is_same = hashes[order[1:]] == hashes[order[:-1]]
@@ -283,7 +277,7 @@ def find_equal(source: RowSource) -> tuple[Int[ndarray, " firsts"], Int[ndarray,
         return np.arange(n_rows), None
     follows = np.flatnonzero(is_same)
     for part in np.array_split(follows, -(-len(follows) // source.block_rows)):
-        pairs = source.raw(order[part]) == source.raw(order[part + 1])
+        pairs = source.read(order[part]) == source.read(order[part + 1])
         is_same[part] = pairs.all(axis=1)
     next_equal = np.full(n_rows, -1)
     next_equal[order[:-1][is_same]] = order[1:][is_same]

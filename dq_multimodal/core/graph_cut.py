@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
-from dq_multimodal.core.pool import POOL_ROWS, RING_ROWS, Pool
+from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, Level
+from dq_multimodal.core.pool import POOL_ROWS, Pool
 from dq_multimodal.core.rows import RowSource, find_equal
 
 TIE_WIDTH = 1e-9
@@ -80,7 +81,6 @@ class GraphCut:
         self.norms = np.sqrt(squares)
         across = np.maximum(across, 0.0) + 1e-15 * squares  # more than rounding takes from it
         self.slack = self.factor * np.sqrt(across)
-        self.ring_size = RING_ROWS
 
     def pick(
         self, n_picks: int, on_picks: Callable[[int], object] | None = None
@@ -104,10 +104,12 @@ class GraphCut:
         self.picked, self.gains = np.empty(n_picks, dtype=np.int64), np.empty(n_picks)
         self.picked_squares = np.zeros(n_picks)
         self.done = 0
-        ring = None
+        self.n_levels = 2 if self.n_left <= 2 * RING_ROWS else 3
+        size = max(RING_ROWS, 16 * int(self.n_left**0.5)) if self.n_levels == 3 else NEAR_ROWS
+        levels = [Level(self, None, size)]
         while self.done < n_picks:
             before = self.done
-            ring = Pool(self, ring).run()
+            Pool(self, levels).run()
             if on_picks is not None:
                 on_picks(self.done - before)
         if not self.is_cosine:
@@ -158,7 +160,7 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
     do not depend on them, only the time they take.
     """
     n_rows, n_columns = len(source), source.n_columns
-    size = min(DIRECTIONS, -(-n_columns // 8), max(1, 2**22 // n_columns))
+    size = min(DIRECTIONS, -(-n_columns // 4), max(1, 2**22 // n_columns))
     if n_rows <= POOL_ROWS:
         return np.zeros((n_columns, 0))
     sample = source.take(np.arange(0, n_rows, -(-n_rows // SAMPLE_ROWS)))

@@ -1,4 +1,4 @@
-"""Which rows a greedy run has to look at: a pool that is exact, a ring around it, all others."""
+"""The pool of a greedy run: the rows that are exact, and whether their picks stand."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
 from dq_multimodal.core.rows import Rows
 
 if TYPE_CHECKING:
@@ -15,147 +16,50 @@ MARGIN = 1.01
 """A row more than this many tie widths below the best can neither win nor tie: the hundredth is
 far above what rounding does to a gain."""
 
-POOL_ROWS, RING_ROWS = 256, 4096
-"""Rows among which picks are made, and rows from which such pools are drawn; at least."""
+POOL_ROWS = 256
+"""Rows among which picks are made; at least."""
 
 MAX_POOL_ROWS = 4096
 """Where more rows than this may tie, they are picked one by one."""
 
-RUN_PICKS = 32
-"""Picks that are made in a pool before the rows outside are looked at."""
-
 MAX_ENDANGERED = 1024
 """With more rows than this to look at, the bounds have grown wide: a new pool is drawn."""
 
-NEVER = -1e300
-"""Gain of a row that is used up; finite, so that nothing comes of it but itself."""
-
-
-class Ring:
-    """The rows with the highest gains when it was drawn, and a bound of all others.
-
-    Args:
-        cut: The greedy run.
-        least: Rows with a bound of at least this are in the ring, however many there are.
-
-    Attributes:
-        rows: Places of the rows among the rows left.
-        given: The rows as they were given, and `numbers` their row numbers.
-        picks: Picks made since it was drawn.
-        is_spent: Whether the others have come too near.
-    """
-
-    def __init__(self, cut: "GraphCut", least: float) -> None:
-        self.cut, self.picks, self.is_spent = cut, 0, False
-        self.across = cut.across(cut.sum)
-        open_rows = np.flatnonzero(cut.numbers >= 0)
-        found = cut.source.screen(cut.numbers[open_rows], self.across)
-        found += cut.rounding(self.across) * (cut.norms[open_rows] + cut.source.offset)
-        self.others = np.full(len(cut.numbers), NEVER)
-        self.others[open_rows] = cut.factor * found
-        bounds = self._bound(cut.sum, cut.done)
-        self.rows = open_rows
-        if len(open_rows) > cut.ring_size:
-            least = min(least, np.partition(bounds, -cut.ring_size)[-cut.ring_size])
-            self.rows = open_rows[bounds[open_rows] >= least]
-        self.others[self.rows] = bounds[self.rows] = NEVER
-        self._refer(bounds, cut.sum, cut.done)
-        self.numbers = cut.numbers[self.rows]
-        self.given = cut.source.read(self.numbers)
-        self.followed = cut.followed[self.rows].astype(np.float64)
-        self.slack, self.norms, self.squares = (
-            values[self.rows] for values in (cut.slack, cut.norms, cut.squares)
-        )
-
-    def _bound(self, now: Float[ndarray, " d"], done: int) -> Float[ndarray, " n"]:
-        """Bound the gains of all others at some W."""
-        cut = self.cut
-        along = cut.along(now)
-        bounds = (cut.followed @ along.astype(np.float32)).astype(np.float64)
-        bounds += self.others
-        bounds += float(np.linalg.norm(cut.across(now) - self.across)) * cut.slack
-        bounds += (len(along) + 8) * 2.0**-23 * float(np.linalg.norm(along)) * cut.widest
-        if not cut.is_cosine:
-            bounds += cut.tilt(done) * cut.squares
-        return bounds
-
-    def _refer(self, bounds: Float[ndarray, " n"], now: Float[ndarray, " d"], done: int) -> None:
-        self.most, self.then, self.done_then = float(bounds.max()), now, done
-
-    def count_safe(
-        self, sums: Float[ndarray, "t d"], done: int, lines: Float[ndarray, " t"]
-    ) -> int:
-        """Count the picks before the first at which a row that is not in the ring might matter.
-
-        Args:
-            sums: W before each pick.
-            done: Picks before the first of them.
-            lines: Of each pick, the gain below which a row does not matter.
-        """
-        if self.most <= NEVER / 2:
-            return len(lines)
-        n_safe = self._count_safe(sums, done, lines)
-        if n_safe < len(lines) and done > self.done_then:
-            self._refer(self._bound(sums[0], done), sums[0], done)
-            n_safe = self._count_safe(sums, done, lines)
-        self.is_spent = n_safe < min(len(lines), RUN_PICKS // 2)
-        return n_safe
-
-    def _count_safe(
-        self, sums: Float[ndarray, "t d"], done: int, lines: Float[ndarray, " t"]
-    ) -> int:
-        """Count them by the way that W went since the bounds were worked out."""
-        cut = self.cut
-        drift = cut.factor * cut.widest * np.linalg.norm(sums - self.then, axis=1)
-        if not cut.is_cosine:
-            drift += 2 * (done - self.done_then + np.arange(len(lines))) * cut.widest**2
-        is_bad = self.most + drift >= lines
-        return int(is_bad.argmax()) if is_bad.any() else len(lines)
-
 
 class Pool:
-    """The best rows of a ring, exact in float64, and what bounds the others of the ring.
+    """The best rows of the innermost level, exact in float64.
 
     Args:
         cut: The greedy run.
-        ring: The ring of the last pool; None draws a new one.
+        levels: From all rows to those near the best; spent ones are drawn anew in this list.
     """
 
-    def __init__(self, cut: "GraphCut", ring: Ring | None) -> None:
-        self.cut, self.sum, self.start = cut, cut.sum, cut.done
-        self.across = cut.across(cut.sum)
+    def __init__(self, cut: "GraphCut", levels: list[Level]) -> None:
+        self.cut, self.levels, self.sum, self.start = cut, levels, cut.sum, cut.done
         self.is_single = self.is_overtaken = False
         least = np.inf
         while True:
-            if ring is None or ring.is_spent:
-                if ring is not None and ring.picks < 4 * RUN_PICKS:
-                    cut.ring_size = min(2 * cut.ring_size, len(cut.numbers))
-                ring = Ring(cut, least)
-            self.ring = ring
-            self._bound()
+            depth = next((k for k, level in enumerate(levels[:-1]) if level.is_spent), None)
+            if depth is not None or len(levels) == 1:
+                del levels[(depth or 0) + 1 :]
+                while len(levels) < cut.n_levels:
+                    levels.append(levels[-1].draw(least))
+            self.near = levels[-1]
+            self.near.look()
+            self.base = self.near.bound(cut.sum, cut.done)
             self._choose()
             line = float(self.gains.max()) - MARGIN * cut.tie
-            if ring.count_safe(cut.sum[None], cut.done, np.array([line])):
+            limits = np.array([line])
+            if all(level.count_safe(cut.sum[None], cut.done, limits) for level in levels[:-1]):
                 break
-            ring.is_spent, least = True, line
-        self.rest[self.places] = self.base[self.places] = NEVER
-
-    def _bound(self) -> None:
-        """Bound the gains of all rows of the ring: `rest` is what they owe to W across."""
-        cut, ring = self.cut, self.ring
-        along = cut.along(cut.sum)
-        found = cut.source.multiply(ring.given, ring.numbers, self.across)
-        rest = found + cut.rounding(self.across) * (ring.norms + cut.source.offset)
-        rest += 2.0**-22 * float(np.linalg.norm(along)) * ring.norms  # float32 coordinates
-        rest *= cut.factor
-        rest[cut.numbers[ring.rows] < 0] = NEVER
-        self.rest = rest
-        self.base = ring.followed @ along + rest
+            least = line
+        self.base -= cut.tilt(cut.done) * self.near.squares
+        self.near.rest[self.places] = self.base[self.places] = NEVER
 
     def _choose(self) -> None:
         """Take the rows of the highest bounds, and all others that might be the best or tie."""
-        cut, ring = self.cut, self.ring
-        bounds = self.base + cut.tilt(cut.done) * ring.squares
+        cut, near = self.cut, self.near
+        bounds = self.base
         places = highest(bounds, POOL_ROWS)
         while True:
             self._take(places)
@@ -175,17 +79,17 @@ class Pool:
             self._take(places[start : start + step])
             gains[start : start + step] = self.gains
         tied = np.flatnonzero(gains >= gains.max() - self.cut.tie)
-        at = tied[np.argmin(self.cut.numbers[self.ring.rows[places[tied]]])]
+        at = tied[np.argmin(self.cut.numbers[self.near.rows[places[tied]]])]
         self._take(places[at : at + 1])
         self.is_single = True
 
     def _take(self, places: Int[ndarray, " b"]) -> None:
-        """Widen some rows of the ring, and work out their gains."""
-        ring = self.ring
+        """Widen some rows of the level, and work out their gains."""
+        near = self.near
         self.places = places
-        self.numbers = self.cut.numbers[ring.rows[places]]
-        self.squares = ring.squares[places]
-        self.block: Rows = self.cut.source.prepare(ring.given[places], ring.numbers[places])
+        self.numbers = self.cut.numbers[near.rows[places]]
+        self.squares = near.squares[places]
+        self.block: Rows = self.cut.source.prepare(near.given[places], near.numbers[places])
         self._weigh()
 
     def _weigh(self) -> None:
@@ -196,9 +100,9 @@ class Pool:
             self.gains += cut.tilt(cut.done) * self.squares
         self.gains[self.numbers < 0] = NEVER
 
-    def run(self) -> Ring:
-        """Pick until a row outside might have won or tied; gives the ring for the next pool."""
-        cut, ring = self.cut, self.ring
+    def run(self) -> None:
+        """Pick until a row outside might have won or tied."""
+        cut, near = self.cut, self.near
         longest = max(1, min(RUN_PICKS, 2**22 // cut.source.n_columns))
         while True:
             n_most = 1 if self.is_single else min(longest, cut.n_picks - cut.done)
@@ -208,15 +112,16 @@ class Pool:
                 self.numbers[at] = number
             cut.keep(numbers[:kept], gains[:kept], self.squares[taken[:kept]])
             cut.sum = cut.sum - 2 * self.block[taken[:kept]].sum()
-            ring.picks += kept
-            is_over = self.is_single or self.is_overtaken or ring.is_spent
+            for level in self.levels:
+                level.picks += kept
+            is_over = self.is_single or self.is_overtaken
+            is_over |= any(level.is_spent for level in self.levels[:-1])
             is_over |= cut.done == cut.n_picks or len(taken) < n_most
             if is_over or n_endangered > MAX_ENDANGERED:
                 break
             if kept < len(taken):
                 self._weigh()
-        cut.numbers[ring.rows[self.places]] = self.numbers
-        return ring
+        cut.numbers[near.rows[self.places]] = self.numbers
 
     def _speculate(self, n_most: int) -> tuple[list[int], list[int], list[float], list[float]]:
         """Make picks in the pool alone.
@@ -254,15 +159,18 @@ class Pool:
         """Count the picks before the first at which a row outside might have won or tied.
 
         Returns:
-            That number, and how many rows of the ring had to be looked at.
+            That number, and how many rows of the level had to be looked at.
         """
-        cut, ring, limits = self.cut, self.ring, np.array(lines)
+        cut, near, limits = self.cut, self.near, np.array(lines)
         self.is_overtaken = False
         is_first = cut.done == self.start  # then the pool was drawn so that its first pick stands
         steps = self.block[taken].flat()
         gone = np.cumsum(steps, axis=0) - steps
         sums = cut.sum - 2 * gone
-        kept = max(ring.count_safe(sums, cut.done, limits), int(is_first))
+        kept = len(lines)
+        for level in self.levels[:-1]:
+            kept = level.count_safe(sums[:kept], cut.done, limits[:kept]) if kept else 0
+        kept = max(kept, int(is_first))
         sums, limits = sums[:kept], limits[:kept]
         if not kept:
             return 0, 0
@@ -270,15 +178,17 @@ class Pool:
         places = self._find_endangered(sums, limits, tilts)
         if not len(places):
             return kept, 0
-        n_endangered, part = len(places), slice(None) if 2 * len(places) > len(ring.rows) else places
+        n_endangered, part = len(places), slice(None) if 2 * len(places) > len(near.rows) else places
         ways = sums - self.sum
-        moves = cut.source.multiply(ring.given[part], ring.numbers[part], ways.T)
-        error = cut.rounding(ways) * (ring.norms[part] + cut.source.offset)
-        missing = limits - (self.base[part] + cut.factor * error)[:, None]
+        gains = cut.source.multiply(near.given[part], near.numbers[part], ways.T)
+        error = cut.rounding(ways) * (near.norms[part] + cut.source.offset)
+        start = self.base[part] + cut.factor * error
         if not cut.is_cosine:
-            missing -= tilts * ring.squares[part, None]
-            moves *= cut.factor
-        is_bad = (moves >= missing).any(axis=0)
+            gains *= cut.factor
+            gains += np.outer(near.squares[part], tilts)
+        sizes = np.abs(start[start > NEVER / 2]).max(initial=0.0) + np.abs(gains).max()
+        gains += np.maximum(start, -1e30)[:, None]
+        is_bad = gains.max(axis=0) + 2.0**-21 * sizes >= limits
         is_bad[0] &= not is_first
         self.is_overtaken = bool(is_bad.any())
         return int(is_bad.argmax()) if self.is_overtaken else kept, n_endangered
@@ -286,27 +196,27 @@ class Pool:
     def _find_endangered(
         self, sums: Float[ndarray, "t d"], limits: Float[ndarray, " t"], tilts: Float[ndarray, " t"]
     ) -> Int[ndarray, " k"]:
-        """Find the rows of the ring whose bound reaches the line on the way of W.
+        """Find the rows of the level whose bound reaches the line on the way of W.
 
         The bound of a row at both ends of the way bounds it in between, but for what the way and
         the lines bend.
         """
-        cut, ring = self.cut, self.ring
+        cut, near = self.cut, self.near
         along, across = cut.along(sums), cut.across(sums)
-        moved = float(np.linalg.norm(across - self.across, axis=1).max())
+        moved = float(np.linalg.norm(across - near.across, axis=1).max())
         part = np.linspace(0, 1, len(sums))
         straight = along[0] + part[:, None] * (along[-1] - along[0])
         bend = float(np.linalg.norm(along - straight, axis=1).max())
-        bend += 2.0**-23 * float(np.linalg.norm(along, axis=1).max())  # float32 coordinates
+        bend += near.rounding(along)
         sag = float((limits[0] + part * (limits[-1] - limits[0]) - limits).max())
-        ends = ring.followed @ along[[0, -1]].T
+        ends = near.followed @ along[[0, -1]].T
         if not cut.is_cosine:
-            ends += ring.squares[:, None] * tilts[[0, -1]]
+            ends += near.squares[:, None] * tilts[[0, -1]]
         ends -= limits[[0, -1]]
         bounds = ends.max(axis=1)
-        bounds += self.rest
-        bounds += moved * ring.slack
-        bounds += bend * ring.norms
+        bounds += near.rest
+        bounds += moved * near.slack
+        bounds += bend * near.norms
         return np.flatnonzero(bounds >= -sag)
 
 

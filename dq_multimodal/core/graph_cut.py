@@ -172,3 +172,15 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
         basis = np.linalg.qr(turned)[0]
         turned = sample.weighted(sample @ basis)
     return basis
+
+
+def count_working_bytes(n_rows: int, n_columns: int) -> int:
+    """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
+
+    About 4 k + 150 bytes a row, k being the number of followed directions (at most 32), and what
+    the two inner levels and the blocks hold, which grows with the square root of n.
+    """
+    n_directions = min(DIRECTIONS, -(-n_columns // 4))
+    n_inner = min(n_rows, 2 * max(RING_ROWS, 16 * int(n_rows**0.5)))
+    of_rows = n_rows * (4 * n_directions + 150)
+    return of_rows + n_inner * (12 * n_columns + 8 * n_directions + 100) + 2**27

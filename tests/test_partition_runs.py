@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from fake_hub import FakeHub
 
 from dq_multimodal import CompressConfig, InputError, Run, compress, verify
 from dq_multimodal.config import count_parts
@@ -58,9 +59,6 @@ def test_the_command_line_from_end_to_end(cli, data):
     ranked = order_rows(bins, draw="rank")
     np.testing.assert_array_equal(Run(data / "small").order, ranked)
     assert cli("verify", "small").stdout.count("passed") == 3
-    assert (
-        "already complete" in cli(*ASKED, "--partition", "kmeans:3", "--output-dir", "run").stdout
-    )
     refused = cli(*ASKED, "--partition", "kmeans:4", "--output-dir", "run", code=2)
     assert "partition 'kmeans:3' there, 'kmeans:4' asked" in refused.stderr
 
@@ -105,27 +103,65 @@ def test_the_report_shows_parts(data):
     assert points["label"] == [f"part {code}" for code in codes]
 
 
+def test_adq_scores_bins_over_all_parts(data, small_encoder):
+    options = {"embeddings": None, "method": "adq", "embedding_model": str(small_encoder)}
+    run = compressed(data, "run", partition="kmeans:3", n_bins=4, **options)
+    assert run.bins.stratum.max() == 2
+    table = pq.read_table(run.path / "bins.parquet").to_pandas()
+    assert (table.groupby("bin").importance.nunique() == 1).all()
+    assert [check.result for check in verify(run)] == ["passed"] * 4
+    plain = run.resample(0.2, method="dq", output_dir=data / "dq")
+    np.testing.assert_array_equal(
+        run.resample(0.2, alpha=0.0, output_dir=data / "zero").order, plain.order
+    )
+
+
+def test_the_hub_round_trip(cli, data):
+    with FakeHub() as hub:
+        env = hub.env(data)
+        pushed = ("--output-dir", "run", "--push-to-hub", "me/parts")
+        cli(*ASKED, "--partition", "kmeans:3", *pushed, env=env)
+        cli("resample", "me/parts", "--keep-ratio", "0.1", "--output-dir", "small", env=env)
+        assert cli("verify", "me/parts", env=env).stdout.count("passed") == 3
+    run = Run(data / "run")
+    np.testing.assert_array_equal(Run(data / "small").order, run.order)
+    np.testing.assert_array_equal(Run(data / "small").bins.stratum, run.bins.stratum)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--partition kmeans:0", "partition must be none, kmeans or kmeans:K with K of at least 1"),
-        ("--partition kmeans:", "got 'kmeans:'"),
-        ("--partition faiss:3", "got 'faiss:3'"),
         ("--partition kmeans:241", "partition must be of at most the 240 rows, got kmeans:241"),
         ("--partition kmeans:2 --label-column kind", "kind makes strata already"),
-        ("--partition kmeans:2 --embedding gradients", "gradients are outer products"),
     ],
 )
-def test_bad_partitions_are_one_line(cli, data, flags, message):
+def test_partitions_that_do_not_fit_the_rows_are_one_line(cli, data, flags, message):
     done = cli(*ASKED, *flags.split(), code=2)
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
+
+
+def test_gradients_are_refused():
+    with pytest.raises(InputError, match="gradients are outer products"):
+        CompressConfig("x", partition="kmeans:2", embedding="gradients")
 
 
 def test_numbers_of_parts():
     sizes = (1, 50_000, 50_001, 1_000_000, 2_000_001)
     assert [count_parts("kmeans", n) for n in sizes] == [1, 1, 2, 20, 41]
     assert count_parts("kmeans:7", 7) == 7
-    for bad in ("kmeans:-1", "kmeans:1.5", "kmeans:" + "9" * 5000, "", 3, "kmeans:\u0663"):
+    for bad in (
+        "kmeans:",
+        "kmeans:0",
+        "faiss:3",
+        "kmeans:-1",
+        "kmeans:1.5",
+        "kmeans:" + "9" * 5000,
+        "",
+        3,
+        "kmeans:\u0663",
+    ):
         with pytest.raises(InputError, match="partition must be none, kmeans or kmeans:K"):
             CompressConfig("x", partition=bad)

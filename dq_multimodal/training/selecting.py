@@ -17,8 +17,8 @@ from dq_multimodal.config import (
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
-DRAWN = ("method", "draw", "seed", "alpha", "importance")
-"""What `resample` can change."""
+DRAWN = ("method", "draw", "seed")
+"""What `resample` can change; of adq also how its bins are weighed."""
 
 FIXED = (
     "n_bins",
@@ -106,5 +106,6 @@ def select_rows(
             )
     if options.get("drop_ratio"):
         raise InputError("from_run draws whole rows: it does not go with drop_ratio")
-    drawn = {name: options[name] for name in DRAWN if name in options}
+    names = (*DRAWN, "alpha", "importance") if options.get("method", "adq") == "adq" else DRAWN
+    drawn = {name: options[name] for name in names if name in options}
     return resample(run, options["keep_ratio"], output_dir=folder, **drawn)

@@ -54,6 +54,7 @@ def compress(
     embeddings: options.Embeddings = None,
     similarity: options.SimilarityName = "cosine",
     n_bins: options.BinCount = 10,
+    partition: options.PartitionName = "none",
     batch_size: options.BatchSize = 64,
     drop_ratio: options.DropRatio = "0",
     patch_size: options.PatchSize = None,

@@ -97,6 +97,14 @@ EmbeddingKind = Annotated[
 Embeddings = Annotated[str | None, typer.Option(help="Ready embeddings: FILE.npy, or a column.")]
 SimilarityName = Annotated[Similarity, typer.Option(help="Similarity of the bins.")]
 BinCount = Annotated[int, typer.Option(help="Number of bins.")]
+PartitionName = Annotated[
+    str,
+    typer.Option(
+        metavar="none|kmeans|kmeans:K",
+        help="For very many rows without labels: bins in each of K parts of similar rows; "
+        "kmeans alone takes ceil(rows / 50,000).",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Rows through the encoder together.")]
 DropRatio = Annotated[
     str, typer.Option(metavar="RATIO", help="Share of the patches of kept images to drop, [0, 1).")

@@ -13,6 +13,7 @@ from dq_multimodal.config import (
     CompressConfig,
     InputError,
     count_kept,
+    count_parts,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
 from dq_multimodal.patch_records import (
@@ -41,6 +42,7 @@ from dq_multimodal.selection import (
     bins_kind,
     count_left,
     order_by_method,
+    part_rows,
     read_kept,
     read_strata,
     write_selection,
@@ -103,6 +105,13 @@ def compress(
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
         label_column = label_column_of(adapter, request)
+        if request.partition is not None:
+            count_parts(request.partition, n_rows)
+            if label_column is not None:
+                raise InputError(
+                    f"partition is for rows without labels, and {label_column} makes strata "
+                    "already: leave out one of them (--label-column none)"
+                )
         strata, labels = read_strata(source.dataset, label_column)
         config = make_config(request, source, adapter, label_column)
         has_report = not report or (target / REPORT_FILE).exists()
@@ -151,8 +160,12 @@ def compress(
             if is_due:
                 bins = one_bin(strata)
                 if config["bins"] != "none":
+                    embedded = embedding.open_embeddings(target)
+                    if request.partition is not None:
+                        strata, labels = part_rows(embedded, request.partition, request.similarity)
+                        manifest["labels"] = labels
                     bins = bin_rows(
-                        embedding.open_embeddings(target),
+                        embedded,
                         strata,
                         config["bins"],
                         request.n_bins,
@@ -164,7 +177,9 @@ def compress(
                     n_left = count_left(config, "scoring" if request.embeddings else "embedding")
                     scores = _score(target, adapter, bins, request, n_left, manifest)
                 order = order_by_method(bins, request, scores)
-                write_selection(target, bins, config["bins"], order, request, labels, scores)
+                write_selection(
+                    target, bins, config["bins"], order, request, manifest["labels"], scores
+                )
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, source.dataset, dropper, manifest)

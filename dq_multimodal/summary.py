@@ -91,9 +91,10 @@ def _patch_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def _strata_line(run: "Run") -> list[str]:
-    """Say which column made the strata."""
-    column = run.config.get("label_column")
+    """Say which column made the strata, or how many parts there are."""
+    column, n_strata = run.config.get("label_column"), len(run.manifest["labels"])
+    if run.request.partition is not None and run.config["bins"] != "none":
+        return [f"parts    {n_strata:,}, by {run.request.partition}"]
     if column is None:
         return []
-    n_strata = len(run.manifest["labels"])
     return [f"strata   {column}, {n_strata:,} {'stratum' if n_strata == 1 else 'strata'}"]

@@ -3,6 +3,7 @@
 from dq_multimodal.core.bins import Bins, make_bins
 from dq_multimodal.core.importance import Scores, adaptive_weights, bin_importance
 from dq_multimodal.core.order import one_bin, order_rows, row_hash
+from dq_multimodal.core.partition import partition_rows
 
 __all__ = [
     "Bins",
@@ -12,5 +13,6 @@ __all__ = [
     "make_bins",
     "one_bin",
     "order_rows",
+    "partition_rows",
     "row_hash",
 ]

@@ -14,7 +14,7 @@ from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
 from dq_multimodal.report.vectors import Vectors, nearest
-from dq_multimodal.selection import BINS_FILE, SCORES, SELECTION_FILE, count_left
+from dq_multimodal.selection import BINS_FILE, SCORES, SELECTION_FILE, count_left, strata_to_share
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,7 +161,8 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     facts.n_blank = int(vectors.is_blank.sum())
     facts.map = _make_map(vectors, selection, MAX_POINTS[facts.reader.kind], seed)
     is_random = request["method"] == "random"
-    other = coverage.random_kept(selection.stratum, selection.n_kept, seed, is_random)
+    strata = strata_to_share(selection.stratum, request.get("partition"))
+    other = coverage.random_kept(strata, selection.n_kept, seed, is_random)
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
         found = coverage.measure_coverage(vectors, selection.kept, other, seed, on_pairs=bar.update)
     if found is not None:

@@ -17,11 +17,14 @@ from numpy import ndarray
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.config import CompressConfig, InputError, count_kept, format_bytes
 from dq_multimodal.core.diversity import BLOCK_ROWS, OUT, count_sampled
-from dq_multimodal.patch_records import STEP_PIXELS
+from dq_multimodal.patch_records import BLOCK_ROWS as PATCH_ROWS
+from dq_multimodal.patch_records import LARGEST_PIXELS, STEP_PIXELS
 from dq_multimodal.report.coverage import MAX_PAIRS
 from dq_multimodal.report.duplicates import MAX_ROWS
 from dq_multimodal.report.facts import MAX_POINTS
 from dq_multimodal.subset import BLOCK_BYTES
+from dq_multimodal.vision.columns import find_image_column
+from dq_multimodal.vision.pixels import count_pixels, read_bytes, undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,6 +47,7 @@ WIDENED = 28
 TILE = 64_000_000
 """Inner products of one tile of pairs, in the report."""
 PATCH_PIXEL = 70
+"""Bytes a pixel of the images that the lossless coder works on together."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def estimate_memory(
             stages["scores"] = max(stages["scores"], stages["embeddings"])
     stages["subset"] = 4 * min(BLOCK_BYTES, row_bytes * n_kept)
     if request.drop_ratio:
-        stages["patches"] = PATCH_PIXEL * STEP_PIXELS
+        column = find_image_column(dataset, request.image_column)
+        stages["patches"] = _patch_bytes(dataset, column)
     if with_report:
         kind = (config["rows"] or {}).get("modality", "none")
         stages["report"] = _report_bytes(n_rows, n_kept, width, MAX_POINTS[kind])
@@ -175,6 +180,14 @@ def _report_bytes(n_rows: int, n_kept: int, width: int, points: int) -> int:
     queries = min(asked, max(2048, 2**25 // width))
     rows = max(queries, searched) * width * WIDENED
     return imports + max(MAP_PAIR * shown**2, rows + min(TILE, 4 * max(queries, searched) ** 2))
+
+
+def _patch_bytes(dataset: "Dataset", column: str) -> int:
+    """Give what coding the patches takes, from the largest of the first images."""
+    files = undecoded(dataset.select(range(min(PATCH_ROWS, len(dataset)))), column)[column]
+    largest = max((count_pixels(read_bytes(value)) for value in files), default=0)
+    largest = min(largest, LARGEST_PIXELS)
+    return PATCH_PIXEL * max(largest, min(STEP_PIXELS, PATCH_ROWS * largest))
 
 
 def _embedding(config: dict[str, Any]) -> dict[str, Any]:

@@ -162,8 +162,8 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     is_adaptive = request.method == "adq"
     if is_adaptive and adapter is None:
         raise InputError(
-            f"adq scores the text or images of rows, and {request.dataset} has none that are "
-            "found: name --text-columns, or --method dq"
+            f"adq scores the text or images of rows, and {request.dataset} has the columns "
+            f"{', '.join(rows.column_names)}: name --text-columns, or --method dq"
         )
     if adapter is not None:
         lengths = adapter.lengths()

@@ -33,7 +33,8 @@ MAP_ROWS, MAP_GROWTH = 1000, 1.35
 FIGURE_SECONDS = 1.5
 PAIR_ROWS = 8192
 SHOWN_ROWS = 128
-PAGE_BYTES, POINT_BYTES, MAP_ROW_BYTES, FIGURE_BYTES = 75_000, 70, 190, 350_000
+PAGE_BYTES, POINT_BYTES, MAP_ROW_BYTES = 75_000, 70, 190
+FIGURE_BYTES, FIGURE_POINT_BYTES = 90_000, 130
 MOST_SHOWN_BYTES = 5_500_000
 
 
@@ -71,7 +72,8 @@ def probe_report(
     seconds += each * n_wanted + FIGURE_SECONDS * has_figures
     shown = min(MOST_SHOWN_BYTES, size * (n_shown + n_near // 2 + 2 * n_wanted // 10))
     n_bytes = PAGE_BYTES + n_shown * (POINT_BYTES + MAP_ROW_BYTES) + shown
-    n_bytes += n_shown * size // 2 + FIGURE_BYTES * has_figures
+    n_bytes += n_shown * size // 2
+    n_bytes += (FIGURE_BYTES + n_shown * FIGURE_POINT_BYTES) * has_figures
     return seconds, int(n_bytes)
 
 

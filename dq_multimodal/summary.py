@@ -127,9 +127,9 @@ def describe_plan(plan: dict[str, Any]) -> str:
     most = max(memory["stages"], key=lambda name: memory["stages"][name])
     lines += [
         f"time     {format_seconds(plan['total_seconds'])}: {seconds}",
-        f"memory   {format_bytes(memory['need'])}, most of it for the stage {most}; up to "
-        f"{format_bytes(memory['mapped'])} of mapped files beside it, which the system can take "
-        "back",
+        f"memory   {format_bytes(memory['need'])}: {format_bytes(memory['base'])} for the process "
+        f"and its model, {format_bytes(memory['stages'][most])} for the stage {most}; up to "
+        f"{format_bytes(memory['mapped'])} of mapped files beside it, which the system can reclaim",
         f"disk     {format_bytes(disk['total'])}, {format_bytes(plan['disk_at_most'])} on the way; "
         f"{format_bytes(plan['disk_free'])} free",
         f"keeps    {kept:,} rows ({100 * kept / rows:.4g} %) by {request['method']}, "

@@ -159,18 +159,18 @@ def test_plan_of_images(small_classifier, tmp_path, drop_ratio):
 
 def test_the_limit_refuses_before_anything_is_written(cli, texts, small_encoder, tmp_path):
     flags = (texts, "--embedding-model", small_encoder, "--no-report")
-    for command in ("compress", "plan"):
-        done = cli(command, *flags, "--max-memory", "50MB", code=2)
-        assert done.stdout == ""
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1
-        assert "--max-memory 50 MB (50,000,000)" in errors[0]
-        assert "this run needs" in errors[0]
-        assert "Traceback" not in done.stderr
-        assert not list(tmp_path.iterdir())
-    done = cli("compress", *flags, "--max-memory", "5 apples", code=2)
-    assert "max_memory must be a size such as 8GB, 500MB or 2GiB, got 5 apples" in done.stderr
+    done = cli("compress", *flags, "--max-memory", "50MB", code=2)
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "this run needs" in errors[0]
+    assert "--max-memory 50 MB (50,000,000)" in errors[0]
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+    done = cli("plan", texts, "--method", "random", "--max-memory", "5 apples", code=2)
+    assert "max_memory must be a size such as 8GB, 500MB or 2GiB, got 5 apples" in done.stderr
+    with pytest.raises(InputError, match=r"more than --max-memory 1 kB \(1,000\)"):
+        plan(str(texts), method="random", max_memory="1kB")
 
 
 def test_another_limit_is_the_same_run(texts, tmp_path):

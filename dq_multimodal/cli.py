@@ -1,6 +1,7 @@
 """The command line, `dq-multimodal`. Answers --help without loading torch."""
 
 import errno
+import inspect
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from typer import exceptions
 
 from dq_multimodal import options
 from dq_multimodal.config import InputError
-from dq_multimodal.summary import summarise
+from dq_multimodal.summary import describe_plan, summarise
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
@@ -65,6 +66,7 @@ def compress(
     min_psnr: options.MinPsnr = None,
     fill: options.FillName = None,
     mae_model: options.MaeModel = None,
+    max_memory: options.MaxMemory = None,
     report: options.WithReport = True,
     output_dir: options.OutputDir = None,
     overwrite: options.Overwrite = False,
@@ -81,6 +83,33 @@ def compress(
     given = options.given_options(context, "push_to_hub", "private", "as_json")
     run = run_compress(**given)
     typer.echo(summarise(run, as_json, _push(run, push_to_hub, private)))
+
+
+def _flags_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the very flags of another one."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(command)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        found = {name: flag.annotation for name, flag in signature.parameters.items()}
+        function.__annotations__ = {**found, "return": None}
+        return function
+
+    return decorate
+
+
+@app.command()
+@_flags_of(compress)
+def plan(context: typer.Context, **flags: Any) -> None:
+    """Say what compress with the same flags will take and leave, and run nothing.
+
+    Time, memory, disk, rows and bytes, from short probes on this machine.
+    """
+    from dq_multimodal.planning import plan as make_plan
+
+    given = options.given_options(context, "overwrite", "push_to_hub", "private", "as_json")
+    found = make_plan(**given)
+    typer.echo(json.dumps(found, indent=2) if flags["as_json"] else describe_plan(found))
 
 
 @app.command()

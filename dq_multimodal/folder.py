@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output folder {folder} is a file")
-    is_new = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,8 +58,9 @@ def claim_folder(folder: Path) -> Iterator[None]:
             _check_writable(folder)
             yield
         finally:
-            if is_new and not any(folder.iterdir()):
-                folder.rmdir()
+            with suppress(OSError):  # of the first that holds something
+                for place in made:
+                    place.rmdir()
 
 
 def _check_writable(folder: Path) -> None:

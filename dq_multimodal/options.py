@@ -24,6 +24,7 @@ from dq_multimodal.config import (
     Similarity,
     check_drop_ratio,
     check_keep_ratio,
+    parse_bytes,
 )
 
 KeepRatio = Annotated[
@@ -136,6 +137,12 @@ FillName = Annotated[
 MaeModel = Annotated[
     str | None, typer.Option(help="Masked autoencoder that fills holes: id or folder.")
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Refuse, before any work, a run that needs more: 8GB, 500MB, 2GiB."
+    ),
+]
 WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
 
 _AS_RUN = {"show_default": False}
@@ -169,6 +176,7 @@ def given_options(context: typer.Context, *left_out: str) -> dict[str, Any]:
         "keep_ratio": parse_ratio,
         "drop_ratio": parse_drop_ratio,
         "text_columns": parse_columns,
+        "max_memory": parse_bytes,
     }
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {

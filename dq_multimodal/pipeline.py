@@ -14,8 +14,10 @@ from dq_multimodal.config import (
     InputError,
     count_kept,
     count_parts,
+    parse_bytes,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
+from dq_multimodal.memory import check_memory, estimate_memory
 from dq_multimodal.patch_records import (
     check_smaller,
     drop_patches,
@@ -68,6 +70,7 @@ def compress(
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     report: bool = True,
+    max_memory: int | str | None = None,
     **options: Any,
 ) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
@@ -80,6 +83,7 @@ def compress(
         output_dir: The run folder; None is runs/DATASET-METHOD-RATIO.
         overwrite: Replace another run that is there already.
         report: Write report.html and the figures of the card.
+        max_memory: Refuse, before any work, a run that needs more memory: bytes, or "8GB".
         **options: The other fields of `CompressConfig`: keep_ratio, method, n_bins, ...; or
             preset="dq-iccv23" or "adq-aaai25", whose settings those beside it override.
 
@@ -87,6 +91,7 @@ def compress(
         InputError: For every wrong setting and bad input, in one clear line.
     """
     source = None
+    limit = None if max_memory is None else parse_bytes(max_memory)
     if not isinstance(dataset, str | Path):
         source = from_memory(dataset, options.get("split", "train"))
     request = make_request(source.origin["name"] if source else str(dataset), options)
@@ -139,6 +144,11 @@ def compress(
             dropper = make_dropper(source.dataset, request, adapter)
             config["patches"] = dropper.describe()
         spare_inputs(target, request)
+        if limit is not None:
+            need = estimate_memory(
+                source.dataset, strata, adapter, request, config, with_report=report
+            )
+            check_memory(need, limit)
         begin(target, config, overwrite)
         manifest = start_manifest(target, source, labels)
 

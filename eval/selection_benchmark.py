@@ -75,9 +75,8 @@ def main() -> None:
     planned = plan(args)
     waiting = [one for one in planned if not place(one, args.work).is_file()]
     seconds = sum(3 + one["repeats"] * guess(one["method"], one["rows"]) for one in waiting)
-    print(
-        f"{len(waiting)} of {len(planned)} to measure, about {seconds / 60:.0f} minutes on 2 cores"
-    )
+    minutes = f"{seconds / 60:.0f} minutes on 2 cores"
+    print(f"{len(waiting)} of {len(planned)} to measure, about {minutes}", flush=True)
     lines = []
     for one in planned:
         lines.append(measure(one, args.work))
@@ -101,8 +100,9 @@ def describe_run() -> Line:
     from dq_multimodal.training.record import device_name
 
     packages = ("dq-multimodal", "numpy", "torch")
+    flags = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     return {
-        "command": shlex.join(["python", "eval/selection_benchmark.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "eval/selection_benchmark.py", *flags]),
         "device": device_name(torch.device("cpu")),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},

@@ -55,6 +55,7 @@ def fit_all(lines: list[Line]) -> list[Line | None]:
     found = [fit(find(lines, method=method, **real)) for method in METHODS]
     found.append(fit(find(lines, **{**real, "method": "ours", "similarity": "euclidean"})))
     mixed = find(lines, method="ours", data="mixed Alpaca", similarity="cosine")
+    mixed = [line for line in mixed if line["rows"] <= LARGE]
     found.append(fit(mixed))
     end = find(lines, method="ours", rows=REAL, **real)
     return [*found, fit([*end, *(line for line in mixed if line["rows"] > REAL)])]

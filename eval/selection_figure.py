@@ -33,6 +33,7 @@ def draw(document: dict[str, Any], start: Callable, label: Callable, styles: Any
             for x in beyond:
                 axes.plot(x["rows"], read(x, key), "x", c=colour, ms=6)
         axes.set(xscale="log", yscale="log")
+        axes.minorticks_off()
         label(axes, "", "rows", unit)
     panels[0, 0].legend(frameon=False, fontsize=7)
     return figure

@@ -7,7 +7,9 @@ runs, `images` one of image runs, `facts` what eval/alpaca_compression.py measur
 eval/patch_bytes.py did without loss and `frontier` with it, `speed` what eval/image_speed.py did.
 `coder` is of that file too; `ablation` is what eval/adq_ablation.py measured, `scores` what
 eval/adq_scores.py did, `trajectories` what eval/trajectories.py did and `partition` what
-eval/partition_loss.py did. What stands there up to the next blank line is replaced.
+eval/partition_loss.py did. `selection` is what eval/selection_benchmark.py measured; `goals` is of
+that file, or of that of eval/text_speed.py. What stands there up to the next blank line is
+replaced.
 """
 
 import importlib.util
@@ -21,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
     r"(<!-- (results|images|facts|bytes|frontier|speed|coder|ablation|scores|trajectories|"
-    r"partition): (\S+) -->\n)"
+    r"partition|selection|goals): (\S+) -->\n)"
     r"\n?(?:\|.*\n)*\n?"
 )
 
@@ -223,6 +225,42 @@ def facts(found: dict[str, Any]) -> str:
     return grid([("", ""), *rows])
 
 
+def selections(document: dict[str, Any]) -> str:
+    """Lay out what eval/selection_benchmark.py measured, and what is extrapolated from it."""
+    rows: list[tuple[str, ...]] = [
+        ("rows", "method", "seconds", "peak above the embeddings", "picks as ours")
+    ]
+    beyond = [{**line, "is_beyond": True} for line in document["extrapolated"]]
+    measured = [line for line in document["lines"] if "seconds" in line]
+    kinds = list(dict.fromkeys(line["data"] for line in measured))
+    for line in sorted([*measured, *beyond], key=lambda x: (kinds.index(x["data"]), x["rows"])):
+        method = line["method"]
+        method += f", {line['similarity']}" if method == "ours" else ""
+        memory = f"{line['memory_bytes'] / 1e6:,.0f} MB"
+        if "is_beyond" in line:
+            cells = (f"{line['seconds']:,.0f} (extrapolated)", f"{memory} (extrapolated)", "")
+        else:
+            spread = line["seconds"]
+            shown = f"{spread['median']:,.2f}"
+            if line["repeats"] > 1:
+                shown += f" ({spread['min']:,.2f} to {spread['max']:,.2f})"
+            share = (line["agreement"] or {}).get("same_bin_and_rank")
+            agreed = "" if share is None else "all" if share == 1 else f"{100 * share:.2f} %"
+            cells = (shown, memory, agreed)
+        rows.append((f"{line['rows']:,}, {line['data']}", method, *cells))
+    return grid(rows)
+
+
+def goals(document: dict[str, Any]) -> str:
+    """Lay out the goals beside what was measured."""
+    words = {True: "yes", False: "**no**", None: ""}
+    found = [
+        (goal["work"], goal["goal"], goal["measured"], words[goal["is_met"]])
+        for goal in document["goals"]
+    ]
+    return grid([("work", "goal", "measured", "met"), *found])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "results": as_printed_by("comparison"),
     "images": as_printed_by("image_comparison"),
@@ -235,6 +273,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scores": score_noise,
     "trajectories": trajectories,
     "partition": partition_loss,
+    "selection": selections,
+    "goals": goals,
 }
 
 

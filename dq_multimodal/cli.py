@@ -64,6 +64,7 @@ def compress(
     min_psnr: options.MinPsnr = None,
     fill: options.FillName = None,
     mae_model: options.MaeModel = None,
+    streaming: options.Streaming = False,
     report: options.WithReport = True,
     output_dir: options.OutputDir = None,
     overwrite: options.Overwrite = False,

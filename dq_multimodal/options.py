@@ -128,6 +128,10 @@ FillName = Annotated[
 MaeModel = Annotated[
     str | None, typer.Option(help="Masked autoencoder that fills holes: id or folder.")
 ]
+Streaming = Annotated[
+    bool,
+    typer.Option("--streaming", help="Read the source in passes, never whole on this disk."),
+]
 WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
 
 _AS_RUN = {"show_default": False}

@@ -318,7 +318,7 @@ def test_another_number_of_rows_in_a_later_pass_is_an_error(later, what):
         numbers.finish()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 99), max_size=12), max_size=6))
 def test_a_stream_gives_the_rows_of_the_dataset(asked):
     """In whatever order: behind the held chunks a new pass begins."""

@@ -67,6 +67,7 @@ def compress(
     fill: options.FillName = None,
     mae_model: options.MaeModel = None,
     max_memory: options.MaxMemory = None,
+    streaming: options.Streaming = False,
     report: options.WithReport = True,
     output_dir: options.OutputDir = None,
     overwrite: options.Overwrite = False,

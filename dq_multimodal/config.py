@@ -101,6 +101,7 @@ class CompressConfig:
         min_psnr: Images whose filled holes lie below this many dB keep their original.
         fill: How holes are filled for that: "mean", "zero" or "mae".
         mae_model: Masked autoencoder for mae, a model id or folder.
+        streaming: Read the source as a stream: several passes, never whole on disk or in memory.
     """
 
     dataset: str
@@ -136,6 +137,7 @@ class CompressConfig:
     min_psnr: float | None = None
     fill: Fill | None = None
     mae_model: str | None = None
+    streaming: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dataset", "embedding_model", "embeddings", "attribution_model", "mae_model"):
@@ -157,6 +159,10 @@ class CompressConfig:
                 raise InputError("score_rows must be at least 2: a row is compared with others")
         self._check_partition()
         self._check_patches()
+        if self.streaming and set(self.split) & set("[+"):
+            raise InputError(
+                f"a stream is read whole: split must be the name of one split, got {self.split!r}"
+            )
         for name in ("keep_ratio", "drop_ratio", "alpha"):
             object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's included
         for name in ("n_bins", "batch_size", "seed", "patch_quality"):

@@ -37,13 +37,19 @@ SAVE_SECONDS = 5.0
 BLOCK_ROWS = 65536
 
 
-def plan_batches(lengths: Int[ndarray, " n"], batch_size: int) -> list[Int[ndarray, " b"]]:
+def plan_batches(
+    lengths: Int[ndarray, " n"], batch_size: int, chunks: Int[ndarray, " n"] | None = None
+) -> list[Int[ndarray, " b"]]:
     """Cut all rows, longest first, into batches of rows alike in length.
 
     The plan depends on the lengths and the batch size alone, so an interrupted run goes on with
     the very batches it would have had, and each row meets the same neighbours (and the same
-    padding, so the same last bits) as in an undisturbed run.
+    padding, so the same last bits) as in an undisturbed run. Rows that come in chunks, one chunk
+    after the other (a stream), are planned chunk by chunk; `chunks` is the chunk of every row.
     """
+    if chunks is not None:
+        parts = np.split(np.arange(len(chunks)), np.flatnonzero(np.diff(chunks)) + 1)
+        return [part[b] for part in parts for b in plan_batches(lengths[part], batch_size)]
     rows = np.lexsort((np.arange(len(lengths)), -lengths))
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
@@ -74,13 +80,14 @@ def embed_rows(
     """
     lengths = adapter.lengths()
     picked = np.arange(len(lengths)) if rows is None else rows
-    batches = plan_batches(lengths[picked], batch_size)
+    chunks = picked // adapter.chunk_rows if adapter.chunk_rows else None
+    batches = plan_batches(lengths[picked], batch_size, chunks)
     shapes: dict[str, tuple[int, Any]] = {FILE: (adapter.dimension, np.float32)}
     if adapter.is_scored:
         shapes[MIDDLE] = (adapter.middle_dimension, np.float16)
         if view is None:
             shapes[TEXTURE] = (2, np.float32)
-    sizes = [len(picked), *(size for size, _ in shapes.values())]
+    sizes = [len(picked), adapter.chunk_rows, *(size for size, _ in shapes.values())]
     facts = json.dumps([sizes, batch_size, view, adapter.describe(), adapter.describe_model()])
     key = hashlib.sha256(facts.encode() + lengths.tobytes() + picked.tobytes()).hexdigest()
 

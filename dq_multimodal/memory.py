@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.config import CompressConfig, InputError, count_kept, format_bytes
+from dq_multimodal.core import count_working_bytes
 from dq_multimodal.core.diversity import BLOCK_ROWS, OUT, count_sampled
 from dq_multimodal.patch_records import BLOCK_ROWS as PATCH_ROWS
 from dq_multimodal.patch_records import LARGEST_PIXELS, STEP_PIXELS
@@ -79,11 +80,6 @@ class Memory:
         """Give all terms and sums as plain numbers."""
         sums = {"need": self.need, "mapped": self.mapped, "peak": self.peak}
         return {"base": self.base, "stages": self.stages, **sums}
-
-
-def count_working_bytes(n_rows: int, n_columns: int) -> int:
-    """Give the working memory of the greedy picks of one stratum, the embeddings not counted."""
-    return n_rows * (8 * min(32, -(-n_columns // 8)) + 60) + 150_000_000
 
 
 def check_memory(memory: Memory, limit: int | None) -> None:

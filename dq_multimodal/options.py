@@ -143,6 +143,10 @@ MaxMemory = Annotated[
         metavar="SIZE", help="Refuse, before any work, a run that needs more: 8GB, 500MB, 2GiB."
     ),
 ]
+Streaming = Annotated[
+    bool,
+    typer.Option("--streaming", help="Read the source in passes, never whole on this disk."),
+]
 WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
 
 _AS_RUN = {"show_default": False}

@@ -12,8 +12,6 @@ from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
-    count_kept,
-    count_parts,
     parse_bytes,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
@@ -31,6 +29,7 @@ from dq_multimodal.preparation import (
     note_rows,
     spare_inputs,
     start_manifest,
+    survey,
 )
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
@@ -41,12 +40,10 @@ from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
     bin_rows,
-    bins_kind,
     count_left,
     order_by_method,
     part_rows,
     read_kept,
-    read_strata,
     write_selection,
 )
 from dq_multimodal.source import from_memory, load_source
@@ -95,6 +92,8 @@ def compress(
     if not isinstance(dataset, str | Path):
         source = from_memory(dataset, options.get("split", "train"))
     request = make_request(source.origin["name"] if source else str(dataset), options)
+    if source is not None and request.streaming:
+        raise InputError("streaming is for a name or a path: this dataset is loaded already")
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or load_source(
@@ -102,22 +101,12 @@ def compress(
             split=request.split,
             config_name=request.config_name,
             revision=request.revision,
+            streaming=request.streaming,
         )
-        n_rows = len(source.dataset)
-        count_kept(n_rows, request.keep_ratio)
-        if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
-            raise InputError(f"n_bins must be at most the {n_rows} rows, got {request.n_bins}")
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
         label_column = label_column_of(adapter, request)
-        if request.partition is not None:
-            count_parts(request.partition, n_rows)
-            if label_column is not None:
-                raise InputError(
-                    f"partition is for rows without labels, and {label_column} makes strata "
-                    "already: leave out one of them (--label-column none)"
-                )
-        strata, labels = read_strata(source.dataset, label_column)
+        strata, labels = survey(source, adapter, request, label_column)
         config = make_config(request, source, adapter, label_column)
         has_report = not report or (target / REPORT_FILE).exists()
         if not overwrite and has_report and is_finished(target, config):
@@ -193,6 +182,7 @@ def compress(
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, source.dataset, dropper, manifest)
+                manifest["bytes"]["source_data"] = subset.count_bytes(source.dataset)
         if report:
             with _stage(target, manifest, "report", REPORT_FILE) as is_due:
                 if is_due:

@@ -17,7 +17,7 @@ from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import CompressConfig, InputError, count_kept, parse_bytes
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
-from dq_multimodal.preparation import describe_model, make_config, make_request
+from dq_multimodal.preparation import describe_model, make_config, make_request, survey
 from dq_multimodal.probes import (
     PICK_ROWS,
     VIEW_SECONDS,
@@ -30,7 +30,7 @@ from dq_multimodal.probes import (
 )
 from dq_multimodal.report_probes import probe_report
 from dq_multimodal.run import default_folder
-from dq_multimodal.selection import bins_kind, count_left, read_strata
+from dq_multimodal.selection import count_left
 from dq_multimodal.source import Source, from_memory, load_source
 
 if TYPE_CHECKING:
@@ -148,15 +148,13 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
         split=request.split,
         config_name=request.config_name,
         revision=request.revision,
+        streaming=request.streaming,
     )
     rows = source.dataset
-    count_kept(len(rows), request.keep_ratio)
-    if bins_kind(request.method) == "dq" and request.n_bins > len(rows):
-        raise InputError(f"n_bins must be at most the {len(rows)} rows, got {request.n_bins}")
     subset.check_columns(rows)
     adapter = choose_adapter(rows, request)
     label_column = label_column_of(adapter, request)
-    strata, labels = read_strata(rows, label_column)
+    strata, labels = survey(source, adapter, request, label_column)
     config = make_config(request, source, adapter, label_column)
     asked = Asked(request, source, adapter, None, strata, labels, config)
     is_adaptive = request.method == "adq"

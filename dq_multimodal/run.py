@@ -121,7 +121,7 @@ class Run:
         if embeddings_of is not None and rows is None:
             raise InputError(f"{place} has no {embedding.FILE}")
         try:
-            dataset = reload_source(self.config["source"]).dataset
+            dataset = reload_source(self.config["source"], streaming=self.request.streaming).dataset
         except InputError:
             dataset = None
         with folder.claim_folder(self.path):

@@ -121,7 +121,7 @@ def _check_numbers(run: Run) -> Check:
 def _check_rows(run: Run) -> Check:
     name = "rows of the subset against the source"
     try:
-        source = reload_source(run.config["source"]).dataset
+        source = reload_source(run.config["source"], streaming=run.request.streaming).dataset
     except InputError as error:
         return Check(name, "skipped", str(error))
     try:

@@ -14,6 +14,7 @@ LEVELS = [
     {"core", "model_source", "atomic", "splits"},
     {"vision"},
     {"adapters", "patches"},
+    {"stream"},
     {"local_data"},
     {"source"},
     {"patch_records"},

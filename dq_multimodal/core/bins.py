@@ -118,7 +118,9 @@ def for_each(
     work: Callable[[Any], None], strata: list[Int[ndarray, " k"]], on_stop: Callable[[], None]
 ) -> None:
     """Do the work of every stratum, large ones first, side by side where there are cores."""
-    n_threads = min(len(strata), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    n_threads = min(
+        len(strata), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    )
     if n_threads < 2:
         for members in strata:
             work(members)

@@ -65,7 +65,10 @@ class GraphCut:
         self.directions = find_directions(source)
         n_directions = self.directions.shape[1]
         self.total = np.zeros(source.n_columns)
-        followed, squares = np.empty((len(source), n_directions), dtype=np.float32), np.empty(len(source))
+        followed, squares = (
+            np.empty((len(source), n_directions), dtype=np.float32),
+            np.empty(len(source)),
+        )
         across = np.empty(len(source))
         for span in source.spans():
             block = source.take(span)

@@ -178,7 +178,10 @@ class Pool:
         places = self._find_endangered(sums, limits, tilts)
         if not len(places):
             return kept, 0
-        n_endangered, part = len(places), slice(None) if 2 * len(places) > len(near.rows) else places
+        n_endangered, part = (
+            len(places),
+            slice(None) if 2 * len(places) > len(near.rows) else places,
+        )
         ways = sums - self.sum
         gains = cut.source.multiply(near.given[part], near.numbers[part], ways.T)
         error = cut.rounding(ways) * (near.norms[part] + cut.source.offset)

@@ -204,7 +204,9 @@ class RowSource:
         factors = self.factors[0][numbers]
         return found * (factors if vectors.ndim == 1 else factors[:, None])
 
-    def screen(self, numbers: Int[ndarray, " b"], vector: Float[ndarray, " d"]) -> Float[ndarray, " b"]:
+    def screen(
+        self, numbers: Int[ndarray, " b"], vector: Float[ndarray, " d"]
+    ) -> Float[ndarray, " b"]:
         """Read rows block by block and multiply them with a vector; see `multiply`."""
         made = np.empty(len(numbers))
         for start in range(0, len(numbers), self.block_rows):
@@ -246,7 +248,11 @@ class RowSource:
 
 
 def _lie_within(values: Any, limits: tuple[float, float]) -> bool:
-    return all(limits[0] < value < limits[1] for value in (np.min(values), np.max(values))) if len(values) else True
+    return (
+        all(limits[0] < value < limits[1] for value in (np.min(values), np.max(values)))
+        if len(values)
+        else True
+    )
 
 
 def unit_rows(rows: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:

@@ -220,7 +220,7 @@ def group_sample(members: Int[ndarray, " m"], kept: Bool[ndarray, " n"]) -> list
 
 
 def _read_rows(facts: Facts) -> None:
-    """Read every row that is shown somewhere, the most needed first."""
+    """Read every row that is shown somewhere, in the order of the source."""
     reader = facts.reader
     if reader.kind == "none":
         return
@@ -234,6 +234,6 @@ def _read_rows(facts: Facts) -> None:
         wanted |= dict.fromkeys(facts.map.near[facts.map.near >= 0].tolist())
     with tqdm(total=len(wanted), desc="rows to show", unit="row") as bar:
         if reader.kind == "image":
-            facts.pictures = reader.pictures(wanted, bar.update)
+            facts.pictures = reader.pictures(sorted(wanted), bar.update)
         else:
-            facts.texts = reader.texts(wanted, bar.update)
+            facts.texts = reader.texts(sorted(wanted), bar.update)

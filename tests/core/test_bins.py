@@ -197,8 +197,12 @@ def test_an_error_of_the_caller_ends_all_strata():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_bins(np.random.default_rng(0).normal(size=(4000, 4)), 4, strata=np.arange(4000) % 8,
-                  on_picks=stop)
+        make_bins(
+            np.random.default_rng(0).normal(size=(4000, 4)),
+            4,
+            strata=np.arange(4000) % 8,
+            on_picks=stop,
+        )
     assert len(calls) <= 16
 
 

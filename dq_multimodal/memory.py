@@ -125,8 +125,8 @@ def estimate_memory(
     stages: dict[str, int] = {"selection": ORDER_ROW * n_rows}
     mapped = row_bytes * n_rows
     if config["bins"] != "none":
-        largest = int(np.bincount(strata).max())
-        stages["selection"] += count_working_bytes(largest, width)
+        largest = np.sort(np.bincount(strata))[-(os.cpu_count() or 1) :]  # side by side
+        stages["selection"] += count_working_bytes(int(largest.sum()), width)
         mapped += 4 * n_rows * width
     if has_model and adapter is not None:
         stages["embeddings"] = LENGTH_ROW * n_rows + request.batch_size * _pass_bytes(adapter)

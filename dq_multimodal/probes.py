@@ -239,7 +239,7 @@ def probe_subset(
     from dq_multimodal.patch_records import drop_patches
 
     picks = np.flatnonzero(order_rows(one_bin(strata), seed=seed) < n_kept)
-    row_bytes = subset.count_bytes(dataset.select(picks[:64])) // len(picks[:64]) + 1
+    row_bytes = (subset.count_bytes(dataset.select(picks[:64])) or 0) // len(picks[:64]) + 1
     size = min(n_kept, SUBSET_ROWS, max(64, SUBSET_BYTES // row_bytes))
     if dropper is not None:
         size = min(size, PATCH_ROWS)

@@ -38,11 +38,12 @@ class GraphCut:
       gain owes to them is followed exactly in k numbers a row; what it owes to the rest of W, of
       which x has the length $\|x_\perp\|$, has moved by at most $f \|x_\perp\| \|\Delta
       W_\perp\|$ since the row was last looked at. This bounds every gain.
-    - Picks are made in the pool, some in a row. Then the bounds of the rows of a ring around it
-      say which of them might have won or tied at one of these picks, their gains at each of them
-      are worked out (one product of two small matrices), and the picks up to the first at which
-      one does so are kept. A new pool is drawn from the ring there.
-    - All other rows are bounded together; where that does not do, a new ring is drawn.
+    - Picks are made in the pool, some in a row. Then the bounds of the rows near it say which of
+      them might have won or tied at one of these picks, their gains at each of them are worked
+      out (one product of two small matrices), and the picks up to the first at which one does so
+      are kept. A new pool is drawn from the near rows there.
+    - The near rows are drawn from a few thousand, these from all rows. What each draw left out is
+      bounded together; where that does not do, it is drawn anew.
 
     Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
     are float64. The picks are those of the plain greedy. Gains within 1e-9 x scale of the best
@@ -65,11 +66,8 @@ class GraphCut:
         self.directions = find_directions(source)
         n_directions = self.directions.shape[1]
         self.total = np.zeros(source.n_columns)
-        followed, squares = (
-            np.empty((len(source), n_directions), dtype=np.float32),
-            np.empty(len(source)),
-        )
-        across = np.empty(len(source))
+        followed = np.empty((len(source), n_directions), dtype=np.float32)
+        squares, across = np.empty(len(source)), np.empty(len(source))
         for span in source.spans():
             block = source.take(span)
             self.total += block.sum()
@@ -82,7 +80,7 @@ class GraphCut:
             followed, squares, across = (v[self.numbers] for v in (followed, squares, across))
         self.followed, self.squares = followed, squares
         self.norms = np.sqrt(squares)
-        across = np.maximum(across, 0.0) + 1e-15 * squares  # more than rounding takes from it
+        across = np.maximum(across, 0.0) + 1e-13 * squares  # more than rounding takes from it
         self.slack = self.factor * np.sqrt(across)
 
     def pick(
@@ -116,8 +114,8 @@ class GraphCut:
             if on_picks is not None:
                 on_picks(self.done - before)
         if not self.is_cosine:
-            before = np.cumsum(self.picked_squares) - self.picked_squares
-            self.gains += 2 * before - self.square_total
+            of_picks = np.cumsum(self.picked_squares) - self.picked_squares
+            self.gains += 2 * of_picks - self.square_total
         self.total = (self.total + self.sum) / 2
         self.square_total -= float(self.picked_squares.sum())
         self.n_left -= n_picks

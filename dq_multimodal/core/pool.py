@@ -58,17 +58,16 @@ class Pool:
 
     def _choose(self) -> None:
         """Take the rows of the highest bounds, and all others that might be the best or tie."""
-        cut, near = self.cut, self.near
-        bounds = self.base
-        places = highest(bounds, POOL_ROWS)
+        cut = self.cut
+        places = highest(self.base, POOL_ROWS)
         while True:
             self._take(places)
-            near = np.flatnonzero(bounds >= float(self.gains.max()) - MARGIN * cut.tie)
-            joined = np.union1d(places, near)
+            close = np.flatnonzero(self.base >= float(self.gains.max()) - MARGIN * cut.tie)
+            joined = np.union1d(places, close)
             if len(joined) == len(places):
                 return
             if len(joined) > MAX_POOL_ROWS:
-                return self._choose_one(near)
+                return self._choose_one(close)
             places = joined
 
     def _choose_one(self, places: Int[ndarray, " k"]) -> None:

@@ -150,8 +150,8 @@ class RowSource:
         if self.is_cosine:
             self.factors = [self._inverse_norms(part) for part in self.parts]
             known = self.factors[0]
-            lengths = [] if known is None else 1 / known[known > 0]
-            self.is_light = is_light and known is not None and _lie_within(lengths, LIGHT)
+            is_light = is_light and known is not None and _lie_within(1 / known[known > 0], LIGHT)
+            self.is_light = is_light
         else:
             self.units = [self._power_of_two(part) for part in self.parts]
             self.unit = float(np.prod(self.units))
@@ -201,8 +201,9 @@ class RowSource:
         found = given.astype(np.float32, copy=False) @ vectors.astype(np.float32)
         if not self.is_cosine:
             return found / self.unit - self.mean @ vectors
-        factors = self.factors[0][numbers]
-        return found * (factors if vectors.ndim == 1 else factors[:, None])
+        factors = self.factors[0]
+        assert factors is not None  # or rows are not light
+        return found * (factors[numbers] if vectors.ndim == 1 else factors[numbers][:, None])
 
     def screen(
         self, numbers: Int[ndarray, " b"], vector: Float[ndarray, " d"]

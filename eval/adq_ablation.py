@@ -142,7 +142,7 @@ def select_images(work: Path, classifier: str, seed: int) -> Path:
 def select_text(work: Path, name: str) -> Path:
     """Score and order the training rows of Alpaca, by one score of representativeness."""
     score = "surprisal" if name in SURPRISAL else "texture"
-    folder = work / f"selection-{score}"
+    folder = work / f"selection-{score}-0"
     command(
         *("-m", "dq_multimodal.cli", "compress", work / "data" / "train.parquet"),
         *("--embeddings", work / "data" / "embeddings.npy", "--keep-ratio", 0.1),

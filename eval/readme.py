@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
     r"(<!-- (results|images|facts|bytes|frontier|speed|coder|ablation|scores|trajectories|"
@@ -133,15 +135,17 @@ def ablation(document: dict[str, Any]) -> str:
 
 def score_noise(document: dict[str, Any]) -> str:
     """Lay out what eval/adq_scores.py measured."""
-    names = ("representativeness", "diversity", "importance", "surprisal")
-    rows: list[tuple[str, ...]] = [("data", "rows", "rows a bin", *names, "extra time")]
+    names = ("representativeness", "diversity", "importance")
+    head = ("data", "rows", "rows a bin", "pairs of seeds", *names, "extra time")
+    rows: list[tuple[str, ...]] = [head]
     for name, found in document["sets"].items():
         of_score = found["rank_correlation"]
-        cells = (f"{min(of_score[key]):.2f}" if key in of_score else "" for key in names)
+        cells = [f"{np.mean(of_score[key]):.2f} (least {min(of_score[key]):.2f})" for key in names]
         low, high = found["rows_a_bin"]
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         cost = f"{100 * found['cost']['extra_share']:.0f} % ({found['cost']['model']})"
-        rows.append((name, f"{found['rows']:,}", each, *cells, cost))
+        pairs = str(len(of_score["diversity"]))
+        rows.append((name, f"{found['rows']:,}", each, pairs, *cells, cost))
     return grid(rows)
 
 

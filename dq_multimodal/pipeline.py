@@ -45,7 +45,8 @@ from dq_multimodal.selection import (
     read_strata,
     write_selection,
 )
-from dq_multimodal.source import from_memory, load_source
+from dq_multimodal.source import from_memory, load_source, pin_of
+from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,6 +67,7 @@ def compress(
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     report: bool = True,
+    world: World = ALONE,
     **options: Any,
 ) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
@@ -78,6 +80,9 @@ def compress(
         output_dir: The run folder; None is runs/DATASET-METHOD-RATIO.
         overwrite: Replace another run that is there already.
         report: Write report.html and the figures of the card.
+        world: The processes of one launched command line, of which this is rank 0 and the others
+            are in `assist`. By default a call is one process by itself, also where a launcher
+            started several and only one of them calls.
         **options: The other fields of `CompressConfig`: keep_ratio, method, n_bins, ...; or
             preset="dq-iccv23" or "adq-aaai25", whose settings those beside it override.
 
@@ -96,6 +101,7 @@ def compress(
             config_name=request.config_name,
             revision=request.revision,
         )
+        world.post("source", pin=pin_of(source.origin))
         n_rows = len(source.dataset)
         count_kept(n_rows, request.keep_ratio)
         if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
@@ -131,6 +137,7 @@ def compress(
             config["patches"] = dropper.describe()
         spare_inputs(target, request)
         begin(target, config, overwrite)
+        folder.share_folder(target, world)
         manifest = start_manifest(target, source, labels)
 
         made = [embedding.FILE] if config["bins"] != "none" else []
@@ -145,7 +152,7 @@ def compress(
                         request.embeddings, source.dataset, request.split, target
                     )
                 elif adapter is not None and config["bins"] != "none":
-                    embedding.embed_rows(adapter, target, request.batch_size)
+                    embedding.embed_rows(adapter, target, request.batch_size, world=world)
                 note_rows(manifest, adapter, strata, labels)
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
@@ -158,11 +165,13 @@ def compress(
                         request.n_bins,
                         request.similarity,
                         count_left(config),
+                        folder=target,
+                        world=world,
                     )
                 scores = None
                 if is_adaptive and adapter is not None:
                     n_left = count_left(config, "scoring" if request.embeddings else "embedding")
-                    scores = _score(target, adapter, bins, request, n_left, manifest)
+                    scores = _score(target, adapter, bins, request, n_left, manifest, world)
                 order = order_by_method(bins, request, scores)
                 write_selection(target, bins, config["bins"], order, request, labels, scores)
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
@@ -183,10 +192,11 @@ def _score(
     request: CompressConfig,
     n_left: int,
     manifest: dict[str, Any],
+    world: World,
 ) -> Scores:
     """Score the bins, and note what that took."""
     started = time.perf_counter()
-    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left)
+    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left, world)
     manifest["seconds"]["scores"] = round(time.perf_counter() - started, 3)
     return scores
 

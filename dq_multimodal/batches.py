@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +192,7 @@ def make_plan(
 def embed_batches(
     adapter: Adapter,
     plan: Plan,
-    numbers: list[int],
+    numbers: Iterable[int],
     out: dict[str, Any],
     view: int | None,
     save_seconds: float,
@@ -213,40 +213,44 @@ def embed_batches(
     """
     done: Found = {}
     saved = time.monotonic()
-    batches = [plan.batches[k] for k in numbers]
-    loaded = _load_ahead(adapter, [plan.rows[part] for part in batches], view, n_sharing)
-    for number, part, (batch, odd) in zip(numbers, batches, loaded, strict=True):
+    for number, batch, odd in _load_ahead(adapter, plan, numbers, view, n_sharing):
         looks = adapter.embed(batch)
         values = {FILE: looks.embedding, MIDDLE: looks.middle, TEXTURE: looks.texture}
         if looks.middle is not None:
             values[MIDDLE] = np.clip(looks.middle, *HALF_RANGE)
         for file, array in out.items():
-            array[part] = values[file]
+            array[plan.batches[number]] = values[file]
         done[number] = odd
         if on_rows is not None:
-            on_rows(len(part))
-        if number == numbers[-1] or time.monotonic() - saved >= save_seconds:
+            on_rows(len(plan.batches[number]))
+        if time.monotonic() - saved >= save_seconds:
             for whole in out.values():
                 whole.flush()
-            if number == numbers[-1]:
-                out.clear()  # before others are told that the files are whole
             yield done
             done, saved = {}, time.monotonic()
+    for whole in out.values() if done else ():
+        whole.flush()
+    out.clear()
+    if done:
+        yield done
 
 
 def _load_ahead(
-    adapter: Adapter, batches: list[Int[ndarray, " b"]], view: int | None, n_sharing: int
-) -> Iterator[tuple[Any, Problems]]:
+    adapter: Adapter, plan: Plan, numbers: Iterable[int], view: int | None, n_sharing: int
+) -> Iterator[tuple[int, Any, Problems]]:
     """Yield the loaded batches in their order, some of them read ahead by threads."""
     n_threads = max(1, min(8, (os.cpu_count() or 2) // n_sharing - 1))
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="load")
-    waiting: deque[Future[tuple[Any, Problems]]] = deque()
+    waiting: deque[tuple[int, Future[tuple[Any, Problems]]]] = deque()
     try:
-        for rows in batches:
-            waiting.append(pool.submit(adapter.load, rows, view))
+        for number in numbers:
+            rows = plan.rows[plan.batches[number]]
+            waiting.append((number, pool.submit(adapter.load, rows, view)))
             if len(waiting) > 2 * n_threads:
-                yield waiting.popleft().result()
+                number, loaded = waiting.popleft()
+                yield number, *loaded.result()
         while waiting:
-            yield waiting.popleft().result()
+            number, loaded = waiting.popleft()
+            yield number, *loaded.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
@@ -66,7 +66,7 @@ def embed_rows(
         rows: Row numbers; None is all rows.
         view: Seed of the augmented view of each row to embed; None is the row itself.
         name: What the progress bar calls it.
-        world: The processes; the others have to be in `embed_share`.
+        world: The processes; the others have to be in `assisting.embed_share`.
     """
     plan = make_plan(adapter, batch_size, rows, view)
     places = plan.places(folder)
@@ -106,9 +106,15 @@ def embed_rows(
                 progress.note(found)
                 bar.update(sum(len(plan.batches[k]) for k in found))
 
-        mine = left[:: world.size].tolist()
         parts = embed_batches(
-            adapter, plan, mine, out, view, SAVE_SECONDS, world.size, on_rows=bar.update
+            adapter,
+            plan,
+            world.deal(plan.key, left.tolist()),
+            out,
+            view,
+            SAVE_SECONDS,
+            world.n_here,
+            on_rows=bar.update,
         )
         for found in parts:
             progress.note(found)
@@ -119,31 +125,6 @@ def embed_rows(
             progress.save()
     out.clear()  # closes the files
     _finish(adapter, folder, places, progress.problems(), is_all=rows is None)
-
-
-def embed_share(
-    adapter: Adapter,
-    batch_size: int,
-    world: World,
-    *,
-    folder: str,
-    rows: Int[ndarray, " k"] | None,
-    view: int | None,
-    key: str,
-    is_done: Bool[ndarray, " k"],
-) -> None:
-    """Embed the batches that fall to this process of those that `embed_rows` shares.
-
-    Raises:
-        InputError: If this process would embed other rows, or with another model.
-    """
-    plan = make_plan(adapter, batch_size, rows, view)
-    if plan.key != key:
-        raise InputError(f"rank {world.rank} sees other rows or another model than rank 0")
-    out = plan.open_shared(Path(folder))
-    mine = np.flatnonzero(~is_done)[world.rank :: world.size].tolist()
-    for found in embed_batches(adapter, plan, mine, out, view, SAVE_SECONDS, world.size):
-        world.send(found)
 
 
 def _finish(

@@ -22,9 +22,11 @@ from typing import Any
 
 from dq_multimodal.config import InputError
 
+WAIT_SECONDS = 0.02
 BEAT_SECONDS = 1.0
-LOST_SECONDS = 30.0
-"""A process that has not been heard of for so long is lost."""
+LOST_BEATS = 30
+"""A process that has not been heard of for so many of our own beats is lost. Seconds would not do:
+a job that was suspended as a whole, and goes on, has lost nobody."""
 JOIN_SECONDS = 300.0
 """Machines of a cluster do not start together."""
 LEAVE_SECONDS = 10.0
@@ -76,7 +78,7 @@ class World:
         self._n_read = [0] * size
         self._fault: Fault | None = None
         self._is_ending = False
-        self._heard = time.monotonic()
+        self._n_heard = 0
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -90,6 +92,11 @@ class World:
         """Whether there is no other."""
         return self.size == 1
 
+    @property
+    def n_here(self) -> int:
+        """Number of processes on this machine, as far as the launcher says."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
+
     def post(self, name: str, **given: Any) -> None:
         """Give all others something to do; without others, nothing happens."""
         if not self.is_alone:
@@ -99,13 +106,12 @@ class World:
     def tasks(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield what rank 0 posts until the run ends."""
         number = 0
-        while True:
-            self._wait_for([f"task/{number}"])
-            name, given = self._take(f"task/{number}")
-            if name == END:
-                return
-            yield name, given
-            number += 1
+        while not self._ask("check", [END]):  # a slow one leaves out what others have done
+            if self._ask("check", [f"task/{number}"]):
+                yield self._take(f"task/{number}")
+                number += 1
+            else:
+                time.sleep(WAIT_SECONDS)
 
     def send(self, message: Any) -> None:
         """Answer rank 0."""
@@ -126,8 +132,16 @@ class World:
                     self._n_read[rank] += 1
             if found or not wait:
                 break
-            time.sleep(0.02)
+            time.sleep(WAIT_SECONDS)
         return found
+
+    def deal(self, what: str, numbers: list[int]) -> Iterator[int]:
+        """Yield numbers in their order, each to that process which asks for it first."""
+        if self.is_alone:
+            yield from numbers
+            return
+        while (place := self._ask("add", f"deal/{what}", 1) - 1) < len(numbers):
+            yield numbers[place]
 
     def end(self, code: int, line: str | None) -> str | None:
         """Say how this process ends; an exit code above 0 ends the others with the same.
@@ -140,7 +154,7 @@ class World:
         self._is_ending = True
         if not code:
             if self.is_main:
-                self.post(END)
+                self._ask("set", END, "")
             return line
         self._fault = self._fault or self._record(code, line or "")
         return line if self._fault.is_ours else None
@@ -161,14 +175,16 @@ class World:
             self._threads[-1].start()
 
     def leave(self) -> None:
-        """Stop watching. The one that the others listen to waits until they know."""
+        """Stop watching. Those that the others listen to wait until they know, or are lost."""
         self._is_ending = True
+        until = time.monotonic() + LEAVE_SECONDS
         with suppress(RuntimeError):  # the store has gone
             n_left = self._store.add("left", 1)
-            until = time.monotonic() + LEAVE_SECONDS
             is_heard = self.is_main or (self._fault is not None and self._fault.is_ours)
-            while is_heard and n_left < self.size and time.monotonic() < until:
-                time.sleep(0.05)
+            while is_heard and n_left < self.size:
+                if self._fault and time.monotonic() > until:
+                    break
+                time.sleep(WAIT_SECONDS)
                 n_left = self._store.add("left", 0)
         self._closed.set()
         for thread in self._threads:
@@ -178,30 +194,33 @@ class World:
         """Give a sign of life, and look for a fault and for those of the others."""
         store, count = self._store.clone(), 0
         watched = range(1, self.size) if self.is_main else [0]
-        seen = {rank: (b"", time.monotonic()) for rank in watched}
+        seen = {rank: (b"", 0) for rank in watched}
         while not self._closed.wait(BEAT_SECONDS):
             count += 1
             try:
                 store.set(f"beat/{self.rank}", str(count))
                 if not self._fault and store.check(["fault"]):
                     self._fault = self._read_fault(store.get("fault"))
-                for rank, (before, since) in seen.items():
-                    beat, now = store.get(f"beat/{rank}"), time.monotonic()
-                    seen[rank] = (beat, since if beat == before else now)
-                    if now - seen[rank][1] > LOST_SECONDS and not self._fault:
+                for rank, (before, n_silent) in seen.items():
+                    beat = store.get(f"beat/{rank}")
+                    seen[rank] = (beat, n_silent + 1 if beat == before else 0)
+                    if seen[rank][1] > LOST_BEATS and not self._fault:
                         self._fault = self._record(1, f"rank {rank} was lost: {RESUMES}")
-                self._heard = time.monotonic()
+                self._n_heard = count
             except RuntimeError:
-                self._fault = self._fault or self._without_main()
+                self._fault = self._fault or self._without_store()
             if self._fault and not self._is_ending:
                 self._interrupt()
                 return
 
     def _guard(self) -> None:
         """End this process when even the store does not answer: its machine is lost."""
-        while not self._closed.wait(BEAT_SECONDS):
-            if self._threads[0].is_alive() and time.monotonic() - self._heard > LOST_SECONDS:
-                self._fault = self._without_main()
+        before, n_silent = 0, 0
+        while not self._closed.wait(BEAT_SECONDS) and self._threads[0].is_alive():
+            n_silent = n_silent + 1 if self._n_heard == before else 0
+            before = self._n_heard
+            if n_silent > LOST_BEATS:
+                self._fault = self._fault or self._without_store()
                 self._interrupt()
                 return
 
@@ -232,16 +251,19 @@ class World:
         rank, code, line = json.loads(entry)
         return Fault(code, line, is_ours=rank == self.rank)
 
-    def _without_main(self) -> Fault:
-        """Say that rank 0 has gone, and the store with it: one process of each machine says so."""
-        is_first = self.rank == 1 or int(os.environ.get("LOCAL_RANK", self.rank)) == 0
-        return Fault(1, f"rank 0 was lost: {RESUMES}", is_ours=is_first)
+    def _without_store(self) -> Fault:
+        """Say that the store has gone, and who held it; one process of each machine says so."""
+        is_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        lost = "the launcher" if is_agent else "rank 0"
+        is_first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        is_first |= self.rank == 1 and not is_agent
+        return Fault(1, f"{lost} was lost: {RESUMES}", is_ours=is_first)
 
     def _ask(self, what: str, *given: Any) -> Any:
         try:
             return getattr(self._store, what)(*given)
         except RuntimeError:
-            self._is_ending, self._fault = True, self._fault or self._without_main()
+            self._is_ending, self._fault = True, self._fault or self._without_store()
             raise Stopped(self._fault) from None
 
     def _wait_for(self, keys: list[str], seconds: float = float("inf")) -> bool:
@@ -249,7 +271,7 @@ class World:
         while not self._ask("check", keys):
             if time.monotonic() > until:
                 return False
-            time.sleep(0.02)
+            time.sleep(WAIT_SECONDS)
         return True
 
     def _put(self, key: str, value: Any) -> None:

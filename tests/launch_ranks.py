@@ -2,7 +2,7 @@
 
 JOBS is a JSON list of {"size", "arguments", "name"}, run one after the other. The packages are
 loaded once, before the processes part. What rank r says goes to NAME.r.out and NAME.r.err, and its
-exit code to NAME.r.code. {"kill": [r, FILE]} kills rank r once FILE is there.
+exit code to NAME.r.code. {"signal": [r, FILE, number]} sends a signal to rank r once FILE is there.
 """
 
 import json
@@ -51,11 +51,11 @@ def main():
             if not child:
                 run_rank(job, rank, port)
             children[child] = rank
-        if "kill" in job:
-            rank, path = job["kill"]
+        if "signal" in job:
+            rank, path, number = job["signal"]
             while not Path(path).exists():
                 time.sleep(0.02)
-            os.kill(next(child for child in children if children[child] == rank), signal.SIGKILL)
+            os.kill(next(child for child in children if children[child] == rank), number)
         for child, rank in children.items():
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             Path(f"{job['name']}.{rank}.code").write_text(str(code))

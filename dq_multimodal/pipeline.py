@@ -46,7 +46,8 @@ from dq_multimodal.selection import (
     read_kept,
     write_selection,
 )
-from dq_multimodal.source import from_memory, load_source
+from dq_multimodal.source import from_memory, load_source, pin_of
+from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,6 +69,7 @@ def compress(
     overwrite: bool = False,
     report: bool = True,
     max_memory: int | str | None = None,
+    world: World = ALONE,
     **options: Any,
 ) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
@@ -81,6 +83,9 @@ def compress(
         overwrite: Replace another run that is there already.
         report: Write report.html and the figures of the card.
         max_memory: Refuse, before any work, a run that needs more memory: bytes, or "8GB".
+        world: The processes of one launched command line, of which this is rank 0 and the others
+            are in `assist`. By default a call is one process by itself, also where a launcher
+            started several and only one of them calls.
         **options: The other fields of `CompressConfig`: keep_ratio, method, n_bins, ...; or
             preset="dq-iccv23" or "adq-aaai25", whose settings those beside it override.
 
@@ -94,6 +99,8 @@ def compress(
     request = make_request(source.origin["name"] if source else str(dataset), options)
     if source is not None and request.streaming:
         raise InputError("streaming is for a name or a path: this dataset is loaded already")
+    if request.streaming and not world.is_alone:
+        raise InputError("streaming is for one process: leave out --streaming or the launcher")
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or load_source(
@@ -103,6 +110,7 @@ def compress(
             revision=request.revision,
             streaming=request.streaming,
         )
+        world.post("source", pin=pin_of(source.origin))
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
         label_column = label_column_of(adapter, request)
@@ -139,6 +147,7 @@ def compress(
             )
             check_memory(need, limit)
         begin(target, config, overwrite)
+        folder.share_folder(target, world)
         manifest = start_manifest(target, source, labels)
 
         made = [embedding.FILE] if config["bins"] != "none" else []
@@ -153,7 +162,7 @@ def compress(
                         request.embeddings, source.dataset, request.split, target
                     )
                 elif adapter is not None and config["bins"] != "none":
-                    embedding.embed_rows(adapter, target, request.batch_size)
+                    embedding.embed_rows(adapter, target, request.batch_size, world=world)
                 note_rows(manifest, adapter, strata, labels)
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
@@ -170,11 +179,13 @@ def compress(
                         request.n_bins,
                         request.similarity,
                         count_left(config),
+                        folder=target,
+                        world=world,
                     )
                 scores = None
                 if is_adaptive and adapter is not None:
                     n_left = count_left(config, "scoring" if request.embeddings else "embedding")
-                    scores = _score(target, adapter, bins, request, n_left, manifest)
+                    scores = _score(target, adapter, bins, request, n_left, manifest, world)
                 order = order_by_method(bins, request, scores)
                 write_selection(
                     target, bins, config["bins"], order, request, manifest["labels"], scores
@@ -198,10 +209,11 @@ def _score(
     request: CompressConfig,
     n_left: int,
     manifest: dict[str, Any],
+    world: World,
 ) -> Scores:
     """Score the bins, and note what that took."""
     started = time.perf_counter()
-    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left)
+    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left, world)
     manifest["seconds"]["scores"] = round(time.perf_counter() - started, 3)
     return scores
 

@@ -208,7 +208,8 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     write_text(target / folder.CARD, card.make_card(target, config, manifest))
-    for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE):  # scored by now
+    scored = (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE)
+    for name in (*scored, folder.TOKEN):
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
     shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now

@@ -21,12 +21,12 @@ from dq_multimodal.core import (
     Scores,
     adaptive_weights,
     bin_importance,
-    make_bins,
     one_bin,
     order_rows,
     partition_rows,
 )
 from dq_multimodal.core.importance import group_rows
+from dq_multimodal.shares import make_bins_together
 from dq_multimodal.vision.columns import read_classes
 
 if TYPE_CHECKING:
@@ -84,18 +84,20 @@ def bin_rows(
     n_bins: int,
     similarity: Similarity,
     n_left: int = 0,
+    **where: Any,
 ) -> Bins:
-    """Make the bins that a method needs, with a progress bar; see `core.make_bins`."""
+    """Make the bins that a method needs, with a progress bar; see `make_bins_together`."""
     from tqdm import tqdm
 
     with tqdm(total=len(strata), desc="select", unit="row") as bar:
-        return make_bins(
+        return make_bins_together(
             embeddings,
             1 if kind == "graphcut" else n_bins,
             similarity,
             strata,
             n_left=n_left,
             on_picks=bar.update,
+            **where,
         )
 
 

@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +220,8 @@ def embed_batches(
     """
     done: Found = {}
     saved = time.monotonic()
-    for number, batch, odd in _load_ahead(adapter, plan, numbers, view, n_sharing):
+    batches = ((number, plan.rows[plan.batches[number]]) for number in numbers)
+    for number, batch, odd in load_ahead(adapter, batches, view, n_sharing):
         looks = adapter.embed(batch)
         values = {FILE: looks.embedding, MIDDLE: looks.middle, TEXTURE: looks.texture}
         if looks.middle is not None:
@@ -242,16 +243,18 @@ def embed_batches(
         yield done
 
 
-def _load_ahead(
-    adapter: Adapter, plan: Plan, numbers: Iterable[int], view: int | None, n_sharing: int
-) -> Iterator[tuple[int, Any, Problems]]:
+def load_ahead(
+    adapter: Adapter,
+    batches: Iterable[tuple[int, Int[ndarray, " b"]]],
+    view: int | None,
+    n_sharing: int = 1,
+) -> Generator[tuple[int, Any, Problems], None, None]:
     """Yield the loaded batches in their order, some of them read ahead by threads."""
     n_threads = max(1, min(8, (os.cpu_count() or 2) // n_sharing - 1))
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="load")
     waiting: deque[tuple[int, Future[tuple[Any, Problems]]]] = deque()
     try:
-        for number in numbers:
-            rows = plan.rows[plan.batches[number]]
+        for number, rows in batches:
             waiting.append((number, pool.submit(adapter.load, rows, view)))
             if len(waiting) > 2 * n_threads:
                 number, loaded = waiting.popleft()

@@ -153,7 +153,7 @@ def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]
     """
     hasher = hashlib.sha256()
     size = 0
-    for block in _read_given(given, dataset, split):
+    for block in read_given(given, dataset, split):
         hasher.update(block.tobytes())
         size = block.shape[1]
     key = "column" if _is_column(given, dataset) else "file"
@@ -163,7 +163,7 @@ def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]
 def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) -> None:
     """Write ready embeddings into folder/embeddings.npy as float32; see `describe_given`."""
     out, start = None, 0
-    for block in _read_given(given, dataset, split):
+    for block in read_given(given, dataset, split):
         if out is None:
             shape = (len(dataset), block.shape[1])
             out = np.lib.format.open_memmap(
@@ -177,7 +177,7 @@ def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) ->
     put_in_place(folder / (FILE + PARTIAL), folder / FILE)
 
 
-def _read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
+def read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
     """Yield the blocks of ready embeddings as float32, checked."""
     size = None
     is_column = _is_column(given, dataset)

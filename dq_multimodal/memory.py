@@ -119,7 +119,8 @@ def estimate_memory(
     """
     n_rows = len(dataset)
     n_kept = count_kept(n_rows, request.keep_ratio)
-    row_bytes = max(1, dataset.data.nbytes // max(1, dataset.data.num_rows))
+    some = dataset if hasattr(dataset, "data") else dataset.select(range(min(256, n_rows)))
+    row_bytes = max(1, some.data.nbytes // max(1, some.data.num_rows))
     width = (config["embedding"] or {}).get("dimension", 0)
     has_model = adapter is not None and (request.method == "adq" or "model" in _embedding(config))
     stages: dict[str, int] = {"selection": ORDER_ROW * n_rows}

@@ -187,7 +187,7 @@ def _embed_some(
     if request.embeddings is not None:
         started = time.perf_counter()
         some, n_read = [], 0
-        for block in embedding._read_given(request.embeddings, rows, request.split):
+        for block in embedding.read_given(request.embeddings, rows, request.split):
             step = -(-len(rows) // (2 * PICK_ROWS))
             some.append(block[-n_read % step :: step].copy())
             n_read += len(block)

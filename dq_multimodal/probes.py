@@ -14,10 +14,10 @@ from numpy import ndarray
 
 from dq_multimodal import subset
 from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.batches import load_ahead, plan_batches
 from dq_multimodal.config import CompressConfig, Similarity
 from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
 from dq_multimodal.core.diversity import OUT, count_steps, diversity, learn_directions
-from dq_multimodal.embedding import _load_ahead, plan_batches
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
@@ -84,20 +84,21 @@ def probe_encoder(
         budget: Seconds to try.
     """
     lengths = adapter.lengths()[rows]
-    batches = plan_batches(lengths, batch_size)
+    chunks = rows // adapter.chunk_rows if adapter.chunk_rows else None
+    batches = plan_batches(lengths, batch_size, chunks)
     places = list(itertools.islice(spread(len(batches)), MOST))
     adapter.embed(adapter.load(rows[batches[len(batches) // 2]], view)[0])  # warms up
     took, vectors = [], []
-    loaded = _load_ahead(adapter, [rows[batches[place]] for place in places], view)
+    loaded = load_ahead(adapter, ((place, rows[batches[place]]) for place in places), view)
     started = before = time.perf_counter()
-    for batch, _ in loaded:
+    for _, batch, _ in loaded:
         vectors.append(adapter.embed(batch).embedding)
         now = time.perf_counter()
         took.append(now - before)
         before = now
         if now - started >= budget and len(took) >= FEWEST:
             break
-    loaded.close()  # type: ignore[attr-defined]  # it is a generator
+    loaded.close()
     tried = [batches[place] for place in places[: len(took)]]
     sizes = np.array([len(part) for part in tried])
     typical = np.array([lengths[part].mean() for part in tried])

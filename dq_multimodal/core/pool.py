@@ -177,10 +177,8 @@ class Pool:
         places = self._find_endangered(sums, limits, tilts)
         if not len(places):
             return kept, 0
-        n_endangered, part = (
-            len(places),
-            slice(None) if 2 * len(places) > len(near.rows) else places,
-        )
+        n_endangered = len(places)
+        part = slice(None) if 2 * n_endangered > len(near.rows) else places  # without a copy
         ways = sums - self.sum
         gains = cut.source.multiply(near.given[part], near.numbers[part], ways.T)
         error = cut.rounding(ways) * (near.norms[part] + cut.source.offset)

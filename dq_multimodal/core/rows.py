@@ -212,7 +212,7 @@ class RowSource:
         made = np.empty(len(numbers))
         for start in range(0, len(numbers), self.block_rows):
             part: Any = numbers[start : start + self.block_rows]
-            if part[-1] - part[0] == len(part) - 1:
+            if (np.diff(part) == 1).all():
                 part = slice(int(part[0]), int(part[-1]) + 1)  # read in place
             given = self.read(part)
             made[start : start + len(given)] = self.multiply(given, part, vector)

@@ -177,6 +177,14 @@ def test_many_equal_rows_are_picked_by_number(similarity):
         np.testing.assert_array_equal(own, np.sort(own))
 
 
+def test_rows_are_read_by_their_numbers_in_any_order():
+    x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    source = graph_cut.RowSource(x, None, "cosine")
+    numbers = np.array([5, 9, 7])  # as when the second of equal rows stands for the first
+    wanted = (x / np.linalg.norm(x, axis=1, keepdims=True))[numbers] @ np.ones(3)
+    np.testing.assert_allclose(source.screen(numbers, np.ones(3)), wanted, rtol=1e-5)
+
+
 def test_memory_mapped_rows_are_not_copied(tmp_path):
     x = np.random.default_rng(0).normal(size=(20_000, 256)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)

@@ -13,6 +13,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
 from dq_multimodal.core.graph_cut import GraphCut
+from dq_multimodal.core.lockstep import MAX_ROWS, bin_in_lockstep
 from dq_multimodal.core.rows import RowSource
 
 
@@ -43,6 +44,7 @@ def make_bins(
     strata: Any = None,
     *,
     n_left: int = 0,
+    device: str | None = None,
     on_picks: Callable[[int], object] | None = None,
 ) -> Bins:
     """Part the rows of every stratum into bins, one greedy run after the other.
@@ -60,6 +62,8 @@ def make_bins(
         n_left: For rows that are outer products (last-layer gradients): an embedding holds the
             n_left numbers of the left factor, then those of the right one. 0 is plain rows.
         strata: (n,) labels of any type that sorts, integers or strings; None is one stratum.
+        device: "cuda" picks in small strata side by side on an accelerator, with the same picks;
+            None is the processor, several strata at once.
         on_picks: Called now and then with the number of rows picked since (for progress bars).
 
     Returns:
@@ -104,18 +108,25 @@ def make_bins(
             with np.errstate(over="ignore"):  # of rows near the end of the float64 range
                 bins.gain[members[picks]] = gains * source.unit * source.unit
 
-    for_each(bin_stratum, split_strata(codes), is_stopped.set)
+    strata_rows = split_strata(codes)
+    if device is not None and not n_left:
+        small = [members for members in strata_rows if len(members) <= MAX_ROWS]
+        strata_rows = [members for members in strata_rows if len(members) > MAX_ROWS]
+        made = bin_in_lockstep(values, small, int(n_bins), similarity, device, on_picks)
+        for members, *found in made:
+            bins.bin[members], bins.rank[members], bins.gain[members] = found
+    for_each(bin_stratum, strata_rows, is_stopped.set)
     return bins
 
 
-def split_strata(codes: Int[ndarray, " n"]) -> list[Int[ndarray, " k"]]:
+def split_strata(codes: Int[ndarray, " n"]) -> list[ndarray]:
     """Give the rows of each stratum, ascending."""
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
 
 
 def for_each(
-    work: Callable[[Any], None], strata: list[Int[ndarray, " k"]], on_stop: Callable[[], None]
+    work: Callable[[Any], None], strata: list[ndarray], on_stop: Callable[[], None]
 ) -> None:
     """Do the work of every stratum, large ones first, side by side where there are cores."""
     n_threads = min(

@@ -40,6 +40,14 @@ def own_device() -> str | None:
     return f"cuda:{int(local_rank) % n_devices}" if n_devices else None
 
 
+def accelerator() -> str | None:
+    """Name the accelerator of this process; None where there is none."""
+    import torch
+
+    return own_device() or ("cuda" if torch.cuda.is_available() else None)
+
+
+
 class ModelOutOfReach(InputError):
     """The Hub is out of reach, and its cache does not hold the model."""
 

@@ -11,6 +11,7 @@ from numpy import ndarray
 from dq_multimodal.config import Similarity
 from dq_multimodal.core import Bins, make_bins
 from dq_multimodal.core.bins import as_matrix, stratum_codes
+from dq_multimodal.model_source import accelerator
 from dq_multimodal.world import ALONE, World
 
 
@@ -42,7 +43,8 @@ def make_bins_together(
     settings: dict[str, Any] = {"n_bins": n_bins, "similarity": similarity, "n_left": n_left}
     n_busy = sum(len(rows) > 0 for rows in shares)
     if n_busy == 1 or folder is None:
-        return make_bins(embeddings, strata=strata, on_picks=on_picks, **settings)
+        device = accelerator() if codes.max() else None
+        return make_bins(embeddings, strata=strata, on_picks=on_picks, device=device, **settings)
     as_matrix(embeddings)  # an error is to name the row of the whole
     world.post("bins", folder=str(folder.absolute()), codes=codes.astype(np.int32), **settings)
     found = {0: _bin_some(embeddings, shares[0], codes, on_picks=on_picks, **settings)}
@@ -101,6 +103,7 @@ def _bin_some(
         similarity,
         codes[rows],
         n_left=n_left,
+        device=accelerator(),
         on_picks=on_picks,
     )
     return bins.bin, bins.rank, bins.gain

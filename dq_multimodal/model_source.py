@@ -44,7 +44,8 @@ def accelerator() -> str | None:
     """Name the accelerator of this process; None where there is none."""
     import torch
 
-    return own_device() or ("cuda" if torch.cuda.is_available() else None)
+    device = own_device() or ("cuda" if torch.cuda.is_available() else "cpu")
+    return None if device == "cpu" else device
 
 
 

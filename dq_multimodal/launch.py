@@ -35,6 +35,7 @@ def join_world() -> Iterator[World]:
 def _meet() -> World:
     if os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is loaded: one bar is enough
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost store is one line, not frames
     from torch.distributed import PrefixStore, rendezvous
 
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

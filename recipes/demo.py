@@ -46,9 +46,7 @@ def main() -> None:
         )
     table = ("--output", out / f"comparison-{seed}.json")
     run(RECIPES.parent / "eval" / "comparison.py", *folders, *table)
-    print(
-        f"\nThe compressed dataset is in {folders[-1] / 'selection'}: start with its report.html."
-    )
+    print(f"\nThe compressed dataset is in {folders[-1] / 'selection'}: start with its report.html.")
 
 
 def run(*arguments: object) -> None:

@@ -15,7 +15,8 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
-from dq_multimodal.config import CompressConfig, InputError, count_kept, format_bytes
+from dq_multimodal.byte_sizes import format_bytes
+from dq_multimodal.config import CompressConfig, InputError, count_kept
 from dq_multimodal.core import count_working_bytes
 from dq_multimodal.core.diversity import BLOCK_ROWS, OUT, count_sampled
 from dq_multimodal.patch_records import BLOCK_ROWS as PATCH_ROWS

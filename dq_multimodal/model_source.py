@@ -48,7 +48,6 @@ def accelerator() -> str | None:
     return None if device == "cpu" else device
 
 
-
 class ModelOutOfReach(InputError):
     """The Hub is out of reach, and its cache does not hold the model."""
 

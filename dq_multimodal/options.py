@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
     DEFAULT_IMAGE_MODEL,
     DEFAULT_TEXT_MODEL,
@@ -24,7 +25,6 @@ from dq_multimodal.config import (
     Similarity,
     check_drop_ratio,
     check_keep_ratio,
-    parse_bytes,
 )
 
 KeepRatio = Annotated[

@@ -14,7 +14,8 @@ from numpy import ndarray
 from dq_multimodal import embedding, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
-from dq_multimodal.config import CompressConfig, InputError, count_kept, parse_bytes
+from dq_multimodal.byte_sizes import parse_bytes
+from dq_multimodal.config import CompressConfig, InputError, count_kept
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
 from dq_multimodal.preparation import describe_model, make_config, make_request, survey

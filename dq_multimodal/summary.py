@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from dq_multimodal.config import format_bytes
+from dq_multimodal.byte_sizes import format_bytes
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run

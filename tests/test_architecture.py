@@ -10,6 +10,7 @@ PACKAGE = ROOT / "dq_multimodal"
 
 LEVELS = [
     {"config"},
+    {"byte_sizes"},
     {"options", "summary"},
     {"core", "world", "atomic", "splits"},
     {"model_source", "launch"},
@@ -33,7 +34,10 @@ LEVELS = [
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FACADE = {("run", "hub"), ("run", "resampling")}
 """Run.push_to_hub and Run.resample hand over to the levels above."""
-CORE_MAY_IMPORT = {"numpy", "jaxtyping", "torch", "collections", "dataclasses", "typing", "math"}
+CORE_MAY_IMPORT = {
+    *("numpy", "jaxtyping", "torch", "threadpoolctl"),
+    *("collections", "concurrent", "dataclasses", "math", "os", "threading", "typing"),
+}
 
 
 def imports(path):

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from nasty_images import picture
 
 from dq_multimodal import InputError, compress, plan
-from dq_multimodal.config import format_bytes, parse_bytes
+from dq_multimodal.byte_sizes import format_bytes, parse_bytes
 from dq_multimodal.core.diversity import count_sampled, sample_bins
 from dq_multimodal.memory import Memory, bin_sizes, check_memory, measured_tensors, resident_bytes
 from dq_multimodal.planning import npy_bytes

@@ -4,8 +4,8 @@
 
 Makes an instruction dataset from the documentation of the installed Python packages, a tokenizer
 and a small Llama, and runs recipes/alpaca_20pct.py with recipes/configs/demo.yaml three times:
-on all rows, on 20 % drawn at random and on 20 % chosen by Adaptive Dataset Quantization, each for
-the same number of steps. Prints one table. Interrupted, it goes on where it stopped.
+on all rows, on 20 % drawn at random and on 20 % chosen by Dataset Quantization, each for the same
+number of steps; of so few rows the scores of adq would embed every row twice. Prints one table. Interrupted, it goes on where it stopped.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parent
-METHODS = ("full", "random", "adq")
+METHODS = ("full", "random", "dq")
 
 
 def main() -> None:

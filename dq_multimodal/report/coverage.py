@@ -119,19 +119,26 @@ def judge(coverage: Coverage, method: str) -> str:
         _compare("On average", ours["mean"], theirs["mean"], method, other),
         _compare("At the 95th percentile", ours["p95"], theirs["p95"], method, other),
     ]
-    if (ours["mean"] - theirs["mean"]) * (ours["p95"] - theirs["p95"]) < 0:
+    if _lead(ours["mean"], theirs["mean"]) * _lead(ours["p95"], theirs["p95"]) < 0:
         lines.append("The two measures disagree.")
     return " ".join(lines)
 
 
 def _compare(where: str, ours: float, theirs: float, method: str, other: str) -> str:
-    gap = abs(ours - theirs) / max(theirs, ours, 1e-12)
+    lead = _lead(ours, theirs)
     numbers = f"a distance of {ours:.4f} against {theirs:.4f}"
-    if gap < NEGLIGIBLE:
+    if not lead:
         return f"{where}, {method} and {other} cover the data equally well: {numbers}."
-    if ours < theirs:
+    if lead > 0:
         return f"{where}, {method} covers the data better than {other}: {numbers}."
     return f"{where}, {other} covers the data better than {method}: {numbers}."
+
+
+def _lead(ours: float, theirs: float) -> int:
+    """Say who is nearer: 1 is ours, -1 theirs, 0 neither."""
+    if abs(ours - theirs) / max(theirs, ours, 1e-12) < NEGLIGIBLE:
+        return 0
+    return 1 if ours < theirs else -1
 
 
 def as_facts(coverage: Coverage, method: str) -> dict[str, Any]:

@@ -135,6 +135,14 @@ def test_the_verdict_says_when_measures_disagree():
     assert "disagree" in coverage.judge(found, "dq")
 
 
+def test_measures_that_name_no_winner_do_not_disagree():
+    ours, theirs = np.full(100, 0.1), np.full(100, 0.10001)
+    ours[:10], theirs[:10] = 0.50001, 0.5
+    verdict = coverage.judge(coverage.Coverage(np.arange(100), ours, theirs, 100), "dq")
+    assert verdict.count("equally well") == 2
+    assert "disagree" not in verdict
+
+
 def brute_groups(values, n_left, threshold):
     rows = expand(values, n_left)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -5,7 +5,8 @@
 Makes an instruction dataset from the documentation of the installed Python packages, a tokenizer
 and a small Llama, and runs recipes/alpaca_20pct.py with recipes/configs/demo.yaml three times:
 on all rows, on 20 % drawn at random and on 20 % chosen by Dataset Quantization, each for the same
-number of steps; of so few rows the scores of adq would embed every row twice. Prints one table. Interrupted, it goes on where it stopped.
+number of steps; of so few rows the scores of adq would embed a large part twice. Prints one table.
+Interrupted, it goes on where it stopped.
 """
 
 import argparse
@@ -46,7 +47,8 @@ def main() -> None:
         )
     table = ("--output", out / f"comparison-{seed}.json")
     run(RECIPES.parent / "eval" / "comparison.py", *folders, *table)
-    print(f"\nThe compressed dataset is in {folders[-1] / 'selection'}: start with its report.html.")
+    place = folders[-1] / "selection"
+    print(f"\nThe compressed dataset is in {place}: start with its report.html.")
 
 
 def run(*arguments: object) -> None:

@@ -64,13 +64,14 @@ def augment(
     is_flipped = rng.random() < 0.5
     angle = rng.uniform(-10, 10)
     factors = rng.uniform(0.8, 1.2, size=3)
-    around = tuple(int(value) for value in pixels.mean(axis=(0, 1)))
+    around = tuple((pixels.reshape(-1, 3).sum(axis=0) // size**2).tolist())
     image = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR, fillcolor=around)
     image = image.resize((size, size), box=(left, top, left + side, top + side))
     if is_flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for kind, factor in zip(
-        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
-    ):
-        image = kind(image).enhance(float(factor))
-    return np.asarray(image)
+    brightness, contrast, saturation = factors.tolist()
+    image = ImageEnhance.Brightness(image).enhance(brightness)
+    # as ImageEnhance.Contrast, whose mean comes from a histogram summed in Python
+    mean = int(np.asarray(image.convert("L")).sum() / size**2 + 0.5)
+    image = Image.blend(Image.new("RGB", image.size, (mean, mean, mean)), image, contrast)
+    return np.asarray(ImageEnhance.Color(image).enhance(saturation))

@@ -10,23 +10,19 @@ PACKAGE = ROOT / "dq_multimodal"
 
 LEVELS = [
     {"config"},
-    {"byte_sizes"},
     {"options", "summary"},
-    {"core", "world", "atomic", "splits"},
-    {"model_source", "launch"},
+    {"core", "model_source", "atomic", "splits"},
     {"vision"},
     {"adapters", "patches"},
-    {"stream"},
-    {"local_data", "batches", "shares"},
+    {"local_data"},
     {"source"},
     {"patch_records"},
     {"embedding", "selection", "subset", "patching"},
     {"scoring", "report", "card"},
-    {"folder", "memory"},
+    {"folder"},
     {"run"},
-    {"preparation", "resampling", "probes"},
-    {"pipeline", "report_probes", "assisting"},
-    {"planning"},
+    {"preparation", "resampling"},
+    {"pipeline"},
     {"hub", "verification"},
     {"training"},
     {"cli"},
@@ -34,10 +30,7 @@ LEVELS = [
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FACADE = {("run", "hub"), ("run", "resampling")}
 """Run.push_to_hub and Run.resample hand over to the levels above."""
-CORE_MAY_IMPORT = {
-    *("numpy", "jaxtyping", "torch", "threadpoolctl"),
-    *("collections", "concurrent", "dataclasses", "math", "os", "threading", "typing"),
-}
+CORE_MAY_IMPORT = {"numpy", "jaxtyping", "torch", "collections", "dataclasses", "typing", "math"}
 
 
 def imports(path):

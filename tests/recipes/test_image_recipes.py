@@ -156,10 +156,10 @@ def test_rows_of_a_finished_run_need_no_encoder(work, tmp_path):
     flags["dataset_name"] = tmp_path / "train.parquet"
     done = launch("cifar10.py", launcher=(), **flags, code=2)
     assert "is of other rows than" in done.stderr.splitlines()[-1]
-    flags = arguments(work, tmp_path / "no", **asked, n_bins=7)
+    flags = arguments(work, tmp_path / "bins", **asked, n_bins=7)
     done = launch("cifar10.py", launcher=(), **flags, code=2)
     assert "n_bins 7 was asked, and the run" in done.stderr.splitlines()[-1]
-    flags = arguments(work, tmp_path / "no", **asked, dataset_split="train[:50%]")
+    flags = arguments(work, tmp_path / "half", **asked, dataset_split="train[:50%]")
     done = launch("cifar10.py", launcher=(), **flags, code=2)
     assert "is of other rows than" in done.stderr.splitlines()[-1]
 

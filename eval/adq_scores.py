@@ -122,11 +122,13 @@ def measure_cost(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
     work = args.work_dir / "adq-scores" / name
     result = work.with_suffix(".json")
+    model = None if name == "alpaca" else args.classifier
     if result.is_file():
-        return json.loads(result.read_text())
+        known = json.loads(result.read_text())
+        if known.pop("classifier") == model:
+            return known
     files = {"alpaca": "alpaca.parquet", "cifar10": "cifar10/train-*.parquet"}[name]
     rows = load_dataset("parquet", data_files=str(DATA / files), split=f"train[:{COST_ROWS}]")
-    model = None if name == "alpaca" else args.classifier
     request = CompressConfig(dataset=name, embedding_model=model)
     seconds: dict[str, float] = {}
     for stage, method in (("embed", "dq"), ("embed_and_look", "adq")):
@@ -153,7 +155,7 @@ def measure_cost(name: str, args: argparse.Namespace) -> dict[str, Any]:
     own = Path(str(model)) / "classifier.json"
     net = json.loads(own.read_text())["model"] if own.is_file() else "all-MiniLM-L6-v2"
     found = {"rows": len(rows), "model": net, "seconds": seconds, "extra_share": extra}
-    write(result, found)
+    write(result, {**found, "classifier": model})
     return found
 
 

@@ -12,7 +12,9 @@ included, on the sampled rows. For every pair of seeds the rank correlation (Spe
 scores is given.
 
 The cost is measured side by side on the first 10,000 rows: the embedding stage alone, then the same
-with middle features and texture, and the scores. Goes on where it was interrupted.
+with middle features and texture, and the scores. For CIFAR-10 also with the resnet18 that
+recipes/train_extractor.py makes, untrained, since weights change no time. Goes on where it was
+interrupted.
 """
 
 import argparse
@@ -64,13 +66,14 @@ def main() -> None:
                 key: [correlate(a[key], b[key]) for a, b in combinations(found, 2)]
                 for key in SCORES
             },
-            "cost": measure_cost(name, args),
+            "costs": [measure_cost(name, model, args) for model in models_of(name, args)],
         }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write(args.output, document)
     for name, one in document["sets"].items():
         shown = {k: [round(v, 2) for v in vs] for k, vs in one["rank_correlation"].items()}
-        print(f"{name}: {shown}; extra {100 * one['cost']['extra_share']:.1f} %")
+        extra = [f"{100 * cost['extra_share']:.0f} % ({cost['model']})" for cost in one["costs"]]
+        print(f"{name}: {shown}; extra {', '.join(extra)}")
 
 
 def score(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -110,19 +113,37 @@ def correlate(a: list[float], b: list[float]) -> float:
     return 1.0 if a == b else float(spearmanr(a, b)[0])
 
 
-def measure_cost(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def models_of(name: str, args: argparse.Namespace) -> list[str | None]:
+    """Give the encoders with which the cost is measured; None is the default of text."""
+    return [None] if name == "alpaca" else [args.classifier, untrained("resnet18", args.work_dir)]
+
+
+def untrained(model: str, work_dir: Path) -> str:
+    """Make a classifier for CIFAR-10 as recipes/train_extractor.py does, and do not train it."""
+    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+
+    folder = work_dir / "adq-scores" / model
+    labels = tuple(map(str, range(10)))
+    half = (0.5, 0.5, 0.5)
+    description = Classifier(model, 32, len(labels), labels, half, half)
+    save_classifier(build_classifier(model, len(labels), 32), description, folder)
+    return str(folder)
+
+
+def measure_cost(name: str, model: str | None, args: argparse.Namespace) -> dict[str, Any]:
     """Time the embedding stage without the scores and with them, one after the other."""
     from dataclasses import replace
 
+    import torch
     from datasets import load_dataset
 
     from dq_multimodal import CompressConfig, embedding, scoring
     from dq_multimodal.adapters.choice import choose_adapter, label_column_of
     from dq_multimodal.selection import bin_rows, read_strata
 
-    work = args.work_dir / "adq-scores" / name
+    net = "all-MiniLM-L6-v2" if model is None else known_model(model)
+    work = args.work_dir / "adq-scores" / f"{name}-{net}"
     result = work.with_suffix(".json")
-    model = None if name == "alpaca" else args.classifier
     if result.is_file():
         known = json.loads(result.read_text())
         if known.pop("classifier") == model:
@@ -152,11 +173,20 @@ def measure_cost(name: str, args: argparse.Namespace) -> dict[str, Any]:
         seconds["surprisal"] = time.perf_counter() - started
     shutil.rmtree(work)
     extra = (seconds["embed_and_look"] + seconds["scores"]) / seconds["embed"] - 1
-    own = Path(str(model)) / "classifier.json"
-    net = json.loads(own.read_text())["model"] if own.is_file() else "all-MiniLM-L6-v2"
-    found = {"rows": len(rows), "model": net, "seconds": seconds, "extra_share": extra}
+    found = {
+        "rows": len(rows),
+        "model": net,
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "extra_share": extra,
+    }
     write(result, {**found, "classifier": model})
     return found
+
+
+def known_model(folder: str) -> str:
+    """Read the name of the model of a folder made by recipes/train_extractor.py."""
+    return json.loads((Path(folder) / "classifier.json").read_text())["model"]
 
 
 def write(path: Path, document: dict[str, Any]) -> None:

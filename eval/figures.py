@@ -135,7 +135,8 @@ def draw_scores(found: dict[str, Any]) -> "Figure":
                 axes.plot(range(len(y)), y, mark, ls=dash, c=colour, ms=4, label=f"seed {seed}")
             axes.set_xticks(range(len(values)))
             label(axes, f"{key} ({short})", "bin")
-        what = f"{NAMES.get(name, name)}, {one['rows']:,} rows\n{name_net(one['cost']['model'])}"
+        net = name_net(one["costs"][0]["model"])
+        what = f"{NAMES.get(name, name)}, {one['rows']:,} rows\n{net}"
         label(row[0], row[0].get_title(), "bin", what)
         row[0].legend(framealpha=0.7, fontsize=8)
     return figure

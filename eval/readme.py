@@ -140,9 +140,9 @@ def score_noise(document: dict[str, Any]) -> str:
         cells = [f"{np.mean(of_score[key]):.2f} (least {min(of_score[key]):.2f})" for key in names]
         low, high = found["rows_a_bin"]
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        cost = f"{100 * found['cost']['extra_share']:.0f} % ({found['cost']['model']})"
+        costs = [f"{100 * c['extra_share']:.0f} % ({c['model']})" for c in found["costs"]]
         pairs = str(len(of_score["diversity"]))
-        rows.append((name, f"{found['rows']:,}", each, pairs, *cells, cost))
+        rows.append((name, f"{found['rows']:,}", each, pairs, *cells, ", ".join(costs)))
     return grid(rows)
 
 

@@ -48,7 +48,7 @@ def make_results(folder):
     scores = {key: [[1, 2, 3], [2, 2, 2]] for key in ("representativeness", "diversity")}
     scores["importance"] = [[0.5, 0.1, 2.0], [1, 2, 0]]
     one = {"rows": 30, "rows_a_bin": [5, 5], "seeds": [0, 4], "scores": scores}
-    one["cost"] = {"model": "model"}
+    one["costs"] = [{"model": "model"}]
     student = {
         "equal_epochs": [{"epochs": k, "distance": 1.0 / k} for k in (1, 2)],
         "equal_steps": [{"steps": 5 * k, "distance": 2.0 / k} for k in (1, 2)],

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dq_multimodal.config import CompressConfig, InputError
     from dq_multimodal.hub import open_run, push
     from dq_multimodal.pipeline import compress
+    from dq_multimodal.planning import plan
     from dq_multimodal.resampling import resample
     from dq_multimodal.run import Run
     from dq_multimodal.verification import verify
@@ -19,6 +20,7 @@ __all__ = [
     "Run",
     "compress",
     "open_run",
+    "plan",
     "push",
     "resample",
     "verify",
@@ -30,6 +32,7 @@ _HOMES = {
     "Run": "run",
     "compress": "pipeline",
     "open_run": "hub",
+    "plan": "planning",
     "push": "hub",
     "resample": "resampling",
     "verify": "verification",

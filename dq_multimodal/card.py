@@ -183,6 +183,8 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
     settings = {name: request[name] for name in ("method", "keep_ratio", "seed")}
     if config["bins"] != "none":
         settings |= {name: request[name] for name in ("draw", "n_bins", "similarity")}
+        if request.get("partition") is not None:
+            settings["partition"] = f"{request['partition']}: bins in each part"
     if request["method"] == "adq":
         names = ("alpha", "representativeness", "importance", "norm")
         settings |= {name: request[name] for name in names}

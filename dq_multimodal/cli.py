@@ -1,6 +1,7 @@
 """The command line, `dq-multimodal`. Answers --help without loading torch."""
 
 import errno
+import inspect
 import json
 import os
 import sys
@@ -13,7 +14,9 @@ from typer import exceptions
 
 from dq_multimodal import options
 from dq_multimodal.config import InputError
-from dq_multimodal.summary import summarise
+from dq_multimodal.launch import join_world
+from dq_multimodal.summary import describe_plan, summarise
+from dq_multimodal.world import ALONE, Stopped, World
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
@@ -54,6 +57,7 @@ def compress(
     embeddings: options.Embeddings = None,
     similarity: options.SimilarityName = "cosine",
     n_bins: options.BinCount = 10,
+    partition: options.PartitionName = "none",
     batch_size: options.BatchSize = 64,
     drop_ratio: options.DropRatio = "0",
     patch_size: options.PatchSize = None,
@@ -64,6 +68,8 @@ def compress(
     min_psnr: options.MinPsnr = None,
     fill: options.FillName = None,
     mae_model: options.MaeModel = None,
+    max_memory: options.MaxMemory = None,
+    streaming: options.Streaming = False,
     report: options.WithReport = True,
     output_dir: options.OutputDir = None,
     overwrite: options.Overwrite = False,
@@ -78,8 +84,40 @@ def compress(
     from dq_multimodal.pipeline import compress as run_compress
 
     given = options.given_options(context, "push_to_hub", "private", "as_json")
-    run = run_compress(**given)
+    world = context.obj or ALONE
+    if not world.is_main:
+        from dq_multimodal.assisting import assist
+
+        return assist(world, given)
+    run = run_compress(**given, world=world)
     typer.echo(summarise(run, as_json, _push(run, push_to_hub, private)))
+
+
+def _flags_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the very flags of another one."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(command)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        found = {name: flag.annotation for name, flag in signature.parameters.items()}
+        function.__annotations__ = {**found, "return": None}
+        return function
+
+    return decorate
+
+
+@app.command()
+@_flags_of(compress)
+def plan(context: typer.Context, **flags: Any) -> None:
+    """Say what compress with the same flags will take and leave, and run nothing.
+
+    Time, memory, disk, rows and bytes, from short probes on this machine.
+    """
+    from dq_multimodal.planning import plan as make_plan
+
+    given = options.given_options(context, "overwrite", "push_to_hub", "private", "as_json")
+    found = make_plan(**given)
+    typer.echo(json.dumps(found, indent=2) if flags["as_json"] else describe_plan(found))
 
 
 @app.command()
@@ -163,25 +201,45 @@ def main(arguments: list[str] | None = None, run: Callable[..., Any] = app) -> N
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = run(args=arguments or ["--help"], prog_name="dq-multimodal", standalone_mode=False)
+        with join_world() as world:
+            code, line = _attempt(arguments or ["--help"], run, world)
+            line = world.end(code, line)
+            if line:
+                print(line, file=sys.stderr)  # noqa: T201
+    except InputError as error:  # the processes did not meet
+        code = 2
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tuple[int, str | None]:
+    """Run a command; give its exit code and, if it fails, the line to print."""
+    code: Any = 0
+    try:
+        if not world.is_main and "compress" not in arguments[:1]:
+            for _ in world.tasks():  # nothing to share: wait until rank 0 is done
+                pass
+            return 0, None
+        code = run(args=arguments, prog_name="dq-multimodal", standalone_mode=False, obj=world)
     except InputError as error:
-        sys.exit(_fail(str(error)))
+        return 2, _one_line(str(error))
     except exceptions.TyperException as error:
-        sys.exit(_fail(error.format_message().replace("Value error, ", "")))
+        return 2, _one_line(error.format_message().replace("Value error, ", ""))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        sys.exit(_fail(f"cannot write: {error.strerror}; the same command goes on when it can"))
+        return 2, f"error: cannot write: {error.strerror}; the same command goes on when it can"
+    except Stopped as stop:
+        return stop.fault.code, _one_line(stop.fault.line)
     except (exceptions.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)  # noqa: T201
-    sys.exit(code if isinstance(code, int) else 0)
+        return INTERRUPTED, "interrupted: the same command goes on where it stopped"
+    return (code if isinstance(code, int) else 0), None
 
 
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
-    return 2
+def _one_line(message: str) -> str:
+    return "error: " + " ".join(message.split())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ Fill = Literal["mean", "zero", "mae"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_PATCH_SIZE = 1024
+MAX_PART_ROWS = 50_000  # on average, where the number of parts is not given
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
 
 CHOICES: dict[str, Any] = {
@@ -88,6 +89,8 @@ class CompressConfig:
         embeddings: .npy file of (n, d) ready embeddings, or the name of a column that holds them.
         similarity: "cosine" or "euclidean".
         n_bins: Bins of a stratum, at least 1.
+        partition: For very many rows without labels, bins in each of K parts of similar rows:
+            "kmeans:K", or "kmeans" for ceil(rows / 50,000); None or "none" makes no parts.
         batch_size: Rows that go through the encoder together.
         drop_ratio: Share of the patches of each kept image to drop, in [0, 1); 0 drops none.
         patch_size: Side of a patch in pixels; None is 4 up to 64 px, else 16.
@@ -98,6 +101,7 @@ class CompressConfig:
         min_psnr: Images whose filled holes lie below this many dB keep their original.
         fill: How holes are filled for that: "mean", "zero" or "mae".
         mae_model: Masked autoencoder for mae, a model id or folder.
+        streaming: Read the source as a stream: several passes, never whole on disk or in memory.
     """
 
     dataset: str
@@ -122,6 +126,7 @@ class CompressConfig:
     embeddings: str | None = None
     similarity: Similarity = "cosine"
     n_bins: int = 10
+    partition: str | None = None
     batch_size: int = 64
     drop_ratio: float = 0.0
     patch_size: int | None = None
@@ -132,6 +137,7 @@ class CompressConfig:
     min_psnr: float | None = None
     fill: Fill | None = None
     mae_model: str | None = None
+    streaming: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dataset", "embedding_model", "embeddings", "attribution_model", "mae_model"):
@@ -151,7 +157,12 @@ class CompressConfig:
             check_count("score_rows", self.score_rows)
             if self.score_rows < 2:
                 raise InputError("score_rows must be at least 2: a row is compared with others")
+        self._check_partition()
         self._check_patches()
+        if self.streaming and set(self.split) & set("[+"):
+            raise InputError(
+                f"a stream is read whole: split must be the name of one split, got {self.split!r}"
+            )
         for name in ("keep_ratio", "drop_ratio", "alpha"):
             object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's included
         for name in ("n_bins", "batch_size", "seed", "patch_quality"):
@@ -160,6 +171,16 @@ class CompressConfig:
             if isinstance(self.text_columns, str) or not self.text_columns:
                 raise InputError(f"text_columns must be a list of names, got {self.text_columns!r}")
             object.__setattr__(self, "text_columns", tuple(self.text_columns))
+
+    def _check_partition(self) -> None:
+        """Raise unless the partition is a known one that fits the embeddings; "none" is None."""
+        if self.partition == "none":
+            object.__setattr__(self, "partition", None)
+        if self.partition is None:
+            return
+        count_parts(self.partition, 10**18)
+        if self.embedding == "gradients":
+            raise InputError("partition is for plain embeddings, and gradients are outer products")
 
     def _check_patches(self) -> None:
         """Raise unless the settings of the patches fit each other."""
@@ -236,6 +257,24 @@ def check_seed(seed: Any) -> None:
     """Raise unless the seed is a whole number."""
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise InputError(f"seed must be a whole number, got {seed!r}")
+
+
+def count_parts(partition: Any, n_rows: int) -> int:
+    """Give the parts that "kmeans:K" asks for; of "kmeans" ceil(n_rows / 50,000).
+
+    Raises:
+        InputError: If it is neither, or K lies outside 1 ... n_rows.
+    """
+    name, colon, number = partition.partition(":") if isinstance(partition, str) else ("", "", "")
+    is_whole = number.isascii() and number.isdigit() and len(number) < 19
+    if name != "kmeans" or (colon and not (is_whole and int(number) >= 1)):
+        raise InputError(
+            f"partition must be none, kmeans or kmeans:K with K of at least 1, got {partition!r}"
+        )
+    n_parts = int(number) if colon else -(-n_rows // MAX_PART_ROWS)
+    if n_parts > n_rows:
+        raise InputError(f"partition must be of at most the {n_rows} rows, got {partition}")
+    return n_parts
 
 
 def count_kept(n_rows: int, keep_ratio: float) -> int:

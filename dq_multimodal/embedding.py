@@ -1,12 +1,8 @@
 """The embedding stage: one global batch plan, saved as it goes, resumable at any moment."""
 
 import hashlib
-import json
 import os
-import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,35 +13,32 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter, Problems
-from dq_multimodal.atomic import put_in_place, write_text
+from dq_multimodal.atomic import put_in_place
+from dq_multimodal.batches import (
+    FILE,
+    FILES,
+    MIDDLE,
+    PARTIAL,
+    TEXTURE,
+    Found,
+    Progress,
+    embed_batches,
+    make_plan,
+    plan_batches,
+)
 from dq_multimodal.config import InputError
 from dq_multimodal.splits import split_ranges
+from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FILE = "embeddings.npy"
-MIDDLE, TEXTURE = "middle.npy", "texture.npy"
-"""What the scores of the bins need beside the embeddings: (n, k) float16, (n, 2) float32."""
-FILES = (FILE, MIDDLE, TEXTURE)
-HALF_RANGE = (-65504.0, 65504.0)
-"""What float16 can hold: beyond it lies infinity, which would undo every score."""
-PARTIAL = ".partial"
+__all__ = ["FILE", "FILES", "MIDDLE", "PARTIAL", "TEXTURE", "plan_batches"]
+
 PROGRESS = "embeddings.progress.json"
 SAVE_SECONDS = 5.0
 """So much work at most is done again after a stop."""
 BLOCK_ROWS = 65536
-
-
-def plan_batches(lengths: Int[ndarray, " n"], batch_size: int) -> list[Int[ndarray, " b"]]:
-    """Cut all rows, longest first, into batches of rows alike in length.
-
-    The plan depends on the lengths and the batch size alone, so an interrupted run goes on with
-    the very batches it would have had, and each row meets the same neighbours (and the same
-    padding, so the same last bits) as in an undisturbed run.
-    """
-    rows = np.lexsort((np.arange(len(lengths)), -lengths))
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 def embed_rows(
@@ -56,13 +49,15 @@ def embed_rows(
     rows: Int[ndarray, " k"] | None = None,
     view: int | None = None,
     name: str = "embed",
+    world: World = ALONE,
 ) -> None:
     """Embed rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
 
     With an adapter that is scored, the same pass fills middle.npy and, but for views, texture.npy.
     Threads read and prepare the next batches while the model works on one. Batches are on disk,
     and the odd rows that they held are noted, before they count as done. The files get their
-    names when they are whole.
+    names when they are whole. Several processes share the batches, each writes its own rows, and
+    any number of them goes on with what any other number left.
 
     Args:
         adapter: What reads and embeds the rows.
@@ -71,58 +66,65 @@ def embed_rows(
         rows: Row numbers; None is all rows.
         view: Seed of the augmented view of each row to embed; None is the row itself.
         name: What the progress bar calls it.
+        world: The processes; the others have to be in `assisting.embed_share`.
     """
-    lengths = adapter.lengths()
-    picked = np.arange(len(lengths)) if rows is None else rows
-    batches = plan_batches(lengths[picked], batch_size)
-    shapes: dict[str, tuple[int, Any]] = {FILE: (adapter.dimension, np.float32)}
-    if adapter.is_scored:
-        shapes[MIDDLE] = (adapter.middle_dimension, np.float16)
-        if view is None:
-            shapes[TEXTURE] = (2, np.float32)
-    sizes = [len(picked), *(size for size, _ in shapes.values())]
-    facts = json.dumps([sizes, batch_size, view, adapter.describe(), adapter.describe_model()])
-    key = hashlib.sha256(facts.encode() + lengths.tobytes() + picked.tobytes()).hexdigest()
-
-    done, problems = _read_progress(folder, key)
-    places = {file: folder / (file + PARTIAL) for file in shapes}
+    plan = make_plan(adapter, batch_size, rows, view)
+    places = plan.places(folder)
+    progress = Progress(folder / PROGRESS, plan.key, len(plan.batches))
     are_there = all((folder / file).exists() or place.exists() for file, place in places.items())
-    if done == len(batches) and are_there:
-        _finish(adapter, folder, places, problems, is_all=rows is None)
+    if progress.is_done.all() and are_there:
+        _finish(adapter, folder, places, progress.problems(), is_all=rows is None)
         return  # the run stopped just before it could say that this stage is done
-    if not done or not all(place.exists() for place in places.values()):
-        done, problems = 0, {}
-        (folder / PROGRESS).unlink(missing_ok=True)  # before the new files of zeros are there
+    is_new = not progress.is_done.any() or not all(place.exists() for place in places.values())
+    if is_new:
+        progress.forget()  # before the new files of zeros are there
         for place in places.values():
             place.unlink(missing_ok=True)
-    out = {
-        file: np.lib.format.open_memmap(
-            places[file], mode="r+" if done else "w+", dtype=kind, shape=(len(picked), size)
+    if world.is_alone:
+        out: dict[str, Any] = {
+            file: np.lib.format.open_memmap(
+                places[file], "w+" if is_new else "r+", kind, (len(plan.rows), size)
+            )
+            for file, (size, kind) in plan.shapes.items()
+        }
+    else:
+        out = plan.open_shared(folder, is_new=is_new)
+    left = np.flatnonzero(~progress.is_done)
+    world.post(
+        "embed",
+        folder=str(folder.absolute()),
+        rows=rows,
+        view=view,
+        key=plan.key,
+        is_done=progress.is_done,
+    )
+    n_done = len(plan.rows) - sum(len(plan.batches[k]) for k in left)
+    with tqdm(total=len(plan.rows), initial=n_done, desc=name, unit="row") as bar:
+
+        def note_theirs(messages: list[tuple[int, Found]]) -> None:
+            for _, found in messages:
+                progress.note(found)
+                bar.update(sum(len(plan.batches[k]) for k in found))
+
+        parts = embed_batches(
+            adapter,
+            plan,
+            world.deal(plan.key, left.tolist()),
+            out,
+            view,
+            SAVE_SECONDS,
+            world.n_here,
+            on_rows=bar.update,
         )
-        for file, (size, kind) in shapes.items()
-    }
-    n_done = sum(len(part) for part in batches[:done])
-    saved = time.monotonic()
-    with tqdm(total=len(picked), initial=n_done, desc=name, unit="row") as bar:
-        loaded = _load_ahead(adapter, [picked[part] for part in batches[done:]], view)
-        for number, (batch, found) in enumerate(loaded, done + 1):
-            looks = adapter.embed(batch)
-            values = {FILE: looks.embedding, MIDDLE: looks.middle, TEXTURE: looks.texture}
-            if looks.middle is not None:
-                values[MIDDLE] = np.clip(looks.middle, *HALF_RANGE)
-            for file, array in out.items():
-                array[batches[number - 1]] = values[file]
-            for what, odd in found.items():
-                problems.setdefault(what, []).extend(odd)
-            bar.update(len(batches[number - 1]))
-            if number == len(batches) or time.monotonic() - saved >= SAVE_SECONDS:
-                for whole in out.values():
-                    whole.flush()
-                progress = {"key": key, "batches": number, "problems": problems}
-                write_text(folder / PROGRESS, json.dumps(progress))
-                saved = time.monotonic()
+        for found in parts:
+            progress.note(found)
+            note_theirs(world.receive())
+            progress.save()
+        while not progress.is_done.all():
+            note_theirs(world.receive(wait=True))
+            progress.save()
     out.clear()  # closes the files
-    _finish(adapter, folder, places, problems, is_all=rows is None)
+    _finish(adapter, folder, places, progress.problems(), is_all=rows is None)
 
 
 def _finish(
@@ -134,24 +136,6 @@ def _finish(
             put_in_place(place, folder / file)
     if is_all:
         adapter.problems |= problems
-
-
-def _load_ahead(
-    adapter: Adapter, batches: list[Int[ndarray, " b"]], view: int | None
-) -> Iterator[tuple[Any, Problems]]:
-    """Yield the loaded batches in their order, some of them read ahead by threads."""
-    n_threads = max(1, min(8, (os.cpu_count() or 2) - 1))
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="load")
-    waiting: deque[Future[tuple[Any, Problems]]] = deque()
-    try:
-        for rows in batches:
-            waiting.append(pool.submit(adapter.load, rows, view))
-            if len(waiting) > 2 * n_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]:
@@ -169,7 +153,7 @@ def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]
     """
     hasher = hashlib.sha256()
     size = 0
-    for block in _read_given(given, dataset, split):
+    for block in read_given(given, dataset, split):
         hasher.update(block.tobytes())
         size = block.shape[1]
     key = "column" if _is_column(given, dataset) else "file"
@@ -179,7 +163,7 @@ def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]
 def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) -> None:
     """Write ready embeddings into folder/embeddings.npy as float32; see `describe_given`."""
     out, start = None, 0
-    for block in _read_given(given, dataset, split):
+    for block in read_given(given, dataset, split):
         if out is None:
             shape = (len(dataset), block.shape[1])
             out = np.lib.format.open_memmap(
@@ -193,7 +177,7 @@ def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) ->
     put_in_place(folder / (FILE + PARTIAL), folder / FILE)
 
 
-def _read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
+def read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
     """Yield the blocks of ready embeddings as float32, checked."""
     size = None
     is_column = _is_column(given, dataset)
@@ -275,14 +259,3 @@ def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
         except (ValueError, TypeError) as error:
             raise wrong_type from error
         yield flat.reshape(len(array), -1)
-
-
-def _read_progress(folder: Path, key: str) -> tuple[int, Problems]:
-    """Give the batches that are done of this very plan, and the problems found in them."""
-    try:
-        progress = json.loads((folder / PROGRESS).read_text())
-    except (OSError, ValueError):
-        return 0, {}
-    if progress["key"] != key:
-        return 0, {}
-    return progress["batches"], progress.get("problems", {})

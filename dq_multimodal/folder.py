@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,19 @@ import yaml
 from dq_multimodal import embedding, patch_records, report, scoring, selection, subset
 from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
+from dq_multimodal.world import World
 
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
+TOKEN = "world.token"
+"""By this file other processes know the folder of rank 0 from another of the same name."""
+SHARED_SECONDS = 30.0
+"""File systems of a network tell late what is new."""
 CARD = "README.md"
 OURS = (
     CONFIG,
     MANIFEST,
+    TOKEN,
     CARD,
     *embedding.FILES,
     *(file + embedding.PARTIAL for file in embedding.FILES),
@@ -48,7 +56,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output folder {folder} is a file")
-    is_new = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,8 +66,9 @@ def claim_folder(folder: Path) -> Iterator[None]:
             _check_writable(folder)
             yield
         finally:
-            if is_new and not any(folder.iterdir()):
-                folder.rmdir()
+            with suppress(OSError):  # of the first that holds something
+                for place in made:
+                    place.rmdir()
 
 
 def _check_writable(folder: Path) -> None:
@@ -96,6 +105,33 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def share_folder(folder: Path, world: World) -> None:
+    """Tell the other processes, if there are any, which folder is written to."""
+    if not world.is_alone:
+        token = secrets.token_hex(16)
+        write_text(folder / TOKEN, token)
+        world.post("folder", folder=str(folder.absolute()), token=token)
+
+
+def check_folder(folder: str, token: str, rank: int) -> None:
+    """Make sure that this process sees the folder that rank 0 writes to.
+
+    Raises:
+        InputError: If it lies on a disk of another machine.
+    """
+    until = time.monotonic() + SHARED_SECONDS
+    while True:
+        with suppress(OSError):
+            if (Path(folder) / TOKEN).read_text() == token:
+                return
+        if time.monotonic() > until:
+            raise InputError(
+                f"rank {rank} does not see the output folder {folder} of rank 0: it must lie on a "
+                "file system that all machines share"
+            )
+        time.sleep(0.1)
 
 
 def clear_folder(folder: Path) -> None:

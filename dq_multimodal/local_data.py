@@ -4,11 +4,13 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.splits import name_split, take_slice
+from dq_multimodal.stream import Stream, open_stream
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,33 +38,61 @@ def short_name(name: str) -> str:
     return last.stem if last.suffix.lower() in BUILDERS else last.name
 
 
-def load_local(name: str, split: str) -> tuple["Dataset", dict[str, Any]]:
+def load_local(
+    name: str, split: str, *, streaming: bool = False, n_rows: int | None = None
+) -> tuple["Dataset | Stream", dict[str, Any]]:
     """Load local data, and say which files it came from and what is in them.
+
+    Args:
+        name: File, glob or folder.
+        split: Name or slice.
+        streaming: Read the rows as a stream.
+        n_rows: Rows of that stream, where they are known.
 
     Raises:
         InputError: If there is no such thing, it is of no known kind, or has no such split.
     """
+    dataset: Dataset | Stream
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
-    if not path.is_dir():
-        dataset, files = _load_files(path, name, split)
-    elif any((path / mark).is_file() for mark in SAVED_MARKS):
+    if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
+        if streaming:
+            raise InputError(f"{name} is memory-mapped where it is: leave out --streaming")
         dataset, files = _load_saved(path, name, split)
     else:
-        dataset, files = _load_folder(path, name, split)
+        find = _find_folder if path.is_dir() else _find_files
+        place, options, files = find(path, name, split)
+        if streaming:
+            check = _watch(files, name)
+            dataset = open_stream(name, place, split=split, n_rows=n_rows, check=check, **options)
+        else:
+            import datasets
+
+            dataset = datasets.load_dataset(place, split=split, **options)
     origin = {
         "kind": "folder" if path.is_dir() else "file",
         "name": name,
         "path": str(path.absolute()),
         "split": split,
         "files": describe_files(files),
-        "rows": len(dataset),
     }
-    return dataset, origin
+    return dataset, origin if streaming else {**origin, "rows": len(dataset)}
 
 
-def _load_files(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
-    import datasets
+def _watch(files: list[Path], name: str) -> Callable[[], None]:
+    """Give what raises once a file is not the one it is now, by its size and time."""
+    before = [(file, file.stat()) for file in files]
 
+    def check() -> None:
+        for file, old in before:
+            new = file.stat()
+            if (new.st_size, new.st_mtime_ns) != (old.st_size, old.st_mtime_ns):
+                raise InputError(f"{name} has changed while it was read: {file.name}")
+
+    return check
+
+
+def _find_files(path: Path, name: str, _: str) -> tuple[str, dict[str, Any], list[Path]]:
+    """Say what `datasets` is to load, and which files that is."""
     found = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = [Path(file) for file in found if Path(file).is_file()]
     if not files:
@@ -74,7 +104,7 @@ def _load_files(path: Path, name: str, split: str) -> tuple["Dataset", list[Path
             f"got {', '.join(sorted(kinds))}"
         )
     data_files = [glob.escape(str(file)) for file in files]
-    return datasets.load_dataset(kinds.pop(), data_files=data_files, split=split), files
+    return kinds.pop(), {"data_files": data_files}, files
 
 
 def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
@@ -90,8 +120,8 @@ def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", list[Path
     return take_slice(loaded, split), [path / "dataset_info.json", *files]
 
 
-def _load_folder(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
-    """Load a folder of data files, with the splits that its file names tell, as datasets does."""
+def _find_folder(path: Path, name: str, split: str) -> tuple[str, dict[str, Any], list[Path]]:
+    """Find the data files of a folder, with the splits that its file names tell."""
     import datasets
 
     try:
@@ -103,7 +133,7 @@ def _load_folder(path: Path, name: str, split: str) -> tuple["Dataset", list[Pat
         ) from error
     bases = {name_split(by_split or [], part, name) for part in split.split("+")}
     files = sorted(Path(str(file)) for base in bases for file in by_split[base])
-    return datasets.load_dataset(glob.escape(str(path)), split=split), files
+    return glob.escape(str(path)), {}, files
 
 
 def describe_files(files: list[Path]) -> list[dict[str, Any]]:

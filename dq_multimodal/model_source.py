@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from dq_multimodal.config import InputError
+from dq_multimodal.world import is_launched
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx")
 
@@ -24,6 +25,27 @@ def hash_weights(name: str | None) -> str | None:
             with path.open("rb") as file:
                 hasher.update(hashlib.file_digest(file, "sha256").digest())
     return hasher.hexdigest()[:16]
+
+
+def own_device() -> str | None:
+    """Give the device of this process among those of its machine; None leaves it to the library."""
+    import torch
+
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    if not is_launched() or not local_rank.isdigit():
+        return None
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+        return "cpu"
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{int(local_rank) % n_devices}" if n_devices else None
+
+
+def accelerator() -> str | None:
+    """Name the accelerator of this process; None where there is none."""
+    import torch
+
+    device = own_device() or ("cuda" if torch.cuda.is_available() else "cpu")
+    return None if device == "cpu" else device
 
 
 class ModelOutOfReach(InputError):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
     DEFAULT_IMAGE_MODEL,
     DEFAULT_TEXT_MODEL,
@@ -97,6 +98,14 @@ EmbeddingKind = Annotated[
 Embeddings = Annotated[str | None, typer.Option(help="Ready embeddings: FILE.npy, or a column.")]
 SimilarityName = Annotated[Similarity, typer.Option(help="Similarity of the bins.")]
 BinCount = Annotated[int, typer.Option(help="Number of bins.")]
+PartitionName = Annotated[
+    str,
+    typer.Option(
+        metavar="none|kmeans|kmeans:K",
+        help="For very many rows without labels: bins in each of K parts of similar rows; "
+        "kmeans alone takes ceil(rows / 50,000).",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Rows through the encoder together.")]
 DropRatio = Annotated[
     str, typer.Option(metavar="RATIO", help="Share of the patches of kept images to drop, [0, 1).")
@@ -127,6 +136,16 @@ FillName = Annotated[
 ]
 MaeModel = Annotated[
     str | None, typer.Option(help="Masked autoencoder that fills holes: id or folder.")
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Refuse, before any work, a run that needs more: 8GB, 500MB, 2GiB."
+    ),
+]
+Streaming = Annotated[
+    bool,
+    typer.Option("--streaming", help="Read the source in passes, never whole on this disk."),
 ]
 WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
 
@@ -161,6 +180,7 @@ def given_options(context: typer.Context, *left_out: str) -> dict[str, Any]:
         "keep_ratio": parse_ratio,
         "drop_ratio": parse_drop_ratio,
         "text_columns": parse_columns,
+        "max_memory": parse_bytes,
     }
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {

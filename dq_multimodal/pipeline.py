@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from dq_multimodal import embedding, folder, patch_records, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
-    count_kept,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
+from dq_multimodal.memory import check_memory, estimate_memory
 from dq_multimodal.patch_records import (
     check_smaller,
     drop_patches,
@@ -28,6 +29,7 @@ from dq_multimodal.preparation import (
     note_rows,
     spare_inputs,
     start_manifest,
+    survey,
 )
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
@@ -38,14 +40,14 @@ from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
     bin_rows,
-    bins_kind,
     count_left,
     order_by_method,
+    part_rows,
     read_kept,
-    read_strata,
     write_selection,
 )
-from dq_multimodal.source import from_memory, load_source
+from dq_multimodal.source import from_memory, load_source, pin_of
+from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,6 +68,8 @@ def compress(
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     report: bool = True,
+    max_memory: int | str | None = None,
+    world: World = ALONE,
     **options: Any,
 ) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
@@ -78,6 +82,10 @@ def compress(
         output_dir: The run folder; None is runs/DATASET-METHOD-RATIO.
         overwrite: Replace another run that is there already.
         report: Write report.html and the figures of the card.
+        max_memory: Refuse, before any work, a run that needs more memory: bytes, or "8GB".
+        world: The processes of one launched command line, of which this is rank 0 and the others
+            are in `assist`. By default a call is one process by itself, also where a launcher
+            started several and only one of them calls.
         **options: The other fields of `CompressConfig`: keep_ratio, method, n_bins, ...; or
             preset="dq-iccv23" or "adq-aaai25", whose settings those beside it override.
 
@@ -85,9 +93,14 @@ def compress(
         InputError: For every wrong setting and bad input, in one clear line.
     """
     source = None
+    limit = None if max_memory is None else parse_bytes(max_memory)
     if not isinstance(dataset, str | Path):
         source = from_memory(dataset, options.get("split", "train"))
     request = make_request(source.origin["name"] if source else str(dataset), options)
+    if source is not None and request.streaming:
+        raise InputError("streaming is for a name or a path: this dataset is loaded already")
+    if request.streaming and not world.is_alone:
+        raise InputError("streaming is for one process: leave out --streaming or the launcher")
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or load_source(
@@ -95,15 +108,13 @@ def compress(
             split=request.split,
             config_name=request.config_name,
             revision=request.revision,
+            streaming=request.streaming,
         )
-        n_rows = len(source.dataset)
-        count_kept(n_rows, request.keep_ratio)
-        if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
-            raise InputError(f"n_bins must be at most the {n_rows} rows, got {request.n_bins}")
+        world.post("source", pin=pin_of(source.origin))
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
         label_column = label_column_of(adapter, request)
-        strata, labels = read_strata(source.dataset, label_column)
+        strata, labels = survey(source, adapter, request, label_column)
         config = make_config(request, source, adapter, label_column)
         has_report = not report or (target / REPORT_FILE).exists()
         if not overwrite and has_report and is_finished(target, config):
@@ -130,7 +141,13 @@ def compress(
             dropper = make_dropper(source.dataset, request, adapter)
             config["patches"] = dropper.describe()
         spare_inputs(target, request)
+        if limit is not None:
+            need = estimate_memory(
+                source.dataset, strata, adapter, request, config, with_report=report
+            )
+            check_memory(need, limit)
         begin(target, config, overwrite)
+        folder.share_folder(target, world)
         manifest = start_manifest(target, source, labels)
 
         made = [embedding.FILE] if config["bins"] != "none" else []
@@ -145,29 +162,38 @@ def compress(
                         request.embeddings, source.dataset, request.split, target
                     )
                 elif adapter is not None and config["bins"] != "none":
-                    embedding.embed_rows(adapter, target, request.batch_size)
+                    embedding.embed_rows(adapter, target, request.batch_size, world=world)
                 note_rows(manifest, adapter, strata, labels)
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)
                 if config["bins"] != "none":
+                    embedded = embedding.open_embeddings(target)
+                    if request.partition is not None:
+                        strata, labels = part_rows(embedded, request.partition, request.similarity)
+                        manifest["labels"] = labels
                     bins = bin_rows(
-                        embedding.open_embeddings(target),
+                        embedded,
                         strata,
                         config["bins"],
                         request.n_bins,
                         request.similarity,
                         count_left(config),
+                        folder=target,
+                        world=world,
                     )
                 scores = None
                 if is_adaptive and adapter is not None:
                     n_left = count_left(config, "scoring" if request.embeddings else "embedding")
-                    scores = _score(target, adapter, bins, request, n_left, manifest)
+                    scores = _score(target, adapter, bins, request, n_left, manifest, world)
                 order = order_by_method(bins, request, scores)
-                write_selection(target, bins, config["bins"], order, request, labels, scores)
+                write_selection(
+                    target, bins, config["bins"], order, request, manifest["labels"], scores
+                )
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, source.dataset, dropper, manifest)
+                manifest["bytes"]["source_data"] = subset.count_bytes(source.dataset)
         if report:
             with _stage(target, manifest, "report", REPORT_FILE) as is_due:
                 if is_due:
@@ -183,10 +209,11 @@ def _score(
     request: CompressConfig,
     n_left: int,
     manifest: dict[str, Any],
+    world: World,
 ) -> Scores:
     """Score the bins, and note what that took."""
     started = time.perf_counter()
-    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left)
+    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left, world)
     manifest["seconds"]["scores"] = round(time.perf_counter() - started, 3)
     return scores
 

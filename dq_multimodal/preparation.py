@@ -9,10 +9,19 @@ from numpy import ndarray
 
 from dq_multimodal import embedding, folder, subset
 from dq_multimodal.adapters.base import Adapter, Problems, note_problem
-from dq_multimodal.config import PRESETS, CompressConfig, InputError, Preset, check_choice
+from dq_multimodal.config import (
+    PRESETS,
+    CompressConfig,
+    InputError,
+    Preset,
+    check_choice,
+    count_kept,
+    count_parts,
+)
 from dq_multimodal.model_source import hash_weights
-from dq_multimodal.selection import NO_LABEL, bins_kind
+from dq_multimodal.selection import NO_LABEL, bins_kind, read_strata
 from dq_multimodal.source import Source
+from dq_multimodal.stream import Stream
 
 MODELS = ("embedding_model", "attribution_model", "mae_model")
 MAX_LISTED = 1000
@@ -29,6 +38,32 @@ def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
         return CompressConfig(dataset=name, **options)
     except TypeError as error:
         raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
+
+
+def survey(
+    source: Source, adapter: Adapter | None, request: CompressConfig, label_column: str | None
+) -> tuple[Int[ndarray, " n"], list[str]]:
+    """Count the rows and number their strata, in one pass over a stream where that can be.
+
+    Raises:
+        InputError: If there are too few rows for what is asked, or a label is no plain value.
+    """
+    if isinstance(source.dataset, Stream) and label_column is None and adapter is not None:
+        adapter.lengths()  # has to read the rows of a text anyway, and counts them
+    strata, labels = read_strata(source.dataset, label_column)
+    n_rows = len(strata)
+    source.origin["rows"] = n_rows
+    count_kept(n_rows, request.keep_ratio)
+    if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
+        raise InputError(f"n_bins must be at most the {n_rows} rows, got {request.n_bins}")
+    if request.partition is not None:
+        count_parts(request.partition, n_rows)
+        if label_column is not None:
+            raise InputError(
+                f"partition is for rows without labels, and {label_column} makes strata "
+                "already: leave out one of them (--label-column none)"
+            )
+    return strata, labels
 
 
 def make_config(

@@ -136,7 +136,7 @@ def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarr
             "their patches were not dropped: compress the source anew"
         )
     try:
-        return reload_source(run.config["source"]).dataset, kept
+        return reload_source(run.config["source"], streaming=run.request.streaming).dataset, kept
     except InputError as error:
         raise InputError(
             f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "

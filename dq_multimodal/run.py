@@ -121,7 +121,7 @@ class Run:
         if embeddings_of is not None and rows is None:
             raise InputError(f"{place} has no {embedding.FILE}")
         try:
-            dataset = reload_source(self.config["source"]).dataset
+            dataset = reload_source(self.config["source"], streaming=self.request.streaming).dataset
         except InputError:
             dataset = None
         with folder.claim_folder(self.path):
@@ -208,7 +208,8 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     write_text(target / folder.CARD, card.make_card(target, config, manifest))
-    for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE):  # scored by now
+    scored = (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE)
+    for name in (*scored, folder.TOKEN):
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
     shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now

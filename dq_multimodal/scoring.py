@@ -14,6 +14,7 @@ from dq_multimodal.config import CompressConfig
 from dq_multimodal.core import Bins, Scores
 from dq_multimodal.core.diversity import count_steps, diversity, learn_directions, sample_bins
 from dq_multimodal.core.order import hash_numbers
+from dq_multimodal.world import ALONE, World
 
 FOLDER = "scores"
 """What has been embedded for the scores so far; gone when the run is finished."""
@@ -22,7 +23,12 @@ BLOCK_ROWS = 65536
 
 
 def score_bins(
-    adapter: Adapter, folder: Path, bins: Bins, request: CompressConfig, n_left: int
+    adapter: Adapter,
+    folder: Path,
+    bins: Bins,
+    request: CompressConfig,
+    n_left: int,
+    world: World = ALONE,
 ) -> tuple[Scores, dict[str, Any]]:
     """Score every bin, pooled over the strata by bin number (ADQ, Eq. 3-5), going on if stopped.
 
@@ -38,6 +44,7 @@ def score_bins(
         bins: Bin and stratum of every row.
         request: The settings.
         n_left: Numbers of the left factor where embeddings are outer products.
+        world: The processes that share the embedding.
 
     Returns:
         The scores, NaN where there is nothing to score, and how many rows they come from.
@@ -65,7 +72,12 @@ def score_bins(
     else:
         (work / "rows").mkdir(parents=True, exist_ok=True)
         embedding.embed_rows(
-            adapter, work / "rows", request.batch_size, rows=picks, name="embed sample"
+            adapter,
+            work / "rows",
+            request.batch_size,
+            rows=picks,
+            name="embed sample",
+            world=world,
         )
         rows = _features(work / "rows", np.arange(len(picks)), n_left)
         textures = np.load(work / "rows" / embedding.TEXTURE)
@@ -78,6 +90,7 @@ def score_bins(
         rows=picks,
         view=request.seed,
         name="embed views",
+        world=world,
     )
     views = _features(work / "views", np.arange(len(picks)), n_left)
 

@@ -8,17 +8,25 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dq_multimodal.atomic import write_table
-from dq_multimodal.config import CompressConfig, InputError, Method, Similarity, count_kept
+from dq_multimodal.config import (
+    CompressConfig,
+    InputError,
+    Method,
+    Similarity,
+    count_kept,
+    count_parts,
+)
 from dq_multimodal.core import (
     Bins,
     Scores,
     adaptive_weights,
     bin_importance,
-    make_bins,
     one_bin,
     order_rows,
+    partition_rows,
 )
 from dq_multimodal.core.importance import group_rows
+from dq_multimodal.shares import make_bins_together
 from dq_multimodal.vision.columns import read_classes
 
 if TYPE_CHECKING:
@@ -41,6 +49,34 @@ def bins_kind(method: Method) -> BinsKind:
     return "none" if method == "random" else "graphcut" if method == "graphcut" else "dq"
 
 
+def part_rows(
+    embeddings: ndarray, partition: str, similarity: Similarity
+) -> tuple[Int[ndarray, " n"], list[str]]:
+    """Part the rows by k-means, with a progress bar; the parts are strata of the bins.
+
+    They do not depend on the seed of the run: another seed is another draw from the same bins.
+
+    Returns:
+        Code of every row, and the label of every code.
+    """
+    from tqdm import tqdm
+
+    n_parts = count_parts(partition, len(embeddings))
+    with tqdm(total=len(embeddings), desc="partition", unit="row") as bar:
+        codes = partition_rows(embeddings, n_parts, similarity, on_rows=bar.update)
+    return codes, [f"part {code}" for code in range(int(codes.max()) + 1)]
+
+
+def strata_to_share(strata: Int[ndarray, " n"], partition: str | None) -> Int[ndarray, " n"]:
+    """Give the strata among which random selection shares its rows: parts of a partition are none.
+
+    Args:
+        strata: Stratum of every row as selection.parquet has it.
+        partition: That of the request.
+    """
+    return strata if partition is None else np.zeros_like(strata)
+
+
 def bin_rows(
     embeddings: ndarray,
     strata: Int[ndarray, " n"],
@@ -48,18 +84,20 @@ def bin_rows(
     n_bins: int,
     similarity: Similarity,
     n_left: int = 0,
+    **where: Any,
 ) -> Bins:
-    """Make the bins that a method needs, with a progress bar; see `core.make_bins`."""
+    """Make the bins that a method needs, with a progress bar; see `make_bins_together`."""
     from tqdm import tqdm
 
     with tqdm(total=len(strata), desc="select", unit="row") as bar:
-        return make_bins(
+        return make_bins_together(
             embeddings,
             1 if kind == "graphcut" else n_bins,
             similarity,
             strata,
             n_left=n_left,
             on_picks=bar.update,
+            **where,
         )
 
 
@@ -77,7 +115,8 @@ def order_by_method(
         InputError: If the method is adq and there are no scores.
     """
     if request.method == "random":
-        return order_rows(one_bin(bins.stratum), seed=request.seed)
+        strata = strata_to_share(bins.stratum, request.partition)
+        return order_rows(one_bin(strata), seed=request.seed)
     draw = "rank" if request.method == "graphcut" else request.draw
     weights = weigh_bins(bins, request, scores) if request.method == "adq" else None
     return order_rows(bins, weights, draw=draw, seed=request.seed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import is_local, load_local
 from dq_multimodal.splits import take_slice
+from dq_multimodal.stream import Stream, first_line, open_stream, reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,17 +23,24 @@ class Source:
     """A loaded dataset and where it is from.
 
     Attributes:
-        dataset: All its rows, memory-mapped, without a format or transform.
+        dataset: All its rows, memory-mapped, without a format or transform; or a stream of them.
         origin: What config.yaml records: kind, name, split, and what pins the content (the commit
-            of a Hub dataset, the hashes of local files, the fingerprint of an object).
+            of a Hub dataset, the hashes of local files, the fingerprint of an object), and the
+            number of rows, of a stream once they have been counted.
     """
 
-    dataset: "Dataset"
+    dataset: "Dataset | Stream"
     origin: dict[str, Any]
 
 
 def load_source(
-    name: str, *, split: str = "train", config_name: str | None = None, revision: str | None = None
+    name: str,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    n_rows: int | None = None,
 ) -> Source:
     """Load a dataset by Hub id or local path, and pin what was loaded.
 
@@ -42,24 +50,28 @@ def load_source(
         split: Name or slice, as `datasets.load_dataset` takes it.
         config_name: Configuration of a Hub dataset.
         revision: Branch, tag or commit of a Hub dataset.
+        streaming: Read the rows as a stream, pass by pass.
+        n_rows: Rows of that stream, where they are known.
 
     Raises:
         InputError: If it cannot be found, reached or read, or has no rows.
     """
-    with _one_line(name):
+    with reading(name):
         if not is_local(name):
-            source = _load_from_hub(name, split, config_name, revision)
+            source = _load_from_hub(name, split, config_name, revision, streaming, n_rows)
         elif config_name is not None or revision is not None:
             raise InputError(f"config_name and revision are for the Hub, and {name} is local")
         else:
-            source = Source(*load_local(name, split))
-    if not len(source.dataset):
+            source = Source(*load_local(name, split, streaming=streaming, n_rows=n_rows))
+    if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     return source
 
 
-def reload_source(origin: dict[str, Any]) -> Source:
+def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
     """Load the rows that a config.yaml recorded, and make sure that they are the same.
+
+    Of a stream, the number of rows is checked by every whole pass over it.
 
     Raises:
         InputError: If they cannot be had or have changed.
@@ -71,7 +83,10 @@ def reload_source(origin: dict[str, Any]) -> Source:
         split=origin["split"],
         config_name=origin.get("config_name"),
         revision=origin.get("revision"),
+        streaming=streaming,
+        n_rows=origin["rows"],
     )
+    source.origin.setdefault("rows", origin["rows"])
     if pin_of(source.origin) != pin_of(origin):
         raise InputError(f"{origin['name']} is not what it was: its content has changed")
     return source
@@ -104,7 +119,14 @@ def from_memory(dataset: "Dataset", split: str = "train") -> Source:
     return Source(dataset, {**origin, "fingerprint": dataset._fingerprint, "rows": len(dataset)})
 
 
-def _load_from_hub(name: str, split: str, config_name: str | None, revision: str | None) -> Source:
+def _load_from_hub(
+    name: str,
+    split: str,
+    config_name: str | None,
+    revision: str | None,
+    streaming: bool,
+    n_rows: int | None,
+) -> Source:
     import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -119,7 +141,13 @@ def _load_from_hub(name: str, split: str, config_name: str | None, revision: str
         info = HfApi().dataset_info(name, revision=revision)
         commit = info.sha
         licence = getattr(info.card_data, "license", None) if info.card_data else None
-        loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
+        loaded: Dataset | Stream
+        if streaming:
+            loaded = open_stream(
+                name, name, config_name, split=split, n_rows=n_rows, revision=commit
+            )
+        else:
+            loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
     except RevisionNotFoundError as error:
         raise InputError(f"{name} on the Hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
@@ -130,10 +158,13 @@ def _load_from_hub(name: str, split: str, config_name: str | None, revision: str
         raise InputError(f"{name!r} is neither a local path nor a Hub id OWNER/NAME") from error
     except HfHubHTTPError as error:
         raise InputError(f"the Hub refused to show {name}: {first_line(error)}") from error
-    except (httpx.HTTPError, ConnectionError):
+    except (httpx.HTTPError, ConnectionError) as error:
+        if streaming:
+            raise InputError(f"the Hub is out of reach, and {name} is to be a stream") from error
         loaded, commit = _load_from_cache(name, split, config_name, revision)
     origin = {"kind": "hub", "name": name, "split": split, "config_name": config_name}
-    return Source(loaded, {**origin, "revision": commit, "license": licence, "rows": len(loaded)})
+    origin |= {"revision": commit, "license": licence}
+    return Source(loaded, origin if streaming else {**origin, "rows": len(loaded)})
 
 
 def _load_from_cache(
@@ -176,26 +207,3 @@ def hub_offline() -> Iterator[None]:
     finally:
         for holder, value in zip(holders, before, strict=True):
             holder.HF_HUB_OFFLINE = value
-
-
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn whatever a reader raises into one line that names the dataset."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except StopIteration as error:
-        raise InputError(f"{name} has no rows") from error
-    except Exception as error:
-        if "corresponds to no data" in str(error):
-            raise InputError(f"{name} has no rows") from error
-        raise InputError(f"cannot read {name}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of the deepest message in a chain of exceptions."""
-    while error.__cause__ is not None and str(error.__cause__):
-        error = error.__cause__
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

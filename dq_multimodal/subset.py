@@ -11,6 +11,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.stream import Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,6 +105,8 @@ def write_subset(
             if shard_bytes >= SHARD_BYTES:
                 writer.close()
                 writer, n_shards, shard_bytes = None, n_shards + 1, 0
+        if isinstance(source, Stream):
+            source.finish()
     finally:
         if writer is not None:
             writer.close()
@@ -159,11 +162,16 @@ def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict
 def _row_bytes(dataset: "Dataset", picks: Int[ndarray, " k"]) -> int:
     """Estimate the bytes of a row from the first few, files outside the table included."""
     some = dataset.select(picks[:PROBED_ROWS])
-    return max(1, count_bytes(some) // len(some))
+    return max(1, (count_bytes(some) or 0) // len(some))
 
 
-def count_bytes(dataset: "Dataset") -> int:
-    """Count the bytes of all rows as uncompressed Arrow data, files outside the table included."""
+def count_bytes(dataset: "Dataset | Stream") -> int | None:
+    """Count the bytes of all rows as uncompressed Arrow data, files outside the table included.
+
+    None for a stream of which no whole pass has been made; `write_subset` makes one.
+    """
+    if isinstance(dataset, Stream):
+        return dataset.n_bytes
     n_bytes = dataset.data.nbytes if dataset._indices is None else 0
     outside = [name for name, kind in dataset.features.items() if hasattr(kind, "embed_storage")]
     if dataset._indices is None and not outside:

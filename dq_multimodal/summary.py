@@ -3,6 +3,8 @@
 import json
 from typing import TYPE_CHECKING, Any
 
+from dq_multimodal.byte_sizes import format_bytes
+
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
@@ -91,9 +93,58 @@ def _patch_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def _strata_line(run: "Run") -> list[str]:
-    """Say which column made the strata."""
-    column = run.config.get("label_column")
+    """Say which column made the strata, or how many parts there are."""
+    column, n_strata = run.config.get("label_column"), len(run.manifest["labels"])
+    if run.request.partition is not None and run.config["bins"] != "none":
+        return [f"parts    {n_strata:,}, by {run.request.partition}"]
     if column is None:
         return []
-    n_strata = len(run.manifest["labels"])
     return [f"strata   {column}, {n_strata:,} {'stratum' if n_strata == 1 else 'strata'}"]
+
+
+def describe_plan(plan: dict[str, Any]) -> str:
+    """Say in a few lines what a run will take and leave."""
+    request, memory, disk = plan["request"], plan["memory"], plan["disk"]
+    rows, kept, sizes = plan["rows"], plan["kept"], plan["bytes"]
+    lines = [f"source   {request['dataset']}, {rows:,} rows"]
+    if plan["modality"]:
+        lines[0] += f", {plan['modality']}"
+    if request["method"] != "random" or plan["strata"] > 1:
+        lines += [f"strata   {plan['strata']:,}"]
+    found = plan["embedding"]
+    if found is not None:
+        name = found.get("model") or found.get("file") or f"column {found.get('column')}"
+        lines += [f"vectors  {found['dimension']:,} numbers a row, {name}"]
+    if plan["scoring"] is not None:
+        lines += [f"scoring  by {plan['scoring']['model']}"]
+    lines += [f"note     {note}" for note in plan["notes"]]
+    if plan["probe"] is not None:
+        tried = plan["probe"]
+        lines += [
+            f"probe    {tried['rows']:,} rows embedded in {tried['seconds']:.1f} s; by the lengths "
+            f"of all rows, {tried['rows_per_second']:,.1f} rows a second"
+        ]
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in plan["seconds"].items())
+    most = max(memory["stages"], key=lambda name: memory["stages"][name])
+    lines += [
+        f"time     {format_seconds(plan['total_seconds'])}: {seconds}",
+        f"memory   {format_bytes(memory['need'])}: {format_bytes(memory['base'])} for the process "
+        f"and its model, {format_bytes(memory['stages'][most])} for the stage {most}; up to "
+        f"{format_bytes(memory['mapped'])} of mapped files beside it, which the system can reclaim",
+        f"disk     {format_bytes(disk['total'])}, {format_bytes(plan['disk_at_most'])} on the way; "
+        f"{format_bytes(plan['disk_free'])} free",
+        f"keeps    {kept:,} rows ({100 * kept / rows:.4g} %) by {request['method']}, "
+        f"seed {request['seed']}",
+        f"bytes    {sizes['source_data']:,} -> about {sizes['subset_data']:,} as data, about "
+        f"{sizes['subset_files']:,} on disk",
+        f"folder   {plan['output_dir']} (nothing was written)",
+    ]
+    return "\n".join(lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -121,7 +121,7 @@ def _check_numbers(run: Run) -> Check:
 def _check_rows(run: Run) -> Check:
     name = "rows of the subset against the source"
     try:
-        source = reload_source(run.config["source"]).dataset
+        source = reload_source(run.config["source"], streaming=run.request.streaming).dataset
     except InputError as error:
         return Check(name, "skipped", str(error))
     try:
@@ -180,6 +180,8 @@ def _check_bins(run: Run) -> Check:
     bins = make_bins(rows, n_bins, request.similarity, written.stratum, n_left=n_left)
     n_wrong = int(np.sum((bins.bin != written.bin) | (bins.rank != written.rank)))
     detail = f"{len(bins):,} rows, {n_bins} bins"
+    if request.partition is not None:
+        detail += f" in each of the {len(run.manifest['labels'])} parts written down"
     return _judge("bins", n_wrong, detail, f"bin or rank of {n_wrong:,} rows differs")
 
 

@@ -1,24 +1,26 @@
 """Draw the papers' figures from the committed results, and from runs on this machine.
 
-    python eval/figures.py [--run cifar10=FOLDER] [--run alpaca=FOLDER]
-        [--results eval/results] [--output_dir eval/figures]
+    python eval/figures.py [--run NAME=FOLDER ...] [--results FOLDER] [--output_dir FOLDER]
 
-scores.png is ADQ's Fig. 2, ablation.png its table, trajectories.png Fig. 4, keep_ratio.png Fig. 5
-and alpha.png Fig. 6; bins_NAME.png are the bins by t-SNE of the appendix of DQ (Figs. 3 to 5),
-from the run folder of that name. A figure without its results is left out, and stderr names the
-command that makes them. The same results give the same bytes.
+scores.png is ADQ's Fig. 2, ablation.png its table, trajectories.png Fig. 4, keep_ratio.png Fig. 5,
+alpha.png Fig. 6; selection.png is the benchmark; bins_NAME.png the bins of a run by t-SNE (appendix
+of DQ). Without results a figure is left out; stderr says what makes them. Same results, same bytes.
 """
 
 import argparse
 import io
 import json
+import runpy
 import sys
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
+import yaml
 from numpy import ndarray
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +39,7 @@ STYLES = (
 """Colour, dash and mark of each line: none is told apart by its colour alone."""
 SWEPT = dict(zip(("random", "dq", "+ IS"), STYLES, strict=False))
 NAMES = {"alpaca": "Alpaca", "cifar10": "CIFAR-10"}
-ALPHA = 0.6  # the default
-SAMPLE = 3_000  # rows that t-SNE lays out
+ALPHA, SAMPLE = 0.6, 3_000  # the default; rows that t-SNE lays out
 ABLATION = "python eval/adq_ablation.py"
 FLAGS = "--alphas ... --keep_ratios ... --output eval/results/adq_sweeps.json"
 SWEEPS = {"adq_sweeps": f"{ABLATION} images --lines random dq '+ IS' {FLAGS}"}
@@ -48,6 +49,7 @@ SOURCES: dict[str, dict[str, str]] = {
     "keep_ratio": SWEEPS,
     "alpha": SWEEPS,
     "trajectories": {"trajectories": "python eval/trajectories.py"},
+    "selection": {"selection_benchmark": "python eval/selection_benchmark.py"},
 }
 """The results files of each figure, and the commands that make them."""
 
@@ -65,7 +67,7 @@ def main() -> None:
             print(f"error: --run {name}={folder}: wanted NAME=RUN_FOLDER", file=sys.stderr)
             sys.exit(2)
     drawn = (draw_scores, draw_ablation, draw_keep_ratio, draw_alpha, draw_trajectories)
-    for (name, sources), draw in zip(SOURCES.items(), drawn, strict=True):
+    for (name, sources), draw in zip(SOURCES.items(), (*drawn, draw_selection), strict=True):
         found = {}
         for file, made_by in sources.items():
             path = args.results / f"{file}.json"
@@ -73,8 +75,7 @@ def main() -> None:
                 found[file] = json.loads(path.read_text())
             else:
                 print(f"{name}.png: no {path}, made by `{made_by}`", file=sys.stderr)
-        figure = draw(found) if found else None
-        if figure is not None:
+        if found and (figure := draw(found)) is not None:
             save(figure, args.output_dir / f"{name}.png")
         elif found:
             print(f"{name}.png: too few lines in {', '.join(found)}.json", file=sys.stderr)
@@ -110,8 +111,6 @@ def label(axes: "Axes", title: str = "", x: str = "", y: str = "") -> None:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure as a PNG of 128 colours, without the names of programs."""
-    from PIL import Image
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
@@ -167,8 +166,6 @@ def count_seeds(lines: list[dict[str, Any]]) -> str:
 
 def name_net(recorded: str = "model") -> str:
     """Name a net; a folder of ours, called model, holds that of the short schedule."""
-    import yaml
-
     own = yaml.safe_load((ROOT / "recipes/configs/cifar10_short.yaml").read_text())["model"]
     return own if Path(recorded).name == "model" else Path(recorded).name
 
@@ -249,11 +246,14 @@ def draw_trajectories(found: dict[str, Any]) -> "Figure":
     return figure
 
 
+def draw_selection(found: dict[str, Any]) -> "Figure":
+    """Draw seconds and memory of the selection over the rows: see eval/selection_figure.py."""
+    draw = runpy.run_path(str(ROOT / "eval" / "selection_figure.py"))["draw"]
+    return draw(found["selection_benchmark"], start, label, STYLES)
+
+
 def draw_bins(name: str, folder: Path) -> "Figure":
     """Draw single bins, the kept rows and all bins of a run by t-SNE, and the bins of a class."""
-    import pyarrow.parquet as pq
-    import yaml
-
     config = yaml.safe_load((folder / "config.yaml").read_text())
     request, net = config["request"], name_net(config["embedding"].get("model") or "ready rows")
     rows = pq.read_table(folder / "selection.parquet").to_pandas()

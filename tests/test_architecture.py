@@ -10,19 +10,23 @@ PACKAGE = ROOT / "dq_multimodal"
 
 LEVELS = [
     {"config"},
+    {"byte_sizes"},
     {"options", "summary"},
-    {"core", "model_source", "atomic", "splits"},
+    {"core", "world", "atomic", "splits"},
+    {"model_source", "launch"},
     {"vision"},
     {"adapters", "patches"},
-    {"local_data"},
+    {"stream"},
+    {"local_data", "batches", "shares"},
     {"source"},
     {"patch_records"},
     {"embedding", "selection", "subset", "patching"},
     {"scoring", "report", "card"},
-    {"folder"},
+    {"folder", "memory"},
     {"run"},
-    {"preparation", "resampling"},
-    {"pipeline"},
+    {"preparation", "resampling", "probes"},
+    {"pipeline", "report_probes", "assisting"},
+    {"planning"},
     {"hub", "verification"},
     {"training"},
     {"cli"},
@@ -30,7 +34,10 @@ LEVELS = [
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FACADE = {("run", "hub"), ("run", "resampling")}
 """Run.push_to_hub and Run.resample hand over to the levels above."""
-CORE_MAY_IMPORT = {"numpy", "jaxtyping", "torch", "collections", "dataclasses", "typing", "math"}
+CORE_MAY_IMPORT = {
+    *("numpy", "jaxtyping", "torch", "threadpoolctl"),
+    *("collections", "concurrent", "dataclasses", "math", "os", "threading", "typing"),
+}
 
 
 def imports(path):

@@ -38,6 +38,9 @@ class Adapter(Protocol):
     is_scored: bool
     """Whether `embed` gives what the scores of the bins need beside the embedding."""
 
+    chunk_rows: int | None
+    """Rows of a chunk, where the rows come as a stream of chunks: a batch is of one chunk."""
+
     def describe(self) -> dict[str, Any]:
         """Say which columns are embedded and how, as config.yaml records it."""
         ...

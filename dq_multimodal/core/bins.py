@@ -1,7 +1,10 @@
 """Disjoint bins by greedy GraphCut gains (Dataset Quantization, arXiv:2308.10524)."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
-from dq_multimodal.core.graph_cut import greedy_picks, prepare_rows
+from dq_multimodal.core.graph_cut import GraphCut
+from dq_multimodal.core.lockstep import MAX_ROWS, bin_in_lockstep
+from dq_multimodal.core.rows import RowSource
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,12 @@ def make_bins(
     strata: Any = None,
     *,
     n_left: int = 0,
+    device: str | None = None,
     on_picks: Callable[[int], object] | None = None,
 ) -> Bins:
     """Part the rows of every stratum into bins, one greedy run after the other.
 
-    Bin b is picked greedily (see `greedy_picks`) from the rows that the bins before it left; the
+    Bin b is picked greedily (see `GraphCut`) from the rows that the bins before it left; the
     last is what remains, in greedy order too. Sizes differ by at most one, larger bins first. A
     stratum with fewer rows than bins fills only its first bins. Early bins lie in the middle of
     the data, late ones at its edge; the very first row is the one nearest the mean (appendix 1.1,
@@ -56,6 +62,8 @@ def make_bins(
         n_left: For rows that are outer products (last-layer gradients): an embedding holds the
             n_left numbers of the left factor, then those of the right one. 0 is plain rows.
         strata: (n,) labels of any type that sorts, integers or strings; None is one stratum.
+        device: "cuda" picks in small strata side by side on an accelerator, with the same picks;
+            None is the processor, several strata at once.
         on_picks: Called now and then with the number of rows picked since (for progress bars).
 
     Returns:
@@ -81,34 +89,79 @@ def make_bins(
         gain=np.full(n_rows, np.nan),
         stratum=codes,
     )
-    for code in range(int(codes.max()) + 1):
-        members = np.flatnonzero(codes == code)
-        rows, unit = prepare_rows(values[members], similarity, n_left)
+
+    is_stopped = Event()
+
+    def tell(n_picks: int) -> None:
+        if is_stopped.is_set():
+            raise InterruptedError
+        if on_picks is not None:
+            on_picks(n_picks)
+
+    def bin_stratum(members: Int[ndarray, " k"]) -> None:
+        source = RowSource(values, None if len(members) == n_rows else members, similarity, n_left)
+        greedy = GraphCut(source, similarity)
         for b in range(min(int(n_bins), len(members))):
-            size = -(-len(members) // (int(n_bins) - b))
-            picks, gains = greedy_picks(rows, size, similarity, on_picks)
+            picks, gains = greedy.pick(-(-greedy.n_left // (int(n_bins) - b)), tell)
             bins.bin[members[picks]] = b
-            bins.rank[members[picks]] = np.arange(size)
+            bins.rank[members[picks]] = np.arange(len(picks))
             with np.errstate(over="ignore"):  # of rows near the end of the float64 range
-                bins.gain[members[picks]] = gains * unit * unit
-            left = np.ones(len(members), dtype=bool)
-            left[picks] = False
-            rows, members = rows[left], members[left]
+                bins.gain[members[picks]] = gains * source.unit * source.unit
+
+    strata_rows = split_strata(codes)
+    if device is not None and not n_left:
+        small = [members for members in strata_rows if len(members) <= MAX_ROWS]
+        strata_rows = [members for members in strata_rows if len(members) > MAX_ROWS]
+        made = bin_in_lockstep(values, small, int(n_bins), similarity, device, on_picks)
+        for members, *found in made:
+            bins.bin[members], bins.rank[members], bins.gain[members] = found
+    for_each(bin_stratum, strata_rows, is_stopped.set)
     return bins
+
+
+def split_strata(codes: Int[ndarray, " n"]) -> list[ndarray]:
+    """Give the rows of each stratum, ascending."""
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+
+
+def for_each(
+    work: Callable[[Any], None], strata: list[ndarray], on_stop: Callable[[], None]
+) -> None:
+    """Do the work of every stratum, large ones first, side by side where there are cores."""
+    n_threads = min(
+        len(strata), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    )
+    if n_threads < 2:
+        for members in strata:
+            work(members)
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), ThreadPoolExecutor(n_threads) as pool:
+        running = [pool.submit(work, members) for members in sorted(strata, key=len, reverse=True)]
+        try:
+            for done in running:
+                done.result()
+        except BaseException:
+            on_stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def as_matrix(embeddings: Any) -> Float[ndarray, "n d"]:
     """Return embeddings as a checked (n, d) array, copied only where it must be."""
     if hasattr(embeddings, "detach"):
         embeddings = embeddings.detach().cpu()
-        embeddings = embeddings.double() if embeddings.is_floating_point() else embeddings
+        if str(embeddings.dtype) == "torch.bfloat16":  # NumPy has no such type
+            embeddings = embeddings.float()
     values = np.asarray(embeddings)
     if values.ndim != 2 or not values.size or values.dtype.kind not in "fiu":
         raise InputError(
             f"embeddings must be an (n, d) array of numbers with n, d >= 1, "
             f"got shape {values.shape} of type {values.dtype}"
         )
-    if values.dtype.kind != "f":
+    if values.dtype not in (np.float16, np.float32, np.float64):
         values = values.astype(np.float64)
     for start in range(0, len(values), 65536):
         bad = ~np.isfinite(values[start : start + 65536]).all(axis=1)

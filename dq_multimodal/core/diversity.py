@@ -137,6 +137,11 @@ def diversity(
     return -total / (n_rows * (n_rows - 1))
 
 
+def count_sampled(size: int, n_rows: int | None = None) -> int:
+    """Give the rows that stand for a bin of some size; see `sample_bins`."""
+    return min(size, min(2000, max(100, size * 3 // 20)) if n_rows is None else n_rows)
+
+
 def sample_bins(
     members: Int[ndarray, " n"], key: ndarray, n_rows: int | None = None
 ) -> Int[ndarray, " k"]:
@@ -154,6 +159,5 @@ def sample_bins(
     order = order[members[order] >= 0]
     picks = []
     for rows in np.split(order, np.flatnonzero(np.diff(members[order])) + 1):
-        size = min(2000, max(100, len(rows) * 3 // 20)) if n_rows is None else n_rows
-        picks.append(rows[:size])
+        picks.append(rows[: count_sampled(len(rows), n_rows)])
     return np.sort(np.concatenate(picks)) if picks else np.zeros(0, dtype=np.int64)

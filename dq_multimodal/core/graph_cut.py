@@ -1,4 +1,4 @@
-"""Exact greedy GraphCut picks in O(n d) memory: no matrix of all pairs."""
+"""Exact greedy GraphCut picks, far below n^2 work and in O(n) memory beside the embeddings."""
 
 from collections.abc import Callable
 
@@ -7,226 +7,181 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
+from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, Level
+from dq_multimodal.core.pool import POOL_ROWS, Pool
+from dq_multimodal.core.rows import RowSource, find_equal
 
 TIE_WIDTH = 1e-9
 """Gains closer than this times the scale of the pool of rows are a tie."""
 
-POOL_ROWS = 1024
+DIRECTIONS = 32
+"""Directions in which the change of a gain is followed exactly, at most."""
+
+SAMPLE_ROWS = 2048
+"""Rows in which these are looked for."""
 
 
-class OuterProducts:
-    r"""Rows that are outer products $a_i b_i^T$, never multiplied out.
+class GraphCut:
+    r"""Greedy runs over the rows of one stratum, each from the rows that those before it left.
 
-    $\langle a_i b_i^T, a_j b_j^T \rangle = \langle a_i, a_j \rangle \langle b_i, b_j \rangle$,
-    and $\langle a_i b_i^T, V \rangle = a_i^T V b_i$, so inner products need the factors alone.
-    They behave as the (n, k d) array of the flattened products as far as `greedy_picks` asks.
-
-    Args:
-        left: The factors a, (n, k).
-        right: The factors b, (n, d).
-    """
-
-    def __init__(self, left: Float[ndarray, "n k"], right: Float[ndarray, "n d"]) -> None:
-        self.left, self.right = left, right
-        self.shape = (len(left), left.shape[1] * right.shape[1])
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def __getitem__(self, rows: ndarray) -> "OuterProducts":
-        return OuterProducts(self.left[rows], self.right[rows])
-
-    def __matmul__(self, vector: Float[ndarray, " kd"]) -> Float[ndarray, " n"]:
-        matrix = vector.reshape(self.left.shape[1], self.right.shape[1])
-        return np.einsum("ij,ij->i", self.left @ matrix, self.right)
-
-    def sum(self) -> Float[ndarray, " kd"]:
-        """Give the sum of all products, flattened."""
-        return (self.left.T @ self.right).ravel()
-
-    def squares(self) -> Float[ndarray, " n"]:
-        """Give the squared norm of every product."""
-        return _squares(self.left) * _squares(self.right)
-
-    def products(self, row: int) -> Float[ndarray, " n"]:
-        """Give the inner products of all rows with one of them."""
-        return (self.left @ self.left[row]) * (self.right @ self.right[row])
-
-    def vector(self, row: int) -> Float[ndarray, " kd"]:
-        """Multiply one product out, flattened."""
-        return np.outer(self.left[row], self.right[row]).ravel()
-
-
-class PlainRows:
-    """Rows of a matrix, with the few operations that `greedy_picks` asks for."""
-
-    def __init__(self, rows: Float[ndarray, "n d"]) -> None:
-        self.rows, self.shape = rows, rows.shape
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: ndarray) -> "PlainRows":
-        return PlainRows(self.rows[rows])
-
-    def __matmul__(self, vector: Float[ndarray, " d"]) -> Float[ndarray, " n"]:
-        return self.rows @ vector
-
-    def sum(self) -> Float[ndarray, " d"]:
-        """Give the sum of all rows."""
-        return self.rows.sum(axis=0)
-
-    def squares(self) -> Float[ndarray, " n"]:
-        """Give the squared norm of every row."""
-        return _squares(self.rows)
-
-    def products(self, row: int) -> Float[ndarray, " n"]:
-        """Give the inner products of all rows with one of them."""
-        return self.rows @ self.rows[row]
-
-    def vector(self, row: int) -> Float[ndarray, " d"]:
-        """Give one row."""
-        return self.rows[row]
-
-
-Rows = PlainRows | OuterProducts
-
-
-def _squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-    return np.einsum("ij,ij->i", rows, rows)
-
-
-def prepare_rows(
-    embeddings: Float[ndarray, "n d"], similarity: Similarity, n_left: int = 0
-) -> tuple["Rows", float]:
-    """Widen the rows to float64 and scale (cosine) or centre (euclidean) them.
-
-    Cosine rows get unit norm, rows of zeros stay zero. Euclidean rows are moved to their mean,
-    which changes no distance and makes rounding small. Neither step overflows: rows are first
-    divided by a power of two near their largest value (all rows by one, when euclidean). Outer
-    products are scaled factor by factor, and not moved: a moved one is no product any more.
-
-    Args:
-        embeddings: Finite rows of any floating type.
-        similarity: Which gain the rows are prepared for.
-        n_left: 0 for plain rows; else a row is the outer product of its first n_left numbers and
-            the others.
-
-    Returns:
-        The rows, widened, and the power of two by which euclidean rows were divided (1 for
-        cosine): gains of the rows as given are those of the rows here times its square.
-    """
-    rows = np.array(embeddings, dtype=np.float64)
-    if n_left:
-        left, left_unit = _scale(rows[:, :n_left], similarity)
-        right, right_unit = _scale(rows[:, n_left:], similarity)
-        return OuterProducts(left, right), left_unit * right_unit
-    rows, unit = _scale(rows, similarity)
-    if similarity == "euclidean":
-        rows -= rows.mean(axis=0)
-    return PlainRows(rows), unit
-
-
-def _scale(
-    rows: Float[ndarray, "n d"], similarity: Similarity
-) -> tuple[Float[ndarray, "n d"], float]:
-    """Give rows unit norm (cosine), or divide all of them by one power of two (euclidean)."""
-    if similarity == "euclidean":
-        largest = float(np.abs(rows).max(initial=0.0))
-        unit = float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
-        return rows / unit, unit
-    peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
-    rows = rows / np.where(peak > 0, peak, 1.0)
-    norm = np.sqrt(_squares(rows))[:, None]
-    return rows / np.where(norm > 0, norm, 1.0), 1.0
-
-
-def greedy_picks(
-    rows: Rows,
-    n_picks: int,
-    similarity: Similarity,
-    on_picks: Callable[[int], object] | None = None,
-) -> tuple[Int[ndarray, " picks"], Float[ndarray, " picks"]]:
-    r"""Pick rows one after the other, each time the one of largest GraphCut gain.
-
-    With R all rows given and S those picked so far:
+    With R the rows when a run begins and S those picked so far, the gain of a row is
 
     - cosine: $\sum_{p \in R} \langle p, x \rangle - 2 \sum_{p \in S} \langle p, x \rangle$
     - euclidean: $\sum_{p \in S} \|p-x\|^2 - \sum_{p \in R \setminus S} \|p-x\|^2$
       (Dataset Quantization, arXiv:2308.10524, Eq. 1-2)
 
-    Both are linear in the running sum of the picked rows. A pick s moves the gain of x by
-    $-2\langle x,s \rangle$ (cosine) or $2\|x-s\|^2$ (euclidean), so after several picks of sum u
-    it lies within $2\|x\|\|u\|$, or $4\|x\|\|u\|$ around a known shift, of where it was. Only a
-    pool of the best rows is therefore kept exact; it is drawn anew when a row outside could win.
-    The picks are those of the plain greedy.
+    Up to a constant that is $f \langle x, W \rangle + c \|x\|^2$ with $W = \sum_R p - 2 \sum_S p$,
+    f = 1 and c = 0 (cosine) or f = 2 and c = 2|S| - |R| (euclidean). A pool of the best rows is
+    kept exact in float64, and few others need a look:
 
-    Gains within 1e-9 x scale of the best are a tie, which the lowest row number wins: two equal
-    rows may leave a matrix product with different last bits. The scale is n (cosine) or the
-    sum of the squared distances of the rows to their mean (euclidean).
+    - W is split along a few directions (the mean of a sample and its largest variation). What a
+      gain owes to them is followed exactly in k numbers a row; what it owes to the rest of W, of
+      which x has the length $\|x_\perp\|$, has moved by at most $f \|x_\perp\| \|\Delta
+      W_\perp\|$ since the row was last looked at. This bounds every gain.
+    - Picks are made in the pool, some in a row. Then the bounds of the rows near it say which of
+      them might have won or tied at one of these picks, their gains at each of them are worked
+      out (one product of two small matrices), and the picks up to the first at which one does so
+      are kept. A new pool is drawn from the near rows there.
+    - The near rows are drawn from a few thousand, these from all rows. What each draw left out is
+      bounded together; where that does not do, it is drawn anew.
+
+    Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
+    are float64. The picks are those of the plain greedy. Gains within 1e-9 x scale of the best
+    are a tie, which the lowest row number wins: two equal rows may leave a matrix product with
+    different last bits. The scale is |R| (cosine) or the sum of the squared distances of R to
+    its mean (euclidean). Rows that are equal bit for bit are one row that may be picked again.
 
     Args:
-        rows: From `prepare_rows`, or a selection of its rows.
-        n_picks: How many to pick, at most n.
+        source: The rows.
         similarity: Which gain.
-        on_picks: Called now and then with the number of rows picked since its last call.
 
-    Returns:
-        The row numbers in pick order, and the gain with which each was picked.
+    Attributes:
+        n_left: Rows that are not picked yet.
     """
-    n_rows = len(rows)
-    is_cosine = similarity == "cosine"
-    factor = 1.0 if is_cosine else 2.0
-    squares = rows.squares()
-    total = rows.sum()
-    if is_cosine:
-        scale, spread = float(n_rows), np.zeros(n_rows)
-    else:
-        scale = max(float(squares.sum() - total @ total / n_rows), 0.0)
-        spread = squares
-    tie = TIE_WIDTH * scale
-    norms = np.sqrt(squares)
-    widest, widest_spread = norms.max(), spread.max()
 
-    picked = np.empty(n_picks, dtype=np.int64)
-    picked_gains = np.empty(n_picks)
-    is_open = np.ones(n_rows, dtype=bool)
-    picked_sum = np.zeros(rows.shape[1])
-    picked_spread = 0.0
-    done = 0
-    while done < n_picks:
-        gains = factor * (rows @ (total - 2 * picked_sum))
-        gains += (2 * done - n_rows) * spread + 2 * picked_spread - spread.sum()
-        gains[~is_open] = -np.inf
-        least = -np.inf
-        if n_rows > POOL_ROWS:
-            least = min(np.partition(gains, -POOL_ROWS)[-POOL_ROWS], gains.max() - 2 * tie)
-        pool = np.flatnonzero(is_open & (gains >= least))
-        pool_rows, pool_gains, pool_spread = rows[pool], gains[pool], spread[pool]
-        gains[pool] = -np.inf
-        best_outside = gains.max()
-        since_sum, since_spread, since = np.zeros_like(picked_sum), 0.0, 0
-        while done < n_picks:
-            best = pool_gains.max()
-            if since:
-                drift = 2 * factor * float(np.linalg.norm(since_sum))
-                line = best - 2 * tie - 2 * since_spread
-                loose_bound = best_outside + 2 * since * widest_spread + drift * widest
-                if loose_bound > line and np.max(gains + 2 * since * spread + drift * norms) > line:
-                    break
-            at = int(np.argmax(pool_gains >= best - tie))
-            picked[done], picked_gains[done] = pool[at], pool_gains[at]
-            is_open[pool[at]] = False
-            pool_gains -= 2 * factor * pool_rows.products(at)
-            if not is_cosine:
-                pool_gains += 2 * (pool_spread + pool_spread[at])
-            pool_gains[at] = -np.inf
-            since_sum += pool_rows.vector(at)
-            since_spread += pool_spread[at]
-            since += 1
-            done += 1
-        picked_sum += since_sum
-        picked_spread += since_spread
-        if on_picks is not None:
-            on_picks(since)
-    return picked, picked_gains
+    def __init__(self, source: RowSource, similarity: Similarity) -> None:
+        self.source, self.n_left = source, len(source)
+        self.is_cosine = similarity == "cosine"
+        self.factor = 1.0 if self.is_cosine else 2.0
+        self.directions = find_directions(source)
+        n_directions = self.directions.shape[1]
+        self.total = np.zeros(source.n_columns)
+        followed = np.empty((len(source), n_directions), dtype=np.float32)
+        squares, across = np.empty(len(source)), np.empty(len(source))
+        for span in source.spans():
+            block = source.take(span)
+            self.total += block.sum()
+            along = block @ self.directions
+            followed[span], squares[span] = along, block.squares()
+            across[span] = squares[span] - np.einsum("ij,ij->i", along, along)
+        self.square_total = float(squares.sum())
+        self.numbers, self.next_equal = find_equal(source)
+        if len(self.numbers) < len(source):
+            followed, squares, across = (v[self.numbers] for v in (followed, squares, across))
+        self.followed, self.squares = followed, squares
+        self.norms = np.sqrt(squares)
+        across = np.maximum(across, 0.0) + 1e-13 * squares  # more than rounding takes from it
+        self.slack = self.factor * np.sqrt(across)
+
+    def pick(
+        self, n_picks: int, on_picks: Callable[[int], object] | None = None
+    ) -> tuple[Int[ndarray, " picks"], Float[ndarray, " picks"]]:
+        """Make a greedy run over the rows that are left.
+
+        Args:
+            n_picks: How many to pick, at most `n_left`.
+            on_picks: Called now and then with the number of rows picked since its last call.
+
+        Returns:
+            The row numbers in pick order, and the gain with which each was picked.
+        """
+        self._compact()
+        scale = float(self.n_left)
+        if not self.is_cosine:
+            scale = max(self.square_total - float(self.total @ self.total) / self.n_left, 0.0)
+        self.tie = TIE_WIDTH * scale
+        self.widest = float(self.norms.max())
+        self.sum, self.n_start, self.n_picks = self.total.copy(), self.n_left, n_picks
+        self.picked, self.gains = np.empty(n_picks, dtype=np.int64), np.empty(n_picks)
+        self.picked_squares = np.zeros(n_picks)
+        self.done = 0
+        self.n_levels = 2 if self.n_left <= 2 * RING_ROWS else 3
+        size = max(RING_ROWS, 16 * int(self.n_left**0.5)) if self.n_levels == 3 else NEAR_ROWS
+        levels = [Level(self, None, size)]
+        while self.done < n_picks:
+            before = self.done
+            Pool(self, levels).run()
+            if on_picks is not None:
+                on_picks(self.done - before)
+        if not self.is_cosine:
+            of_picks = np.cumsum(self.picked_squares) - self.picked_squares
+            self.gains += 2 * of_picks - self.square_total
+        self.total = (self.total + self.sum) / 2
+        self.square_total -= float(self.picked_squares.sum())
+        self.n_left -= n_picks
+        return self.picked, self.gains
+
+    def _compact(self) -> None:
+        """Forget the rows that are used up."""
+        is_open = self.numbers >= 0
+        if not is_open.all():
+            for name in ("numbers", "followed", "squares", "norms", "slack"):
+                setattr(self, name, getattr(self, name)[is_open])
+
+    def keep(
+        self, numbers: list[int], gains: list[float], squares: Float[ndarray, " picks"]
+    ) -> None:
+        """Note picks that stand."""
+        span = slice(self.done, self.done + len(numbers))
+        self.picked[span], self.gains[span], self.picked_squares[span] = numbers, gains, squares
+        self.done = span.stop
+
+    def tilt(self, done: int) -> float:
+        """Give the weight c of the squared norm after so many picks."""
+        return 0.0 if self.is_cosine else 2.0 * done - self.n_start
+
+    def along(self, sums: Float[ndarray, "*t d"]) -> Float[ndarray, "*t k"]:
+        """Give the weights of the directions at W, the factor f included."""
+        return self.factor * (sums @ self.directions)
+
+    def across(self, sums: Float[ndarray, "*t d"]) -> Float[ndarray, "*t d"]:
+        """Give what W has across the directions."""
+        return sums - (sums @ self.directions) @ self.directions.T
+
+    def rounding(self, vectors: Float[ndarray, "*t d"]) -> float:
+        """Bound the error of a product with the longest vector, for a row of norm 1."""
+        lengths = np.linalg.norm(vectors, axis=-1)
+        return self.source.rounding * float(np.max(lengths))
+
+
+def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
+    """Give orthonormal directions along which a sample of the rows varies most, its mean first.
+
+    There are few enough that n x k numbers take at most a quarter of the memory of the rows. Picks
+    do not depend on them, only the time they take.
+    """
+    n_rows, n_columns = len(source), source.n_columns
+    size = min(DIRECTIONS, -(-n_columns // 4), max(1, 2**22 // n_columns))
+    if n_rows <= POOL_ROWS:
+        return np.zeros((n_columns, 0))
+    sample = source.take(np.arange(0, n_rows, -(-n_rows // SAMPLE_ROWS)))
+    mean = sample.sum() / len(sample)
+    turned = np.random.default_rng(0).normal(size=(n_columns, size))
+    for _ in range(4):
+        if mean.any():
+            turned[:, 0] = mean
+        basis = np.linalg.qr(turned)[0]
+        turned = sample.weighted(sample @ basis)
+    return basis
+
+
+def count_working_bytes(n_rows: int, n_columns: int) -> int:
+    """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
+
+    About 4 k + 150 bytes a row, k being the number of followed directions (at most 32), and what
+    the two inner levels and the blocks hold, which grows with the square root of n.
+    """
+    n_directions = min(DIRECTIONS, -(-n_columns // 4))
+    n_inner = min(n_rows, 2 * max(RING_ROWS, 16 * int(n_rows**0.5)))
+    of_rows = n_rows * (4 * n_directions + 150)
+    return of_rows + n_inner * (12 * n_columns + 8 * n_directions + 100) + 2**27

@@ -14,7 +14,7 @@ from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
 from dq_multimodal.report.vectors import Vectors, nearest
-from dq_multimodal.selection import BINS_FILE, SCORES, SELECTION_FILE, count_left
+from dq_multimodal.selection import BINS_FILE, SCORES, SELECTION_FILE, count_left, strata_to_share
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,7 +161,8 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     facts.n_blank = int(vectors.is_blank.sum())
     facts.map = _make_map(vectors, selection, MAX_POINTS[facts.reader.kind], seed)
     is_random = request["method"] == "random"
-    other = coverage.random_kept(selection.stratum, selection.n_kept, seed, is_random)
+    strata = strata_to_share(selection.stratum, request.get("partition"))
+    other = coverage.random_kept(strata, selection.n_kept, seed, is_random)
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
         found = coverage.measure_coverage(vectors, selection.kept, other, seed, on_pairs=bar.update)
     if found is not None:
@@ -219,7 +220,7 @@ def group_sample(members: Int[ndarray, " m"], kept: Bool[ndarray, " n"]) -> list
 
 
 def _read_rows(facts: Facts) -> None:
-    """Read every row that is shown somewhere, the most needed first."""
+    """Read every row that is shown somewhere, in the order of the source."""
     reader = facts.reader
     if reader.kind == "none":
         return
@@ -233,6 +234,6 @@ def _read_rows(facts: Facts) -> None:
         wanted |= dict.fromkeys(facts.map.near[facts.map.near >= 0].tolist())
     with tqdm(total=len(wanted), desc="rows to show", unit="row") as bar:
         if reader.kind == "image":
-            facts.pictures = reader.pictures(wanted, bar.update)
+            facts.pictures = reader.pictures(sorted(wanted), bar.update)
         else:
-            facts.texts = reader.texts(wanted, bar.update)
+            facts.texts = reader.texts(sorted(wanted), bar.update)

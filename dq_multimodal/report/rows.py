@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dq_multimodal.adapters.text import field_texts
+from dq_multimodal.config import InputError
 from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ class RowReader:
         try:
             batch = self._source[rows]
             return [list(values) for values in zip(*(batch[c] for c in self.columns), strict=True)]
+        except InputError:  # a stream that broke off
+            raise
         except Exception:  # whatever it is that the one odd row among them holds
             if len(rows) == 1:
                 return [None]

@@ -21,7 +21,7 @@ METHODS = {
     "random": "Random selection: rows were drawn by a seeded hash, whatever they say.",
 }
 ADAPTIVE = ("alpha", "importance", "norm")
-OF_BINS = ("draw", "n_bins", "similarity", *ADAPTIVE)
+OF_BINS = ("draw", "n_bins", "partition", "similarity", *ADAPTIVE)
 SETTINGS = ("method", "keep_ratio", "seed", *OF_BINS)
 WHY_NO_EMBEDDINGS = (
     "This needs the embeddings of the rows, and there were none to read: random runs make none, "
@@ -122,11 +122,13 @@ def _settings(facts: Facts) -> list[tuple[str, str]]:
     for name in SETTINGS:
         is_unused = name in OF_BINS and facts.selection.bin is None
         is_unused |= name in ADAPTIVE and not is_adaptive
-        if name in request and not is_unused:
+        if request.get(name) is not None and not is_unused:
             found.append((name, str(request[name])))
     column = config.get("label_column")
     if column:
         found.append(("strata", f"{clean_name(column)}, {len(facts.labels):,} of them"))
+    elif facts.labels:
+        found.append(("parts", f"{len(facts.labels):,}"))
     model = {
         key: clean_name(short_name(value) if isinstance(value, str) and is_local(value) else value)
         for key, value in (config.get("embedding") or {}).items()

@@ -1,6 +1,6 @@
 """Which column holds the images, which the labels, and what the labels are."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NO_LABEL = "none"
 """What to name as label column so that none is used."""
+BLOCK_ROWS = 65536
 LABEL_NAMES = ("label", "labels", "fine_label")
 """Columns that count as labels when they hold plain values without names."""
 
@@ -87,21 +88,29 @@ def read_classes(
     """
     if column is None:
         return np.full(len(dataset), -1, dtype=np.int64), ()
-    values = list(dataset[column])
     names = getattr(dataset.features[column], "names", None)
+    met: dict[Any, int] = {}
+    parts = [np.zeros(0, dtype=np.int64)]
+    for block in dataset.select_columns([column]).iter(batch_size=BLOCK_ROWS):
+        values = [None if v is None or v != v else v for v in block[column]]
+        if names is not None:
+            codes = [-1 if v is None or not 0 <= v < len(names) else v for v in values]
+        else:
+            plain = (str, int, float)
+            odd = next((v for v in values if v is not None and not isinstance(v, plain)), None)
+            if odd is not None:
+                raise InputError(
+                    f"the label column {column} must hold plain values, got {type(odd).__name__}"
+                )
+            codes = [-1 if v is None else met.setdefault(v, len(met)) for v in values]
+        parts.append(np.array(codes, dtype=np.int64))
+    found = np.concatenate(parts)
     if names is not None:
-        codes = [-1 if v is None or not 0 <= v < len(names) else v for v in values]
-        return np.array(codes, dtype=np.int64), tuple(names)
-    values = [None if v is None or v != v else v for v in values]
-    odd = next((v for v in values if v is not None and not isinstance(v, str | int | float)), None)
-    if odd is not None:
-        raise InputError(
-            f"the label column {column} must hold plain values, got {type(odd).__name__}"
-        )
-    present = sorted({v for v in values if v is not None}, key=lambda v: (isinstance(v, str), v))
-    code = {label: number for number, label in enumerate(present)}
-    codes = [-1 if v is None else code[v] for v in values]
-    return np.array(codes, dtype=np.int64), tuple(str(v) for v in present)
+        return found, tuple(names)
+    present = sorted(met, key=lambda v: (isinstance(v, str), v))
+    place = {label: number for number, label in enumerate(present)}
+    table = np.array([*(place[label] for label in met), -1], dtype=np.int64)
+    return table[found], tuple(str(v) for v in present)
 
 
 def match_classes(

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from dq_multimodal.config import DEFAULT_IMAGE_MODEL, InputError
-from dq_multimodal.model_source import ModelOutOfReach, find_model
+from dq_multimodal.model_source import ModelOutOfReach, find_model, own_device
 from dq_multimodal.vision.classifiers import DESCRIPTION, read_classifier
 from dq_multimodal.vision.layers import find_head, find_middle, pool_places
 from dq_multimodal.vision.pixels import to_square
@@ -52,7 +52,7 @@ class ImageModel:
     ) -> None:
         import torch
 
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(own_device() or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.net = net.eval().float().to(self.device)
         self.net.to(memory_format=torch.channels_last)
         self.name, self.revision = name, revision

@@ -1,5 +1,7 @@
 """make_bins against the written-out definition."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import graph_cut, make_bins
+from dq_multimodal.core import graph_cut, levels, make_bins, pool
 
 
 def naive_bins(x, n_bins, similarity):
@@ -73,14 +75,33 @@ def awkward_inputs():
         "outlier": np.concatenate([base, 1e3 * base[:1]]),
         "half": base.astype(np.float16),
         "double": base.astype(np.float64) * 1e150,
+        "lengths": base * np.exp(4 * rng.normal(size=(40, 1))).astype(np.float32),
+        "parallel": np.outer(np.exp(rng.normal(size=40)), base[0]),
+        "nearly equal": base[np.arange(40) % 3].astype(np.float64) + 1e-9 * base,
+        "far from zero": base.astype(np.float64) + 1e6,
     }
+
+
+SIZES = {
+    "as they are": {},
+    "three small levels": {"RING_ROWS": 8, "NEAR_ROWS": 6, "POOL_ROWS": 2, "RUN_PICKS": 3},
+    "one by one": {"RING_ROWS": 16, "NEAR_ROWS": 4, "POOL_ROWS": 3, "MAX_POOL_ROWS": 4},
+    "short runs": {"NEAR_ROWS": 12, "POOL_ROWS": 5, "RUN_PICKS": 2, "MAX_ENDANGERED": 1},
+}
+
+
+def set_sizes(monkeypatch, sizes):
+    for name, value in sizes.items():
+        for module in (graph_cut, levels, pool):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 @pytest.mark.parametrize("name", awkward_inputs())
-@pytest.mark.parametrize("pool_rows", [2, 1024])
-def test_equals_the_definition(name, similarity, pool_rows, monkeypatch):
-    monkeypatch.setattr(graph_cut, "POOL_ROWS", pool_rows)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_equals_the_definition(name, similarity, sizes, monkeypatch):
+    set_sizes(monkeypatch, SIZES[sizes])
     x = awkward_inputs()[name]
     for n_bins in {1, min(3, len(x)), min(10, len(x)), len(x)}:
         assert_is_definition(x, n_bins, similarity)
@@ -97,15 +118,100 @@ def test_equals_the_definition_on_ties(values, n_bins, similarity):
     assert_is_definition(x, min(n_bins, len(x)), similarity)
 
 
+def closed_form_greedy(x, n_bins, similarity):
+    """The same greedy with running sums: every gain anew at every pick, in float64."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True) if similarity == "cosine" else x - x.mean(0)
+    squares = (x**2).sum(1)
+    bins, ranks, left = np.zeros(len(x), int), np.zeros(len(x), int), np.arange(len(x))
+    for b in range(n_bins):
+        size, total, n_left = -(-len(left) // (n_bins - b)), x[left].sum(0), len(left)
+        scale = n_left if similarity == "cosine" else squares[left].sum() - total @ total / n_left
+        picked = np.zeros(x.shape[1])
+        for rank in range(size):
+            if similarity == "cosine":
+                gains = x[left] @ (total - 2 * picked)
+            else:
+                gains = 2 * x[left] @ (total - 2 * picked) + (2 * rank - n_left) * squares[left]
+            at = int(np.argmax(gains >= gains.max() - 1e-9 * scale))
+            bins[left[at]], ranks[left[at]] = b, rank
+            picked += x[left[at]]
+            left = np.delete(left, at)
+    return bins, ranks
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_large_inputs_use_the_small_pool_and_pick_the_same(similarity, monkeypatch):
-    x = np.random.default_rng(0).normal(size=(3000, 8)) + 0.5
-    small = make_bins(x, 4, similarity)
-    monkeypatch.setattr(graph_cut, "POOL_ROWS", 10**9)
-    plain = make_bins(x, 4, similarity)
-    np.testing.assert_array_equal(small.bin, plain.bin)
-    np.testing.assert_array_equal(small.rank, plain.rank)
-    np.testing.assert_allclose(small.gain, plain.gain, rtol=1e-7, atol=1e-5)
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(similarity, shift, monkeypatch):
+    set_sizes(monkeypatch, {"RING_ROWS": 800, "NEAR_ROWS": 200, "POOL_ROWS": 40})
+    x = (np.random.default_rng(0).normal(size=(2500, 24)) + shift).astype(np.float32)
+    got = make_bins(x, 5, similarity)
+    wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 5, similarity)
+    np.testing.assert_array_equal(got.bin, wanted_bin)
+    np.testing.assert_array_equal(got.rank, wanted_rank)
+
+
+def test_few_rows_are_looked_at():
+    looked = []
+    x = (np.random.default_rng(0).normal(size=(30_000, 16)) + 1.0).astype(np.float32)
+
+    class Watched(np.ndarray):
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            looked.append(len(found) if getattr(found, "ndim", 0) == 2 else 0)
+            return found
+
+    source = graph_cut.RowSource(x.view(Watched), None, "cosine")
+    greedy = graph_cut.GraphCut(source, "cosine")
+    looked.clear()
+    greedy.pick(3000)
+    assert sum(looked) < 12 * len(x)  # the plain greedy reads all 3,000 times
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_many_equal_rows_are_picked_by_number(similarity):
+    x = np.repeat(np.random.default_rng(0).normal(size=(3, 8)), 2000, axis=0)
+    got = make_bins(x, 4, similarity)
+    order = np.lexsort((got.rank, got.bin))
+    for k in range(3):
+        own = order[order // 2000 == k]
+        np.testing.assert_array_equal(own, np.sort(own))
+
+
+def test_rows_are_read_by_their_numbers_in_any_order():
+    x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    source = graph_cut.RowSource(x, None, "cosine")
+    numbers = np.array([5, 9, 7])  # as when the second of equal rows stands for the first
+    wanted = (x / np.linalg.norm(x, axis=1, keepdims=True))[numbers] @ np.ones(3)
+    np.testing.assert_allclose(source.screen(numbers, np.ones(3)), wanted, rtol=1e-5)
+
+
+def test_memory_mapped_rows_are_not_copied(tmp_path):
+    x = np.random.default_rng(0).normal(size=(20_000, 256)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    got = make_bins(mapped, 40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < graph_cut.count_working_bytes(*x.shape)
+    np.testing.assert_array_equal(got.bin, make_bins(x, 40).bin)
+
+
+def test_an_error_of_the_caller_ends_all_strata():
+    calls = []
+
+    def stop(n_picks):
+        calls.append(n_picks)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_bins(
+            np.random.default_rng(0).normal(size=(4000, 4)),
+            4,
+            strata=np.arange(4000) % 8,
+            on_picks=stop,
+        )
+    assert len(calls) <= 16
 
 
 def test_strata_are_binned_each_on_its_own():

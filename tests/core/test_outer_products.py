@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dq_multimodal import InputError
 from dq_multimodal.core import make_bins
-from dq_multimodal.core.graph_cut import OuterProducts
+from dq_multimodal.core.rows import OuterProducts
 
 
 def factors(seed, n=60, k=3, d=5):
@@ -50,7 +50,10 @@ def test_operations_are_those_of_the_flattened_rows():
     np.testing.assert_allclose(rows.sum(), flat.sum(axis=0))
     np.testing.assert_allclose(rows.squares(), (flat**2).sum(axis=1))
     np.testing.assert_allclose(rows.products(7), flat @ flat[7])
-    np.testing.assert_allclose(rows.vector(7), flat[7])
+    np.testing.assert_allclose(rows.flat(), flat)
+    weights = np.random.default_rng(1).normal(size=(60, 2))
+    np.testing.assert_allclose(rows.weighted(weights), flat.T @ weights)
+    np.testing.assert_allclose(rows @ flat[:2].T, flat @ flat[:2].T)
     np.testing.assert_allclose(rows[np.array([3, 5])].sum(), flat[[3, 5]].sum(axis=0))
     assert rows.shape == flat.shape
 

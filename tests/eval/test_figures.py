@@ -16,7 +16,7 @@ pytest.importorskip("sklearn", reason="scikit-learn comes with the extra `demo`"
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "figures.py"
-FIGURES = ["scores", "ablation", "keep_ratio", "alpha", "trajectories"]
+FIGURES = ["scores", "ablation", "keep_ratio", "alpha", "trajectories", "selection"]
 
 
 def load_script():
@@ -35,6 +35,19 @@ def make_line(name, ratio=0.1, alpha=None, n_seeds=3):
     half = 1.2 if n_seeds > 1 else None
     about = {"line": name, "keep_ratio": ratio, "alpha": alpha, "rows": 10, "steps": 5}
     return {**about, "values": values, "mean": float(np.mean(values)), "half_of_95": half}
+
+
+def make_benchmark():
+    of = {"method": "n-by-n", "data": "Alpaca", "similarity": "cosine", "memory_bytes": 4e6}
+    far = {**of, "rows": 26_000, "seconds": 900.0}
+    of |= {"repeats": 3, "agreement": {"same_bin_and_rank": 1.0}}
+    lines = [
+        {**of, "rows": n, "seconds": dict.fromkeys(("median", "min", "max"), n / 1e3)}
+        for n in (2000, 4000)
+    ]
+    lines += [{**line, "method": "ours", "memory_bytes": 0, "agreement": None} for line in lines]
+    lines += [{**lines[-1], "data": "mixed Alpaca"}, {**of, "rows": 2000, "absent": "none"}]
+    return {"n_bins": 10, "device": "cpu", "lines": lines, "extrapolated": [far]}
 
 
 def make_results(folder):
@@ -67,6 +80,7 @@ def make_results(folder):
         "adq_images": {"what": "test accuracy, %", "lines": ablation},
         "adq_text": {"what": "held-out response loss, nats", "lines": ablation},
         "adq_sweeps": {"what": "test accuracy, %", "lines": sweeps},
+        "selection_benchmark": make_benchmark(),
         "trajectories": {"dataset": "CIFAR-10", "model": "resnet10-narrow", "runs": runs},
     }
     for name, document in documents.items():
@@ -124,6 +138,7 @@ def test_missing_results_are_named_with_their_command(tmp_path, monkeypatch, cap
     draw(monkeypatch, "--results", results, "--output_dir", tmp_path / "out")
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [
         "ablation",
+        "selection",
         "trajectories",
     ]
     said = capsys.readouterr().err.splitlines()
@@ -152,3 +167,16 @@ def test_a_run_that_is_none_is_one_line(tmp_path, monkeypatch, capsys):
         draw(monkeypatch, "--run", f"alpaca={tmp_path / 'none'}")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_tables_of_the_benchmark_tell_measured_from_extrapolated():
+    spec = importlib.util.spec_from_file_location("readme", SCRIPT.parent / "readme.py")
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    rows = readme.selections(make_benchmark()).splitlines()
+    assert len(rows) == 2 + 5 + 1
+    assert rows[2] == "| 2,000, Alpaca | n-by-n | 2.00 (2.00 to 2.00) | 4 MB | all |"
+    assert rows[6] == "| 26,000, Alpaca | n-by-n | 900 (extrapolated) | 4 MB (extrapolated) |  |"
+    goal = {"work": "w", "goal": "g", "measured": "m"}
+    made = readme.goals({"goals": [{**goal, "is_met": met} for met in (True, False, None)]})
+    assert [row.split(" | ")[-1] for row in made.splitlines()[2:]] == ["yes |", "**no** |", " |"]

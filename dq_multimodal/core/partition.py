@@ -1,0 +1,239 @@
+"""Parts of similar rows, by k-means on a sample: bins of very many rows are made part by part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dq_multimodal.config import InputError, Similarity
+from dq_multimodal.core.bins import as_matrix
+from dq_multimodal.core.order import hash_numbers
+
+SAMPLE_ROWS = 16_384
+ROWS_A_PART = 64
+"""The sample holds so many rows, or so many for each part if that is more."""
+MAX_STEPS = 25
+"""Steps of Lloyd's algorithm, if it is not stable before."""
+GRID = 2.0**-26
+BLOCK_VALUES = 2**18
+SALT = 0x70617274
+"""Sets the hash of the sample apart from that of the draw."""
+
+
+def partition_rows(
+    embeddings: Any,
+    n_parts: int,
+    similarity: Similarity = "cosine",
+    seed: int = 0,
+    *,
+    on_rows: Callable[[int], object] | None = None,
+) -> Int[ndarray, " n"]:
+    r"""Part the rows by k-means: every row goes to the nearest of n_parts centres.
+
+    The centres come from a sample: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's
+    algorithm until no row of the sample changes its part, at most 25 steps. For "euclidean" a
+    centre is the mean of its rows. For "cosine" rows and centres have unit length (spherical
+    k-means), and rows of zeros, which have no direction, go to part 0. A part that loses all its
+    rows is dropped, so fewer parts than asked come back where there are fewer distinct rows.
+
+    Rows and centres are rounded to multiples of $2^{-26}$ at a length of at most 1, so products
+    are multiples of $2^{-52}$ and their sums are exact in float64, in whatever order they are
+    made. So the parts do not depend on the block size, the number of threads, the BLAS or the
+    machine. Ties go to the lower part.
+
+    Args:
+        embeddings: (n, d) array, memory-mapped ones included, or torch tensor of finite floats.
+            Read block by block; memory beside it is that of the sample (16,384 rows, or 64 for
+            each part if that is more) and one number a row.
+        n_parts: Number of parts K, from 1 to n.
+        similarity: "cosine" or "euclidean".
+        seed: Seed of the sample and of the first centres.
+        on_rows: Called with the number of rows done since (for progress bars).
+
+    Returns:
+        Part of every row, 0 ... k - 1 with k <= n_parts, none of them empty.
+
+    Raises:
+        ValueError: If the embeddings are not an (n, d) array of finite numbers, or n_parts lies
+            outside 1 ... n.
+    """
+    values = as_matrix(embeddings)
+    n_rows, width = values.shape
+    if similarity not in ("cosine", "euclidean"):
+        raise InputError(f"similarity must be cosine or euclidean, got {similarity!r}")
+    if isinstance(n_parts, bool) or int(n_parts) != n_parts or not 1 <= n_parts <= n_rows:
+        raise InputError(
+            f"n_parts must be a whole number from 1 to the {n_rows} rows, got {n_parts}"
+        )
+    n_parts = int(n_parts)
+    codes = np.zeros(n_rows, dtype=np.int64)
+    if n_parts == 1:
+        return codes
+    size = max(SAMPLE_ROWS, ROWS_A_PART * n_parts)
+    picks = np.arange(n_rows)
+    if n_rows > size:
+        keys = hash_numbers(seed ^ SALT, picks.astype(np.uint64))
+        picks = np.sort(np.argpartition(keys, size)[:size])
+    place = _Directions() if similarity == "cosine" else _Places(values, picks)
+    sample = place(values[picks])[0]
+    uniform = hash_numbers(seed ^ SALT, ~np.arange(n_parts, dtype=np.uint64)) >> np.uint64(11)
+    centres = find_centres(sample, uniform * 2.0**-53, is_spherical=similarity == "cosine")
+    step = _block_rows(width, len(centres))
+    for start in range(0, n_rows, step):
+        rows, unit = place(values[start : start + step])
+        codes[start : start + len(rows)] = nearest(rows, centres, unit)
+        if on_rows is not None:
+            on_rows(len(rows))
+    return np.unique(codes, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def find_centres(
+    sample: Float[ndarray, "s d"], uniform: Float[ndarray, " k"], *, is_spherical: bool
+) -> Float[ndarray, "c d"]:
+    """Find the centres of k-means, at most one for each uniform number.
+
+    Args:
+        sample: Rows on the grid, of length at most 1.
+        uniform: Numbers in [0, 1) that draw the first centres.
+        is_spherical: Whether centres have unit length; rows of zeros are left out then.
+    """
+    if is_spherical:
+        sample = sample[sample.any(axis=1)]
+    if not len(sample):
+        return np.zeros((1, sample.shape[1]))
+    centres = _first_centres(sample, uniform)
+    codes = np.full(len(sample), -1)
+    for _ in range(MAX_STEPS):
+        before, codes = codes, nearest(sample, centres)
+        if np.array_equal(before, codes):
+            break
+        used, codes = np.unique(codes, return_inverse=True)
+        centres = centres[used]
+        means = _means(sample, codes, len(used))
+        if is_spherical:
+            length = np.sqrt(_squares(means))[:, None]
+            has_one = length > 0  # opposite rows have none: their centre stays where it was
+            means = np.where(has_one, _to_grid(means / np.where(has_one, length, 1)), centres)
+        centres = means
+    return centres
+
+
+def _first_centres(
+    sample: Float[ndarray, "s d"], uniform: Float[ndarray, " k"]
+) -> Float[ndarray, "c d"]:
+    """Draw centres one by one, each with a chance that grows as its squared distance (k-means++).
+
+    The draw ends early when every row is a centre.
+    """
+    squares = _squares(sample)
+    picks = [int(uniform[0] * len(sample))]
+    distance = np.full(len(sample), np.inf)
+    for number in uniform[1:]:
+        last = picks[-1]
+        others = squares + squares[last] - 2 * (sample @ sample[last])
+        distance = np.minimum(distance, others)
+        total = np.cumsum(distance)
+        if total[-1] <= 0:
+            break
+        at = np.searchsorted(total, number * total[-1], side="right")
+        picks.append(int(min(at, np.searchsorted(total, total[-1]))))
+    return sample[picks]
+
+
+def _means(
+    sample: Float[ndarray, "s d"], codes: Int[ndarray, " s"], n_centres: int
+) -> Float[ndarray, "c d"]:
+    """Give the mean of the rows of each code, on the grid."""
+    sums = np.zeros((n_centres, sample.shape[1]))
+    step = _block_rows(sample.shape[1], n_centres)
+    for start in range(0, len(sample), step):
+        block = slice(start, start + step)
+        is_of = codes[block] == np.arange(n_centres)[:, None]
+        sums += is_of.astype(np.float64) @ sample[block]
+    return _to_grid(sums / np.bincount(codes, minlength=n_centres)[:, None])
+
+
+def nearest(
+    rows: Float[ndarray, "b d"],
+    centres: Float[ndarray, "c d"],
+    unit: Float[ndarray, " b"] | None = None,
+) -> Int[ndarray, " b"]:
+    """Give the number of the nearest centre of each row, the lowest of those equally near.
+
+    Args:
+        rows: Rows on the grid, of length at most 1.
+        centres: The same.
+        unit: Power of two by which each row was divided beyond the centres; None is 1 for all.
+    """
+    half = _squares(centres) / 2
+    codes = np.empty(len(rows), dtype=np.int64)
+    step = _block_rows(rows.shape[1], len(centres))
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        halves = half if unit is None else half / unit[block, None]
+        codes[block] = np.argmin(halves - rows[block] @ centres.T, axis=1)
+    return codes
+
+
+class _Directions:
+    """Gives rows unit length, on the grid; rows of zeros stay zero."""
+
+    def __call__(self, block: ndarray) -> tuple[Float[ndarray, "b d"], Float[ndarray, " b"]]:
+        rows = block.astype(np.float64)
+        rows = _to_grid(_shift(rows, -_exponent(rows)))
+        length = np.sqrt(_squares(rows))[:, None]
+        return _to_grid(rows / np.where(length > 0, length, 1)), np.ones(len(rows))
+
+
+class _Places:
+    """Moves rows to the mean of the sample and divides by powers of two, onto the grid.
+
+    All are divided by the same one, by which no row of the sample is longer than 1, and longer
+    rows once more by their own.
+    """
+
+    def __init__(self, values: ndarray, picks: Int[ndarray, " s"]) -> None:
+        step = _block_rows(values.shape[1], 1)
+        starts = range(0, len(values), step)
+        largest = max(float(np.abs(values[start : start + step]).max()) for start in starts)
+        self.unit = np.array([-int(np.frexp(largest)[1])])
+        sample = _shift(values[picks].astype(np.float64), self.unit)
+        self.middle = sample.mean(axis=0)
+        self.exponent = int(_exponent(sample - self.middle).max())
+
+    def __call__(self, block: ndarray) -> tuple[Float[ndarray, "b d"], Float[ndarray, " b"]]:
+        rows = _shift(block.astype(np.float64), self.unit) - self.middle
+        exponent = np.maximum(_exponent(rows), self.exponent)
+        return _to_grid(_shift(rows, -exponent)), np.ldexp(1.0, exponent - self.exponent)
+
+
+def _exponent(rows: Float[ndarray, "b d"]) -> Int[ndarray, " b"]:
+    """Give for each row an e for which its length is below 2^e; low enough for zeros."""
+    peak = np.abs(rows).max(axis=1)
+    root = ((rows.shape[1] - 1).bit_length() + 1) // 2  # sqrt(d) <= 2^root
+    return np.where(peak > 0, np.frexp(peak)[1], -1074) + root
+
+
+def _shift(rows: Float[ndarray, "b d"], exponent: Int[ndarray, " e"]) -> Float[ndarray, "b d"]:
+    """Multiply rows by 2^exponent in place, in two steps: one factor could leave the range."""
+    half = exponent // 2
+    rows *= np.ldexp(1.0, half)[:, None]
+    rows *= np.ldexp(1.0, exponent - half)[:, None]
+    return rows
+
+
+def _to_grid(values: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
+    values = values / GRID
+    np.rint(values, out=values)
+    values *= GRID
+    return values
+
+
+def _squares(rows: Float[ndarray, "b d"]) -> Float[ndarray, " b"]:
+    return np.einsum("ij,ij->i", rows, rows)
+
+
+def _block_rows(width: int, n_centres: int) -> int:
+    return max(1, BLOCK_VALUES // max(width, n_centres))

@@ -1,0 +1,297 @@
+"""Rows as the greedy sees them: scaled or centred, widened to float64 a block at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dq_multimodal.config import Similarity
+
+BLOCK_BYTES = 2**24
+"""Rows are widened in blocks of about this many bytes."""
+
+TAME = (1e-100, 1e100)
+"""Norms whose inverse neither overflows nor underflows, by a wide margin."""
+
+LIGHT = (1e-12, 1e12)
+"""Norms of rows that may be multiplied in float32."""
+
+
+class PlainRows:
+    """Some rows of a matrix, float64, with the operations that the greedy asks for."""
+
+    def __init__(self, rows: Float[ndarray, "n d"]) -> None:
+        self.rows, self.shape = rows, rows.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> "PlainRows":
+        return PlainRows(self.rows[rows])
+
+    def __matmul__(self, vectors: Float[ndarray, "d *k"]) -> Float[ndarray, "n *k"]:
+        return self.rows @ vectors
+
+    def sum(self) -> Float[ndarray, " d"]:
+        """Give the sum of all rows."""
+        return self.rows.sum(axis=0)
+
+    def squares(self) -> Float[ndarray, " n"]:
+        """Give the squared norm of every row."""
+        return _squares(self.rows)
+
+    def products(self, row: int) -> Float[ndarray, " n"]:
+        """Give the inner products of all rows with one of them."""
+        return self.rows @ self.rows[row]
+
+    def flat(self) -> Float[ndarray, "n d"]:
+        """Give the rows as a matrix."""
+        return self.rows
+
+    def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "d m"]:
+        """Give the sums of all rows, each times its weight."""
+        return self.rows.T @ weights
+
+
+class OuterProducts:
+    r"""Rows that are outer products $a_i b_i^T$, never multiplied out.
+
+    $\langle a_i b_i^T, a_j b_j^T \rangle = \langle a_i, a_j \rangle \langle b_i, b_j \rangle$,
+    and $\langle a_i b_i^T, V \rangle = a_i^T V b_i$, so inner products need the factors alone.
+    They behave as `PlainRows` of the (n, k d) array of the flattened products.
+
+    Args:
+        left: The factors a, (n, k).
+        right: The factors b, (n, d).
+    """
+
+    def __init__(self, left: Float[ndarray, "n k"], right: Float[ndarray, "n d"]) -> None:
+        self.left, self.right = left, right
+        self.shape = (len(left), left.shape[1] * right.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def __getitem__(self, rows: Any) -> "OuterProducts":
+        return OuterProducts(self.left[rows], self.right[rows])
+
+    def __matmul__(self, vectors: Float[ndarray, "kd *m"]) -> Float[ndarray, "n *m"]:
+        if vectors.ndim == 2:
+            return np.stack([self @ vector for vector in vectors.T], axis=1)
+        matrix = vectors.reshape(self.left.shape[1], self.right.shape[1])
+        return np.einsum("ij,ij->i", self.left @ matrix, self.right)
+
+    def sum(self) -> Float[ndarray, " kd"]:
+        """Give the sum of all products, flattened."""
+        return (self.left.T @ self.right).ravel()
+
+    def squares(self) -> Float[ndarray, " n"]:
+        """Give the squared norm of every product."""
+        return _squares(self.left) * _squares(self.right)
+
+    def products(self, row: int) -> Float[ndarray, " n"]:
+        """Give the inner products of all rows with one of them."""
+        return (self.left @ self.left[row]) * (self.right @ self.right[row])
+
+    def flat(self) -> Float[ndarray, "n kd"]:
+        """Multiply the products out."""
+        return np.einsum("ni,nj->nij", self.left, self.right).reshape(self.shape)
+
+    def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "kd m"]:
+        """Give the sums of all products, each times its weight."""
+        sums = [(self.left * weight[:, None]).T @ self.right for weight in weights.T]
+        return np.stack([made.ravel() for made in sums], axis=1)
+
+
+Rows = PlainRows | OuterProducts
+
+
+class RowSource:
+    """The rows of one stratum where they are, prepared whenever some of them are taken.
+
+    Cosine rows get unit norm, rows of zeros stay zero. Euclidean rows are moved to their mean,
+    which changes no distance and makes rounding small. Neither step overflows: euclidean rows are
+    divided by one power of two near the largest value, and rows of extreme norm are scaled twice.
+    Outer products are scaled factor by factor, and not moved: a moved one is no product any more.
+
+    Args:
+        values: (N, d) finite floats of any width; may be memory-mapped, is never copied whole.
+        members: Which of its rows, ascending; None is all of them.
+        similarity: Which gain the rows are prepared for.
+        n_left: 0 for plain rows; else a row is the outer product of its first n_left numbers and
+            the others.
+
+    Attributes:
+        unit: Power of two by which euclidean rows are divided (1 for cosine; the product of two
+            for outer products): gains of the rows as given are those of the prepared rows times
+            its square.
+        offset: How much longer than a prepared row the row may be before it is moved.
+    """
+
+    def __init__(
+        self,
+        values: Float[ndarray, "N d"],
+        members: Int[ndarray, " n"] | None,
+        similarity: Similarity,
+        n_left: int = 0,
+    ) -> None:
+        self.values, self.members, self.n_left = values, members, n_left
+        self.n_rows = len(values) if members is None else len(members)
+        n_columns = values.shape[1]
+        self.n_columns = n_left * (n_columns - n_left) if n_left else n_columns
+        self.block_rows = max(64, BLOCK_BYTES // (8 * n_columns))
+        self.parts = [slice(0, n_left), slice(n_left, None)] if n_left else [slice(None)]
+        self.is_cosine = similarity == "cosine"
+        self.unit, self.offset = 1.0, 0.0
+        self.mean: Float[ndarray, " d"] | float = 0.0
+        is_light = values.dtype.itemsize <= 4 and not n_left
+        if self.is_cosine:
+            self.factors = [self._inverse_norms(part) for part in self.parts]
+            known = self.factors[0]
+            is_light = is_light and known is not None and _lie_within(1 / known[known > 0], LIGHT)
+            self.is_light = is_light
+        else:
+            self.units = [self._power_of_two(part) for part in self.parts]
+            self.unit = float(np.prod(self.units))
+            if not n_left:
+                spread = self._move_to_mean()
+                is_light = is_light and self.offset <= 10 * spread
+            self.is_light = is_light and _lie_within([self.unit], LIGHT)
+        self.rounding = 2 * (self.n_columns + 8) * 2.0 ** (-24 if self.is_light else -53)
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def read(self, numbers: Any) -> ndarray:
+        """Read rows as they were given; `numbers` indexes the members."""
+        return self.values[numbers if self.members is None else self.members[numbers]]
+
+    def spans(self) -> Iterator[slice]:
+        """Cut the rows into blocks."""
+        for start in range(0, self.n_rows, self.block_rows):
+            yield slice(start, min(start + self.block_rows, self.n_rows))
+
+    def take(self, numbers: Any) -> Rows:
+        """Read rows and prepare them, in float64."""
+        return self.prepare(self.read(numbers), numbers)
+
+    def prepare(self, given: ndarray, numbers: Any) -> Rows:
+        """Scale or centre rows that were read, in float64."""
+        wide = given.astype(np.float64)
+        made = [self._prepare(wide[:, part], k, numbers) for k, part in enumerate(self.parts)]
+        return OuterProducts(*made) if self.n_left else PlainRows(made[0])
+
+    def _prepare(self, rows: Float[ndarray, "b d"], k: int, numbers: Any) -> Float[ndarray, "b d"]:
+        if not self.is_cosine:
+            return rows / self.units[k] - self.mean
+        factors = self.factors[k]
+        return unit_rows(rows) if factors is None else rows * factors[numbers][:, None]
+
+    def multiply(
+        self, given: ndarray, numbers: Any, vectors: Float[ndarray, "d *t"]
+    ) -> Float[ndarray, "b *t"]:
+        """Multiply rows that were read with vectors, in float32 where that is safe.
+
+        A product is off by at most `rounding` x (norm of the row + offset) x norm of the vector.
+        """
+        if not self.is_light:
+            return self.prepare(given, numbers) @ vectors
+        found = given.astype(np.float32, copy=False) @ vectors.astype(np.float32)
+        if not self.is_cosine:
+            return found / self.unit - self.mean @ vectors
+        factors = self.factors[0]
+        assert factors is not None  # or rows are not light
+        return found * (factors[numbers] if vectors.ndim == 1 else factors[numbers][:, None])
+
+    def screen(
+        self, numbers: Int[ndarray, " b"], vector: Float[ndarray, " d"]
+    ) -> Float[ndarray, " b"]:
+        """Read rows block by block and multiply them with a vector; see `multiply`."""
+        made = np.empty(len(numbers))
+        for start in range(0, len(numbers), self.block_rows):
+            part: Any = numbers[start : start + self.block_rows]
+            if (np.diff(part) == 1).all():
+                part = slice(int(part[0]), int(part[-1]) + 1)  # read in place
+            given = self.read(part)
+            made[start : start + len(given)] = self.multiply(given, part, vector)
+        return made
+
+    def _inverse_norms(self, part: slice) -> Float[ndarray, " n"] | None:
+        """Give what makes every row a unit; None where some norm is extreme."""
+        factors = np.empty(self.n_rows)
+        for span in self.spans():
+            rows = np.array(self.read(span)[:, part], dtype=np.float64)
+            with np.errstate(over="ignore", under="ignore"):
+                norms = np.sqrt(_squares(rows))
+            norms[(norms == 0) & ~rows.any(axis=1)] = np.inf
+            if not _lie_within(norms[norms < np.inf], TAME) or rows[norms == np.inf].any():
+                return None
+            factors[span] = 1 / norms
+        return factors
+
+    def _power_of_two(self, part: slice) -> float:
+        spans = (self.read(span)[:, part] for span in self.spans())
+        largest = max(float(np.abs(block).max(initial=0.0)) for block in spans)
+        return float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
+
+    def _move_to_mean(self) -> float:
+        """Find the mean; gives the root mean square of the rows around it."""
+        total, squares = np.zeros(self.values.shape[1]), 0.0
+        for span in self.spans():
+            block = np.array(self.read(span), dtype=np.float64) / self.unit
+            total += block.sum(axis=0)
+            squares += float(_squares(block).sum())
+        self.mean = total / self.n_rows
+        self.offset = float(np.linalg.norm(self.mean))
+        return max(squares / self.n_rows - self.offset**2, 0.0) ** 0.5
+
+
+def _lie_within(values: Any, limits: tuple[float, float]) -> bool:
+    return (
+        all(limits[0] < value < limits[1] for value in (np.min(values), np.max(values)))
+        if len(values)
+        else True
+    )
+
+
+def unit_rows(rows: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
+    """Give rows unit norm without overflow or underflow; rows of zeros stay zero."""
+    peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    rows = rows / np.where(peak > 0, peak, 1.0)
+    norm = np.sqrt(_squares(rows))[:, None]
+    return rows / np.where(norm > 0, norm, 1.0)
+
+
+def find_equal(source: RowSource) -> tuple[Int[ndarray, " firsts"], Int[ndarray, " n"] | None]:
+    """Find rows that are equal bit for bit.
+
+    Returns:
+        The first row of every group of equal rows, ascending, and for every row the next one that
+        is equal to it, -1 where there is none; None where all rows differ.
+    """
+    n_rows, n_columns = len(source), source.values.shape[1]
+    kind = {2: np.uint16, 4: np.uint32, 8: np.uint64}[source.values.dtype.itemsize]
+    odd = np.random.default_rng(0).integers(0, 2**63, n_columns, dtype=np.uint64) * 2 + 1
+    hashes = np.empty(n_rows, dtype=np.uint64)
+    for span in source.spans():
+        bits = (np.ascontiguousarray(source.read(span)) + 0).view(kind)  # + 0: no negative zeros
+        hashes[span] = np.einsum("ij,j->i", bits, odd)
+    order = np.argsort(hashes, kind="stable")
+    is_same = hashes[order[1:]] == hashes[order[:-1]]
+    if not is_same.any():
+        return np.arange(n_rows), None
+    follows = np.flatnonzero(is_same)
+    for part in np.array_split(follows, -(-len(follows) // source.block_rows)):
+        pairs = source.read(order[part]) == source.read(order[part + 1])
+        is_same[part] = pairs.all(axis=1)
+    next_equal = np.full(n_rows, -1)
+    next_equal[order[:-1][is_same]] = order[1:][is_same]
+    is_first = np.ones(n_rows, dtype=bool)
+    is_first[order[1:][is_same]] = False
+    return np.flatnonzero(is_first), next_equal
+
+
+def _squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
+    return np.einsum("ij,ij->i", rows, rows)

@@ -1,0 +1,255 @@
+"""plan(): what a run will take and leave, said before anything runs."""
+
+import io
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dq_multimodal import embedding, subset
+from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.byte_sizes import parse_bytes
+from dq_multimodal.config import CompressConfig, InputError, count_kept
+from dq_multimodal.core.diversity import count_sampled
+from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
+from dq_multimodal.preparation import describe_model, make_config, make_request, survey
+from dq_multimodal.probes import (
+    PICK_ROWS,
+    VIEW_SECONDS,
+    probe_encoder,
+    probe_subset,
+    probe_tables,
+    time_picks,
+    time_scores,
+    time_surprisal,
+)
+from dq_multimodal.report_probes import probe_report
+from dq_multimodal.run import default_folder
+from dq_multimodal.selection import count_left
+from dq_multimodal.source import Source, from_memory, load_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dq_multimodal.patching import PatchDropper
+
+SMALL_FILES_BYTES = 16_000
+"""config.yaml, manifest.json and README.md."""
+
+
+@dataclass
+class Asked:
+    """A request with its rows and model at hand."""
+
+    request: CompressConfig
+    source: Source
+    adapter: Adapter | None
+    dropper: "PatchDropper | None"
+    strata: Int[ndarray, " n"]
+    labels: list[str]
+    config: dict[str, Any]
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the encoder runs."""
+        found = self.config["embedding"] or {}
+        return self.adapter is not None and ("model" in found or self.request.method == "adq")
+
+
+def plan(
+    dataset: "str | Dataset",
+    *,
+    output_dir: str | Path | None = None,
+    report: bool = True,
+    max_memory: int | str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Say what `compress` with the same arguments will take: seconds, memory, disk, rows, bytes.
+
+    Rows are read, the model is loaded, and every stage is tried on a small part of its work, half
+    a minute in all on a dataset of some size. No run folder is made or changed. The seconds are
+    those of this machine as busy as it is now, and of a run from its beginning.
+
+    Args:
+        dataset: As `compress` takes it, like all that follows.
+        output_dir: The run folder that is meant; only the free space beside it is looked at.
+        report: Whether the report is written.
+        max_memory: Refuse a run that needs more memory.
+        **options: The fields of `CompressConfig`.
+
+    Returns:
+        The figures, as plain values that JSON can hold; sizes in bytes, times in seconds.
+
+    Raises:
+        InputError: For what `compress` would refuse at its beginning.
+    """
+    started = time.perf_counter()
+    limit = None if max_memory is None else parse_bytes(max_memory)
+    asked = prepare(dataset, options)
+    start_seconds = time.perf_counter() - started
+    request, rows, strata = asked.request, asked.source.dataset, asked.strata
+    memory = estimate_memory(rows, strata, asked.adapter, request, asked.config, with_report=report)
+    check_memory(memory, limit)
+    n_rows, n_kept = len(rows), count_kept(len(rows), request.keep_ratio)
+    seconds = {"start": start_seconds, "embeddings": 0.0}
+    vectors, probe = _embed_some(asked, seconds)
+    if request.method == "adq" and asked.adapter is not None:
+        seconds["scores"] = _score_seconds(asked, seconds["embeddings"])
+    seconds["selection"], tables = probe_tables(strata, request, asked.labels)
+    n_left = count_left(asked.config)
+    if vectors is not None:
+        n_bins = 1 if asked.config["bins"] == "graphcut" else request.n_bins
+        seconds["selection"] += time_picks(vectors, strata, n_bins, request.similarity, n_left)
+    seconds["subset"], sizes = probe_subset(rows, strata, n_kept, request.seed, asked.dropper)
+    disk = _array_bytes(asked, n_rows) | tables | {"subset": sizes["subset_files"]}
+    if report:
+        seconds["report"], disk["report"] = probe_report(
+            rows, vectors, request, asked.config["rows"], n_kept, n_left
+        )
+    disk["other"] = SMALL_FILES_BYTES
+    passing = sum(disk.pop(file, 0) for file in (embedding.MIDDLE, embedding.TEXTURE, "scores"))
+    target = Path(output_dir) if output_dir is not None else default_folder(request)
+    found = asked.config["embedding"] or {}
+    return {
+        "request": request.as_dict(),
+        "output_dir": str(target),
+        "rows": n_rows,
+        "strata": len(asked.labels),
+        "kept": n_kept,
+        "modality": (asked.config["rows"] or {}).get("modality"),
+        "embedding": found or None,
+        "scoring": asked.config.get("scoring"),
+        "probe": probe,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "total_seconds": round(sum(seconds.values()), 3),
+        "memory": memory.as_dict(),
+        "disk": disk | {"total": sum(disk.values())},
+        "disk_at_most": sum(disk.values()) + passing,
+        "disk_free": shutil.disk_usage(_nearest(target)).free,
+        "bytes": {"source_data": subset.count_bytes(rows), **sizes},
+        "notes": asked.adapter.notes if asked.adapter is not None else [],
+        "max_memory": limit,
+    }
+
+
+def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
+    """Do what `compress` does before its first stage, but for the run folder."""
+    source = None
+    if not isinstance(dataset, str | Path):
+        source = from_memory(dataset, options.get("split", "train"))
+    request = make_request(source.origin["name"] if source else str(dataset), options)
+    source = source or load_source(
+        request.dataset,
+        split=request.split,
+        config_name=request.config_name,
+        revision=request.revision,
+        streaming=request.streaming,
+    )
+    rows = source.dataset
+    subset.check_columns(rows)
+    adapter = choose_adapter(rows, request)
+    label_column = label_column_of(adapter, request)
+    strata, labels = survey(source, adapter, request, label_column)
+    config = make_config(request, source, adapter, label_column)
+    asked = Asked(request, source, adapter, None, strata, labels, config)
+    is_adaptive = request.method == "adq"
+    if is_adaptive and adapter is None:
+        raise InputError(
+            f"adq scores the text or images of rows, and {request.dataset} has the columns "
+            f"{', '.join(rows.column_names)}: name --text-columns, or --method dq"
+        )
+    if adapter is not None:
+        lengths = adapter.lengths()
+        if is_adaptive or (config["embedding"] is None and config["bins"] != "none"):
+            if not lengths.any():
+                raise InputError(f"no row of {request.dataset} has anything to embed")
+            is_beside = is_adaptive and request.embeddings is not None
+            config["scoring" if is_beside else "embedding"] = describe_model(adapter, request)
+    if request.drop_ratio:
+        from dq_multimodal.patching import make_dropper
+
+        asked.dropper = make_dropper(rows, request, adapter)
+    return asked
+
+
+def _embed_some(
+    asked: Asked, seconds: dict[str, float]
+) -> tuple[Float[ndarray, "k d"] | None, dict[str, Any] | None]:
+    """Probe the embedding stage; give some embeddings, and what was tried."""
+    request, rows = asked.request, asked.source.dataset
+    if asked.config["bins"] == "none":
+        return None, None
+    if request.embeddings is not None:
+        started = time.perf_counter()
+        some, n_read = [], 0
+        for block in embedding.read_given(request.embeddings, rows, request.split):
+            step = -(-len(rows) // (2 * PICK_ROWS))
+            some.append(block[-n_read % step :: step].copy())
+            n_read += len(block)
+        seconds["embeddings"] = time.perf_counter() - started  # and writing, which is as quick
+        return np.concatenate(some), None
+    assert asked.adapter is not None
+    found = probe_encoder(asked.adapter, np.arange(len(rows)), request.batch_size)
+    seconds["embeddings"] = found.seconds
+    tried = {"rows": found.probed_rows, "seconds": round(found.probed_seconds, 3)}
+    return found.vectors, tried | {"rows_per_second": round(len(rows) / found.seconds, 2)}
+
+
+def _score_seconds(asked: Asked, embed_seconds: float) -> float:
+    """Give the seconds of the scores: rows embedded again, discriminator, diversity."""
+    request, adapter = asked.request, asked.adapter
+    assert adapter is not None
+    counts = [count_sampled(s, request.score_rows) for s in bin_sizes(asked.strata, request.n_bins)]
+    readable = np.flatnonzero(adapter.lengths())
+    places = np.linspace(0, len(readable) - 1, min(sum(counts), len(readable))).astype(int)
+    sample = readable[places]
+    size, budget = request.batch_size, VIEW_SECONDS
+    total = probe_encoder(adapter, sample, size, view=request.seed, budget=budget).seconds
+    if request.embeddings is not None:
+        total += probe_encoder(adapter, sample, size, budget=budget).seconds
+    model = asked.config.get("scoring") or asked.config["embedding"]
+    n_features = adapter.dimension + adapter.middle_dimension - (model.get("factors") or [0])[0]
+    if request.representativeness == "surprisal":
+        total += time_surprisal(adapter, len(asked.strata))
+    return total + time_scores(counts, n_features)
+
+
+def _array_bytes(asked: Asked, n_rows: int) -> dict[str, int]:
+    """Give the bytes of the .npy files, those included that are gone when a run is finished."""
+    request, adapter = asked.request, asked.adapter
+    if asked.config["bins"] == "none":
+        return {}
+    width = asked.config["embedding"]["dimension"]
+    found = {embedding.FILE: npy_bytes((n_rows, width), np.float32)}
+    if request.method == "adq" and adapter is not None:
+        counts = [
+            count_sampled(s, request.score_rows) for s in bin_sizes(asked.strata, request.n_bins)
+        ]
+        middle = adapter.middle_dimension
+        again = 1 if request.embeddings is None else 2
+        found["scores"] = again * sum(counts) * (4 * adapter.dimension + 2 * middle)
+        if request.embeddings is None:
+            found[embedding.MIDDLE] = npy_bytes((n_rows, middle), np.float16)
+            found[embedding.TEXTURE] = npy_bytes((n_rows, 2), np.float32)
+    return found
+
+
+def npy_bytes(shape: tuple[int, ...], kind: Any) -> int:
+    """Give the size of a .npy file, its header included."""
+    head = io.BytesIO()
+    dtype = np.dtype(kind)
+    document = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, document)
+    return head.tell() + int(np.prod(shape)) * dtype.itemsize
+
+
+def _nearest(folder: Path) -> Path:
+    """Give the folder itself, or the nearest above it that there is."""
+    folder = folder.absolute()
+    return next(place for place in [folder, *folder.parents] if place.exists())

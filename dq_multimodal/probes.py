@@ -1,0 +1,262 @@
+"""Short probes on the real rows, models and code: what the stages of a run will take."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dq_multimodal import subset
+from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.batches import load_ahead, plan_batches
+from dq_multimodal.config import CompressConfig, Similarity
+from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
+from dq_multimodal.core.diversity import OUT, count_steps, diversity, learn_directions
+from dq_multimodal.selection import (
+    BINS_FILE,
+    SELECTION_FILE,
+    bins_kind,
+    order_by_method,
+    write_selection,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dq_multimodal.patching import PatchDropper
+
+EMBED_SECONDS, VIEW_SECONDS = 10.0, 4.0
+"""So long, about, batches are tried; at least a few of them, and never more than there are."""
+FEWEST, MOST = 3, 96
+
+GROWTH = 1.2
+"""Exponent in n of the time of the greedy picks; refit it when core/graph_cut.py changes."""
+PICK_ROWS = 4096
+TABLE_ROWS = 100_000
+LEARN_ROWS, DIVERSITY_ROWS = 512, 512
+SUBSET_BYTES, SUBSET_ROWS = 32_000_000, 20_000
+PATCH_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a probe of the encoder found.
+
+    Attributes:
+        seconds: Time that all rows will take.
+        probed_rows: Rows that were tried.
+        probed_seconds: What they took.
+        vectors: Their embeddings.
+    """
+
+    seconds: float
+    probed_rows: int
+    probed_seconds: float
+    vectors: Float[ndarray, "k d"]
+
+
+def probe_encoder(
+    adapter: Adapter,
+    rows: Int[ndarray, " k"],
+    batch_size: int,
+    *,
+    view: int | None = None,
+    budget: float = EMBED_SECONDS,
+) -> Probe:
+    """Time some of the very batches that a run would make of rows, spread over their lengths.
+
+    Batches are sorted by length, so the first ones cost many times what the last ones do. The
+    tried ones halve the gaps between those before, however early time is up; the cost of a row
+    is interpolated between their lengths and summed over all batches. Threads read ahead as they
+    do in a run, since they take time from the model.
+
+    Args:
+        adapter: What reads and embeds the rows.
+        rows: Row numbers.
+        batch_size: Rows a batch.
+        view: Seed of the augmented views to embed; None is the rows themselves.
+        budget: Seconds to try.
+    """
+    lengths = adapter.lengths()[rows]
+    chunks = rows // adapter.chunk_rows if adapter.chunk_rows else None
+    batches = plan_batches(lengths, batch_size, chunks)
+    places = list(itertools.islice(spread(len(batches)), MOST))
+    adapter.embed(adapter.load(rows[batches[len(batches) // 2]], view)[0])  # warms up
+    took, vectors = [], []
+    loaded = load_ahead(adapter, ((place, rows[batches[place]]) for place in places), view)
+    started = before = time.perf_counter()
+    for _, batch, _ in loaded:
+        vectors.append(adapter.embed(batch).embedding)
+        now = time.perf_counter()
+        took.append(now - before)
+        before = now
+        if now - started >= budget and len(took) >= FEWEST:
+            break
+    loaded.close()
+    tried = [batches[place] for place in places[: len(took)]]
+    sizes = np.array([len(part) for part in tried])
+    typical = np.array([lengths[part].mean() for part in tried])
+    known, at = np.unique(typical, return_inverse=True)
+    costs = np.bincount(at, weights=took) / np.bincount(at, weights=sizes)
+    cost_of = np.interp([lengths[part].mean() for part in batches], known, costs)
+    seconds = float(cost_of @ [len(part) for part in batches])
+    return Probe(seconds, int(sizes.sum()), sum(took), np.concatenate(vectors))
+
+
+def spread(n: int) -> Iterator[int]:
+    """Give 0 ... n - 1, first both ends, then the middles of ever smaller gaps."""
+    seen = set()
+    for place in [0, n - 1]:
+        if place not in seen:
+            seen.add(place)
+            yield place
+    parts = 2
+    while len(seen) < n:
+        for k in range(1, parts, 2):
+            place = round(k * (n - 1) / parts)
+            if place not in seen:
+                seen.add(place)
+                yield place
+        parts *= 2
+
+
+def stretch(vectors: Float[ndarray, "k d"], n_rows: int) -> Float[ndarray, "n d"]:
+    """Give rows like those given: some of them, or all and mixtures of two."""
+    if len(vectors) >= n_rows:
+        return vectors[np.linspace(0, len(vectors) - 1, n_rows).astype(int)]
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(len(vectors), size=(2, n_rows - len(vectors)))
+    shares = rng.uniform(0.2, 0.8, size=(pairs.shape[1], 1))
+    mixed = shares * vectors[pairs[0]] + (1 - shares) * vectors[pairs[1]]
+    return np.concatenate([vectors, mixed.astype(vectors.dtype)])
+
+
+def time_picks(
+    vectors: Float[ndarray, "k d"],
+    strata: Int[ndarray, " n"],
+    n_bins: int,
+    similarity: Similarity,
+    n_left: int = 0,
+) -> float:
+    """Give the seconds that the greedy picks of all strata will take.
+
+    The real picks are timed on some rows and on a quarter of them; the exponent of their growth
+    is the mean of what that shows and of GROWTH.
+    """
+    sizes = np.bincount(strata)
+    size = min(PICK_ROWS, int(sizes.max()))
+    rows = stretch(vectors, size)
+    started = time.perf_counter()
+    make_bins(rows, min(n_bins, size), similarity, n_left=n_left)
+    whole = time.perf_counter() - started
+    growth = GROWTH
+    if size == PICK_ROWS:
+        started = time.perf_counter()
+        make_bins(stretch(rows, size // 4), min(n_bins, size // 4), similarity, n_left=n_left)
+        seen = np.log(whole / (time.perf_counter() - started)) / np.log(4)
+        growth = (GROWTH + float(np.clip(seen, 1.0, 1.5))) / 2
+    return float((whole * (sizes / size) ** growth).sum())
+
+
+def probe_tables(
+    strata: Int[ndarray, " n"], request: CompressConfig, labels: list[str]
+) -> tuple[float, dict[str, int]]:
+    """Give the seconds that order and tables take, and the bytes of the two files."""
+    n_rows = len(strata)
+    size = min(n_rows, TABLE_ROWS)
+    rng = np.random.default_rng(0)
+    bins = one_bin(strata[np.linspace(0, n_rows - 1, size).astype(int)])
+    kind = bins_kind(request.method)
+    if kind != "none":
+        n_bins = request.n_bins if kind == "dq" else 1
+        place = rng.permutation(size)
+        gains = rng.normal(size=size)
+        bins = Bins(bin=place % n_bins, rank=place // n_bins, gain=gains, stratum=bins.stratum)
+    like = replace(request, method="dq") if request.method == "adq" else request
+    like = replace(like, keep_ratio=max(request.keep_ratio, 1 / size))
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        order = order_by_method(bins, like, None)
+        write_selection(Path(folder), bins, kind, order, like, labels, None)
+        seconds = time.perf_counter() - started
+        found = {name: (Path(folder) / name).stat().st_size for name in (SELECTION_FILE, BINS_FILE)}
+    found[SELECTION_FILE] = round(found[SELECTION_FILE] * n_rows / size)
+    return seconds * n_rows / size, found
+
+
+def time_scores(counts: list[int], n_features: int) -> float:
+    """Give the seconds that discriminator and diversity take, embedding not counted.
+
+    Args:
+        counts: Sampled rows of each bin.
+        n_features: Numbers that the discriminator sees of a row.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(LEARN_ROWS, n_features)).astype(np.float32)
+    learn_directions(rows[:2], rows[:2])  # warms up
+    started = time.perf_counter()
+    learn_directions(rows, rows)
+    learning = (time.perf_counter() - started) / count_steps(LEARN_ROWS)
+    some = rng.normal(size=(DIVERSITY_ROWS, 2 * OUT)).astype(np.float32)
+    some /= np.linalg.norm(some, axis=1, keepdims=True)
+    started = time.perf_counter()
+    diversity(some, some)
+    pairs = (time.perf_counter() - started) / DIVERSITY_ROWS**2
+    return count_steps(sum(counts)) * learning + pairs * sum(size**2 for size in counts)
+
+
+def time_surprisal(adapter: Adapter, n_rows: int) -> float:
+    """Give the seconds that the surprisal of all rows takes."""
+    size = min(n_rows, TABLE_ROWS // 25)
+    started = time.perf_counter()
+    adapter.surprisal(np.zeros(size, dtype=np.int64))
+    lengths = adapter.lengths() + 1
+    return (time.perf_counter() - started) * float(lengths.sum() / lengths[:size].sum())
+
+
+def probe_subset(
+    dataset: "Dataset",
+    strata: Int[ndarray, " n"],
+    n_kept: int,
+    seed: int,
+    dropper: "PatchDropper | None" = None,
+) -> tuple[float, dict[str, int]]:
+    """Write some rows as a subset, in a temporary folder, for the seconds and bytes of all.
+
+    The rows are of the random subset of the same size and seed, which for other methods stands
+    for the rows they will keep.
+
+    Returns:
+        Seconds, and bytes: data (uncompressed), files.
+    """
+    import pyarrow as pa
+
+    from dq_multimodal.patch_records import drop_patches
+
+    picks = np.flatnonzero(order_rows(one_bin(strata), seed=seed) < n_kept)
+    row_bytes = (subset.count_bytes(dataset.select(picks[:64])) or 0) // len(picks[:64]) + 1
+    size = min(n_kept, SUBSET_ROWS, max(64, SUBSET_BYTES // row_bytes))
+    if dropper is not None:
+        size = min(size, PATCH_ROWS)
+    picks = picks[np.linspace(0, n_kept - 1, size).astype(int)]
+    rng = np.random.default_rng(0)
+    numbers = {"row": picks, "bin": rng.integers(10, size=size), "rank": rng.permutation(n_kept)}
+    kept = pa.table({name: values[:size] for name, values in numbers.items()})
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        started = time.perf_counter()
+        records = None
+        if dropper is not None:
+            records = drop_patches(dataset, dropper.column, picks, dropper.drop, folder)
+        n_bytes = subset.write_subset(dataset, picks, kept, folder, records)
+        seconds = time.perf_counter() - started
+        stored = sum(path.stat().st_size for path in subset.subset_files(folder))
+    times = n_kept / size
+    found = {"subset_data": round(n_bytes * times), "subset_files": round(stored * times)}
+    return seconds * times, found

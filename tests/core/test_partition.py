@@ -1,0 +1,170 @@
+"""partition_rows: nearest centres, the same bits however they are computed, limits."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dq_multimodal import InputError
+from dq_multimodal.core import make_bins, partition, partition_rows
+from dq_multimodal.core.order import hash_numbers
+from dq_multimodal.core.partition import GRID, SALT, SAMPLE_ROWS, find_centres, nearest
+
+SIMILARITIES = ["cosine", "euclidean"]
+
+
+def clouds(seed, n_rows=300, n_clouds=5, width=6, spread=0.3):
+    """Rows around a few points, and the number of the point of each."""
+    rng = np.random.default_rng(seed)
+    of = rng.integers(0, n_clouds, size=n_rows)
+    return rng.normal(size=(n_clouds, width))[of] + spread * rng.normal(size=(n_rows, width)), of
+
+
+def unit(rows):
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(length > 0, length, 1)
+
+
+def same_parts(a, b):
+    """Whether two partitions are one but for the numbers of their parts."""
+    return len(set(zip(a, b, strict=True))) == len(set(a)) == len(set(b))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 7))
+def test_nearest_is_the_definition_in_exact_fractions(seed, n_centres, width):
+    rng = np.random.default_rng(seed)
+    rows, centres = (  # coarse, so that ties are common
+        rng.integers(-2, 3, size=(n, width)) * 2.0**-4 + GRID for n in (40, n_centres)
+    )
+    got = nearest(rows, centres)
+    for row, code in zip(rows, got, strict=True):
+        distances = [
+            sum((Fraction(x) - Fraction(c)) ** 2 for x, c in zip(row, centre, strict=True))
+            for centre in centres
+        ]
+        assert code == distances.index(min(distances))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.sampled_from(SIMILARITIES))
+def test_every_row_is_nearest_to_the_centre_of_its_part(seed, n_parts, similarity):
+    rows, _ = clouds(seed, spread=0.1)
+    codes = partition_rows(rows, n_parts, similarity, seed)
+    rows = unit(rows) if similarity == "cosine" else rows
+    centres = np.array([rows[codes == code].mean(axis=0) for code in range(codes.max() + 1)])
+    centres = unit(centres) if similarity == "cosine" else centres
+    distances = np.linalg.norm(rows[:, None] - centres, axis=2)
+    own = distances[np.arange(len(rows)), codes]
+    assert (own <= distances.min(axis=1) + 1e-5).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[st.integers(-2, 2)] * 2), min_size=1, max_size=40),
+    data=st.data(),
+    similarity=st.sampled_from(SIMILARITIES),
+    scale=st.sampled_from([1.0, 1e-300, 1e300, 3e-5]),
+)
+def test_parts_partition_the_rows(rows, data, similarity, scale):
+    values = np.array(rows, dtype=np.float64) * scale
+    n_parts = data.draw(st.integers(1, len(rows)))
+    codes = partition_rows(values, n_parts, similarity, seed=data.draw(st.integers(-5, 2**70)))
+    used = np.unique(codes)
+    np.testing.assert_array_equal(used, np.arange(len(used)))
+    assert len(used) <= n_parts
+    equal = {}
+    for row, code in zip(rows, codes, strict=True):
+        assert equal.setdefault(row, code) == code, "equal rows in two parts"
+    if similarity == "euclidean" and n_parts == len(rows):
+        assert len(used) == len(equal), "as many parts as rows: each distinct row is one"
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_clouds_far_apart_are_found(similarity):
+    rng = np.random.default_rng(3)
+    of = np.arange(400) % 4
+    rows = 10 * np.eye(4, 8)[of] + 0.01 * rng.normal(size=(400, 8))
+    assert same_parts(partition_rows(rows, 4, similarity), of)
+
+
+def test_the_bits_depend_on_no_block_size_order_of_sums_or_type(monkeypatch):
+    rows, _ = clouds(1, n_rows=2000, width=40, spread=1.0)
+    rows = rows.astype(np.float32)
+    for similarity in SIMILARITIES:
+        whole = partition_rows(rows, 7, similarity)
+        turned = rows[:, ::-1]  # another order of every sum of a product
+        np.testing.assert_array_equal(partition_rows(turned, 7, similarity), whole)
+        np.testing.assert_array_equal(partition_rows(torch.from_numpy(rows), 7, similarity), whole)
+        np.testing.assert_array_equal(partition_rows(rows * 2.0**-20, 7, similarity), whole)
+        with monkeypatch.context() as patch:
+            patch.setattr(partition, "BLOCK_VALUES", 400)
+            np.testing.assert_array_equal(partition_rows(rows, 7, similarity), whole)
+
+
+def test_products_of_prepared_rows_are_exact():
+    rows, _ = clouds(2, n_rows=50, width=30)
+    places = [partition._Directions(), partition._Places(rows, np.arange(50))]
+    for place in places:
+        on_grid, _ = place(rows)
+        assert (np.rint(on_grid / GRID) == on_grid / GRID).all()
+        exact = sum(Fraction(x) * Fraction(y) for x, y in zip(*on_grid[:2], strict=True))
+        assert Fraction(float(on_grid[0] @ on_grid[1])) == exact
+        assert np.linalg.norm(on_grid, axis=1).max() < 1.001
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_centres_of_a_sample_serve_rows_outside_it(similarity, tmp_path):
+    rng = np.random.default_rng(0)
+    n_rows = SAMPLE_ROWS + 5000
+    of = rng.integers(0, 6, size=n_rows)
+    rows = (5 * np.eye(6, 7)[of] + 0.1 * rng.normal(size=(n_rows, 7))).astype(np.float32)
+    last = np.argmax(hash_numbers(SALT, np.arange(n_rows, dtype=np.uint64)))
+    rows[last] *= 1e6  # not in the sample and far beyond it, in the direction of its cloud
+    np.save(tmp_path / "rows.npy", rows)
+    seen = []
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    codes = partition_rows(mapped, 6, similarity, on_rows=seen.append)
+    assert same_parts(codes, of)
+    assert sum(seen) == n_rows
+    np.testing.assert_array_equal(codes, partition_rows(rows, 6, similarity))
+
+
+def test_rows_of_zeros_and_opposite_rows():
+    rows = np.array([[1.0, 0], [-1, 0], [0, 0], [0, 0], [0, 1]])
+    codes = partition_rows(rows, 3)
+    assert codes[2] == codes[3] == 0
+    assert len(set(codes[[0, 1, 4]])) == 3
+    assert not partition_rows(np.zeros((5, 2)), 3).any()
+    lone = find_centres(np.array([[1.0, 0], [-1, 0]]), np.zeros(1), is_spherical=True)
+    np.testing.assert_array_equal(np.abs(lone), [[1, 0]])  # their mean has no direction
+
+
+def test_seeds():
+    rows, _ = clouds(5, spread=2.0)
+    found = [partition_rows(rows, 6, seed=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not same_parts(found[0], found[2])
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_one_part_is_no_partition_row_for_row(similarity):
+    rows, _ = clouds(6)
+    codes = partition_rows(rows, 1, similarity)
+    got, want = (make_bins(rows, 7, similarity, strata) for strata in (codes, None))
+    for name in ("bin", "rank", "gain", "stratum"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+
+
+@pytest.mark.parametrize("n_parts", [0, 301, True])
+def test_bad_numbers_of_parts(n_parts):
+    with pytest.raises(InputError, match="n_parts must be a whole number from 1 to the 300 rows"):
+        partition_rows(clouds(0)[0], n_parts)
+
+
+def test_rows_must_be_finite():
+    with pytest.raises(InputError, match="row 1 holds NaN"):
+        partition_rows(np.array([[1.0], [np.nan]]), 2)

@@ -7,12 +7,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
-from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, Level
-from dq_multimodal.core.pool import POOL_ROWS, Pool
-from dq_multimodal.core.rows import RowSource, find_equal
+from dq_multimodal.core.front import FRONT_SHARE, Front, Near
+from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, RUN_PICKS, Level
+from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
 
 TIE_WIDTH = 1e-9
-"""Gains closer than this times the scale of the pool of rows are a tie."""
+"""Gains closer than this times the scale are a tie."""
 
 DIRECTIONS = 32
 """Directions in which the change of a gain is followed exactly, at most."""
@@ -31,19 +31,20 @@ class GraphCut:
       (Dataset Quantization, arXiv:2308.10524, Eq. 1-2)
 
     Up to a constant that is $f \langle x, W \rangle + c \|x\|^2$ with $W = \sum_R p - 2 \sum_S p$,
-    f = 1 and c = 0 (cosine) or f = 2 and c = 2|S| - |R| (euclidean). A pool of the best rows is
-    kept exact in float64, and few others need a look:
+    f = 1 and c = 0 (cosine) or f = 2 and c = 2|S| - |R| (euclidean). Few rows are looked at for a
+    pick:
 
     - W is split along a few directions (the mean of a sample and its largest variation). What a
       gain owes to them is followed exactly in k numbers a row; what it owes to the rest of W, of
       which x has the length $\|x_\perp\|$, has moved by at most $f \|x_\perp\| \|\Delta
       W_\perp\|$ since the row was last looked at. This bounds every gain.
-    - Picks are made in the pool, some in a row. Then the bounds of the rows near it say which of
-      them might have won or tied at one of these picks, their gains at each of them are worked
-      out (one product of two small matrices), and the picks up to the first at which one does so
-      are kept. A new pool is drawn from the near rows there.
-    - The near rows are drawn from a few thousand, these from all rows. What each draw left out is
-      bounded together; where that does not do, it is drawn anew.
+    - The near rows are drawn by these bounds from a few thousand, and these from all rows. What
+      each draw left out is bounded together; where that does not do, it is drawn anew.
+    - The best of the near rows, the front, become exact in float64, and some picks are made in a
+      row among them. One product with the way that W went bounds the near rows at its end, and so
+      what lies between its ends, but for what the way bends. Of the few that might have won or
+      tied, the gains at each pick are worked out (one product of two small matrices); the picks up
+      to the first at which one does so are kept, and a new front is drawn there.
 
     Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
     are float64. The picks are those of the plain greedy. Gains within 1e-9 x scale of the best
@@ -80,6 +81,7 @@ class GraphCut:
             followed, squares, across = (v[self.numbers] for v in (followed, squares, across))
         self.followed, self.squares = followed, squares
         self.norms = np.sqrt(squares)
+        self.front_share = float(FRONT_SHARE)
         across = np.maximum(across, 0.0) + 1e-13 * squares  # more than rounding takes from it
         self.slack = self.factor * np.sqrt(across)
 
@@ -102,17 +104,27 @@ class GraphCut:
         self.tie = TIE_WIDTH * scale
         self.widest = float(self.norms.max())
         self.sum, self.n_start, self.n_picks = self.total.copy(), self.n_left, n_picks
+        self.pace = float(RUN_PICKS)
         self.picked, self.gains = np.empty(n_picks, dtype=np.int64), np.empty(n_picks)
         self.picked_squares = np.zeros(n_picks)
         self.done = 0
-        self.n_levels = 2 if self.n_left <= 2 * RING_ROWS else 3
-        size = max(RING_ROWS, 16 * int(self.n_left**0.5)) if self.n_levels == 3 else NEAR_ROWS
-        levels = [Level(self, None, size)]
+        sizes = [NEAR_ROWS]
+        if self.n_left > 2 * RING_ROWS:
+            sizes.insert(0, max(RING_ROWS, 16 * int(self.n_left**0.5)))
+        levels = [Level(self, None, sizes[0])]
+        least = np.inf
         while self.done < n_picks:
-            before = self.done
-            Pool(self, levels).run()
-            if on_picks is not None:
-                on_picks(self.done - before)
+            depth = next((k for k, level in enumerate(levels) if level.is_spent), None)
+            if depth is not None:
+                del levels[depth + 1 :]
+                for size in sizes[depth + 1 :]:
+                    levels.append(Level(self, levels[-1].draw(least)[0], size))
+                near = Near(self, *levels[-1].draw(least))
+            front = Front(near)
+            n_made = front.run(levels)
+            least = np.inf if n_made else front.line
+            if n_made and on_picks is not None:
+                on_picks(n_made)
         if not self.is_cosine:
             of_picks = np.cumsum(self.picked_squares) - self.picked_squares
             self.gains += 2 * of_picks - self.square_total
@@ -120,6 +132,12 @@ class GraphCut:
         self.square_total -= float(self.picked_squares.sum())
         self.n_left -= n_picks
         return self.picked, self.gains
+
+    @property
+    def run_picks(self) -> int:
+        """Picks that are tried in a row: twice as many as lately were kept, within limits."""
+        n_tried = round(2 * self.pace) if self.pace > 1.5 else 1
+        return max(1, min(RUN_PICKS, 2**22 // self.source.n_columns, n_tried))
 
     def _compact(self) -> None:
         """Forget the rows that are used up."""
@@ -162,7 +180,7 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
     """
     n_rows, n_columns = len(source), source.n_columns
     size = min(DIRECTIONS, -(-n_columns // 4), max(1, 2**22 // n_columns))
-    if n_rows <= POOL_ROWS:
+    if n_rows <= 2 * FRONT_SHARE * RUN_PICKS:
         return np.zeros((n_columns, 0))
     sample = source.take(np.arange(0, n_rows, -(-n_rows // SAMPLE_ROWS)))
     mean = sample.sum() / len(sample)
@@ -179,9 +197,8 @@ def count_working_bytes(n_rows: int, n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
     About 4 k + 150 bytes a row, k being the number of followed directions (at most 32), and what
-    the two inner levels and the blocks hold, which grows with the square root of n.
+    the two inner levels and the blocks hold, which is bounded.
     """
     n_directions = min(DIRECTIONS, -(-n_columns // 4))
-    n_inner = min(n_rows, 2 * max(RING_ROWS, 16 * int(n_rows**0.5)))
-    of_rows = n_rows * (4 * n_directions + 150)
-    return of_rows + n_inner * (12 * n_columns + 8 * n_directions + 100) + 2**27
+    held = min(4 * n_rows * n_columns, HELD_BYTES)
+    return n_rows * (4 * n_directions + 150) + 2 * held + 2**27

@@ -6,14 +6,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dq_multimodal.core.rows import HeldRows
+
 if TYPE_CHECKING:
     from dq_multimodal.core.graph_cut import GraphCut
 
 RING_ROWS, NEAR_ROWS = 8192, 2048
 """Rows drawn from all rows, and from these in turn; at least."""
 
-RUN_PICKS = 32
-"""Picks that are made in a row before the rows outside the pool are looked at."""
+RUN_PICKS = 48
+"""Picks that are made in a row before the rows outside the front are looked at, at most."""
 
 NEVER = -1e300
 """Gain of a row that is used up; finite, so that nothing comes of it but itself."""
@@ -28,39 +30,33 @@ class Level:
 
     Args:
         cut: The greedy run.
-        rows: Places of the rows among the rows left; None is all of them, which are not held in
-            memory.
+        rows: Places of the rows among the rows left; None is all of them.
         size: Rows of the next level.
 
     Attributes:
-        given: The rows as they were given, of the row numbers `numbers`.
         rest: Bound of what each row owes to W across the directions.
         is_spent: Whether the next level has to be drawn anew.
     """
 
     def __init__(self, cut: "GraphCut", rows: Int[ndarray, " r"] | None, size: int) -> None:
         self.cut, self.size, self.is_spent, self.picks = cut, size, True, 0
-        self.is_all = rows is None
         self.rows = np.arange(len(cut.numbers)) if rows is None else rows
         part = slice(None) if rows is None else rows
         self.followed, self.slack, self.norms, self.squares = (
             values[part] for values in (cut.followed, cut.slack, cut.norms, cut.squares)
         )
-        if rows is not None:
-            self.numbers = cut.numbers[rows]
-            self.given = cut.source.read(self.numbers)
-            self.followed = self.followed.astype(np.float64)
+        self.held = None if rows is None else HeldRows(cut.source, cut.numbers[rows])
 
     def look(self) -> None:
         """Look at all rows: bound what they owe to W across the directions, as it is now."""
         cut = self.cut
         self.across = cut.across(cut.sum)
         is_open = cut.numbers[self.rows] >= 0
-        if self.is_all:
+        if self.held is None:
             found = np.zeros(len(self.rows))
             found[is_open] = cut.source.screen(cut.numbers[is_open], self.across)
         else:
-            found = cut.source.multiply(self.given, self.numbers, self.across)
+            found = self.held.multiply(slice(None), self.across)
         rest = found + cut.rounding(self.across) * (self.norms + cut.source.offset)
         rest *= cut.factor
         rest[~is_open] = NEVER
@@ -70,7 +66,7 @@ class Level:
         """Bound the gains of all rows at some W."""
         cut = self.cut
         along = cut.along(now)
-        bounds = (self.followed @ along.astype(self.followed.dtype)).astype(np.float64)
+        bounds = (self.followed @ along.astype(np.float32)).astype(np.float64)
         bounds += self.rest
         bounds += float(np.linalg.norm(cut.across(now) - self.across)) * self.slack
         bounds += self.rounding(along) * cut.widest
@@ -80,11 +76,14 @@ class Level:
 
     def rounding(self, along: Float[ndarray, "*t k"]) -> float:
         """Bound the error of the followed part of a gain, for a row of norm 1."""
-        n_terms = along.shape[-1] if self.followed.dtype == np.float32 else 0
-        return (n_terms + 8) * 2.0**-23 * float(np.max(np.linalg.norm(along, axis=-1)))
+        return (along.shape[-1] + 8) * 2.0**-23 * float(np.max(np.linalg.norm(along, axis=-1)))
 
-    def draw(self, least: float) -> "Level":
-        """Look at the rows and draw the next level, with every row whose bound is `least`."""
+    def draw(self, least: float) -> tuple[Int[ndarray, " k"], Float[ndarray, " k"]]:
+        """Look at the rows and draw the next level, with every row whose bound is `least`.
+
+        Returns:
+            The places of its rows among the rows left, and the bounds of their gains.
+        """
         cut = self.cut
         if 0 < self.picks < 4 * RUN_PICKS:
             self.size = min(2 * self.size, len(self.rows))
@@ -93,10 +92,11 @@ class Level:
         is_drawn = cut.numbers[self.rows] >= 0
         if int(is_drawn.sum()) > self.size:
             is_drawn &= bounds >= min(least, np.partition(bounds, -self.size)[-self.size])
+        high = bounds[is_drawn]
         self.rest[is_drawn] = bounds[is_drawn] = NEVER
         self._refer(bounds, cut.sum, cut.done)
         self.is_spent, self.picks = False, 0
-        return Level(cut, self.rows[is_drawn], NEAR_ROWS)
+        return self.rows[is_drawn], high
 
     def _refer(self, bounds: Float[ndarray, " r"], now: Float[ndarray, " d"], done: int) -> None:
         self.most, self.then, self.done_then = float(bounds.max()), now, done

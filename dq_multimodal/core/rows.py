@@ -12,6 +12,9 @@ from dq_multimodal.config import Similarity
 BLOCK_BYTES = 2**24
 """Rows are widened in blocks of about this many bytes."""
 
+HELD_BYTES = 2**27
+"""Rows that are looked at often are kept in memory up to this size, else read whenever needed."""
+
 TAME = (1e-100, 1e100)
 """Norms whose inverse neither overflows nor underflows, by a wide margin."""
 
@@ -42,9 +45,9 @@ class PlainRows:
         """Give the squared norm of every row."""
         return _squares(self.rows)
 
-    def products(self, row: int) -> Float[ndarray, " n"]:
-        """Give the inner products of all rows with one of them."""
-        return self.rows @ self.rows[row]
+    def pairs(self) -> Float[ndarray, "n n"]:
+        """Give the inner products of all rows."""
+        return self.rows @ self.rows.T
 
     def flat(self) -> Float[ndarray, "n d"]:
         """Give the rows as a matrix."""
@@ -79,7 +82,10 @@ class OuterProducts:
 
     def __matmul__(self, vectors: Float[ndarray, "kd *m"]) -> Float[ndarray, "n *m"]:
         if vectors.ndim == 2:
-            return np.stack([self @ vector for vector in vectors.T], axis=1)
+            made = np.empty((len(self), vectors.shape[1]))
+            for column, vector in zip(made.T, vectors.T, strict=True):
+                column[:] = self @ vector
+            return made
         matrix = vectors.reshape(self.left.shape[1], self.right.shape[1])
         return np.einsum("ij,ij->i", self.left @ matrix, self.right)
 
@@ -91,9 +97,9 @@ class OuterProducts:
         """Give the squared norm of every product."""
         return _squares(self.left) * _squares(self.right)
 
-    def products(self, row: int) -> Float[ndarray, " n"]:
-        """Give the inner products of all rows with one of them."""
-        return (self.left @ self.left[row]) * (self.right @ self.right[row])
+    def pairs(self) -> Float[ndarray, "n n"]:
+        """Give the inner products of all rows."""
+        return (self.left @ self.left.T) * (self.right @ self.right.T)
 
     def flat(self) -> Float[ndarray, "n kd"]:
         """Multiply the products out."""
@@ -206,16 +212,16 @@ class RowSource:
         return found * (factors[numbers] if vectors.ndim == 1 else factors[numbers][:, None])
 
     def screen(
-        self, numbers: Int[ndarray, " b"], vector: Float[ndarray, " d"]
-    ) -> Float[ndarray, " b"]:
-        """Read rows block by block and multiply them with a vector; see `multiply`."""
-        made = np.empty(len(numbers))
+        self, numbers: Int[ndarray, " b"], vectors: Float[ndarray, "d *t"]
+    ) -> Float[ndarray, "b *t"]:
+        """Read rows block by block and multiply them with vectors; see `multiply`."""
+        made = np.empty((len(numbers), *vectors.shape[1:]))
         for start in range(0, len(numbers), self.block_rows):
             part: Any = numbers[start : start + self.block_rows]
             if (np.diff(part) == 1).all():
                 part = slice(int(part[0]), int(part[-1]) + 1)  # read in place
             given = self.read(part)
-            made[start : start + len(given)] = self.multiply(given, part, vector)
+            made[start : start + len(given)] = self.multiply(given, part, vectors)
         return made
 
     def _inverse_norms(self, part: slice) -> Float[ndarray, " n"] | None:
@@ -246,6 +252,36 @@ class RowSource:
         self.mean = total / self.n_rows
         self.offset = float(np.linalg.norm(self.mean))
         return max(squares / self.n_rows - self.offset**2, 0.0) ** 0.5
+
+
+class HeldRows:
+    """Some rows of a source that are multiplied again and again.
+
+    Args:
+        source: The rows.
+        numbers: Which of them.
+    """
+
+    def __init__(self, source: RowSource, numbers: Int[ndarray, " r"]) -> None:
+        self.source, self.numbers = source, numbers
+        n_bytes = len(numbers) * source.values.shape[1] * source.values.dtype.itemsize
+        self.given = source.read(numbers) if n_bytes <= HELD_BYTES else None
+
+    def multiply(
+        self, part: slice | Int[ndarray, " b"], vectors: Float[ndarray, "d *t"]
+    ) -> Float[ndarray, "b *t"]:
+        """Multiply some of them with vectors; see `RowSource.multiply`."""
+        numbers = self.numbers[part]
+        if self.given is None:
+            return self.source.screen(numbers, vectors)
+        return self.source.multiply(self.given[part], numbers, vectors)
+
+    def prepare(self, places: Int[ndarray, " b"]) -> Rows:
+        """Prepare some of them, in float64."""
+        numbers = self.numbers[places]
+        if self.given is None:
+            return self.source.take(numbers)
+        return self.source.prepare(self.given[places], numbers)
 
 
 def _lie_within(values: Any, limits: tuple[float, float]) -> bool:

@@ -35,8 +35,8 @@ def test_bins_are_those_of_the_multiplied_rows(seed, similarity, n_bins):
         np.testing.assert_allclose(got.gain, want.gain, atol=1e-9 * scale)
 
 
-def test_more_rows_than_a_pool():
-    left, right = factors(1, n=2500, k=2, d=3)
+def test_thousands_of_rows():
+    left, right = factors(1, n=1500, k=2, d=3)
     got = make_bins(np.hstack([left, right]), 4, n_left=2)
     want = make_bins(multiplied(left, right), 4)
     np.testing.assert_array_equal(got.bin, want.bin)
@@ -49,11 +49,12 @@ def test_operations_are_those_of_the_flattened_rows():
     np.testing.assert_allclose(rows @ vector, flat @ vector)
     np.testing.assert_allclose(rows.sum(), flat.sum(axis=0))
     np.testing.assert_allclose(rows.squares(), (flat**2).sum(axis=1))
-    np.testing.assert_allclose(rows.products(7), flat @ flat[7])
+    np.testing.assert_allclose(rows.pairs(), flat @ flat.T)
     np.testing.assert_allclose(rows.flat(), flat)
     weights = np.random.default_rng(1).normal(size=(60, 2))
     np.testing.assert_allclose(rows.weighted(weights), flat.T @ weights)
     np.testing.assert_allclose(rows @ flat[:2].T, flat @ flat[:2].T)
+    assert (rows @ np.zeros((15, 0))).shape == (60, 0)
     np.testing.assert_allclose(rows[np.array([3, 5])].sum(), flat[[3, 5]].sum(axis=0))
     assert rows.shape == flat.shape
 

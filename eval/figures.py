@@ -35,6 +35,7 @@ STYLES = (
     ("#1d7a4c", "-.", "^"),
     ("#8a4f9e", ":", "D"),
     ("#5a616e", (0, (5, 1)), "v"),
+    ("#a33a68", (0, (3, 1, 1, 1)), "P"),
 )
 """Colour, dash and mark of each line: none is told apart by its colour alone."""
 SWEPT = dict(zip(("random", "dq", "+ IS"), STYLES, strict=False))

@@ -57,6 +57,7 @@ def fit_all(lines: list[Line]) -> list[Line | None]:
     mixed = find(lines, method="ours", data="mixed Alpaca", similarity="cosine")
     mixed = [line for line in mixed if line["rows"] <= LARGE]
     found.append(fit(mixed))
+    found.append(fit(find(lines, method="ours in parts", similarity="cosine")))
     end = find(lines, method="ours", rows=REAL, **real)
     return [*found, fit([*end, *(line for line in mixed if line["rows"] > REAL)])]
 
@@ -127,6 +128,10 @@ def hold(lines: list[Line], growth: list[Line]) -> list[Line]:
     add(work, "exponent at most 1.3", shown, max(slopes, default=0) <= 1.3)
     large = [line["seconds"]["median"] for line in own if line["rows"] == LARGE]
     add("1,000,000 x 384", "under 300 s", say(large), max(large, default=0) < 300)
+    parted = find(lines, method="ours in parts", rows=LARGE)
+    large = [line["seconds"]["median"] for line in parted]
+    work = "1,000,000 x 384, in parts by k-means"
+    add(work, "under 300 s", say(large), max(large, default=0) < 300)
     classes = [line for line in own if line["data"].endswith("10 classes")]
     seconds = [line["seconds"]["median"] for line in classes]
     name = classes[0]["data"] if classes else "10 classes"

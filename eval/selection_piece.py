@@ -149,6 +149,14 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         def work(rows: ndarray, strata: Any = None) -> tuple[ndarray, ...]:
             bins = make_bins(rows, n_bins, asked["similarity"], strata)
             return bins.bin, bins.rank
+    elif method == "ours in parts":
+        from dq_multimodal.config import count_parts
+        from dq_multimodal.core import make_bins, partition_rows
+
+        def work(rows: ndarray, strata: Any = None) -> tuple[ndarray, ...]:
+            parts = partition_rows(rows, count_parts("kmeans", len(rows)), asked["similarity"])
+            bins = make_bins(rows, n_bins, asked["similarity"], parts)
+            return bins.bin, bins.rank
     else:
         pick, dtype = PLAIN[method]
 

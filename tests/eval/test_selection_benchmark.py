@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dq_multimodal.core import make_bins
+from dq_multimodal import config
+from dq_multimodal.core import make_bins, partition_rows
 
 EVAL = Path(__file__).resolve().parents[2] / "eval"
 
@@ -132,6 +133,20 @@ def test_a_library_that_is_not_there_is_named(tmp_path, monkeypatch):
     assert piece.measure(asked)["absent"].startswith("not installed: ")
 
 
+def test_parts_are_those_of_compress(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "MAX_PART_ROWS", 150)
+    monkeypatch.setattr(piece, "count_threads", dict)
+    rows = make_rows(400)
+    np.save(tmp_path / "rows.npy", rows)
+    asked = {"method": "ours in parts", "rows": 400, "n_bins": 5, "similarity": "cosine"}
+    asked |= {"file": tmp_path / "rows.npy", "picks": tmp_path / "picks.npz", "repeats": 1}
+    assert piece.measure(asked)["seconds"]
+    picks = np.load(tmp_path / "picks.npz")
+    own = make_bins(rows, 5, "cosine", partition_rows(rows, 3))
+    np.testing.assert_array_equal(picks["bin"], own.bin)
+    np.testing.assert_array_equal(picks["rank"], own.rank)
+
+
 def test_the_first_of_more_mixed_rows_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(piece, "BLOCK_ROWS", 64)
     np.save(tmp_path / "real.npy", make_rows(50)[4:].astype(np.float16))
@@ -207,4 +222,4 @@ def test_the_whole_benchmark_and_again_from_what_is_saved(tmp_path, monkeypatch,
     for method in ("n-by-n", "closed form"):
         assert lines[method, "cosine"]["agreement"] == {"same_bin": 1.0, "same_bin_and_rank": 1.0}
     assert str(tmp_path) not in output.read_text()
-    assert len(made[0]["goals"]) == 8
+    assert len(made[0]["goals"]) == 9

@@ -1,6 +1,6 @@
 """The end of a greedy run's levels: the rows near the best, and those among which it picks."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -45,20 +45,42 @@ class Near:
 
     def after(self, way: Float[ndarray, " d"], n_picks: int) -> Float[ndarray, " r"]:
         """Bound the gains when W has gone a way by so many picks."""
-        return self.high + self.rises(slice(None), way, n_picks)
-
-    def rises(
-        self, part: slice | Int[ndarray, " k"], ways: Float[ndarray, "d *t"], n_picks: Any
-    ) -> Float[ndarray, "k *t"]:
-        """Bound how far the gains of some rows rise on some ways of W, after so many picks each."""
         cut = self.cut
-        norms, squares = self.norms[part], self.squares[part]
-        made = self.held.multiply(part, ways)
-        error = cut.rounding(ways.T) * (norms + cut.source.offset)
-        if ways.ndim == 2:
-            error, squares = error[:, None], squares[:, None]
-        made = cut.factor * (made + error)
-        return made if cut.is_cosine else made + 2.0 * n_picks * squares
+        rises = cut.factor * self.held.multiply(slice(None), way).astype(np.float64)
+        rises += cut.factor * cut.rounding(way) * (self.norms + cut.source.offset)
+        if not cut.is_cosine:
+            rises += 2.0 * n_picks * self.squares
+        return self.high + rises
+
+    def highest_on(
+        self,
+        ways: Float[ndarray, "t d"],
+        rows: Int[ndarray, " k"],
+        start: Float[ndarray, " r"],
+    ) -> Float[ndarray, " t"]:
+        """Bound the highest gain of some near rows after 1, 2, ... picks.
+
+        Args:
+            ways: How far W went by so many picks.
+            rows: Their places among the near rows; others may be looked at too.
+            start: Gains of all near rows before, low enough where a row is not to count.
+        """
+        cut, rises = self.cut, 2.0 * np.arange(1, len(ways) + 1)
+        start = start + cut.factor * cut.rounding(ways) * (self.norms + cut.source.offset)
+        start = np.maximum(start, -1e30)  # in float32 too
+        is_all = 2 * len(rows) > len(self.rows)  # then reading in place is faster
+        most = np.full(len(ways), -np.inf)
+        for at in range(0, len(self.rows) if is_all else len(rows), BLOCK_ROWS):
+            part = slice(at, at + BLOCK_ROWS) if is_all else rows[at : at + BLOCK_ROWS]
+            gains = self.held.multiply(part, cut.factor * ways.T)
+            gains += start[part, None]
+            if not cut.is_cosine:
+                gains += np.outer(self.squares[part], rises)
+            most = np.maximum(most, gains.max(axis=0))
+        if cut.source.is_light:  # float32 sums of rows that might matter, which are not longer
+            longest = float(np.linalg.norm(ways, axis=1).max())
+            most += 2.0**-20 * (cut.factor * longest + rises[-1] * cut.widest) * cut.widest
+        return most
 
 
 class Front:
@@ -207,19 +229,15 @@ class Front:
         part = np.linspace(0, 1, kept + 1)[:, None]
         bend = cut.factor * float(np.linalg.norm(ways - part * ways[-1], axis=1).max())
         chord = lines[0] + part[:-1, 0] * (lines[-1] - lines[0])
-        bounds = np.maximum(near.high - lines[0], high - lines[-1])
+        start = near.high - lines[0]
+        start[self.places] = NEVER
+        bounds = np.maximum(start, high - lines[-1])
         bounds += bend * near.norms
         bounds[self.places] = NEVER
         rows = np.flatnonzero(bounds >= float((lines - chord).min()))
         if not len(rows) or kept == 1:
             return kept, high
-        most = np.full(kept - 1, NEVER)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = rows[start : start + BLOCK_ROWS]
-            gains = near.rises(block, ways[1:kept].T, np.arange(1, kept))
-            gains += (near.high[block] - lines[0])[:, None]
-            most = np.maximum(most, gains.max(axis=0))
-        is_bad = most >= lines[1:] - lines[0]
+        is_bad = near.highest_on(ways[1:kept], rows, start) >= lines[1:] - lines[0]
         if not is_bad.any():
             return kept, high
         kept = 1 + int(is_bad.argmax())

@@ -90,7 +90,17 @@ def main() -> None:
         for name, more in ((method, []), (f"{method}-stream", ["--streaming"])):
             runs.append({"name": name, **measure(asked.work, name, *flags, *more)})
             print(json.dumps(runs[-1]))
-    found = {"rows": asked.rows, "dimension": asked.dimension, "runs": runs}
+    import torch
+
+    from dq_multimodal.training.record import device_name
+
+    found = {
+        "command": " ".join(["python", "eval/large_source.py", *sys.argv[1:]]),
+        "device": device_name(torch.device("cpu")),
+        "rows": asked.rows,
+        "dimension": asked.dimension,
+        "runs": runs,
+    }
     asked.output.write_text(json.dumps(found, indent=2) + "\n")
 
 

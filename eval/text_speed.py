@@ -53,7 +53,7 @@ def main() -> None:
         stage = measure_stage(data, args.model, args.rounds)
         commands = [measure_command(data, method, args.model) for method in args.methods]
     document = {
-        "command": f"python eval/text_speed.py --rows {args.rows} --rounds {args.rounds}",
+        "command": " ".join(["python", "eval/text_speed.py", *sys.argv[1:]]),
         "batch_size": CompressConfig.batch_size,
         "stage": stage,
         "compress": commands,

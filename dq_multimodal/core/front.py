@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.core.levels import NEVER, Level
+from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
 from dq_multimodal.core.rows import HeldRows, Rows
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ class Front:
         share = cut.front_share * (1.25 if is_overtaken else 0.97)
         cut.front_share = min(max(share, FRONT_SHARE), WIDE_SHARE)
         cut.pace += 0.2 * (kept - cut.pace) if is_overtaken else 0.03 * cut.pace
+        cut.pace = min(cut.pace, float(RUN_PICKS))
 
     def _speculate(
         self, n_most: int

@@ -44,7 +44,7 @@ def compress(
     draw: options.DrawName = "random",
     seed: options.Seed = 0,
     alpha: options.Alpha = 0.6,
-    representativeness: options.RepresentativenessName = "texture",
+    representativeness: options.RepresentativenessName = None,
     importance: options.ImportanceName = "both",
     norm: options.NormName = "minmax",
     score_rows: options.ScoreRows = None,

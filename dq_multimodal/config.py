@@ -38,6 +38,9 @@ CHOICES: dict[str, Any] = {
 }
 """Settings that are one of a few names."""
 
+OPEN = ("representativeness",)
+"""Those that may be left to the data."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "dq-iccv23": {"method": "dq", "similarity": "euclidean", "draw": "random", "n_bins": 10},
     "adq-aaai25": {
@@ -73,7 +76,8 @@ class CompressConfig:
         draw: Within a bin, rows by seeded hash ("random", the papers) or by greedy rank ("rank").
         seed: Seed of the draw, and of the scores of adq.
         alpha: For adq, the weight of the importance of a bin beside its size, in [0, 1]; 0 is dq.
-        representativeness: For adq, "texture", or for text also "surprisal".
+        representativeness: For adq, "texture", or for text also "surprisal". None is texture, and
+            surprisal for text with ready embeddings, where texture is that of sampled rows only.
         importance: For adq, "both" scores, "representativeness" or "diversity" alone.
         norm: For adq, how a score is brought to one scale: "minmax" or "softmax-z".
         score_rows: For adq, rows a bin that the diversity looks at; None is 15 % of the bin, at
@@ -113,7 +117,7 @@ class CompressConfig:
     draw: Draw = "random"
     seed: int = 0
     alpha: float = 0.6
-    representativeness: Representativeness = "texture"
+    representativeness: Representativeness | None = None
     importance: Importance = "both"
     norm: Norm = "minmax"
     score_rows: int | None = None
@@ -148,7 +152,8 @@ class CompressConfig:
                 raise InputError(f"{name} must be a name or a path, got {type(value).__name__}")
         check_keep_ratio(self.keep_ratio)
         for name, choices in CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+            if name not in OPEN or getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
         check_count("n_bins", self.n_bins)
         check_count("batch_size", self.batch_size)
         check_seed(self.seed)
@@ -171,6 +176,17 @@ class CompressConfig:
             if isinstance(self.text_columns, str) or not self.text_columns:
                 raise InputError(f"text_columns must be a list of names, got {self.text_columns!r}")
             object.__setattr__(self, "text_columns", tuple(self.text_columns))
+
+    def measure_of(self, modality: str) -> Representativeness:
+        """Give the measure of representativeness, chosen by the data where it was left open.
+
+        Texture comes with the embeddings. Beside ready ones the encoder sees sampled rows only,
+        whose mean texture orders the bins less surely than surprisal does, which is that of all
+        rows and needs no encoder.
+        """
+        if self.representativeness is not None:
+            return self.representativeness
+        return "surprisal" if self.embeddings is not None and modality == "text" else "texture"
 
     def _check_partition(self) -> None:
         """Raise unless the partition is a known one that fits the embeddings; "none" is None."""

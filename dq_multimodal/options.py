@@ -54,7 +54,11 @@ Alpha = Annotated[
     float, typer.Option(help="adq: weight of a bin's importance beside its size, [0, 1]; 0 is dq.")
 ]
 RepresentativenessName = Annotated[
-    Representativeness, typer.Option(help="adq: texture level, or for text surprisal.")
+    Representativeness | None,
+    typer.Option(
+        help="adq: texture level, or for text surprisal.  [default: texture; surprisal for text "
+        "with ready embeddings]"
+    ),
 ]
 ImportanceName = Annotated[Importance, typer.Option(help="adq: which scores count.")]
 NormName = Annotated[Norm, typer.Option(help="adq: the scale of the scores.")]

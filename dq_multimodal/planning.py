@@ -215,7 +215,7 @@ def _score_seconds(asked: Asked, embed_seconds: float) -> float:
         total += probe_encoder(adapter, sample, size, budget=budget).seconds
     model = asked.config.get("scoring") or asked.config["embedding"]
     n_features = adapter.dimension + adapter.middle_dimension - (model.get("factors") or [0])[0]
-    if request.representativeness == "surprisal":
+    if request.measure_of(adapter.describe()["modality"]) == "surprisal":
         total += time_surprisal(adapter, len(asked.strata))
     return total + time_scores(counts, n_features)
 

@@ -32,8 +32,9 @@ def score_bins(
 ) -> tuple[Scores, dict[str, Any]]:
     """Score every bin, pooled over the strata by bin number (ADQ, Eq. 3-5), going on if stopped.
 
-    Representativeness is the mean texture level over all patches of all rows of the bin; of a run
-    with ready embeddings, of the sampled rows. Diversity is that of sampled rows: a discriminator
+    Representativeness is the mean texture level over all patches of all rows of the bin (of a run
+    with ready embeddings, of the sampled rows), or the mean surprisal; see
+    `CompressConfig.measure_of`. Diversity is that of sampled rows: a discriminator
     is trained once on the sampled rows of all bins and one augmented view of each, and then each
     bin is measured with it.
 
@@ -49,6 +50,7 @@ def score_bins(
     Returns:
         The scores, NaN where there is nothing to score, and how many rows they come from.
     """
+    measure = request.measure_of(adapter.describe()["modality"])
     embeddings = embedding.open_embeddings(folder)
     is_blank = np.concatenate(
         [
@@ -63,7 +65,8 @@ def score_bins(
     n_bins = int(bins.bin.max()) + 1
     if not len(picks):  # not one row that could be read
         nothing = np.full(n_bins, np.nan)
-        return Scores(nothing, nothing), {"rows": 0, "rows_a_bin": [0, 0], "all_rows": True}
+        facts = {"rows": 0, "rows_a_bin": [0, 0], "all_rows": True}
+        return Scores(nothing, nothing), {**facts, "representativeness": measure}
     work = folder / FOLDER
     if request.embeddings is None:
         rows = _features(folder, picks, n_left)
@@ -98,7 +101,7 @@ def score_bins(
         rows, views = learn_directions(rows, views, seed=request.seed, on_steps=bar.update)
     of_bin = [bins.bin[picks] == b for b in range(n_bins)]
     div = np.array([diversity(rows[part], views[part]) for part in of_bin])
-    if request.representativeness == "surprisal":
+    if measure == "surprisal":
         rep = adapter.surprisal(bins.bin)
     else:
         rep = mean_texture(textures, bins.bin[scored], n_bins)
@@ -106,7 +109,8 @@ def score_bins(
     facts = {
         "rows": len(picks),
         "rows_a_bin": [min(counts), max(counts)],
-        "all_rows": request.representativeness == "surprisal" or len(scored) == len(bins),
+        "representativeness": measure,
+        "all_rows": measure == "surprisal" or len(scored) == len(bins),
     }
     return Scores(rep, div), facts
 

@@ -7,9 +7,9 @@ Reads the folder of real data (DQ_TEST_DATA, default ../shared/data), and the ru
 eval/adq_ablation.py where they are: scores of the same bins with several seeds, which draw other
 rows, other views and other weights of the discriminator. CIFAR-10 is embedded by `--classifier`, a
 folder made by recipes/train_extractor.py, and its texture is measured on all rows; Alpaca (but its
-last 2 %) is binned by its ready embeddings and scored by the default sentence encoder, texture
-included, on the sampled rows. For every pair of seeds the rank correlation (Spearman) of the bins'
-scores is given.
+last 2 %) is binned by its ready embeddings and scored by the default sentence encoder: surprisal on
+all rows, texture on the sampled ones. For every pair of seeds the rank correlation (Spearman) of
+the bins' scores is given.
 
 The cost is measured side by side on the first 10,000 rows: the embedding stage alone, then the same
 with middle features and texture, and the scores. For CIFAR-10 also with the resnet18 that
@@ -34,13 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 COST_ROWS = 10_000
 SCORES = ("representativeness", "diversity", "importance")
-SEEDS = {"alpaca": 2, "cifar10": 5}
+SEEDS = {"alpaca": 2, "alpaca, texture": 2, "cifar10": 5}
 
 
 def main() -> None:
     """Score each set with each seed, then compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", default=["alpaca", "cifar10"])
+    parser.add_argument("--sets", nargs="+", default=list(SEEDS))
     parser.add_argument("--classifier", default="runs/extractor-4/model")
     parser.add_argument("--work_dir", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/adq_scores.json")
@@ -82,11 +82,13 @@ def score(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     from dq_multimodal.core import bin_importance
     from dq_multimodal.selection import read_scores
 
-    if name == "alpaca":
+    if name.startswith("alpaca"):
+        measure = "texture" if name.endswith("texture") else "surprisal"
         data = args.work_dir / "adq-text" / "data"
-        folder = args.work_dir / "adq-text" / f"selection-texture-{seed}"
+        is_first = measure == "surprisal" and seed == 0  # as eval/adq_ablation.py names it
+        folder = data.parent / f"selection-{measure}{'' if is_first else f'-{seed}'}"
         options: list[object] = [data / "train.parquet", "--embeddings", data / "embeddings.npy"]
-        options += ["--representativeness", "texture"]
+        options += ["--representativeness", measure]
     else:
         folder = args.work_dir / "adq-images" / f"selection-{seed}"
         options = [DATA / "cifar10" / "train-*.parquet", "--embedding-model", args.classifier]
@@ -115,7 +117,11 @@ def correlate(a: list[float], b: list[float]) -> float:
 
 def models_of(name: str, args: argparse.Namespace) -> list[str | None]:
     """Give the encoders with which the cost is measured; None is the default of text."""
-    return [None] if name == "alpaca" else [args.classifier, untrained("resnet18", args.work_dir)]
+    return (
+        [None]
+        if name.startswith("alpaca")
+        else [args.classifier, untrained("resnet18", args.work_dir)]
+    )
 
 
 def untrained(model: str, work_dir: Path) -> str:
@@ -142,15 +148,16 @@ def measure_cost(name: str, model: str | None, args: argparse.Namespace) -> dict
     from dq_multimodal.selection import bin_rows, read_strata
 
     net = "all-MiniLM-L6-v2" if model is None else known_model(model)
-    work = args.work_dir / "adq-scores" / f"{name}-{net}"
-    result = work.with_suffix(".json")
+    kind = name.split(",")[0]
+    work = args.work_dir / "adq-scores" / f"{kind}-{net}"
+    result = work.with_name(work.name + ".json")
     if result.is_file():
         known = json.loads(result.read_text())
         if known.pop("classifier") == model:
-            return known
-    files = {"alpaca": "alpaca.parquet", "cifar10": "cifar10/train-*.parquet"}[name]
+            return add_up(name, known)
+    files = {"alpaca": "alpaca.parquet", "cifar10": "cifar10/train-*.parquet"}[kind]
     rows = load_dataset("parquet", data_files=str(DATA / files), split=f"train[:{COST_ROWS}]")
-    request = CompressConfig(dataset=name, embedding_model=model)
+    request = CompressConfig(dataset=kind, embedding_model=model)
     seconds: dict[str, float] = {}
     for stage, method in (("embed", "dq"), ("embed_and_look", "adq")):
         shutil.rmtree(work, ignore_errors=True)
@@ -167,21 +174,27 @@ def measure_cost(name: str, model: str | None, args: argparse.Namespace) -> dict
     started = time.perf_counter()
     scoring.score_bins(adapter, work, bins, request, 0)
     seconds["scores"] = time.perf_counter() - started
-    if name == "alpaca":
+    if kind == "alpaca":
         started = time.perf_counter()
         adapter.surprisal(bins.bin)
         seconds["surprisal"] = time.perf_counter() - started
     shutil.rmtree(work)
-    extra = (seconds["embed_and_look"] + seconds["scores"]) / seconds["embed"] - 1
     found = {
         "rows": len(rows),
         "model": net,
         "threads": torch.get_num_threads(),
         "seconds": seconds,
-        "extra_share": extra,
     }
     write(result, {**found, "classifier": model})
-    return found
+    return add_up(name, found)
+
+
+def add_up(name: str, cost: dict[str, Any]) -> dict[str, Any]:
+    """Give the share of the embedding time that a measure of the scores adds."""
+    seconds = cost["seconds"]
+    taken = seconds["embed_and_look"] + seconds["scores"]
+    taken += seconds["surprisal"] if name == "alpaca" else 0
+    return {**cost, "extra_share": taken / seconds["embed"] - 1}
 
 
 def known_model(folder: str) -> str:

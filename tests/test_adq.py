@@ -127,7 +127,7 @@ def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encod
     rows = Dataset.from_dict({"text": texts})
     given = str(run.path / "embeddings.npy")
     options = {"embeddings": given, "n_bins": 7, "report": False}
-    model = {"embedding_model": str(small_encoder)}
+    model = {"embedding_model": str(small_encoder), "representativeness": "texture"}
     ready = compress(rows, output_dir=tmp_path / "a", score_rows=1000, **model, **options)
     # the sample is every row, so all scores are those of the whole pass
     np.testing.assert_allclose(
@@ -135,7 +135,18 @@ def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encod
     )
     assert ready.manifest["scores"]["all_rows"]
     part = compress(rows, output_dir=tmp_path / "b", score_rows=20, **model, **options)
-    assert part.manifest["scores"] == {"rows": 140, "rows_a_bin": [20, 20], "all_rows": False}
+    assert part.manifest["scores"] == {
+        "rows": 140,
+        "rows_a_bin": [20, 20],
+        "representativeness": "texture",
+        "all_rows": False,
+    }
+    model.pop("representativeness")
+    default = compress(rows, output_dir=tmp_path / "c", score_rows=20, **model, **options)
+    assert default.manifest["scores"]["representativeness"] == "surprisal"
+    assert default.manifest["scores"]["all_rows"]
+    assert (table(default).diversity == table(part).diversity).all()
+    assert "| representativeness | surprisal |" in (tmp_path / "c" / "README.md").read_text()
 
 
 def test_what_is_missing_is_named(cli, tmp_path, run):

@@ -30,6 +30,20 @@ def test_bad_settings(options, message):
         CompressConfig("x", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "modality", "measure"),
+    [
+        ({}, "text", "texture"),
+        ({"embeddings": "x.npy"}, "text", "surprisal"),
+        ({"embeddings": "x.npy"}, "image", "texture"),
+        ({"embeddings": "x.npy", "representativeness": "texture"}, "text", "texture"),
+        ({"representativeness": "surprisal"}, "text", "surprisal"),
+    ],
+)
+def test_representativeness_is_chosen_by_the_data(options, modality, measure):
+    assert CompressConfig(dataset="x", **options).measure_of(modality) == measure
+
+
 def test_settings_survive_a_round_trip():
     config = CompressConfig("x", keep_ratio=np.float32(0.5), seed=np.int64(3), text_columns=["a"])
     assert type(config.seed) is int

@@ -43,8 +43,8 @@ class AdaptiveArguments:
     importance: str = field(
         default="both", metadata={"help": "adq: both, representativeness or diversity."}
     )
-    representativeness: str = field(
-        default="texture", metadata={"help": "adq: texture, or for text surprisal."}
+    representativeness: str | None = field(
+        default=None, metadata={"help": "adq: texture (the default), or for text surprisal."}
     )
     from_run: str | None = field(
         default=None,
@@ -58,7 +58,8 @@ class AdaptiveArguments:
         """Raise unless the settings are known ones."""
         check_alpha(self.alpha)
         check_choice("importance", self.importance, Importance)
-        check_choice("representativeness", self.representativeness, Representativeness)
+        if self.representativeness is not None:
+            check_choice("representativeness", self.representativeness, Representativeness)
 
     def options(self) -> dict[str, Any]:
         """Give the settings that `compress` takes."""

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,10 +176,11 @@ def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
 
 def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """Say what another run in the folder was asked or made from."""
+    then = {f.name: f.default for f in fields(CompressConfig)} | before["request"]  # older runs
     found = [
-        f"{key} {before['request'].get(key)!r} there, {value!r} asked"
+        f"{key} {then.get(key)!r} there, {value!r} asked"
         for key, value in config["request"].items()
-        if before["request"].get(key) != value
+        if then.get(key) != value
     ]
     if not found and pin_of(before["source"]) != pin_of(config["source"]):
         found = ["its source had another content"]

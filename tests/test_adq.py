@@ -146,7 +146,7 @@ def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encod
     assert default.manifest["scores"]["representativeness"] == "surprisal"
     assert default.manifest["scores"]["all_rows"]
     assert (table(default).diversity == table(part).diversity).all()
-    assert "| representativeness | surprisal |" in (tmp_path / "c" / "README.md").read_text()
+    assert "| representativeness | `surprisal` |" in (tmp_path / "c" / "README.md").read_text()
 
 
 def test_what_is_missing_is_named(cli, tmp_path, run):

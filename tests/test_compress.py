@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset, load_from_disk
 
 from dq_multimodal import InputError, Run, compress, resample, verify
@@ -221,6 +222,17 @@ def test_another_request_does_not_overwrite(source, tmp_path):
     )
     assert run.manifest["kept"] == 72
     assert (tmp_path / "run" / "mine.txt").read_text() == "keep me"
+
+
+def test_a_run_from_before_a_setting_was_known_is_still_the_same(source, tmp_path):
+    run = compress(str(source), output_dir=tmp_path / "run", **options(source))
+    file = run.path / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    del config["request"]["streaming"]
+    file.write_text(yaml.safe_dump(config))
+    assert compress(str(source), output_dir=run.path, **options(source)).was_complete
+    with pytest.raises(InputError, match=r"another run .*streaming False there, True asked"):
+        compress(str(source), output_dir=run.path, streaming=True, **options(source))
 
 
 def test_a_changed_source_is_noticed(source, tmp_path):

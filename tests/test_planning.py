@@ -207,6 +207,7 @@ class Paced:
     """An adapter whose rows take as long as they are: in ticks of a clock that it owns."""
 
     is_scored = False
+    chunk_rows = None
 
     def __init__(self, lengths, monkeypatch):
         self.sizes, self.now = lengths, 0.0

@@ -94,7 +94,7 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
 
 def pin_of(origin: dict[str, Any]) -> Any:
     """Give the part of an origin that says which rows it was."""
-    part = (origin["rows"], origin["split"], origin.get("config_name"))
+    part = (origin.get("rows"), origin["split"], origin.get("config_name"))
     if "files" in origin:
         return [file["sha256"] for file in origin["files"]], *part
     return origin.get("revision") or origin.get("fingerprint"), *part

@@ -28,7 +28,6 @@ CHOICES: dict[str, Any] = {
     "method": Method,
     "draw": Draw,
     "similarity": Similarity,
-    "representativeness": Representativeness,
     "importance": Importance,
     "norm": Norm,
     "modality": Modality,
@@ -37,9 +36,6 @@ CHOICES: dict[str, Any] = {
     "patch_coding": PatchCoding,
 }
 """Settings that are one of a few names."""
-
-OPEN = ("representativeness",)
-"""Those that may be left to the data."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dq-iccv23": {"method": "dq", "similarity": "euclidean", "draw": "random", "n_bins": 10},
@@ -152,8 +148,9 @@ class CompressConfig:
                 raise InputError(f"{name} must be a name or a path, got {type(value).__name__}")
         check_keep_ratio(self.keep_ratio)
         for name, choices in CHOICES.items():
-            if name not in OPEN or getattr(self, name) is not None:
-                check_choice(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
+        if self.representativeness is not None:
+            check_choice("representativeness", self.representativeness, Representativeness)
         check_count("n_bins", self.n_bins)
         check_count("batch_size", self.batch_size)
         check_seed(self.seed)
@@ -180,9 +177,7 @@ class CompressConfig:
     def measure_of(self, modality: str) -> Representativeness:
         """Give the measure of representativeness, chosen by the data where it was left open.
 
-        Texture comes with the embeddings. Beside ready ones the encoder sees sampled rows only,
-        whose mean texture orders the bins less surely than surprisal does, which is that of all
-        rows and needs no encoder.
+        Beside ready embeddings the encoder sees sampled rows only, whose mean texture is noisier.
         """
         if self.representativeness is not None:
             return self.representativeness

@@ -39,11 +39,11 @@ STYLES = (
 )
 """Colour, dash and mark of each line: none is told apart by its colour alone."""
 SWEPT = dict(zip(("random", "dq", "+ IS"), STYLES, strict=False))
-NAMES = {"alpaca": "Alpaca", "cifar10": "CIFAR-10"}
+NAMES = {"alpaca": "Alpaca", "alpaca, texture": "Alpaca, texture", "cifar10": "CIFAR-10"}
 ALPHA, SAMPLE = 0.6, 3_000  # the default; rows that t-SNE lays out
 ABLATION = "python eval/adq_ablation.py"
-FLAGS = "--alphas ... --keep_ratios ... --output eval/results/adq_sweeps.json"
-SWEEPS = {"adq_sweeps": f"{ABLATION} images --lines random dq '+ IS' {FLAGS}"}
+SWEEP = "--lines random dq '+ IS' --keep_ratios ... --alphas ... --output ..."
+SWEEPS = {"adq_sweeps": f"{ABLATION} images {SWEEP}"}
 SOURCES: dict[str, dict[str, str]] = {
     "scores": {"adq_scores": "python eval/adq_scores.py"},
     "ablation": {"adq_images": f"{ABLATION} images", "adq_text": f"{ABLATION} text"},
@@ -71,8 +71,7 @@ def main() -> None:
     for (name, sources), draw in zip(SOURCES.items(), (*drawn, draw_selection), strict=True):
         found = {}
         for file, made_by in sources.items():
-            path = args.results / f"{file}.json"
-            if path.is_file():
+            if (path := args.results / f"{file}.json").is_file():
                 found[file] = json.loads(path.read_text())
             else:
                 print(f"{name}.png: no {path}, made by `{made_by}`", file=sys.stderr)
@@ -135,9 +134,8 @@ def draw_scores(found: dict[str, Any]) -> "Figure":
                 axes.plot(range(len(y)), y, mark, ls=dash, c=colour, ms=4, label=f"seed {seed}")
             axes.set_xticks(range(len(values)))
             label(axes, f"{key} ({short})", "bin")
-        net = name_net(one["costs"][0]["model"])
-        what = f"{NAMES.get(name, name)}, {one['rows']:,} rows\n{net}"
-        label(row[0], row[0].get_title(), "bin", what)
+        what = [NAMES.get(name, name), name_net(one["costs"][0]["model"])]
+        label(row[0], row[0].get_title(), "bin", "\n".join(what))
         row[0].legend(framealpha=0.7, fontsize=8)
     return figure
 

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dq_multimodal.core.blocks import Rows
 from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
-from dq_multimodal.core.rows import HeldRows, Rows
+from dq_multimodal.core.rows import HeldRows
 
 if TYPE_CHECKING:
     from dq_multimodal.core.graph_cut import GraphCut

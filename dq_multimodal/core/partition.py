@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
 from dq_multimodal.core.bins import as_matrix
+from dq_multimodal.core.blocks import row_squares
 from dq_multimodal.core.order import hash_numbers
 
 SAMPLE_ROWS = 16_384
@@ -113,7 +114,7 @@ def find_centres(
         centres = centres[used]
         means = _means(sample, codes, len(used))
         if is_spherical:
-            length = np.sqrt(_squares(means))[:, None]
+            length = np.sqrt(row_squares(means))[:, None]
             has_one = length > 0  # opposite rows have none: their centre stays where it was
             means = np.where(has_one, _to_grid(means / np.where(has_one, length, 1)), centres)
         centres = means
@@ -127,7 +128,7 @@ def _first_centres(
 
     The draw ends early when every row is a centre.
     """
-    squares = _squares(sample)
+    squares = row_squares(sample)
     picks = [int(uniform[0] * len(sample))]
     distance = np.full(len(sample), np.inf)
     for number in uniform[1:]:
@@ -167,7 +168,7 @@ def nearest(
         centres: The same.
         unit: Power of two by which each row was divided beyond the centres; None is 1 for all.
     """
-    half = _squares(centres) / 2
+    half = row_squares(centres) / 2
     codes = np.empty(len(rows), dtype=np.int64)
     step = _block_rows(rows.shape[1], len(centres))
     for start in range(0, len(rows), step):
@@ -183,7 +184,7 @@ class _Directions:
     def __call__(self, block: ndarray) -> tuple[Float[ndarray, "b d"], Float[ndarray, " b"]]:
         rows = block.astype(np.float64)
         rows = _to_grid(_shift(rows, -_exponent(rows)))
-        length = np.sqrt(_squares(rows))[:, None]
+        length = np.sqrt(row_squares(rows))[:, None]
         return _to_grid(rows / np.where(length > 0, length, 1)), np.ones(len(rows))
 
 
@@ -229,10 +230,6 @@ def _to_grid(values: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
     np.rint(values, out=values)
     values *= GRID
     return values
-
-
-def _squares(rows: Float[ndarray, "b d"]) -> Float[ndarray, " b"]:
-    return np.einsum("ij,ij->i", rows, rows)
 
 
 def _block_rows(width: int, n_centres: int) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
+from dq_multimodal.core.blocks import OuterProducts, PlainRows, Rows, row_squares
 
 BLOCK_BYTES = 2**24
 """Rows are widened in blocks of about this many bytes."""
@@ -20,98 +21,6 @@ TAME = (1e-100, 1e100)
 
 LIGHT = (1e-12, 1e12)
 """Norms of rows that may be multiplied in float32."""
-
-
-class PlainRows:
-    """Some rows of a matrix, float64, with the operations that the greedy asks for."""
-
-    def __init__(self, rows: Float[ndarray, "n d"]) -> None:
-        self.rows, self.shape = rows, rows.shape
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Any) -> "PlainRows":
-        return PlainRows(self.rows[rows])
-
-    def __matmul__(self, vectors: Float[ndarray, "d *k"]) -> Float[ndarray, "n *k"]:
-        return self.rows @ vectors
-
-    def sum(self) -> Float[ndarray, " d"]:
-        """Give the sum of all rows."""
-        return self.rows.sum(axis=0)
-
-    def squares(self) -> Float[ndarray, " n"]:
-        """Give the squared norm of every row."""
-        return _squares(self.rows)
-
-    def pairs(self) -> Float[ndarray, "n n"]:
-        """Give the inner products of all rows."""
-        return self.rows @ self.rows.T
-
-    def flat(self) -> Float[ndarray, "n d"]:
-        """Give the rows as a matrix."""
-        return self.rows
-
-    def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "d m"]:
-        """Give the sums of all rows, each times its weight."""
-        return self.rows.T @ weights
-
-
-class OuterProducts:
-    r"""Rows that are outer products $a_i b_i^T$, never multiplied out.
-
-    $\langle a_i b_i^T, a_j b_j^T \rangle = \langle a_i, a_j \rangle \langle b_i, b_j \rangle$,
-    and $\langle a_i b_i^T, V \rangle = a_i^T V b_i$, so inner products need the factors alone.
-    They behave as `PlainRows` of the (n, k d) array of the flattened products.
-
-    Args:
-        left: The factors a, (n, k).
-        right: The factors b, (n, d).
-    """
-
-    def __init__(self, left: Float[ndarray, "n k"], right: Float[ndarray, "n d"]) -> None:
-        self.left, self.right = left, right
-        self.shape = (len(left), left.shape[1] * right.shape[1])
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def __getitem__(self, rows: Any) -> "OuterProducts":
-        return OuterProducts(self.left[rows], self.right[rows])
-
-    def __matmul__(self, vectors: Float[ndarray, "kd *m"]) -> Float[ndarray, "n *m"]:
-        if vectors.ndim == 2:
-            made = np.empty((len(self), vectors.shape[1]))
-            for column, vector in zip(made.T, vectors.T, strict=True):
-                column[:] = self @ vector
-            return made
-        matrix = vectors.reshape(self.left.shape[1], self.right.shape[1])
-        return np.einsum("ij,ij->i", self.left @ matrix, self.right)
-
-    def sum(self) -> Float[ndarray, " kd"]:
-        """Give the sum of all products, flattened."""
-        return (self.left.T @ self.right).ravel()
-
-    def squares(self) -> Float[ndarray, " n"]:
-        """Give the squared norm of every product."""
-        return _squares(self.left) * _squares(self.right)
-
-    def pairs(self) -> Float[ndarray, "n n"]:
-        """Give the inner products of all rows."""
-        return (self.left @ self.left.T) * (self.right @ self.right.T)
-
-    def flat(self) -> Float[ndarray, "n kd"]:
-        """Multiply the products out."""
-        return np.einsum("ni,nj->nij", self.left, self.right).reshape(self.shape)
-
-    def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "kd m"]:
-        """Give the sums of all products, each times its weight."""
-        sums = [(self.left * weight[:, None]).T @ self.right for weight in weights.T]
-        return np.stack([made.ravel() for made in sums], axis=1)
-
-
-Rows = PlainRows | OuterProducts
 
 
 class RowSource:
@@ -230,7 +139,7 @@ class RowSource:
         for span in self.spans():
             rows = np.array(self.read(span)[:, part], dtype=np.float64)
             with np.errstate(over="ignore", under="ignore"):
-                norms = np.sqrt(_squares(rows))
+                norms = np.sqrt(row_squares(rows))
             norms[(norms == 0) & ~rows.any(axis=1)] = np.inf
             if not _lie_within(norms[norms < np.inf], TAME) or rows[norms == np.inf].any():
                 return None
@@ -248,7 +157,7 @@ class RowSource:
         for span in self.spans():
             block = np.array(self.read(span), dtype=np.float64) / self.unit
             total += block.sum(axis=0)
-            squares += float(_squares(block).sum())
+            squares += float(row_squares(block).sum())
         self.mean = total / self.n_rows
         self.offset = float(np.linalg.norm(self.mean))
         return max(squares / self.n_rows - self.offset**2, 0.0) ** 0.5
@@ -296,7 +205,7 @@ def unit_rows(rows: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
     """Give rows unit norm without overflow or underflow; rows of zeros stay zero."""
     peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
     rows = rows / np.where(peak > 0, peak, 1.0)
-    norm = np.sqrt(_squares(rows))[:, None]
+    norm = np.sqrt(row_squares(rows))[:, None]
     return rows / np.where(norm > 0, norm, 1.0)
 
 
@@ -327,7 +236,3 @@ def find_equal(source: RowSource) -> tuple[Int[ndarray, " firsts"], Int[ndarray,
     is_first = np.ones(n_rows, dtype=bool)
     is_first[order[1:][is_same]] = False
     return np.flatnonzero(is_first), next_equal
-
-
-def _squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-    return np.einsum("ij,ij->i", rows, rows)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dq_multimodal import InputError
 from dq_multimodal.core import make_bins
-from dq_multimodal.core.rows import OuterProducts
+from dq_multimodal.core.blocks import OuterProducts
 
 
 def factors(seed, n=60, k=3, d=5):

@@ -1,0 +1,104 @@
+"""Some rows in float64, with the operations that the greedy asks for."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+
+class PlainRows:
+    """Some rows of a matrix, float64, with the operations that the greedy asks for."""
+
+    def __init__(self, rows: Float[ndarray, "n d"]) -> None:
+        self.rows, self.shape = rows, rows.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> "PlainRows":
+        return PlainRows(self.rows[rows])
+
+    def __matmul__(self, vectors: Float[ndarray, "d *k"]) -> Float[ndarray, "n *k"]:
+        return self.rows @ vectors
+
+    def sum(self) -> Float[ndarray, " d"]:
+        """Give the sum of all rows."""
+        return self.rows.sum(axis=0)
+
+    def squares(self) -> Float[ndarray, " n"]:
+        """Give the squared norm of every row."""
+        return row_squares(self.rows)
+
+    def pairs(self) -> Float[ndarray, "n n"]:
+        """Give the inner products of all rows."""
+        return self.rows @ self.rows.T
+
+    def flat(self) -> Float[ndarray, "n d"]:
+        """Give the rows as a matrix."""
+        return self.rows
+
+    def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "d m"]:
+        """Give the sums of all rows, each times its weight."""
+        return self.rows.T @ weights
+
+
+class OuterProducts:
+    r"""Rows that are outer products $a_i b_i^T$, never multiplied out.
+
+    $\langle a_i b_i^T, a_j b_j^T \rangle = \langle a_i, a_j \rangle \langle b_i, b_j \rangle$,
+    and $\langle a_i b_i^T, V \rangle = a_i^T V b_i$, so inner products need the factors alone.
+    They behave as `PlainRows` of the (n, k d) array of the flattened products.
+
+    Args:
+        left: The factors a, (n, k).
+        right: The factors b, (n, d).
+    """
+
+    def __init__(self, left: Float[ndarray, "n k"], right: Float[ndarray, "n d"]) -> None:
+        self.left, self.right = left, right
+        self.shape = (len(left), left.shape[1] * right.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def __getitem__(self, rows: Any) -> "OuterProducts":
+        return OuterProducts(self.left[rows], self.right[rows])
+
+    def __matmul__(self, vectors: Float[ndarray, "kd *m"]) -> Float[ndarray, "n *m"]:
+        if vectors.ndim == 2:
+            made = np.empty((len(self), vectors.shape[1]))
+            for column, vector in zip(made.T, vectors.T, strict=True):
+                column[:] = self @ vector
+            return made
+        matrix = vectors.reshape(self.left.shape[1], self.right.shape[1])
+        return np.einsum("ij,ij->i", self.left @ matrix, self.right)
+
+    def sum(self) -> Float[ndarray, " kd"]:
+        """Give the sum of all products, flattened."""
+        return (self.left.T @ self.right).ravel()
+
+    def squares(self) -> Float[ndarray, " n"]:
+        """Give the squared norm of every product."""
+        return row_squares(self.left) * row_squares(self.right)
+
+    def pairs(self) -> Float[ndarray, "n n"]:
+        """Give the inner products of all rows."""
+        return (self.left @ self.left.T) * (self.right @ self.right.T)
+
+    def flat(self) -> Float[ndarray, "n kd"]:
+        """Multiply the products out."""
+        return np.einsum("ni,nj->nij", self.left, self.right).reshape(self.shape)
+
+    def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "kd m"]:
+        """Give the sums of all products, each times its weight."""
+        sums = [(self.left * weight[:, None]).T @ self.right for weight in weights.T]
+        return np.stack([made.ravel() for made in sums], axis=1)
+
+
+Rows = PlainRows | OuterProducts
+
+
+def row_squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
+    """Give the squared norm of every row."""
+    return np.einsum("ij,ij->i", rows, rows)

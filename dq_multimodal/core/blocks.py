@@ -34,6 +34,10 @@ class PlainRows:
         """Give the inner products of all rows."""
         return self.rows @ self.rows.T
 
+    def products(self, row: int) -> Float[ndarray, " n"]:
+        """Give the inner products of all rows with one of them."""
+        return self.rows @ self.rows[row]
+
     def flat(self) -> Float[ndarray, "n d"]:
         """Give the rows as a matrix."""
         return self.rows
@@ -85,6 +89,10 @@ class OuterProducts:
     def pairs(self) -> Float[ndarray, "n n"]:
         """Give the inner products of all rows."""
         return (self.left @ self.left.T) * (self.right @ self.right.T)
+
+    def products(self, row: int) -> Float[ndarray, " n"]:
+        """Give the inner products of all rows with one of them."""
+        return (self.left @ self.left[row]) * (self.right @ self.right[row])
 
     def flat(self) -> Float[ndarray, "n kd"]:
         """Multiply the products out."""

@@ -24,6 +24,10 @@ overtake them."""
 MAX_FRONT_ROWS = 1024
 """Where more rows than this may tie, they are picked one by one."""
 
+MAX_PLAIN_VALUES = 2**20
+"""Where hardly a pick stands, or very many rows may tie, near rows of up to so many numbers are all
+taken into the front; their pairs are not multiplied out beforehand."""
+
 BLOCK_ROWS = 4096
 """Rows whose gains at many picks are worked out at once."""
 
@@ -93,7 +97,11 @@ class Front:
 
     def __init__(self, near: Near) -> None:
         self.cut, self.near, self.is_single = near.cut, near, False
-        places = highest(near.high, int(near.cut.front_share * near.cut.run_picks))
+        n_values = len(near.rows) * near.cut.source.values.shape[1]
+        may_be_plain = n_values <= MAX_PLAIN_VALUES
+        self.is_plain = may_be_plain and near.cut.run_picks == 1
+        n_rows = len(near.rows) if self.is_plain else near.cut.front_share * near.cut.run_picks
+        places = highest(near.high, int(n_rows))
         while True:
             self._take(places)
             self.line = float(self.gains.max()) - MARGIN * self.cut.tie
@@ -101,9 +109,12 @@ class Front:
             joined = np.union1d(places, close) if len(close) else places
             if len(joined) == len(places):
                 return
-            if len(joined) > MAX_FRONT_ROWS:
+            if len(joined) <= MAX_FRONT_ROWS:
+                places = joined
+            elif may_be_plain:
+                self.is_plain, places = True, np.arange(len(near.rows))
+            else:
                 return self._take_one(close)
-            places = joined
 
     def _take_one(self, places: Int[ndarray, " k"]) -> None:
         """Take only the row to be picked next, of many that may tie."""
@@ -138,7 +149,8 @@ class Front:
             How many picks were made; 0 where a row left out by a level might be the first.
         """
         cut, near = self.cut, self.near
-        n_most = 1 if self.is_single else min(cut.run_picks, cut.n_picks - cut.done)
+        n_tried = 1 if self.is_single else RUN_PICKS if self.is_plain else cut.run_picks
+        n_most = min(n_tried, cut.n_picks - cut.done)
         taken, numbers, gains, lines = self._speculate(n_most)
         picked = self.block[taken]
         steps = picked.flat()
@@ -184,10 +196,8 @@ class Front:
         """
         cut, gains, numbers, next_equal = self.cut, self.gains, self.numbers, self.cut.next_equal
         tie = cut.tie
-        changes = self.block.pairs()
-        changes *= -2 * cut.factor
-        if not cut.is_cosine:
-            changes += 2 * self.squares
+        step, rise = -2 * cut.factor, None if cut.is_cosine else 2 * self.squares
+        pairs = None if self.is_plain else self.block.pairs()
         taken, picked, made, best_gains = [], [], [], []
         for _ in range(n_most):
             at = int(gains.argmax())
@@ -207,7 +217,9 @@ class Front:
             best_gains.append(best)
             numbers[at] = -1 if next_equal is None else next_equal[number]
             gains[at] = NEVER if numbers[at] < 0 else gain
-            gains += changes[at]
+            gains += step * (self.block.products(at) if pairs is None else pairs[at])
+            if rise is not None:
+                gains += rise
         return taken, picked, made, np.array(best_gains) - MARGIN * tie
 
     def _count_kept(

@@ -85,7 +85,13 @@ def awkward_inputs():
 SIZES = {
     "as they are": {},
     "three small levels": {"RING_ROWS": 8, "NEAR_ROWS": 6, "RUN_PICKS": 3},
-    "one by one": {"RING_ROWS": 16, "NEAR_ROWS": 4, "RUN_PICKS": 3, "MAX_FRONT_ROWS": 4},
+    "one by one": {
+        "RING_ROWS": 16,
+        "NEAR_ROWS": 4,
+        "RUN_PICKS": 3,
+        "MAX_FRONT_ROWS": 4,
+        "MAX_PLAIN_VALUES": 0,
+    },
     "short runs": {"NEAR_ROWS": 12, "RUN_PICKS": 2, "BLOCK_ROWS": 3, "HELD_BYTES": 40},
 }
 

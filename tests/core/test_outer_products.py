@@ -50,6 +50,7 @@ def test_operations_are_those_of_the_flattened_rows():
     np.testing.assert_allclose(rows.sum(), flat.sum(axis=0))
     np.testing.assert_allclose(rows.squares(), (flat**2).sum(axis=1))
     np.testing.assert_allclose(rows.pairs(), flat @ flat.T)
+    np.testing.assert_allclose(rows.products(7), flat @ flat[7])
     np.testing.assert_allclose(rows.flat(), flat)
     weights = np.random.default_rng(1).normal(size=(60, 2))
     np.testing.assert_allclose(rows.weighted(weights), flat.T @ weights)

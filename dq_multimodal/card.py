@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from dq_multimodal.config import CompressConfig
 from dq_multimodal.local_data import is_local, short_name
 from dq_multimodal.selection import BINS_FILE, SCORES
 from dq_multimodal.splits import base_split
@@ -187,9 +186,8 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
         if request.get("partition") is not None:
             settings["partition"] = f"{request['partition']}: bins in each part"
     if request["method"] == "adq":
-        measure = CompressConfig.from_dict(request).measure_of(rows["modality"] if rows else "")
-        settings |= {"alpha": request["alpha"], "representativeness": measure}
-        settings |= {name: request[name] for name in ("importance", "norm")}
+        names = ("alpha", "representativeness", "importance", "norm")
+        settings |= {name: request[name] for name in names}
     settings["label_column"] = config["label_column"] or "none: one stratum"
     if model is not None:
         shown = {key: _without_folders(value) for key, value in model.items()}

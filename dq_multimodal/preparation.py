@@ -72,10 +72,12 @@ def make_config(
     """Put together config.yaml, all but the model, which takes seconds to load."""
     kind = bins_kind(request.method)
     given = request.embeddings if kind != "none" else None
+    rows = adapter.describe() if adapter is not None else None
+    measure = request.measure_of(rows["modality"] if rows is not None else "")
     return {
-        "request": request.as_dict(),
+        "request": {**request.as_dict(), "representativeness": measure},
         "source": source.origin,
-        "rows": adapter.describe() if adapter is not None else None,
+        "rows": rows,
         "label_column": label_column,
         "embedding": (
             embedding.describe_given(given, source.dataset, request.split) if given else None

@@ -65,8 +65,7 @@ def score_bins(
     n_bins = int(bins.bin.max()) + 1
     if not len(picks):  # not one row that could be read
         nothing = np.full(n_bins, np.nan)
-        facts = {"rows": 0, "rows_a_bin": [0, 0], "all_rows": True}
-        return Scores(nothing, nothing), {**facts, "representativeness": measure}
+        return Scores(nothing, nothing), {"rows": 0, "rows_a_bin": [0, 0], "all_rows": True}
     work = folder / FOLDER
     if request.embeddings is None:
         rows = _features(folder, picks, n_left)
@@ -109,7 +108,6 @@ def score_bins(
     facts = {
         "rows": len(picks),
         "rows_a_bin": [min(counts), max(counts)],
-        "representativeness": measure,
         "all_rows": measure == "surprisal" or len(scored) == len(bins),
     }
     return Scores(rep, div), facts

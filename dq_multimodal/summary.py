@@ -57,8 +57,7 @@ def _score_lines(run: "Run") -> list[str]:
         return []
     low, high = found["rows_a_bin"]
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    measure = found.get("representativeness", run.request.representativeness)
-    lines = [f"scores   diversity of {each} rows a bin, {measure} of "]
+    lines = [f"scores   diversity of {each} rows a bin, {run.request.representativeness} of "]
     lines[0] += "all rows" if found["all_rows"] else "the same rows"
     seconds = run.manifest["seconds"]
     took = seconds.get("embeddings", 0.0)

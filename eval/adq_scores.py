@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 COST_ROWS = 10_000
 SCORES = ("representativeness", "diversity", "importance")
-SEEDS = {"alpaca": 2, "alpaca, texture": 2, "cifar10": 5}
+SEEDS = {"alpaca, surprisal": 2, "alpaca, texture": 2, "cifar10": 5}
 
 
 def main() -> None:
@@ -193,7 +193,7 @@ def add_up(name: str, cost: dict[str, Any]) -> dict[str, Any]:
     """Give the share of the embedding time that a measure of the scores adds."""
     seconds = cost["seconds"]
     taken = seconds["embed_and_look"] + seconds["scores"]
-    taken += seconds["surprisal"] if name == "alpaca" else 0
+    taken += seconds["surprisal"] if name.endswith("surprisal") else 0
     return {**cost, "extra_share": taken / seconds["embed"] - 1}
 
 

@@ -39,7 +39,7 @@ STYLES = (
 )
 """Colour, dash and mark of each line: none is told apart by its colour alone."""
 SWEPT = dict(zip(("random", "dq", "+ IS"), STYLES, strict=False))
-NAMES = {"alpaca": "Alpaca", "alpaca, texture": "Alpaca, texture", "cifar10": "CIFAR-10"}
+NAMES = {"alpaca": "Alpaca", "cifar10": "CIFAR-10"}
 ALPHA, SAMPLE = 0.6, 3_000  # the default; rows that t-SNE lays out
 ABLATION = "python eval/adq_ablation.py"
 SWEEP = "--lines random dq '+ IS' --keep_ratios ... --alphas ... --output ..."
@@ -134,7 +134,10 @@ def draw_scores(found: dict[str, Any]) -> "Figure":
                 axes.plot(range(len(y)), y, mark, ls=dash, c=colour, ms=4, label=f"seed {seed}")
             axes.set_xticks(range(len(values)))
             label(axes, f"{key} ({short})", "bin")
-        what = [NAMES.get(name, name), name_net(one["costs"][0]["model"])]
+        what = [
+            name.replace("alpaca", "Alpaca").replace("cifar", "CIFAR-"),
+            name_net(one["costs"][0]["model"]),
+        ]
         label(row[0], row[0].get_title(), "bin", "\n".join(what))
         row[0].legend(framealpha=0.7, fontsize=8)
     return figure

@@ -134,11 +134,8 @@ def draw_scores(found: dict[str, Any]) -> "Figure":
                 axes.plot(range(len(y)), y, mark, ls=dash, c=colour, ms=4, label=f"seed {seed}")
             axes.set_xticks(range(len(values)))
             label(axes, f"{key} ({short})", "bin")
-        what = [
-            name.replace("alpaca", "Alpaca").replace("cifar", "CIFAR-"),
-            name_net(one["costs"][0]["model"]),
-        ]
-        label(row[0], row[0].get_title(), "bin", "\n".join(what))
+        net = name_net(one["costs"][0]["model"])
+        label(row[0], row[0].get_title(), "bin", f"{NAMES.get(name, name)}\n{net}")
         row[0].legend(framealpha=0.7, fontsize=8)
     return figure
 

@@ -42,8 +42,8 @@ SWEPT = dict(zip(("random", "dq", "+ IS"), STYLES, strict=False))
 NAMES = {"alpaca": "Alpaca", "cifar10": "CIFAR-10"}
 ALPHA, SAMPLE = 0.6, 3_000  # the default; rows that t-SNE lays out
 ABLATION = "python eval/adq_ablation.py"
-SWEEP = "--lines random dq '+ IS' --keep_ratios ... --alphas ... --output ..."
-SWEEPS = {"adq_sweeps": f"{ABLATION} images {SWEEP}"}
+SWEEP = "images --keep_ratios ... --alphas ... --output eval/results/adq_sweeps.json"
+SWEEPS = {"adq_sweeps": f"{ABLATION} {SWEEP}"}
 SOURCES: dict[str, dict[str, str]] = {
     "scores": {"adq_scores": "python eval/adq_scores.py"},
     "ablation": {"adq_images": f"{ABLATION} images", "adq_text": f"{ABLATION} text"},

@@ -64,6 +64,9 @@ def main() -> None:
         "--output", type=Path, default=ROOT / "eval/results/selection_benchmark.json"
     )
     parser.add_argument("--up_to", type=int, default=10**9, help="Rows, to leave out larger sets.")
+    parser.add_argument(
+        "--exact_up_to", type=int, default=10**9, help="Rows of ours, not in parts."
+    )
     parser.add_argument("--matrix_up_to", type=int, default=COMPARED, help="Rows of n-by-n.")
     parser.add_argument("--closed_up_to", type=int, default=COMPARED, help="Rows of closed form.")
     parser.add_argument("--peers_up_to", type=int, default=4_000, help="Rows of the libraries.")
@@ -130,7 +133,8 @@ def plan(args: argparse.Namespace) -> list[Line]:
     many = [(REAL, "cosine"), (4 * REAL, "cosine"), (4 * REAL, "euclidean"), (1_000_000, "cosine")]
     many += [(2_000_000, "cosine")] if args.two_million else []
     mixed["of"] = max(n for n, _ in many)
-    asked += [(mixed, n, "ours", kind) for n, kind in many if n <= args.up_to]
+    most = min(args.up_to, args.exact_up_to)
+    asked += [(mixed, n, "ours", kind) for n, kind in many if n <= most]
     parted = [n for n, kind in many if kind == "cosine" and REAL < n <= args.up_to]
     asked += [(mixed, n, "ours in parts", "cosine") for n in parted]
     classes = {"data": "made up, 10 classes", "make": "classes", "seed": SEED, "of": 50_000}

@@ -35,7 +35,7 @@ def draw(document: dict[str, Any], start: Callable, label: Callable, styles: Any
         axes.set(xscale="log", yscale="log")
         axes.minorticks_off()
         label(axes, "", "rows", unit)
-    panels[0, 0].legend(frameon=False, fontsize=7)
+    panels[0, 1].legend(*panels[0, 0].get_legend_handles_labels(), loc="right", fontsize=7)
     return figure
 
 

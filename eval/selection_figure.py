@@ -18,7 +18,7 @@ def draw(document: dict[str, Any], start: Callable, label: Callable, styles: Any
     """
     title = f"Selection of MiniLM embeddings into {document['n_bins']} bins, cosine, "
     title += f"{document['device']}; crosses: extrapolated, not measured"
-    figure, panels = start(1, 2, 3.5, title)
+    figure, panels = start(1, 2, 3.9, title)
     lines = [x for x in document["lines"] if "seconds" in x and x["similarity"] == "cosine"]
     for axes, (key, unit) in zip(panels[0], QUANTITIES.items(), strict=True):
         for name, (colour, dash, mark) in zip(ORDER, styles, strict=False):
@@ -35,7 +35,8 @@ def draw(document: dict[str, Any], start: Callable, label: Callable, styles: Any
         axes.set(xscale="log", yscale="log")
         axes.minorticks_off()
         label(axes, "", "rows", unit)
-    panels[0, 1].legend(*panels[0, 0].get_legend_handles_labels(), loc="right", fontsize=7)
+    named = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
     return figure
 
 

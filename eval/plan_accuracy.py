@@ -6,8 +6,8 @@
 
 Runs the real command line on the folder of real data (DQ_TEST_DATA, default ../shared/data): all
 of Alpaca by the default sentence encoder, and all of CIFAR-10 by `--classifier`, a folder made by
-recipes/train_extractor.py; with `--rows`, the first N rows of each. Every ratio is what happened
-over what was said. Peak memory is the largest resident size of the process, mapped files
+recipes/train_extractor.py; with `--rows`, the first N rows of each. Sets that the output holds
+from other calls stay in it. Every ratio is what happened over what was said. Peak memory is the largest resident size of the process, mapped files
 included. Let nothing else run on the machine.
 """
 
@@ -43,12 +43,13 @@ def main() -> None:
     from dq_multimodal.training.record import device_name
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    document = {
+    about = {
         "command": " ".join(["python", "eval/plan_accuracy.py", *sys.argv[1:]]),
         "device": device_name(device),
         "cores": os.cpu_count(),
-        "sets": sets,
     }
+    before = json.loads(args.output.read_text())["sets"] if args.output.exists() else {}
+    document = {"sets": before | {name: about | found for name, found in sets.items()}}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_name(args.output.name + ".tmp")
     temporary.write_text(json.dumps(document, indent=2) + "\n")

@@ -72,7 +72,8 @@ class Table:
         self.step = -2.0 * cut.factor
         self.rise = 0.0 if cut.is_cosine else 2.0
         self.rounding = -self.step * (sum(self.block.widths) + 16) * 2.0**-23
-        narrow, size = self.block.narrow(), len(rows)
+        narrow: Any = self.block.narrow()
+        size = len(rows)
         scaled = narrow * np.float32(self.step)
         self.changes = np.empty((size, size), dtype=np.float32)
         for start in range(0, size, TILE_ROWS):

@@ -15,6 +15,7 @@ from dq_multimodal.config import InputError, Similarity
 from dq_multimodal.core.graph_cut import GraphCut
 from dq_multimodal.core.lockstep import MAX_ROWS, bin_in_lockstep
 from dq_multimodal.core.rows import RowSource
+from dq_multimodal.core.table import TABLE_BYTES
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def make_bins(
 
     def bin_stratum(members: Int[ndarray, " k"]) -> None:
         source = RowSource(values, None if len(members) == n_rows else members, similarity, n_left)
-        greedy = GraphCut(source, similarity)
+        greedy = GraphCut(source, similarity, TABLE_BYTES // count_threads(len(strata_rows)))
         for b in range(min(int(n_bins), len(members))):
             picks, gains = greedy.pick(-(-greedy.n_left // (int(n_bins) - b)), tell)
             bins.bin[members[picks]] = b
@@ -125,13 +126,17 @@ def split_strata(codes: Int[ndarray, " n"]) -> list[ndarray]:
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
 
 
+def count_threads(n_strata: int) -> int:
+    """Give how many strata are binned side by side, at least 1."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return max(1, min(n_strata, n_cores))
+
+
 def for_each(
     work: Callable[[Any], None], strata: list[ndarray], on_stop: Callable[[], None]
 ) -> None:
     """Do the work of every stratum, large ones first, side by side where there are cores."""
-    n_threads = min(
-        len(strata), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    )
+    n_threads = count_threads(len(strata))
     if n_threads < 2:
         for members in strata:
             work(members)

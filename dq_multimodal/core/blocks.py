@@ -12,12 +12,16 @@ class PlainRows:
 
     def __init__(self, rows: Float[ndarray, "n d"]) -> None:
         self.rows, self.shape = rows, rows.shape
+        self.widths = (rows.shape[1],)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, rows: Any) -> "PlainRows":
         return PlainRows(self.rows[rows])
+
+    def __mul__(self, factor: float | np.floating) -> "PlainRows":
+        return PlainRows(self.rows * factor)
 
     def __matmul__(self, vectors: Float[ndarray, "d *k"]) -> Float[ndarray, "n *k"]:
         return self.rows @ vectors
@@ -30,9 +34,13 @@ class PlainRows:
         """Give the squared norm of every row."""
         return row_squares(self.rows)
 
-    def pairs(self) -> Float[ndarray, "n n"]:
-        """Give the inner products of all rows."""
-        return self.rows @ self.rows.T
+    def pairs(self, others: "PlainRows | None" = None) -> Float[ndarray, "n m"]:
+        """Give the inner products with all rows of others, or among themselves."""
+        return self.rows @ (self if others is None else others).rows.T
+
+    def narrow(self) -> "PlainRows":
+        """Give the rows in float32."""
+        return PlainRows(self.rows.astype(np.float32))
 
     def products(self, row: int) -> Float[ndarray, " n"]:
         """Give the inner products of all rows with one of them."""
@@ -62,12 +70,16 @@ class OuterProducts:
     def __init__(self, left: Float[ndarray, "n k"], right: Float[ndarray, "n d"]) -> None:
         self.left, self.right = left, right
         self.shape = (len(left), left.shape[1] * right.shape[1])
+        self.widths = (left.shape[1], right.shape[1])
 
     def __len__(self) -> int:
         return len(self.left)
 
     def __getitem__(self, rows: Any) -> "OuterProducts":
         return OuterProducts(self.left[rows], self.right[rows])
+
+    def __mul__(self, factor: float | np.floating) -> "OuterProducts":
+        return OuterProducts(self.left * factor, self.right)
 
     def __matmul__(self, vectors: Float[ndarray, "kd *m"]) -> Float[ndarray, "n *m"]:
         if vectors.ndim == 2:
@@ -86,9 +98,14 @@ class OuterProducts:
         """Give the squared norm of every product."""
         return row_squares(self.left) * row_squares(self.right)
 
-    def pairs(self) -> Float[ndarray, "n n"]:
-        """Give the inner products of all rows."""
-        return (self.left @ self.left.T) * (self.right @ self.right.T)
+    def pairs(self, others: "OuterProducts | None" = None) -> Float[ndarray, "n m"]:
+        """Give the inner products with all rows of others, or among themselves."""
+        others = self if others is None else others
+        return (self.left @ others.left.T) * (self.right @ others.right.T)
+
+    def narrow(self) -> "OuterProducts":
+        """Give the factors in float32."""
+        return OuterProducts(self.left.astype(np.float32), self.right.astype(np.float32))
 
     def products(self, row: int) -> Float[ndarray, " n"]:
         """Give the inner products of all rows with one of them."""

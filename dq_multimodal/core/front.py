@@ -51,6 +51,7 @@ class Near:
     def after(self, way: Float[ndarray, " d"], n_picks: int) -> Float[ndarray, " r"]:
         """Bound the gains when W has gone a way by so many picks."""
         cut = self.cut
+        cut.n_multiplied += len(self.rows)
         rises = cut.factor * self.held.multiply(slice(None), way).astype(np.float64)
         rises += cut.factor * cut.rounding(way) * (self.norms + cut.source.offset)
         if not cut.is_cosine:
@@ -75,6 +76,7 @@ class Near:
         start = np.maximum(start, -1e30)  # in float32 too
         is_all = 2 * len(rows) > len(self.rows)  # then reading in place is faster
         most = np.full(len(ways), -np.inf)
+        cut.n_multiplied += len(ways) * (len(self.rows) if is_all else len(rows))
         for at in range(0, len(self.rows) if is_all else len(rows), BLOCK_ROWS):
             part = slice(at, at + BLOCK_ROWS) if is_all else rows[at : at + BLOCK_ROWS]
             gains = self.held.multiply(part, cut.factor * ways.T)
@@ -135,6 +137,7 @@ class Front:
         self.squares = near.squares[places]
         self.block: Rows = near.held.prepare(places)
         self.gains = cut.factor * (self.block @ cut.sum)
+        cut.n_multiplied += len(places)
         if not cut.is_cosine:
             self.gains += cut.tilt(cut.done) * self.squares
         self.gains[self.numbers < 0] = NEVER
@@ -171,6 +174,8 @@ class Front:
         cut.numbers[near.rows[self.places]] = self.numbers
         cut.keep(numbers[:kept], gains[:kept], self.squares[taken[:kept]])
         cut.sum = sums[kept]
+        cut.n_multiplied += 2 * kept * len(self.places) if self.is_plain else 0  # in float64
+        cut.weigh(kept)
         for level in levels:
             level.picks += kept
         return kept

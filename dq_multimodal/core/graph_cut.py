@@ -10,6 +10,7 @@ from dq_multimodal.config import Similarity
 from dq_multimodal.core.front import FRONT_SHARE, Front, Near
 from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, RUN_PICKS, Level
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
+from dq_multimodal.core.table import TABLE_BYTES, Table, suits_table
 
 TIE_WIDTH = 1e-9
 """Gains closer than this times the scale are a tie."""
@@ -45,6 +46,8 @@ class GraphCut:
       what lies between its ends, but for what the way bends. Of the few that might have won or
       tied, the gains at each pick are worked out (one product of two small matrices); the picks up
       to the first at which one does so are kept, and a new front is drawn there.
+    - Where the sum W is so short that this leaves most rows to look at, and the rows left are few,
+      the pairs of all of them are multiplied out: see `Table`.
 
     Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
     are float64. The picks are those of the plain greedy. Gains within 1e-9 x scale of the best
@@ -55,13 +58,18 @@ class GraphCut:
     Args:
         source: The rows.
         similarity: Which gain.
+        table_bytes: Memory that the pairs of the last rows may take.
 
     Attributes:
         n_left: Rows that are not picked yet.
+        n_open: Distinct rows among them.
     """
 
-    def __init__(self, source: RowSource, similarity: Similarity) -> None:
-        self.source, self.n_left = source, len(source)
+    def __init__(
+        self, source: RowSource, similarity: Similarity, table_bytes: int = TABLE_BYTES
+    ) -> None:
+        self.source, self.n_left, self.table_bytes = source, len(source), table_bytes
+        self.table: Table | None = None
         self.is_cosine = similarity == "cosine"
         self.factor = 1.0 if self.is_cosine else 2.0
         self.directions = find_directions(source)
@@ -79,7 +87,7 @@ class GraphCut:
         self.numbers, self.next_equal = find_equal(source)
         if len(self.numbers) < len(source):
             followed, squares, across = (v[self.numbers] for v in (followed, squares, across))
-        self.followed, self.squares = followed, squares
+        self.followed, self.squares, self.n_open = followed, squares, len(squares)
         self.norms = np.sqrt(squares)
         self.front_share = float(FRONT_SHARE)
         across = np.maximum(across, 0.0) + 1e-13 * squares  # more than rounding takes from it
@@ -97,23 +105,40 @@ class GraphCut:
         Returns:
             The row numbers in pick order, and the gain with which each was picked.
         """
-        self._compact()
         scale = float(self.n_left)
         if not self.is_cosine:
             scale = max(self.square_total - float(self.total @ self.total) / self.n_left, 0.0)
         self.tie = TIE_WIDTH * scale
-        self.widest = float(self.norms.max())
         self.sum, self.n_start, self.n_picks = self.total.copy(), self.n_left, n_picks
-        self.pace = float(RUN_PICKS)
+        self.pace, self.load, self.n_multiplied = float(RUN_PICKS), 0.0, 0
         self.picked, self.gains = np.empty(n_picks, dtype=np.int64), np.empty(n_picks)
         self.picked_squares = np.zeros(n_picks)
         self.done = 0
+        if self.table is None:
+            self._pick_near(on_picks)
+        while self.done < n_picks:
+            self.table = self.table or Table(self)
+            n_made = self.table.run(n_picks - self.done)
+            if on_picks is not None:
+                on_picks(n_made)
+        if not self.is_cosine:
+            of_picks = np.cumsum(self.picked_squares) - self.picked_squares
+            self.gains += 2 * of_picks - self.square_total
+        self.total = (self.total + self.sum) / 2
+        self.square_total -= float(self.picked_squares.sum())
+        self.n_left -= n_picks
+        return self.picked, self.gains
+
+    def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:
+        """Pick among the rows near the best, until a table of all rows left is the better way."""
+        self._compact()
+        self.widest = float(self.norms.max())
         sizes = [NEAR_ROWS]
         if self.n_left > 2 * RING_ROWS:
             sizes.insert(0, max(RING_ROWS, 16 * int(self.n_left**0.5)))
         levels = [Level(self, None, sizes[0])]
         least = np.inf
-        while self.done < n_picks:
+        while self.done < self.n_picks and not self.suits_table:
             depth = next((k for k, level in enumerate(levels) if level.is_spent), None)
             if depth is not None:
                 del levels[depth + 1 :]
@@ -125,13 +150,12 @@ class GraphCut:
             least = np.inf if n_made else front.line
             if n_made and on_picks is not None:
                 on_picks(n_made)
-        if not self.is_cosine:
-            of_picks = np.cumsum(self.picked_squares) - self.picked_squares
-            self.gains += 2 * of_picks - self.square_total
-        self.total = (self.total + self.sum) / 2
-        self.square_total -= float(self.picked_squares.sum())
-        self.n_left -= n_picks
-        return self.picked, self.gains
+
+    @property
+    def suits_table(self) -> bool:
+        """Whether the pairs of all rows left can be held, and are worth their work."""
+        width = self.source.values.shape[1]
+        return suits_table(self.n_open, width, self.table_bytes, self.load)
 
     @property
     def run_picks(self) -> int:
@@ -146,6 +170,11 @@ class GraphCut:
             for name in ("numbers", "followed", "squares", "norms", "slack"):
                 setattr(self, name, getattr(self, name)[is_open])
 
+    def weigh(self, n_picks: int) -> None:
+        """Follow how many rows are multiplied for a pick."""
+        self.load += (self.n_multiplied / n_picks - self.load) / 8
+        self.n_multiplied = 0
+
     def keep(
         self, numbers: list[int], gains: list[float], squares: Float[ndarray, " picks"]
     ) -> None:
@@ -153,6 +182,8 @@ class GraphCut:
         span = slice(self.done, self.done + len(numbers))
         self.picked[span], self.gains[span], self.picked_squares[span] = numbers, gains, squares
         self.done = span.stop
+        used_up = None if self.next_equal is None else self.next_equal[numbers] < 0
+        self.n_open -= len(numbers) if used_up is None else int(used_up.sum())
 
     def tilt(self, done: int) -> float:
         """Give the weight c of the squared norm after so many picks."""
@@ -197,8 +228,10 @@ def count_working_bytes(n_rows: int, n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
     About 4 k + 150 bytes a row, k being the number of followed directions (at most 32), and what
-    the two inner levels and the blocks hold, which is bounded.
+    the two inner levels, the blocks and the table of the last rows hold, which is bounded.
     """
+    n_tabled = min(n_rows, int((TABLE_BYTES / 4) ** 0.5))
+    table = 4 * n_tabled**2 + 2 * min(8 * n_tabled * n_columns, HELD_BYTES)
     n_directions = min(DIRECTIONS, -(-n_columns // 4))
     held = min(4 * n_rows * n_columns, HELD_BYTES)
-    return n_rows * (4 * n_directions + 150) + 2 * held + 2**27
+    return n_rows * (4 * n_directions + 150) + 2 * held + table + 2**27

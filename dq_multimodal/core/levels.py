@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 RING_ROWS, NEAR_ROWS = 8192, 2048
 """Rows drawn from all rows, and from these in turn; at least."""
 
-RUN_PICKS = 48
+RUN_PICKS = 96
 """Picks that are made in a row before the rows outside the front are looked at, at most."""
 
 NEVER = -1e300

@@ -133,16 +133,18 @@ def _join(block: Block, threshold: float, on_pairs: OnPairs | None) -> Int[ndarr
                 tile = block[left].products(block[right])
             else:
                 tile = short[left] @ short[right].T
-            is_crowded = np.count_nonzero(tile >= line) > MANY * size
+            is_near = tile >= line
+            is_crowded = np.count_nonzero(is_near) > MANY * size
             if is_crowded and not is_sure:
-                tile, line, is_sure = block[left].products(block[right]), threshold, True
+                is_near, is_sure = block[left].products(block[right]) >= threshold, True
             height = STRIP_ROWS if is_crowded else LEFT_ROWS
             for top in range(0, len(tile), height):
-                is_alike = tile[top : top + height] >= line
+                is_alike = is_near[top : top + height]
                 if is_crowded:  # leaves out what is joined already, before it is listed
                     ours = component[start + top : start + top + len(is_alike)]
                     is_alike &= ours[:, None] != component[right]
-                rows, others = np.nonzero(is_alike)
+                places = np.flatnonzero(is_alike)  # many times faster than in two dimensions
+                rows, others = np.divmod(places, is_alike.shape[1])
                 rows, others = rows + start + top, others + other
                 is_open = (rows < others) & (component[rows] != component[others])
                 rows, others = rows[is_open], others[is_open]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import front, graph_cut, levels, make_bins, rows
+from dq_multimodal.core import bins, front, graph_cut, levels, make_bins, rows, table
 
 
 def naive_bins(x, n_bins, similarity):
@@ -79,13 +79,20 @@ def awkward_inputs():
         "parallel": np.outer(np.exp(rng.normal(size=40)), base[0]),
         "nearly equal": base[np.arange(40) % 3].astype(np.float64) + 1e-9 * base,
         "far from zero": base.astype(np.float64) + 1e6,
+        "too small for float32": np.concatenate(
+            [base[:3], -base[:3], 1e-21 * base[:20]], dtype=float
+        ),
     }
 
 
 SIZES = {
     "as they are": {},
-    "three small levels": {"RING_ROWS": 8, "NEAR_ROWS": 6, "RUN_PICKS": 3},
+    "short tables": {"TABLE_PICKS": 3, "TILE_ROWS": 4, "FEW_ROWS": 2},
+    "a table at the end": {"TABLE_BYTES": 4 * 12**2, "NEAR_ROWS": 6, "RUN_PICKS": 3},
+    "a table where it pays": {"SMALL_VALUES": 0, "NEAR_ROWS": 6, "RUN_PICKS": 3},
+    "three small levels": {"TABLE_BYTES": 0, "RING_ROWS": 8, "NEAR_ROWS": 6, "RUN_PICKS": 3},
     "one by one": {
+        "TABLE_BYTES": 0,
         "RING_ROWS": 16,
         "NEAR_ROWS": 4,
         "RUN_PICKS": 3,
@@ -98,7 +105,7 @@ SIZES = {
 
 def set_sizes(monkeypatch, sizes):
     for name, value in sizes.items():
-        for module in (front, graph_cut, levels, rows):
+        for module in (bins, front, graph_cut, levels, rows, table):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
 
@@ -147,8 +154,12 @@ def closed_form_greedy(x, n_bins, similarity):
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(similarity, shift, monkeypatch):
+@pytest.mark.parametrize("table_rows", [0, 700, 2500])
+def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(
+    similarity, shift, table_rows, monkeypatch
+):
     set_sizes(monkeypatch, {"RING_ROWS": 800, "NEAR_ROWS": 200, "RUN_PICKS": 12})
+    set_sizes(monkeypatch, {"TABLE_BYTES": 4 * table_rows**2})
     x = (np.random.default_rng(0).normal(size=(2500, 24)) + shift).astype(np.float32)
     got = make_bins(x, 5, similarity)
     wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 5, similarity)
@@ -193,6 +204,7 @@ def test_rows_are_read_by_their_numbers_in_any_order():
 
 def test_memory_mapped_rows_are_not_copied(tmp_path, monkeypatch):
     set_sizes(monkeypatch, {"HELD_BYTES": 2**18, "BLOCK_BYTES": 2**18, "BLOCK_ROWS": 256})
+    set_sizes(monkeypatch, {"TABLE_BYTES": 2**20})
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(8_000, 256)) + 1).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
@@ -203,6 +215,31 @@ def test_memory_mapped_rows_are_not_copied(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert peak < 1.5 * x.nbytes < graph_cut.count_working_bytes(*x.shape)
     np.testing.assert_array_equal(got.bin, make_bins(x, 10).bin)
+
+
+@pytest.mark.parametrize("strata", [1, 3])
+def test_the_tables_of_all_strata_are_bounded_together(strata, monkeypatch):
+    made = []
+
+    class Watched(table.Table):
+        def __init__(self, cut):
+            super().__init__(cut)
+            made.append(self.changes.nbytes)
+
+    monkeypatch.setattr(graph_cut, "Table", Watched)
+    monkeypatch.setattr(bins.os, "sched_getaffinity", lambda _: range(3), raising=False)
+    set_sizes(monkeypatch, {"TABLE_BYTES": 3 * 2**20, "SMALL_VALUES": 2**30})
+    make_bins(np.random.default_rng(0).normal(size=(4500, 4)), 4, strata=np.arange(4500) % strata)
+    assert len(made) == strata
+    assert 0.7 * 3 * 2**20 < sum(made) <= 3 * 2**20
+
+
+def test_a_table_is_made_where_bounds_exclude_nothing():
+    assert not table.suits_table(8000, 384, table.TABLE_BYTES, load=2e3)
+    assert table.suits_table(8000, 384, table.TABLE_BYTES, load=4e3)
+    assert table.suits_table(2000, 384, table.TABLE_BYTES, load=0.0)
+    assert not table.suits_table(9000, 384, table.TABLE_BYTES, load=9e3)
+    assert not table.suits_table(4000, 5000, table.TABLE_BYTES, load=4e3)  # the rows alone
 
 
 def test_an_error_of_the_caller_ends_all_strata():

@@ -16,9 +16,9 @@ from dq_multimodal.adapters.choice import choose_adapter
 from dq_multimodal.batches import embed_batches, make_plan
 from dq_multimodal.config import InputError
 from dq_multimodal.folder import check_folder
-from dq_multimodal.preparation import make_request
+from dq_multimodal.preparation import make_request, open_source
 from dq_multimodal.shares import bin_share
-from dq_multimodal.source import load_source, pin_of
+from dq_multimodal.source import pin_of
 from dq_multimodal.world import World
 
 LED = ("output_dir", "overwrite", "report", "max_memory")
@@ -40,12 +40,7 @@ def assist(world: World, options: dict[str, Any]) -> None:
     adapter = None
     for task, asked in world.tasks():
         if task == "source":  # rank 0 has it: what it downloaded is in the cache
-            source = load_source(
-                request.dataset,
-                split=request.split,
-                config_name=request.config_name,
-                revision=request.revision,
-            )
+            source = open_source(request)
             if pin_of(source.origin) != asked["pin"]:
                 raise InputError(f"rank {world.rank} sees another {request.dataset} than rank 0")
             adapter = choose_adapter(source.dataset, request)

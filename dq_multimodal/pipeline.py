@@ -23,10 +23,11 @@ from dq_multimodal.patch_records import (
     stored_bytes,
 )
 from dq_multimodal.preparation import (
-    describe_model,
     make_config,
     make_request,
+    note_model,
     note_rows,
+    open_source,
     spare_inputs,
     start_manifest,
     survey,
@@ -46,7 +47,7 @@ from dq_multimodal.selection import (
     read_kept,
     write_selection,
 )
-from dq_multimodal.source import from_memory, load_source, pin_of
+from dq_multimodal.source import from_memory, pin_of
 from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -103,13 +104,7 @@ def compress(
         raise InputError("streaming is for one process: leave out --streaming or the launcher")
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
-        source = source or load_source(
-            request.dataset,
-            split=request.split,
-            config_name=request.config_name,
-            revision=request.revision,
-            streaming=request.streaming,
-        )
+        source = source or open_source(request)
         world.post("source", pin=pin_of(source.origin))
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
@@ -119,21 +114,8 @@ def compress(
         has_report = not report or (target / REPORT_FILE).exists()
         if not overwrite and has_report and is_finished(target, config):
             return found_complete(target)
+        note_model(config, adapter, request, source.dataset.column_names)
         is_adaptive = request.method == "adq"
-        if is_adaptive and adapter is None:
-            raise InputError(
-                f"adq scores the text or images of rows, and {request.dataset} has the columns "
-                f"{', '.join(source.dataset.column_names)}: name --text-columns, or --method dq"
-            )
-        needs_model = is_adaptive or (config["embedding"] is None and config["bins"] != "none")
-        if needs_model and adapter is not None:
-            if not adapter.lengths().any():
-                raise InputError(f"no row of {request.dataset} has anything to embed")
-            model = describe_model(adapter, request)
-            if is_adaptive and request.embeddings is not None:
-                config["scoring"] = model
-            else:
-                config["embedding"] = model
         dropper = None
         if request.drop_ratio:
             from dq_multimodal.patching import make_dropper

@@ -15,10 +15,10 @@ from dq_multimodal import embedding, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.byte_sizes import parse_bytes
-from dq_multimodal.config import CompressConfig, InputError, count_kept
+from dq_multimodal.config import CompressConfig, count_kept
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
-from dq_multimodal.preparation import describe_model, make_config, make_request, survey
+from dq_multimodal.preparation import make_config, make_request, note_model, open_source, survey
 from dq_multimodal.probes import (
     PICK_ROWS,
     VIEW_SECONDS,
@@ -32,7 +32,7 @@ from dq_multimodal.probes import (
 from dq_multimodal.report_probes import probe_report
 from dq_multimodal.run import default_folder
 from dq_multimodal.selection import count_left
-from dq_multimodal.source import Source, from_memory, load_source
+from dq_multimodal.source import Source, from_memory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,13 +144,7 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     if not isinstance(dataset, str | Path):
         source = from_memory(dataset, options.get("split", "train"))
     request = make_request(source.origin["name"] if source else str(dataset), options)
-    source = source or load_source(
-        request.dataset,
-        split=request.split,
-        config_name=request.config_name,
-        revision=request.revision,
-        streaming=request.streaming,
-    )
+    source = source or open_source(request)
     rows = source.dataset
     subset.check_columns(rows)
     adapter = choose_adapter(rows, request)
@@ -158,19 +152,7 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     strata, labels = survey(source, adapter, request, label_column)
     config = make_config(request, source, adapter, label_column)
     asked = Asked(request, source, adapter, None, strata, labels, config)
-    is_adaptive = request.method == "adq"
-    if is_adaptive and adapter is None:
-        raise InputError(
-            f"adq scores the text or images of rows, and {request.dataset} has the columns "
-            f"{', '.join(rows.column_names)}: name --text-columns, or --method dq"
-        )
-    if adapter is not None:
-        lengths = adapter.lengths()
-        if is_adaptive or (config["embedding"] is None and config["bins"] != "none"):
-            if not lengths.any():
-                raise InputError(f"no row of {request.dataset} has anything to embed")
-            is_beside = is_adaptive and request.embeddings is not None
-            config["scoring" if is_beside else "embedding"] = describe_model(adapter, request)
+    note_model(config, adapter, request, rows.column_names)
     if request.drop_ratio:
         from dq_multimodal.patching import make_dropper
 

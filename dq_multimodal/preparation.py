@@ -20,7 +20,7 @@ from dq_multimodal.config import (
 )
 from dq_multimodal.model_source import hash_weights
 from dq_multimodal.selection import NO_LABEL, bins_kind, read_strata
-from dq_multimodal.source import Source
+from dq_multimodal.source import Source, load_source
 from dq_multimodal.stream import Stream
 
 MODELS = ("embedding_model", "attribution_model", "mae_model")
@@ -38,6 +38,17 @@ def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
         return CompressConfig(dataset=name, **options)
     except TypeError as error:
         raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
+
+
+def open_source(request: CompressConfig) -> Source:
+    """Find the dataset of the request, on disk or on the Hub; its rows may be a stream."""
+    return load_source(
+        request.dataset,
+        split=request.split,
+        config_name=request.config_name,
+        revision=request.revision,
+        streaming=request.streaming,
+    )
 
 
 def survey(
@@ -85,6 +96,28 @@ def make_config(
         "bins": kind,
         "model_folders": {name: hash_weights(getattr(request, name)) for name in MODELS},
     }
+
+
+def note_model(
+    config: dict[str, Any], adapter: Adapter | None, request: CompressConfig, columns: list[str]
+) -> None:
+    """Add to config.yaml the model that embeds or scores, where one is needed.
+
+    Raises:
+        InputError: If adq has no text or images to score, or no row has anything to embed.
+    """
+    is_adaptive = request.method == "adq"
+    if adapter is None:
+        if is_adaptive:
+            raise InputError(
+                f"adq scores the text or images of rows, and {request.dataset} has the columns "
+                f"{', '.join(columns)}: name --text-columns, or --method dq"
+            )
+    elif is_adaptive or (config["embedding"] is None and config["bins"] != "none"):
+        if not adapter.lengths().any():
+            raise InputError(f"no row of {request.dataset} has anything to embed")
+        is_beside = is_adaptive and request.embeddings is not None
+        config["scoring" if is_beside else "embedding"] = describe_model(adapter, request)
 
 
 def describe_model(adapter: Adapter, request: CompressConfig) -> dict[str, Any]:

@@ -17,12 +17,12 @@ want another `--work_dir`.
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import command, fail
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -206,19 +206,6 @@ def collect(args: argparse.Namespace, made: list[dict[str, Any]]) -> None:
     for line in lines:
         half = line["half_of_95"]
         print(f"{line['line']} {line['keep_ratio']} {line['alpha']}: {line['mean']:.4f} +- {half}")
-
-
-def command(*arguments: object) -> None:
-    """Run a Python command; stop when it fails."""
-    done = subprocess.run([sys.executable, *map(str, arguments)])
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def fail(message: str) -> None:
-    """Stop with one line."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ batches).
 import argparse
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from common import command
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
@@ -151,13 +151,6 @@ def launch(script: Path, *arguments: object) -> None:
         *("--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--num_cpu_threads_per_process", os.cpu_count() or 1, script, *arguments),
     )
-
-
-def command(*arguments: object) -> None:
-    """Run a Python command; stop when it fails."""
-    done = subprocess.run([sys.executable, *map(str, arguments)])
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import timed
 
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.embedding import FILE, embed_rows
@@ -136,13 +136,6 @@ def measure_coder(
             key: round(n_rows / statistics.median(found), 2) for key, found in seconds.items()
         },
     }
-
-
-def timed(work: Any) -> float:
-    """Give the seconds that some work takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

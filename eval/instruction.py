@@ -27,16 +27,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from common import fail
+
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
 LOCAL_TASKS = "local_bbh, local_drop, local_mmlu"
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError)
 PACKAGES = ("lm_eval", "torch", "transformers", "peft", "dq_multimodal")
-
-
-def fail(message: str) -> NoReturn:
-    """Say on one line of stderr what is wrong with the input and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def whole_number(text: str, *, at_least: int = 1) -> int:

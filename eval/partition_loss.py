@@ -15,13 +15,13 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import command, fail
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -186,19 +186,6 @@ def write(path: Path, document: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(document, indent=2) + "\n")
     temporary.replace(path)
-
-
-def command(*arguments: object) -> None:
-    """Run a Python command; stop when it fails."""
-    done = subprocess.run([sys.executable, *map(str, arguments)])
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def fail(message: str) -> None:
-    """Stop with one line."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

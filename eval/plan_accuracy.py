@@ -7,8 +7,8 @@
 Runs the real command line on the folder of real data (DQ_TEST_DATA, default ../shared/data): all
 of Alpaca by the default sentence encoder, and all of CIFAR-10 by `--classifier`, a folder made by
 recipes/train_extractor.py; with `--rows`, the first N rows of each. Sets that the output holds
-from other calls stay in it. Every ratio is what happened over what was said. Peak memory is the largest resident size of the process, mapped files
-included. Let nothing else run on the machine.
+from other calls stay in it. Every ratio is what happened over what was said. Peak memory is the
+largest resident size of the process, mapped files included. Let nothing else run on the machine.
 """
 
 import argparse

@@ -8,24 +8,25 @@ eval/patch_bytes.py did without loss and `frontier` with it, `speed` what eval/i
 `coder` is of that file too; `ablation` is what eval/adq_ablation.py measured, `scores` what
 eval/adq_scores.py did, `trajectories` what eval/trajectories.py did and `partition` what
 eval/partition_loss.py did. `selection` is what eval/selection_benchmark.py measured; `goals` is of
-that file, or of that of eval/text_speed.py. What stands there up to the next blank line is
-replaced.
+that file, or of that of eval/text_speed.py; `plan` is what eval/plan_accuracy.py measured, and
+`large` what eval/large_source.py did. What stands there up to the next blank line is replaced.
 """
 
-import importlib.util
 import json
 import re
-import statistics
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import grid
+from selection_tables import goals, large, partition_loss, plans, selections
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(
     r"(<!-- (results|images|facts|bytes|frontier|speed|coder|ablation|scores|trajectories|"
-    r"partition|selection|goals): (\S+) -->\n)"
+    r"partition|selection|goals|plan|large): (\S+) -->\n)"
     r"\n?(?:\|.*\n)*\n?"
 )
 
@@ -52,19 +53,9 @@ def as_printed_by(script: str) -> Callable[[dict[str, Any]], str]:
     """Lay out a comparison as the script that made it prints it."""
 
     def lay_out(document: dict[str, Any]) -> str:
-        spec = importlib.util.spec_from_file_location(script, ROOT / "eval" / f"{script}.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.table(document["lines"])
+        return import_module(script).table(document["lines"])
 
     return lay_out
-
-
-def grid(rows: list[tuple[str, ...]]) -> str:
-    """Lay out rows, the first being the head, as Markdown."""
-    rule = ("---",) * len(rows[0])
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
 def stores(document: dict[str, Any]) -> str:
@@ -171,33 +162,6 @@ def trajectories(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
-def partition_loss(document: dict[str, Any]) -> str:
-    """Lay out what eval/partition_loss.py measured; the loss where it trained."""
-    has_loss = "response_loss" in document["lines"][0]
-    head = ("parts", "rows a part", "k-means s", "bins s", "same bin")
-    head += ("same rows, rank draw", "same rows, hash draw", "distance to the nearest kept row")
-    rows: list[tuple[str, ...]] = [(*head, *(("held-out response loss",) if has_loss else ()))]
-    for line in document["lines"]:
-        if line["asked"] is None:
-            cells: tuple[str, ...] = ("random rows, no bins", "", "", "", "", "")
-        else:
-            low, high = line["rows_a_part"]
-            seconds = (f"{line['seconds'][name]:.1f}" for name in ("partition", "bins"))
-            shares = (
-                f"{100 * share:.0f} %" for share in (line["same_bin"], line["rank"]["jaccard"])
-            )
-            cells = (f"{line['parts']:,}", f"{low:,} to {high:,}", *seconds, *shares)
-        found = line["dq"]["coverage"]
-        cells += (f"{100 * line['dq']['jaccard']:.0f} %",)
-        cells += (f"{found['mean']:.4f} (95 %: {found['p95']:.4f})",)
-        if has_loss:
-            losses = line["response_loss"]
-            spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-            cells += (f"{statistics.mean(losses):.4f}{spread} ({len(losses)} seeds)",)
-        rows.append(cells)
-    return grid(rows)
-
-
 def coder_speeds(document: dict[str, Any]) -> str:
     """Lay out the speed of the lossless patch coder."""
     rows: list[tuple[str, ...]] = [("data", "pixels an image", "images a call", "encode", "decode")]
@@ -229,42 +193,6 @@ def facts(found: dict[str, Any]) -> str:
     return grid([("", ""), *rows])
 
 
-def selections(document: dict[str, Any]) -> str:
-    """Lay out what eval/selection_benchmark.py measured, and what is extrapolated from it."""
-    rows: list[tuple[str, ...]] = [
-        ("rows", "method", "seconds", "peak above the embeddings", "picks as ours")
-    ]
-    beyond = [{**line, "is_beyond": True} for line in document["extrapolated"]]
-    measured = [line for line in document["lines"] if "seconds" in line]
-    kinds = list(dict.fromkeys(line["data"] for line in measured))
-    for line in sorted([*measured, *beyond], key=lambda x: (kinds.index(x["data"]), x["rows"])):
-        method = line["method"]
-        method += f", {line['similarity']}" if method == "ours" else ""
-        memory = f"{line['memory_bytes'] / 1e6:,.0f} MB"
-        if "is_beyond" in line:
-            cells = (f"{line['seconds']:,.0f} (extrapolated)", f"{memory} (extrapolated)", "")
-        else:
-            spread = line["seconds"]
-            shown = f"{spread['median']:,.2f}"
-            if line["repeats"] > 1:
-                shown += f" ({spread['min']:,.2f} to {spread['max']:,.2f})"
-            share = (line["agreement"] or {}).get("same_bin_and_rank")
-            agreed = "" if share is None else "all" if share == 1 else f"{100 * share:.2f} %"
-            cells = (shown, memory, agreed)
-        rows.append((f"{line['rows']:,}, {line['data']}", method, *cells))
-    return grid(rows)
-
-
-def goals(document: dict[str, Any]) -> str:
-    """Lay out the goals beside what was measured."""
-    words = {True: "yes", False: "**no**", None: ""}
-    found = [
-        (goal["work"], goal["goal"], goal["measured"], words[goal["is_met"]])
-        for goal in document["goals"]
-    ]
-    return grid([("work", "goal", "measured", "met"), *found])
-
-
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "results": as_printed_by("comparison"),
     "images": as_printed_by("image_comparison"),
@@ -279,6 +207,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "partition": partition_loss,
     "selection": selections,
     "goals": goals,
+    "plan": plans,
+    "large": large,
 }
 
 

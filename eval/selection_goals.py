@@ -126,6 +126,12 @@ def hold(lines: list[Line], growth: list[Line]) -> list[Line]:
     shown = f"{max(slopes):.2f}" if slopes else None
     work = "growth from 52,002 to 1,000,000 rows"
     add(work, "exponent at most 1.3", shown, max(slopes, default=0) <= 1.3)
+    parted = [one for one in growth if one["method"] == "ours in parts"]
+    slopes = [one["seconds"]["exponent"] for one in parted]
+    low, high = parted[0]["rows"][:: len(parted[0]["rows"]) - 1] if parted else (REAL, LARGE)
+    work = f"growth from {low:,} to {high:,} rows, in parts by k-means"
+    shown = f"{max(slopes):.2f}" if slopes else None
+    add(work, "exponent at most 1.3", shown, max(slopes, default=0) <= 1.3)
     large = [line["seconds"]["median"] for line in own if line["rows"] == LARGE]
     add("1,000,000 x 384", "under 300 s", say(large), max(large, default=0) < 300)
     parted = find(lines, method="ours in parts", rows=LARGE)

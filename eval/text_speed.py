@@ -1,13 +1,13 @@
 """Texts a second through the embedding stage, and what of `compress` is not the encoder.
 
-    python eval/text_speed.py [--rows 3000]
+    python eval/text_speed.py [--rows 3000] [--compress_rows 0]
 
 The stage (rows read, tokenised, embedded, saved) and the bare encoder's forward pass on tokens
 that are ready are measured by turns in one run, on the same batches sorted by length. Then
-`compress` runs in a process of its own, on the same rows, with a clock around the forward pass of
-the transformer: what is not in it, from the start of the process to its end, is the rest. Reads
-Alpaca from the folder of real data (DQ_TEST_DATA, default ../shared/data), rows spread evenly over
-the file; --rows 0 is all of it.
+`compress` runs in a process of its own, on as many rows or on --compress_rows, with a clock around
+the forward pass of the transformer: what is not in it, from the start of the process to its end,
+is the rest. Reads Alpaca from the folder of real data (DQ_TEST_DATA, default ../shared/data), rows
+spread evenly over the file; 0 rows is all of it.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import timed
 
 from dq_multimodal.config import DEFAULT_TEXT_MODEL, CompressConfig
 
@@ -34,6 +35,7 @@ def main() -> None:
     """Measure stage and command, and write; or, started by itself, run the command watched."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=3_000)
+    parser.add_argument("--compress_rows", type=int, help="for `compress`; default as many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default=DEFAULT_TEXT_MODEL)
     parser.add_argument("--methods", nargs="+", default=["dq", "adq"])
@@ -51,6 +53,8 @@ def main() -> None:
         data = Path(folder) / "rows.parquet"
         write_rows(args.source, args.rows, data)
         stage = measure_stage(data, args.model, args.rounds)
+        n_rows = args.rows if args.compress_rows is None else args.compress_rows
+        write_rows(args.source, n_rows, data)
         commands = [measure_command(data, method, args.model) for method in args.methods]
     document = {
         "command": " ".join(["python", "eval/text_speed.py", *sys.argv[1:]]),
@@ -134,6 +138,7 @@ def measure_command(data: Path, method: str, model: str) -> dict[str, Any]:
     wall = time.perf_counter() - started
     found = json.loads(done.stdout.splitlines()[-1])
     return {
+        "rows": found["rows"],
         "method": method,
         "seconds": round(wall, 2),
         "seconds_in_forward": found["forward"],
@@ -179,16 +184,17 @@ def watch(data: Path, method: str, model: str) -> dict[str, Any]:
         target = Path(folder) / "run"
         asked = {"keep_ratio": 0.2, "method": method, "embedding_model": model}
         seconds = timed(lambda: compress(str(data), output_dir=target, **asked))
-        stages = json.loads((target / "manifest.json").read_text())["seconds"]
-    return {"forward": round(spent, 3), "compress": round(seconds, 3), "stages": stages}
+        manifest = json.loads((target / "manifest.json").read_text())
+    found = {"rows": manifest["rows"], "forward": round(spent, 3), "compress": round(seconds, 3)}
+    return found | {"stages": manifest["seconds"]}
 
 
 def hold(stage: dict[str, Any], commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put the goals beside what was measured."""
-    share, n_rows = stage["share_of_encoder_rate"], f"{stage['rows']:,} rows of Alpaca"
+    share = stage["share_of_encoder_rate"]
     goals = [
         {
-            "work": f"text embedding, {n_rows}, of the bare encoder's rate",
+            "work": f"text embedding, {stage['rows']:,} rows of Alpaca, of the bare encoder's rate",
             "goal": "at least 95 %",
             "measured": f"{100 * share:.1f} %",
             "is_met": share >= 0.95,
@@ -198,20 +204,14 @@ def hold(stage: dict[str, Any], commands: list[dict[str, Any]]) -> list[dict[str
         rest = line["share_not_forward"]
         goals.append(
             {
-                "work": f"compress, {n_rows}, {line['method']}: not in the forward pass",
+                "work": f"compress, {line['rows']:,} rows of Alpaca, {line['method']}: not in the "
+                "forward pass",
                 "goal": "at most 5 % of the wall time",
                 "measured": f"{100 * rest:.1f} %",
                 "is_met": rest <= 0.05,
             }
         )
     return goals
-
-
-def timed(work: Any) -> float:
-    """Give the seconds that some work takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

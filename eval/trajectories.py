@@ -21,9 +21,10 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from common import fail
 from jaxtyping import Float, Int
 from numpy import ndarray
 from tqdm import tqdm
@@ -288,12 +289,6 @@ def accuracy(plan: Plan, name: str, number: int, test: "Pictures") -> float:
     net, _ = start_net(plan, test.size, plan.file_of(name, number))
     accelerator = Accelerator(mixed_precision="no")
     return measure_accuracy(net, test, accelerator, plan.mean, plan.std)["accuracy"]
-
-
-def fail(message: str) -> NoReturn:
-    """Stop with one line."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

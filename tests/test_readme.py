@@ -1,12 +1,12 @@
 """The README says what is there: its tables, commands, files and links."""
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from eval_scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,9 +19,7 @@ COMMANDS = [
 
 
 def test_tables_are_those_of_the_results_files():
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "eval" / "readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("readme")
     assert module.render(README) == README, "run python eval/readme.py"
     kinds = re.findall(r"<!-- (\w+): ", README)
     waiting = {"partition"}  # for its results

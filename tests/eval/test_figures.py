@@ -1,33 +1,23 @@
 """eval/figures.py draws every figure from made results, the same bytes each time."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from eval_scripts import load_script
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn comes with the extra `demo`")
 from PIL import Image
 
-SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "figures.py"
 FIGURES = ["scores", "ablation", "keep_ratio", "alpha", "trajectories", "selection"]
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("eval_figures", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_script("figures")
 
 
 def make_line(name, ratio=0.1, alpha=None, n_seeds=3):
@@ -170,9 +160,7 @@ def test_a_run_that_is_none_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_the_tables_of_the_benchmark_tell_measured_from_extrapolated():
-    spec = importlib.util.spec_from_file_location("readme", SCRIPT.parent / "readme.py")
-    readme = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(readme)
+    readme = load_script("readme")
     rows = readme.selections(make_benchmark()).splitlines()
     assert len(rows) == 2 + 5 + 1
     assert rows[2] == "| 2,000, Alpaca | n-by-n | 2.00 (2.00 to 2.00) | 4 MB | all |"

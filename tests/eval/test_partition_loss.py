@@ -1,10 +1,11 @@
 """eval/partition_loss.py on a few rows, and the table that README makes of it."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+from eval_scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,9 +35,7 @@ def test_measures_and_is_laid_out(real_data, tmp_path):
     assert refused.returncode == 2
     assert "is of other settings" in refused.stderr
 
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "eval" / "readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("readme")
     for number, line in enumerate(document["lines"]):
         line["response_loss"] = [5.0 + number, 5.5]
     table = module.partition_loss(document).splitlines()

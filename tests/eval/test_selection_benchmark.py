@@ -1,6 +1,5 @@
 """eval/selection_*.py: references pick by the definition, and the figures say what was met."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,19 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eval_scripts import load_script
 
 from dq_multimodal import config
 from dq_multimodal.core import make_bins, partition_rows
 
 EVAL = Path(__file__).resolve().parents[2] / "eval"
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(f"eval_{name}", EVAL / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 piece = load_script("selection_piece")
@@ -222,4 +214,4 @@ def test_the_whole_benchmark_and_again_from_what_is_saved(tmp_path, monkeypatch,
     for method in ("n-by-n", "closed form"):
         assert lines[method, "cosine"]["agreement"] == {"same_bin": 1.0, "same_bin_and_rank": 1.0}
     assert str(tmp_path) not in output.read_text()
-    assert len(made[0]["goals"]) == 9
+    assert len(made[0]["goals"]) == 10

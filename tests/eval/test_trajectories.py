@@ -1,7 +1,6 @@
 """eval/trajectories.py: thirds by texture, distances by hand, going on where it stopped."""
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from eval_scripts import load_script
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -21,15 +21,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "trajectories.py"
 SIZE = 8
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("eval_trajectories", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_script("trajectories")
 
 
 def make_pictures(n=24, seed=0, missing=()):

@@ -127,6 +127,8 @@ class GraphCut:
         self.total = (self.total + self.sum) / 2
         self.square_total -= float(self.picked_squares.sum())
         self.n_left -= n_picks
+        if not self.n_left:
+            self.table = None  # the two refer to each other, so nothing else frees it soon
         return self.picked, self.gains
 
     def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:

@@ -1,6 +1,7 @@
 """make_bins against the written-out definition."""
 
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -232,6 +233,15 @@ def test_the_tables_of_all_strata_are_bounded_together(strata, monkeypatch):
     make_bins(np.random.default_rng(0).normal(size=(4500, 4)), 4, strata=np.arange(4500) % strata)
     assert len(made) == strata
     assert 0.7 * 3 * 2**20 < sum(made) <= 3 * 2**20
+
+
+def test_nothing_of_a_stratum_is_held_when_it_is_done():
+    source = graph_cut.RowSource(np.random.default_rng(0).normal(size=(300, 4)), None, "cosine")
+    greedy = graph_cut.GraphCut(source, "cosine")
+    greedy.pick(200)
+    held = weakref.ref(greedy.table)
+    greedy.pick(100)
+    assert held() is None
 
 
 def test_a_table_is_made_where_bounds_exclude_nothing():

@@ -128,7 +128,7 @@ def estimate_memory(
     mapped = row_bytes * n_rows
     if config["bins"] != "none":
         largest = np.sort(np.bincount(strata))[-(os.cpu_count() or 1) :]  # side by side
-        stages["selection"] += count_working_bytes(int(largest.sum()), width)
+        stages["selection"] += count_working_bytes(largest.tolist(), width)
         mapped += 4 * n_rows * width
     if has_model and adapter is not None:
         stages["embeddings"] = LENGTH_ROW * n_rows + request.batch_size * _pass_bytes(adapter)

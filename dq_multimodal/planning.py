@@ -153,6 +153,8 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     config = make_config(request, source, adapter, label_column)
     asked = Asked(request, source, adapter, None, strata, labels, config)
     note_model(config, adapter, request, rows.column_names)
+    if adapter is not None:
+        adapter.lengths()  # reads all rows, as a run does in any case
     if request.drop_ratio:
         from dq_multimodal.patching import make_dropper
 

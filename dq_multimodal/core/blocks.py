@@ -20,9 +20,6 @@ class PlainRows:
     def __getitem__(self, rows: Any) -> "PlainRows":
         return PlainRows(self.rows[rows])
 
-    def __mul__(self, factor: float | np.floating) -> "PlainRows":
-        return PlainRows(self.rows * factor)
-
     def __matmul__(self, vectors: Float[ndarray, "d *k"]) -> Float[ndarray, "n *k"]:
         return self.rows @ vectors
 
@@ -77,9 +74,6 @@ class OuterProducts:
 
     def __getitem__(self, rows: Any) -> "OuterProducts":
         return OuterProducts(self.left[rows], self.right[rows])
-
-    def __mul__(self, factor: float | np.floating) -> "OuterProducts":
-        return OuterProducts(self.left * factor, self.right)
 
     def __matmul__(self, vectors: Float[ndarray, "kd *m"]) -> Float[ndarray, "n *m"]:
         if vectors.ndim == 2:

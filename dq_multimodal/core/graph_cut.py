@@ -1,6 +1,6 @@
 """Exact greedy GraphCut picks, far below n^2 work and in O(n) memory beside the embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -118,7 +118,7 @@ class GraphCut:
             self._pick_near(on_picks)
         while self.done < n_picks:
             self.table = self.table or Table(self)
-            n_made = self.table.run(n_picks - self.done)
+            n_made = self.table.run(self)
             if on_picks is not None:
                 on_picks(n_made)
         if not self.is_cosine:
@@ -127,8 +127,6 @@ class GraphCut:
         self.total = (self.total + self.sum) / 2
         self.square_total -= float(self.picked_squares.sum())
         self.n_left -= n_picks
-        if not self.n_left:
-            self.table = None  # the two refer to each other, so nothing else frees it soon
         return self.picked, self.gains
 
     def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:
@@ -226,14 +224,21 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
     return basis
 
 
-def count_working_bytes(n_rows: int, n_columns: int) -> int:
+def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
     About 4 k + 150 bytes a row, k being the number of followed directions (at most 32), and what
     the two inner levels, the blocks and the table of the last rows hold, which is bounded.
+
+    Args:
+        sizes: Rows of each of the strata that are binned side by side.
+        n_columns: Numbers a row.
     """
-    n_tabled = min(n_rows, int((TABLE_BYTES / 4) ** 0.5))
-    table = 4 * n_tabled**2 + 2 * min(8 * n_tabled * n_columns, HELD_BYTES)
     n_directions = min(DIRECTIONS, -(-n_columns // 4))
-    held = min(4 * n_rows * n_columns, HELD_BYTES)
-    return n_rows * (4 * n_directions + 150) + 2 * held + table + 2**27
+    n_bytes = 2**27
+    for n_rows in map(int, sizes):
+        held = min(4 * n_rows * n_columns, HELD_BYTES)
+        n_tabled = min(n_rows, int((TABLE_BYTES // len(sizes) / 4) ** 0.5))
+        tabled = min(8 * n_tabled * n_columns, HELD_BYTES)  # in float64, and half of it in float32
+        n_bytes += n_rows * (4 * n_directions + 150) + 2 * held + 4 * n_tabled**2 + 2 * tabled
+    return n_bytes

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dq_multimodal.core.front import MARGIN
 from dq_multimodal.core.rows import HELD_BYTES
 
 if TYPE_CHECKING:
@@ -27,12 +28,8 @@ rows from which on all gains are worked out instead."""
 UNDERFLOW = 2.0**-90
 """More than what float32 loses of a gain by one pick where numbers are too small for it."""
 
-MARGIN = 1.01
-"""A row more than this many tie widths below the best can neither win nor tie."""
-
-
-SMALL_VALUES = 2**19
-"""Numbers of rows so few that their table is made faster than bounds are followed."""
+SMALL_ROWS = 1024
+"""So few rows are tabled at once: hardly any bound excludes a row of these for long."""
 
 
 def suits_table(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
@@ -46,14 +43,14 @@ def suits_table(n_rows: int, n_columns: int, table_bytes: int, load: float) -> b
     """
     if 4 * n_rows**2 > table_bytes or 8 * n_rows * n_columns > HELD_BYTES:
         return False
-    return n_rows * n_columns <= SMALL_VALUES or load >= n_rows / 2
+    return n_rows <= SMALL_ROWS or load >= n_rows / 2
 
 
 class Table:
     """All rows that a greedy run has left, few enough for a float32 number for each pair.
 
     Near the end of a run W is almost zero, and every pick turns it: no bound tells the rows that
-    matter from the others. Here a pick costs the sum of two arrays and a search for the largest
+    matter from the others. Here a pick costs the sum of two arrays and two searches for the largest
     number. Gains are float32 with a bound of their error; where it leaves more than one row that
     might win or tie, the gains of these are worked out in float64. All are worked out anew, in
     float64, at every few hundred picks.
@@ -63,7 +60,6 @@ class Table:
     """
 
     def __init__(self, cut: "GraphCut") -> None:
-        self.cut = cut
         rows = np.flatnonzero(cut.numbers >= 0)
         self.numbers, self.squares, self.norms = (
             values[rows] for values in (cut.numbers, cut.squares, cut.norms)
@@ -74,40 +70,40 @@ class Table:
         self.rounding = -self.step * (sum(self.block.widths) + 16) * 2.0**-23
         narrow: Any = self.block.narrow()
         size = len(rows)
-        scaled = narrow * np.float32(self.step)
         self.changes = np.empty((size, size), dtype=np.float32)
         for start in range(0, size, TILE_ROWS):
             span = slice(start, start + TILE_ROWS)
-            pairs = self.changes[span, start:] = narrow[span].pairs(scaled[start:])
+            pairs = narrow[span].pairs(narrow[start:])
+            pairs *= np.float32(self.step)
+            self.changes[span, start:] = pairs
             for at in range(start + TILE_ROWS, size, TILE_ROWS):
                 tile = pairs[:, at - start : at - start + TILE_ROWS]
                 self.changes[at : at + TILE_ROWS, span] = tile.T
         if self.rise:
             self.changes += (self.rise * self.squares).astype(np.float32)
-
-    def run(self, n_most: int) -> int:
-        """Make some picks; give how many, at least one."""
-        cut, done = self.cut, self.cut.done
+        self.exact = np.empty(size)  # gains before the picks in `taken`
         self.taken: list[int] = []
         self.n_summed, self.length = 0, 0.0  # of these, in W; and their norms together
+
+    def run(self, cut: "GraphCut") -> int:
+        """Make some of the picks that the greedy run lacks; give how many, at least one."""
+        self.taken, self.n_summed, self.length = [], 0, 0.0
         is_open = self.numbers >= 0
-        self.exact = self._work_out(slice(None))
+        self.exact = self._work_out(cut, slice(None))
         self.exact[~is_open] = -np.inf
         gains = self.exact.astype(np.float32)
         most = float(np.abs(self.exact[is_open]).max())
         widest = float(self.norms[is_open].max())
         numbers: list[int] = []
-        for _ in range(min(n_most, TABLE_PICKS)):
+        for _ in range(min(cut.n_picks - cut.done, TABLE_PICKS)):
             at = int(gains.argmax())
             best = gains[at]
-            if best == -np.inf:
-                break
             window = 2 * self._error(most, widest) + MARGIN * cut.tie
             gains[at] = -np.inf
             is_contested = gains[gains.argmax()] >= best - window
             gains[at] = best
             if is_contested:
-                found = self._decide(np.flatnonzero(gains >= best - window), gains)
+                found = self._decide(cut, np.flatnonzero(gains >= best - window), gains)
                 if found is None:
                     break
                 at = found
@@ -120,25 +116,26 @@ class Table:
             self.numbers[at] = following
             if following < 0:
                 gains[at] = -np.inf
-        self._sum_up()
+        self._sum_up(cut)
         picked = self.block[np.array(self.taken)]
         made = self.exact[self.taken] + self.step * np.tril(picked.pairs(), -1).sum(axis=1)
         made += self.rise * np.arange(len(numbers)) * self.squares[self.taken]
         cut.keep(numbers, made.tolist(), self.squares[self.taken])
-        return cut.done - done
+        return len(numbers)
 
-    def _work_out(self, places: slice | Int[ndarray, " k"]) -> Float[ndarray, " k"]:
+    def _work_out(
+        self, cut: "GraphCut", places: slice | Int[ndarray, " k"]
+    ) -> Float[ndarray, " k"]:
         """Give gains in float64, less the constant."""
-        cut = self.cut
         gains = cut.factor * (self.block[places] @ cut.sum)
         if self.rise:
             gains += cut.tilt(cut.done + self.n_summed) * self.squares[places]
         return gains
 
-    def _sum_up(self) -> None:
+    def _sum_up(self, cut: "GraphCut") -> None:
         """Take the picks from the sum W that are not taken from it yet."""
         picked = self.block[np.array(self.taken[self.n_summed :], dtype=np.int64)]
-        self.cut.sum = self.cut.sum - 2.0 * picked.sum()
+        cut.sum = cut.sum - 2.0 * picked.sum()
         self.n_summed = len(self.taken)
 
     def _error(self, gain: Any, norm: Any) -> Any:
@@ -153,10 +150,13 @@ class Table:
         sums = 2.0**-23 * (n_taken + 1) * (np.abs(gain) + moved)
         return self.rounding * norm * self.length + sums + (n_taken + 1) * UNDERFLOW
 
-    def _decide(self, places: Int[ndarray, " k"], gains: Float[ndarray, " n"]) -> int | None:
+    def _decide(
+        self, cut: "GraphCut", places: Int[ndarray, " k"], gains: Float[ndarray, " n"]
+    ) -> int | None:
         """Find the pick among some rows, the only ones that may win or tie.
 
         Args:
+            cut: The greedy run.
             places: The rows.
             gains: Gains of all rows, roughly.
 
@@ -168,12 +168,11 @@ class Table:
             if len(places) > FEW_ROWS:
                 error = self._error(exact, self.norms[places])
                 near = gains[places]
-                least = float((near - error).max()) - MARGIN * self.cut.tie
+                least = float((near - error).max()) - MARGIN * cut.tie
                 places = places[near + error >= least]
             if len(places) > max(FEW_ROWS, MANY_SHARE * len(gains)):
                 return None
-            if self.n_summed < len(self.taken):
-                self._sum_up()
-            exact = self._work_out(places)
-        tied = places[exact >= exact.max() - self.cut.tie]
+            self._sum_up(cut)
+            exact = self._work_out(cut, places)
+        tied = places[exact >= exact.max() - cut.tie]
         return int(tied[np.argmin(self.numbers[tied])])

@@ -173,8 +173,10 @@ class HeldRows:
 
     def __init__(self, source: RowSource, numbers: Int[ndarray, " r"]) -> None:
         self.source, self.numbers = source, numbers
-        n_bytes = len(numbers) * source.values.shape[1] * source.values.dtype.itemsize
-        self.given = source.read(numbers) if n_bytes <= HELD_BYTES else None
+        width = np.float32 if source.is_light else source.values.dtype  # float16 is slow to widen
+        n_bytes = len(numbers) * source.values.shape[1] * np.dtype(width).itemsize
+        is_held = n_bytes <= HELD_BYTES
+        self.given = source.read(numbers).astype(width, copy=False) if is_held else None
 
     def multiply(
         self, part: slice | Int[ndarray, " b"], vectors: Float[ndarray, "d *t"]

@@ -21,13 +21,18 @@ N_LABELS = 50
 
 
 def make_source(folder: Path, n_rows: int, dimension: int) -> None:
-    """Write data.parquet and embeddings.npy: rows around one centre a label."""
+    """Write data.parquet and embeddings.npy: rows around one centre a label.
+
+    Their variance along the k-th axis falls as k^-0.6, much as it does of sentence embeddings.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rng = np.random.default_rng(0)
     words = np.array([f"word{k}" for k in range(1000)])
-    centres = rng.normal(size=(N_LABELS, dimension)).astype(np.float32)
+    centres = 0.5 * rng.normal(size=(N_LABELS, dimension)).astype(np.float32)
+    spread = np.arange(1, dimension + 1, dtype=np.float32) ** -0.3
+    spread /= np.sqrt((spread**2).mean())
     shape = (n_rows, dimension)
     out = np.lib.format.open_memmap(folder / "embeddings.npy", "w+", np.float16, shape)
     schema = pa.schema({"text": pa.string(), "label": pa.int64()})
@@ -38,7 +43,7 @@ def make_source(folder: Path, n_rows: int, dimension: int) -> None:
             texts = [" ".join(row) for row in words[rng.integers(0, len(words), size=(size, 10))]]
             writer.write_table(pa.table({"text": texts, "label": labels}, schema=schema))
             noise = rng.standard_normal((size, dimension), dtype=np.float32)
-            out[start : start + size] = centres[labels] + noise
+            out[start : start + size] = centres[labels] + spread * noise
     out.flush()
 
 

@@ -2,8 +2,8 @@
 
     python eval/large_source.py --work runs/large --output eval/results/large_source.json
 
-Makes a parquet file of short texts with labels and a file of float16 embeddings, block by block,
-and runs the command line on them (with `--streaming` also as a stream). Memory is the anonymous
+Makes a parquet file of short texts and a file of float16 embeddings, block by block, and runs the
+command line on them, bins in parts by k-means (with `--streaming` also as a stream). Memory is the anonymous
 part, sampled: memory-mapped files are the system's to drop.
 """
 
@@ -91,7 +91,7 @@ def main() -> None:
     for method in asked.methods:
         flags = ["--method", method, "--keep-ratio", asked.keep_ratio]
         if method != "random":
-            flags += ["--embeddings", str(asked.work / "embeddings.npy")]
+            flags += ["--embeddings", str(asked.work / "embeddings.npy"), "--partition", "kmeans"]
         for name, more in ((method, []), (f"{method}-stream", ["--streaming"])):
             runs.append({"name": name, **measure(asked.work, name, *flags, *more)})
             print(json.dumps(runs[-1]))

@@ -3,8 +3,8 @@
     python eval/large_source.py --work runs/large --output eval/results/large_source.json
 
 Makes a parquet file of short texts and a file of float16 embeddings, block by block, and runs the
-command line on them, bins in parts by k-means (with `--streaming` also as a stream). Memory is the anonymous
-part, sampled: memory-mapped files are the system's to drop.
+command line on them, bins in parts by k-means (with `--streaming` also as a stream). Memory is the
+anonymous part, sampled: memory-mapped files are the system's to drop.
 """
 
 import argparse

@@ -22,9 +22,8 @@ def test_tables_are_those_of_the_results_files():
     module = load_script("readme")
     assert module.render(README) == README, "run python eval/readme.py"
     kinds = re.findall(r"<!-- (\w+): ", README)
-    waiting = {"partition"}  # for its results
-    assert set(kinds) | waiting == set(module.TABLES)
-    assert len(kinds) == 15
+    assert set(kinds) == set(module.TABLES)
+    assert len(kinds) == 19
 
 
 def help_of(command):

@@ -36,7 +36,8 @@ FACADE = {("run", "hub"), ("run", "resampling")}
 """Run.push_to_hub and Run.resample hand over to the levels above."""
 CORE_MAY_IMPORT = {
     *("numpy", "jaxtyping", "torch", "threadpoolctl"),
-    *("collections", "concurrent", "dataclasses", "math", "os", "threading", "typing"),
+    *("collections", "concurrent", "dataclasses", "functools", "itertools", "math", "os"),
+    *("threading", "typing", "weakref"),
 }
 
 

@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
-from dq_multimodal.core.graph_cut import GraphCut
+from dq_multimodal.core.graph_cut import TABLE_BYTES, GraphCut
 from dq_multimodal.core.lockstep import MAX_ROWS, bin_in_lockstep
 from dq_multimodal.core.rows import RowSource
-from dq_multimodal.core.table import TABLE_BYTES
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,9 @@ def as_matrix(embeddings: Any) -> Float[ndarray, "n d"]:
         )
     if values.dtype not in (np.float16, np.float32, np.float64):
         values = values.astype(np.float64)
-    for start in range(0, len(values), 65536):
-        bad = ~np.isfinite(values[start : start + 65536]).all(axis=1)
+    step = max(1, 2**20 // values.shape[1])
+    for start in range(0, len(values), step):
+        bad = ~np.isfinite(values[start : start + step]).all(axis=1)
         if bad.any():
             row = start + int(np.argmax(bad))
             raise InputError(f"embeddings must be finite, row {row} holds NaN or infinity")

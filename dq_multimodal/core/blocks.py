@@ -6,6 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+TILE_ROWS, STRIP_ROWS = 512, 64
+"""Rows whose pairs are multiplied out at once, and columns of these that are mirrored at once."""
+
 
 class PlainRows:
     """Some rows of a matrix, float64, with the operations that the greedy asks for."""
@@ -22,6 +25,10 @@ class PlainRows:
 
     def __matmul__(self, vectors: Float[ndarray, "d *k"]) -> Float[ndarray, "n *k"]:
         return self.rows @ vectors
+
+    def join(self, others: "PlainRows") -> "PlainRows":
+        """Give these rows and others."""
+        return PlainRows(np.concatenate([self.rows, others.rows]))
 
     def sum(self) -> Float[ndarray, " d"]:
         """Give the sum of all rows."""
@@ -84,6 +91,11 @@ class OuterProducts:
         matrix = vectors.reshape(self.left.shape[1], self.right.shape[1])
         return np.einsum("ij,ij->i", self.left @ matrix, self.right)
 
+    def join(self, others: "OuterProducts") -> "OuterProducts":
+        """Give these rows and others."""
+        left, right = (self.left, others.left), (self.right, others.right)
+        return OuterProducts(np.concatenate(left), np.concatenate(right))
+
     def sum(self) -> Float[ndarray, " kd"]:
         """Give the sum of all products, flattened."""
         return (self.left.T @ self.right).ravel()
@@ -120,4 +132,22 @@ Rows = PlainRows | OuterProducts
 
 def row_squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
     """Give the squared norm of every row."""
-    return np.einsum("ij,ij->i", rows, rows)
+    return np.vecdot(rows, rows)
+
+
+def narrow_pairs(rows: Rows, factor: float) -> Float[ndarray, "n n"]:
+    """Give the inner products of all pairs of rows, times a factor, in float32."""
+    narrow: Any = rows.narrow()
+    size = len(rows)
+    if size <= 2 * TILE_ROWS:
+        return narrow.pairs() * np.float32(factor)
+    made = np.empty((size, size), dtype=np.float32)
+    for start in range(0, size, TILE_ROWS):
+        span = slice(start, start + TILE_ROWS)
+        pairs = narrow[span].pairs(narrow[start:])
+        pairs *= np.float32(factor)
+        made[span, start:] = pairs
+        for at in range(start + TILE_ROWS, size, STRIP_ROWS):
+            strip = pairs[:, at - start : at - start + STRIP_ROWS]
+            made[at : at + STRIP_ROWS, span] = strip.T
+    return made

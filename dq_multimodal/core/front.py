@@ -6,16 +6,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.core.blocks import Rows
 from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
 from dq_multimodal.core.rows import HeldRows
+from dq_multimodal.core.table import MARGIN, Table
+from dq_multimodal.core.way import Way
 
 if TYPE_CHECKING:
     from dq_multimodal.core.graph_cut import GraphCut
-
-MARGIN = 1.01
-"""A row more than this many tie widths below the best can neither win nor tie: the hundredth is
-far above what rounding does to a gain."""
 
 FRONT_SHARE, WIDE_SHARE = 1, 8
 """Rows among which picks are made, times the picks in a row: at first, and where others often
@@ -24,7 +21,7 @@ overtake them."""
 MAX_FRONT_ROWS = 1024
 """Where more rows than this may tie, they are picked one by one."""
 
-MAX_PLAIN_VALUES = 2**20
+MAX_PLAIN_VALUES = 2**21
 """Where hardly a pick stands, or very many rows may tie, near rows of up to so many numbers are all
 taken into the front; their pairs are not multiplied out beforehand."""
 
@@ -47,47 +44,41 @@ class Near:
         self.cut, self.rows, self.high = cut, rows, high
         self.held = HeldRows(cut.source, cut.numbers[rows])
         self.norms, self.squares = cut.norms[rows], cut.squares[rows]
+        self.lengths = self.norms + cut.source.offset  # of the rows before they are moved
 
     def after(self, way: Float[ndarray, " d"], n_picks: int) -> Float[ndarray, " r"]:
         """Bound the gains when W has gone a way by so many picks."""
         cut = self.cut
         cut.n_multiplied += len(self.rows)
         rises = cut.factor * self.held.multiply(slice(None), way).astype(np.float64)
-        rises += cut.factor * cut.rounding(way) * (self.norms + cut.source.offset)
+        rises += cut.factor * cut.rounding(way) * self.lengths
         if not cut.is_cosine:
             rises += 2.0 * n_picks * self.squares
         return self.high + rises
 
-    def highest_on(
-        self,
-        ways: Float[ndarray, "t d"],
-        rows: Int[ndarray, " k"],
-        start: Float[ndarray, " r"],
-    ) -> Float[ndarray, " t"]:
-        """Bound the highest gain of some near rows after 1, 2, ... picks.
+    def count_safe(self, way: Way, rows: Int[ndarray, " k"], start: Float[ndarray, " r"]) -> int:
+        """Count the picks before the first at which some near row may reach the line.
 
         Args:
-            ways: How far W went by so many picks.
-            rows: Their places among the near rows; others may be looked at too.
-            start: Gains of all near rows before, low enough where a row is not to count.
+            way: The picks; the first of them is safe.
+            rows: The near rows to look at; others may be looked at too.
+            start: How far the gains of all near rows are above the first line before the first
+                pick, low enough where a row is not to count.
         """
-        cut, rises = self.cut, 2.0 * np.arange(1, len(ways) + 1)
-        start = start + cut.factor * cut.rounding(ways) * (self.norms + cut.source.offset)
-        start = np.maximum(start, -1e30)  # in float32 too
+        cut, sums, n_safe = self.cut, way.sums[1:-1], len(way) - 1
+        lines, rises = way.lines[1:] - way.lines[0], 2.0 * np.arange(1, len(way))
         is_all = 2 * len(rows) > len(self.rows)  # then reading in place is faster
-        most = np.full(len(ways), -np.inf)
-        cut.n_multiplied += len(ways) * (len(self.rows) if is_all else len(rows))
+        rounding = cut.factor * cut.rounding(sums)
+        cut.n_multiplied += n_safe * (len(self.rows) if is_all else len(rows))
         for at in range(0, len(self.rows) if is_all else len(rows), BLOCK_ROWS):
             part = slice(at, at + BLOCK_ROWS) if is_all else rows[at : at + BLOCK_ROWS]
-            gains = self.held.multiply(part, cut.factor * ways.T)
-            gains += start[part, None]
+            gains = self.held.multiply(part, cut.factor * sums.T)
+            gains += (start[part] + rounding * self.lengths[part])[:, None]
             if not cut.is_cosine:
                 gains += np.outer(self.squares[part], rises)
-            most = np.maximum(most, gains.max(axis=0))
-        if cut.source.is_light:  # float32 sums of rows that might matter, which are not longer
-            longest = float(np.linalg.norm(ways, axis=1).max())
-            most += 2.0**-20 * (cut.factor * longest + rises[-1] * cut.widest) * cut.widest
-        return most
+            is_over = gains.max(axis=0) >= lines
+            n_safe = min(n_safe, int(is_over.argmax()) if is_over.any() else n_safe)
+        return 1 + n_safe
 
 
 class Front:
@@ -95,20 +86,22 @@ class Front:
 
     Args:
         near: The rows near the best.
+
+    Attributes:
+        line: The gain below which no row matters for the next pick.
     """
 
     def __init__(self, near: Near) -> None:
-        self.cut, self.near, self.is_single = near.cut, near, False
+        self.cut, self.near = near.cut, near
         n_values = len(near.rows) * near.cut.source.values.shape[1]
         may_be_plain = n_values <= MAX_PLAIN_VALUES
-        self.is_plain = may_be_plain and near.cut.run_picks == 1
+        self.is_single, self.is_plain = False, may_be_plain and near.cut.run_picks == 1
         n_rows = len(near.rows) if self.is_plain else near.cut.front_share * near.cut.run_picks
         places = highest(near.high, int(n_rows))
         while True:
             self._take(places)
             self.line = float(self.gains.max()) - MARGIN * self.cut.tie
-            close = np.flatnonzero(near.high >= self.line)
-            joined = np.union1d(places, close) if len(close) else places
+            joined = join(places, np.flatnonzero(near.high >= max(self.line, NEVER / 2)))
             if len(joined) == len(places):
                 return
             if len(joined) <= MAX_FRONT_ROWS:
@@ -116,7 +109,7 @@ class Front:
             elif may_be_plain:
                 self.is_plain, places = True, np.arange(len(near.rows))
             else:
-                return self._take_one(close)
+                return self._take_one(np.flatnonzero(near.high >= self.line))
 
     def _take_one(self, places: Int[ndarray, " k"]) -> None:
         """Take only the row to be picked next, of many that may tie."""
@@ -133,14 +126,10 @@ class Front:
     def _take(self, places: Int[ndarray, " b"]) -> None:
         """Widen some of the near rows, and work out their gains, less the constant."""
         cut, near = self.cut, self.near
-        self.places, self.numbers = places, cut.numbers[near.rows[places]]
-        self.squares = near.squares[places]
-        self.block: Rows = near.held.prepare(places)
-        self.gains = cut.factor * (self.block @ cut.sum)
+        self.places, numbers = places, cut.numbers[near.rows[places]]
+        self.table = Table(cut, numbers, near.squares[places], near.held.prepare(places))
+        self.gains = self.table.work_out()
         cut.n_multiplied += len(places)
-        if not cut.is_cosine:
-            self.gains += cut.tilt(cut.done) * self.squares
-        self.gains[self.numbers < 0] = NEVER
 
     def run(self, levels: list[Level]) -> int:
         """Pick until a row outside might win or tie.
@@ -151,29 +140,25 @@ class Front:
         Returns:
             How many picks were made; 0 where a row left out by a level might be the first.
         """
-        cut, near = self.cut, self.near
+        cut, near, table = self.cut, self.near, self.table
         n_tried = 1 if self.is_single else RUN_PICKS if self.is_plain else cut.run_picks
-        n_most = min(n_tried, cut.n_picks - cut.done)
-        taken, numbers, gains, lines = self._speculate(n_most)
-        picked = self.block[taken]
-        steps = picked.flat()
-        ways = np.tri(len(taken) + 1, len(taken), -1) @ (-2.0 * steps)
-        kept, sums = len(taken), cut.sum + ways
+        way = table.pick(min(n_tried, cut.n_picks - cut.done), self.gains, self.is_plain)
+        is_empty = not len(way)
+        if not is_empty:
+            self.line = float(way.lines[0])
         for level in levels:
-            kept = level.count_safe(sums[:kept], cut.done, lines[:kept]) if kept else 0
-        if not kept:
-            levels[-1].is_spent |= not taken
+            way = way.first(level.count_safe(way))
+        if not len(way):
+            levels[-1].is_spent |= is_empty
+            table.roll_back(0)
             return 0
-        lines = lines[:kept]
-        kept, high = self._count_kept(ways[: kept + 1], lines)
-        for at, number in zip(taken[kept:][::-1], numbers[kept:][::-1], strict=True):
-            self.numbers[at] = number
-        self._adapt(kept, is_overtaken=kept < len(lines))
+        kept, high = self._count_kept(way)
+        self._adapt(kept, is_overtaken=kept < len(way))
+        table.roll_back(kept)
         near.high = high
-        near.high[self.places[self.numbers < 0]] = NEVER
-        cut.numbers[near.rows[self.places]] = self.numbers
-        cut.keep(numbers[:kept], gains[:kept], self.squares[taken[:kept]])
-        cut.sum = sums[kept]
+        near.high[self.places[table.numbers < 0]] = NEVER
+        cut.numbers[near.rows[self.places]] = table.numbers
+        table.keep()
         cut.n_multiplied += 2 * kept * len(self.places) if self.is_plain else 0  # in float64
         cut.weigh(kept)
         for level in levels:
@@ -190,77 +175,37 @@ class Front:
         cut.pace += 0.2 * (kept - cut.pace) if is_overtaken else 0.03 * cut.pace
         cut.pace = min(cut.pace, float(RUN_PICKS))
 
-    def _speculate(
-        self, n_most: int
-    ) -> tuple[list[int], list[int], list[float], Float[ndarray, " t"]]:
-        """Make picks among these rows alone.
-
-        Returns:
-            Their places, row numbers, gains (less the constant), and of each pick the line below
-            which no row mattered.
-        """
-        cut, gains, numbers, next_equal = self.cut, self.gains, self.numbers, self.cut.next_equal
-        tie = cut.tie
-        step, rise = -2 * cut.factor, None if cut.is_cosine else 2 * self.squares
-        pairs = None if self.is_plain else self.block.pairs()
-        taken, picked, made, best_gains = [], [], [], []
-        for _ in range(n_most):
-            at = int(gains.argmax())
-            gain = best = float(gains[at])
-            if best <= NEVER / 2:
-                break
-            gains[at] = NEVER
-            if gains[gains.argmax()] >= best - tie:
-                gains[at] = best
-                tied = (gains >= best - tie).nonzero()[0]
-                at = int(tied[numbers[tied].argmin()])
-                gain = float(gains[at])
-            number = int(numbers[at])
-            taken.append(at)
-            picked.append(number)
-            made.append(gain)
-            best_gains.append(best)
-            numbers[at] = -1 if next_equal is None else next_equal[number]
-            gains[at] = NEVER if numbers[at] < 0 else gain
-            gains += step * (self.block.products(at) if pairs is None else pairs[at])
-            if rise is not None:
-                gains += rise
-        return taken, picked, made, np.array(best_gains) - MARGIN * tie
-
-    def _count_kept(
-        self, ways: Float[ndarray, "t1 d"], lines: Float[ndarray, " t"]
-    ) -> tuple[int, Float[ndarray, " r"]]:
+    def _count_kept(self, way: Way) -> tuple[int, Float[ndarray, " r"]]:
         """Count the picks before the first at which another near row might have won or tied.
 
         The bounds of a row at both ends of the way bound it in between, but for what the way and
         the lines bend. Only rows that this does not exclude are looked at pick by pick.
 
-        Args:
-            ways: How far W went before each pick, and after the last.
-            lines: Of each pick, the gain below which a row does not matter.
-
         Returns:
             That number, at least 1, and the bounds of the near rows after so many picks.
         """
-        cut, near = self.cut, self.near
-        kept = len(lines)
-        high = near.after(ways[-1], kept)
-        part = np.linspace(0, 1, kept + 1)[:, None]
-        bend = cut.factor * float(np.linalg.norm(ways - part * ways[-1], axis=1).max())
-        chord = lines[0] + part[:-1, 0] * (lines[-1] - lines[0])
+        cut, near, lines = self.cut, self.near, way.lines
+        high = near.after(way.sums[-1], len(way))
+        longest, lowest = way.bend
         start = near.high - lines[0]
-        start[self.places] = NEVER
         bounds = np.maximum(start, high - lines[-1])
-        bounds += bend * near.norms
+        bounds += cut.factor * longest * near.norms
         bounds[self.places] = NEVER
-        rows = np.flatnonzero(bounds >= float((lines - chord).min()))
-        if not len(rows) or kept == 1:
-            return kept, high
-        is_bad = near.highest_on(ways[1:kept], rows, start) >= lines[1:] - lines[0]
-        if not is_bad.any():
-            return kept, high
-        kept = 1 + int(is_bad.argmax())
-        return kept, near.after(ways[kept], kept)
+        rows = np.flatnonzero(bounds >= lowest)
+        if not len(rows) or len(way) == 1:
+            return len(way), high
+        start[self.places] = NEVER
+        kept = near.count_safe(way, rows, start)
+        return kept, high if kept == len(way) else near.after(way.sums[kept], kept)
+
+
+def join(places: Int[ndarray, " k"], others: Int[ndarray, " m"]) -> Int[ndarray, " j"]:
+    """Give the places that either holds, ascending; ascending ones come."""
+    if not len(others):
+        return places
+    is_held = np.zeros(1 + max(places[-1], others[-1]), dtype=bool)
+    is_held[places] = is_held[others] = True
+    return np.flatnonzero(is_held)
 
 
 def highest(values: Float[ndarray, " n"], size: int) -> Int[ndarray, " k"]:

@@ -1,16 +1,18 @@
 """Exact greedy GraphCut picks, far below n^2 work and in O(n) memory beside the embeddings."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
+from dq_multimodal.core.blocks import row_squares
 from dq_multimodal.core.front import FRONT_SHARE, Front, Near
 from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, RUN_PICKS, Level
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
-from dq_multimodal.core.table import TABLE_BYTES, Table, suits_table
+from dq_multimodal.core.table import Table
 
 TIE_WIDTH = 1e-9
 """Gains closer than this times the scale are a tie."""
@@ -18,8 +20,15 @@ TIE_WIDTH = 1e-9
 DIRECTIONS = 32
 """Directions in which the change of a gain is followed exactly, at most."""
 
-SAMPLE_ROWS = 2048
-"""Rows in which these are looked for."""
+SAMPLE_ROWS, SAMPLE_TURNS = 2048, 3
+"""Rows in which these are looked for, and steps of the search."""
+
+TABLE_BYTES, TABLE_PICKS = 2**28, 256
+"""Memory of the table of all rows left (8,192 rows, however many there were), and picks that are
+made in a row with it, at most."""
+
+SMALL_ROWS = 1024
+"""So few rows are tabled at once: hardly any bound excludes a row of these for long."""
 
 
 class GraphCut:
@@ -41,13 +50,13 @@ class GraphCut:
       W_\perp\|$ since the row was last looked at. This bounds every gain.
     - The near rows are drawn by these bounds from a few thousand, and these from all rows. What
       each draw left out is bounded together; where that does not do, it is drawn anew.
-    - The best of the near rows, the front, become exact in float64, and some picks are made in a
-      row among them. One product with the way that W went bounds the near rows at its end, and so
-      what lies between its ends, but for what the way bends. Of the few that might have won or
+    - The best of the near rows, the front, are exact, and some picks are made in a row among
+      them, see `Table`. One product with the way that W went bounds the near rows at its end, and
+      so what lies between its ends, but for what the way bends. Of the few that might have won or
       tied, the gains at each pick are worked out (one product of two small matrices); the picks up
       to the first at which one does so are kept, and a new front is drawn there.
     - Where the sum W is so short that this leaves most rows to look at, and the rows left are few,
-      the pairs of all of them are multiplied out: see `Table`.
+      all of them are the front, to the end.
 
     Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
     are float64. The picks are those of the plain greedy. Gains within 1e-9 x scale of the best
@@ -61,6 +70,9 @@ class GraphCut:
         table_bytes: Memory that the pairs of the last rows may take.
 
     Attributes:
+        terms: What the gain of a row is bounded by, each to be weighted: what it has along the
+            directions, its length across them, its squared norm (euclidean), and what it owes to W
+            across them.
         n_left: Rows that are not picked yet.
         n_open: Distinct rows among them.
     """
@@ -75,23 +87,25 @@ class GraphCut:
         self.directions = find_directions(source)
         n_directions = self.directions.shape[1]
         self.total = np.zeros(source.n_columns)
-        followed = np.empty((len(source), n_directions), dtype=np.float32)
+        n_terms = n_directions + (2 if self.is_cosine else 3)
+        terms = np.zeros((len(source), n_terms), dtype=np.float32, order="F")
         squares, across = np.empty(len(source)), np.empty(len(source))
         for span in source.spans():
             block = source.take(span)
             self.total += block.sum()
             along = block @ self.directions
-            followed[span], squares[span] = along, block.squares()
-            across[span] = squares[span] - np.einsum("ij,ij->i", along, along)
+            terms[span, :n_directions], squares[span] = along, block.squares()
+            across[span] = squares[span] - row_squares(along)
         self.square_total = float(squares.sum())
+        across = np.maximum(across, 0.0) + 1e-13 * squares  # more than rounding takes from it
+        terms[:, n_directions] = self.factor * np.sqrt(across)
+        if not self.is_cosine:
+            terms[:, n_directions + 1] = squares
         self.numbers, self.next_equal = find_equal(source)
         if len(self.numbers) < len(source):
-            followed, squares, across = (v[self.numbers] for v in (followed, squares, across))
-        self.followed, self.squares, self.n_open = followed, squares, len(squares)
-        self.norms = np.sqrt(squares)
-        self.front_share = float(FRONT_SHARE)
-        across = np.maximum(across, 0.0) + 1e-13 * squares  # more than rounding takes from it
-        self.slack = self.factor * np.sqrt(across)
+            terms, squares = keep_rows(terms, self.numbers), squares[self.numbers]
+        self.terms, self.squares, self.n_open = terms, squares, len(squares)
+        self.norms, self.front_share = np.sqrt(squares), float(FRONT_SHARE)
 
     def pick(
         self, n_picks: int, on_picks: Callable[[int], object] | None = None
@@ -111,16 +125,18 @@ class GraphCut:
         self.tie = TIE_WIDTH * scale
         self.sum, self.n_start, self.n_picks = self.total.copy(), self.n_left, n_picks
         self.pace, self.load, self.n_multiplied = float(RUN_PICKS), 0.0, 0
+        self.is_walking = False
         self.picked, self.gains = np.empty(n_picks, dtype=np.int64), np.empty(n_picks)
         self.picked_squares = np.zeros(n_picks)
         self.done = 0
         if self.table is None:
             self._pick_near(on_picks)
         while self.done < n_picks:
-            self.table = self.table or Table(self)
-            n_made = self.table.run(self)
+            self.table = self.table or self._table_all()
+            way = self.table.pick(min(n_picks - self.done, TABLE_PICKS), self.table.work_out())
+            self.table.keep()
             if on_picks is not None:
-                on_picks(n_made)
+                on_picks(len(way))
         if not self.is_cosine:
             of_picks = np.cumsum(self.picked_squares) - self.picked_squares
             self.gains += 2 * of_picks - self.square_total
@@ -135,7 +151,7 @@ class GraphCut:
         self.widest = float(self.norms.max())
         sizes = [NEAR_ROWS]
         if self.n_left > 2 * RING_ROWS:
-            sizes.insert(0, max(RING_ROWS, 16 * int(self.n_left**0.5)))
+            sizes.insert(0, max(RING_ROWS, 64 * int(self.n_left**0.5)))
         levels = [Level(self, None, sizes[0])]
         least = np.inf
         while self.done < self.n_picks and not self.suits_table:
@@ -151,6 +167,12 @@ class GraphCut:
             if n_made and on_picks is not None:
                 on_picks(n_made)
 
+    def _table_all(self) -> Table:
+        """Table all rows left."""
+        rows = np.flatnonzero(self.numbers >= 0)
+        numbers = self.numbers[rows]
+        return Table(self, numbers, self.squares[rows], self.source.take(numbers))
+
     @property
     def suits_table(self) -> bool:
         """Whether the pairs of all rows left can be held, and are worth their work."""
@@ -161,14 +183,15 @@ class GraphCut:
     def run_picks(self) -> int:
         """Picks that are tried in a row: twice as many as lately were kept, within limits."""
         n_tried = round(2 * self.pace) if self.pace > 1.5 else 1
-        return max(1, min(RUN_PICKS, 2**22 // self.source.n_columns, n_tried))
+        return max(1, min(RUN_PICKS, n_tried))
 
     def _compact(self) -> None:
         """Forget the rows that are used up."""
         is_open = self.numbers >= 0
         if not is_open.all():
-            for name in ("numbers", "followed", "squares", "norms", "slack"):
+            for name in ("numbers", "squares", "norms"):
                 setattr(self, name, getattr(self, name)[is_open])
+            self.terms = keep_rows(self.terms, np.flatnonzero(is_open))
 
     def weigh(self, n_picks: int) -> None:
         """Follow how many rows are multiplied for a pick."""
@@ -176,7 +199,10 @@ class GraphCut:
         self.n_multiplied = 0
 
     def keep(
-        self, numbers: list[int], gains: list[float], squares: Float[ndarray, " picks"]
+        self,
+        numbers: list[int],
+        gains: Float[ndarray, " picks"],
+        squares: Float[ndarray, " picks"],
     ) -> None:
         """Note picks that stand."""
         span = slice(self.done, self.done + len(numbers))
@@ -203,6 +229,27 @@ class GraphCut:
         return self.source.rounding * float(np.max(lengths))
 
 
+def keep_rows(values: Float[ndarray, "n k"], rows: Int[ndarray, " m"]) -> Float[ndarray, "m k"]:
+    """Keep some rows, ascending, in the memory of all."""
+    for column in values.T:
+        column[: len(rows)] = column[rows]
+    return values[: len(rows)]
+
+
+def suits_table(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
+    """Tell whether the pairs of so many rows can be held, and are worth their work.
+
+    Args:
+        n_rows: Rows left.
+        n_columns: Numbers a row.
+        table_bytes: Memory for the table.
+        load: Rows that were multiplied for a pick lately; with a table, half of all are.
+    """
+    if 4 * n_rows**2 > table_bytes or 8 * n_rows * n_columns > HELD_BYTES:
+        return False
+    return n_rows <= SMALL_ROWS or load >= n_rows / 2
+
+
 def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
     """Give orthonormal directions along which a sample of the rows varies most, its mean first.
 
@@ -216,18 +263,20 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
     sample = source.take(np.arange(0, n_rows, -(-n_rows // SAMPLE_ROWS)))
     mean = sample.sum() / len(sample)
     turned = np.random.default_rng(0).normal(size=(n_columns, size))
-    for _ in range(4):
-        if mean.any():
-            turned[:, 0] = mean
+    narrow: Any = sample.narrow()
+    for _ in range(SAMPLE_TURNS):
+        turned[:, 0] = mean
         basis = np.linalg.qr(turned)[0]
-        turned = sample.weighted(sample @ basis)
-    return basis
+        turned = narrow.weighted(narrow @ basis.astype(np.float32)).astype(np.float64)
+    if mean.any():
+        turned[:, 0] = mean
+    return np.linalg.qr(turned)[0]
 
 
 def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
-    About 4 k + 150 bytes a row, k being the number of followed directions (at most 32), and what
+    About 4 k + 160 bytes a row, k being the number of followed directions (at most 32), and what
     the two inner levels, the blocks and the table of the last rows hold, which is bounded.
 
     Args:
@@ -240,5 +289,5 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
         held = min(4 * n_rows * n_columns, HELD_BYTES)
         n_tabled = min(n_rows, int((TABLE_BYTES // len(sizes) / 4) ** 0.5))
         tabled = min(8 * n_tabled * n_columns, HELD_BYTES)  # in float64, and half of it in float32
-        n_bytes += n_rows * (4 * n_directions + 150) + 2 * held + 4 * n_tabled**2 + 2 * tabled
+        n_bytes += n_rows * (4 * n_directions + 160) + 2 * held + 4 * n_tabled**2 + 2 * tabled
     return n_bytes

@@ -7,18 +7,22 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.core.rows import HeldRows
+from dq_multimodal.core.way import Way, lengths
 
 if TYPE_CHECKING:
     from dq_multimodal.core.graph_cut import GraphCut
 
-RING_ROWS, NEAR_ROWS = 8192, 2048
+RING_ROWS, NEAR_ROWS = 16384, 3072
 """Rows drawn from all rows, and from these in turn; at least."""
 
-RUN_PICKS = 96
+RUN_PICKS = 128
 """Picks that are made in a row before the rows outside the front are looked at, at most."""
 
-NEVER = -1e300
-"""Gain of a row that is used up; finite, so that nothing comes of it but itself."""
+UNDERFLOW = 2.0**-100
+"""More than what float32 loses of a term where numbers are too small for it."""
+
+NEVER = -1e30
+"""Gain of a row that is used up; finite in float32 too, so that nothing comes of it but itself."""
 
 
 class Level:
@@ -34,17 +38,15 @@ class Level:
         size: Rows of the next level.
 
     Attributes:
-        rest: Bound of what each row owes to W across the directions.
+        terms: What the gains are bounded by, see `GraphCut.terms`.
         is_spent: Whether the next level has to be drawn anew.
     """
 
     def __init__(self, cut: "GraphCut", rows: Int[ndarray, " r"] | None, size: int) -> None:
         self.cut, self.size, self.is_spent, self.picks = cut, size, True, 0
         self.rows = np.arange(len(cut.numbers)) if rows is None else rows
-        part = slice(None) if rows is None else rows
-        self.followed, self.slack, self.norms, self.squares = (
-            values[part] for values in (cut.followed, cut.slack, cut.norms, cut.squares)
-        )
+        self.terms = cut.terms if rows is None else cut.terms.T[:, rows].T
+        self.lengths = (cut.norms if rows is None else cut.norms[rows]) + cut.source.offset
         self.held = None if rows is None else HeldRows(cut.source, cut.numbers[rows])
 
     def look(self) -> None:
@@ -57,26 +59,24 @@ class Level:
             found[is_open] = cut.source.screen(cut.numbers[is_open], self.across)
         else:
             found = self.held.multiply(slice(None), self.across)
-        rest = found + cut.rounding(self.across) * (self.norms + cut.source.offset)
-        rest *= cut.factor
+        rest = cut.factor * (found + cut.rounding(self.across) * self.lengths)
+        rest[~is_open] = 0.0
+        self.most_rest = float(np.abs(rest).max())
         rest[~is_open] = NEVER
-        self.rest = rest
+        self.terms[:, -1] = rest
 
     def bound(self, now: Float[ndarray, " d"], done: int) -> Float[ndarray, " r"]:
         """Bound the gains of all rows at some W."""
         cut = self.cut
         along = cut.along(now)
-        bounds = (self.followed @ along.astype(np.float32)).astype(np.float64)
-        bounds += self.rest
-        bounds += float(np.linalg.norm(cut.across(now) - self.across)) * self.slack
-        bounds += self.rounding(along) * cut.widest
-        if not cut.is_cosine:
-            bounds += cut.tilt(done) * self.squares
+        drift = float(np.linalg.norm(cut.across(now) - self.across))
+        tilt = cut.tilt(done)
+        weights = [*along, drift] if cut.is_cosine else [*along, drift, tilt]
+        bounds = self.terms @ np.array([*weights, 1.0], dtype=np.float32)
+        most = float(np.linalg.norm(along)) + cut.factor * drift + abs(tilt) * cut.widest
+        error = (len(weights) + 16) * 2.0**-23 * (most * cut.widest + self.most_rest)
+        bounds += np.float32(error + UNDERFLOW * (1.0 + most))
         return bounds
-
-    def rounding(self, along: Float[ndarray, "*t k"]) -> float:
-        """Bound the error of the followed part of a gain, for a row of norm 1."""
-        return (along.shape[-1] + 8) * 2.0**-23 * float(np.max(np.linalg.norm(along, axis=-1)))
 
     def draw(self, least: float) -> tuple[Int[ndarray, " k"], Float[ndarray, " k"]]:
         """Look at the rows and draw the next level, with every row whose bound is `least`.
@@ -91,9 +91,10 @@ class Level:
         bounds = self.bound(cut.sum, cut.done)
         is_drawn = cut.numbers[self.rows] >= 0
         if int(is_drawn.sum()) > self.size:
-            is_drawn &= bounds >= min(least, np.partition(bounds, -self.size)[-self.size])
-        high = bounds[is_drawn]
-        self.rest[is_drawn] = bounds[is_drawn] = NEVER
+            low = np.nextafter(np.float32(least), np.float32(-np.inf))
+            is_drawn &= bounds >= min(low, np.partition(bounds, -self.size)[-self.size])
+        high = bounds[is_drawn].astype(np.float64)
+        self.terms[is_drawn, -1] = bounds[is_drawn] = NEVER
         self._refer(bounds, cut.sum, cut.done)
         self.is_spent, self.picks = False, 0
         return self.rows[is_drawn], high
@@ -101,32 +102,37 @@ class Level:
     def _refer(self, bounds: Float[ndarray, " r"], now: Float[ndarray, " d"], done: int) -> None:
         self.most, self.then, self.done_then = float(bounds.max()), now, done
 
-    def count_safe(
-        self, sums: Float[ndarray, "t d"], done: int, lines: Float[ndarray, " t"]
-    ) -> int:
+    def count_safe(self, way: Way) -> int:
         """Count the picks before the first at which a row left out of the next level might matter.
 
         Args:
-            sums: W before each pick.
-            done: Picks before the first of them.
-            lines: Of each pick, the gain below which a row does not matter.
+            way: The picks, from W as it is now.
         """
-        if self.most <= NEVER / 2:
-            return len(lines)
-        n_safe = self._count_safe(sums, done, lines)
-        if n_safe < len(lines) and done > self.done_then:
-            self._refer(self.bound(sums[0], done), sums[0], done)
-            n_safe = self._count_safe(sums, done, lines)
-        self.is_spent = n_safe < min(len(lines), RUN_PICKS // 2)
+        cut, n_picks = self.cut, len(way)
+        if not n_picks or self.most <= NEVER / 2:
+            return n_picks
+        n_safe = self._count_safe(way)
+        if n_safe < n_picks:
+            if cut.done != self.done_then or (cut.sum != self.then).any():
+                self._refer(self.bound(cut.sum, cut.done), cut.sum, cut.done)
+            end, done = cut.sum + way.sums[-1], cut.done + n_picks
+            bounds = self.bound(end, done)
+            most = max(self.most - way.lines[0], float(bounds.max()) - way.lines[-1])
+            longest, lowest = way.bend
+            if most + cut.factor * cut.widest * longest < lowest:
+                self._refer(bounds, end, done)
+                return n_picks
+            n_safe = self._count_safe(way)
+        self.is_spent = n_safe < min(n_picks, RUN_PICKS // 2)
         return n_safe
 
-    def _count_safe(
-        self, sums: Float[ndarray, "t d"], done: int, lines: Float[ndarray, " t"]
-    ) -> int:
+    def _count_safe(self, way: Way) -> int:
         """Count them by the way that W went since the bounds were worked out."""
-        cut = self.cut
-        drift = cut.factor * cut.widest * np.linalg.norm(sums - self.then, axis=1)
+        cut, n_picks = self.cut, len(way)
+        sums = way.sums[:n_picks] + (cut.sum - self.then)
+        drift = cut.factor * cut.widest * lengths(sums)
         if not cut.is_cosine:
-            drift += 2 * (done - self.done_then + np.arange(len(lines))) * cut.widest**2
-        is_bad = self.most + drift >= lines
-        return int(is_bad.argmax()) if is_bad.any() else len(lines)
+            n_since = cut.done - self.done_then + np.arange(n_picks)
+            drift += 2 * np.maximum(n_since, 0) * cut.widest**2
+        is_bad = self.most + drift >= way.lines
+        return int(is_bad.argmax()) if is_bad.any() else n_picks

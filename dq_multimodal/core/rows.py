@@ -16,6 +16,12 @@ BLOCK_BYTES = 2**24
 HELD_BYTES = 2**27
 """Rows that are looked at often are kept in memory up to this size, else read whenever needed."""
 
+CACHED_BYTES = 2**20
+"""The same, where they are widened to float64 and looked at more than once."""
+
+IN_PLACE_SHARE = 4
+"""Of so many rows one has to be wanted for all to be read where they are."""
+
 TAME = (1e-100, 1e100)
 """Norms whose inverse neither overflows nor underflows, by a wide margin."""
 
@@ -52,7 +58,7 @@ class RowSource:
         similarity: Similarity,
         n_left: int = 0,
     ) -> None:
-        self.values, self.members, self.n_left = values, members, n_left
+        self.values, self.members, self.n_left = np.asarray(values), members, n_left
         self.n_rows = len(values) if members is None else len(members)
         n_columns = values.shape[1]
         self.n_columns = n_left * (n_columns - n_left) if n_left else n_columns
@@ -84,9 +90,10 @@ class RowSource:
         return self.values[numbers if self.members is None else self.members[numbers]]
 
     def spans(self) -> Iterator[slice]:
-        """Cut the rows into blocks."""
-        for start in range(0, self.n_rows, self.block_rows):
-            yield slice(start, min(start + self.block_rows, self.n_rows))
+        """Cut the rows into blocks that the cache holds."""
+        n_rows = max(64, CACHED_BYTES // (8 * self.values.shape[1]))
+        for start in range(0, self.n_rows, n_rows):
+            yield slice(start, min(start + n_rows, self.n_rows))
 
     def take(self, numbers: Any) -> Rows:
         """Read rows and prepare them, in float64."""
@@ -124,13 +131,23 @@ class RowSource:
         self, numbers: Int[ndarray, " b"], vectors: Float[ndarray, "d *t"]
     ) -> Float[ndarray, "b *t"]:
         """Read rows block by block and multiply them with vectors; see `multiply`."""
+        is_read_in_place = self.members is None and self.values.dtype == np.float32
+        share = IN_PLACE_SHARE if is_read_in_place and self.is_light else 1
         made = np.empty((len(numbers), *vectors.shape[1:]))
         for start in range(0, len(numbers), self.block_rows):
-            part: Any = numbers[start : start + self.block_rows]
-            if (np.diff(part) == 1).all():
-                part = slice(int(part[0]), int(part[-1]) + 1)  # read in place
-            given = self.read(part)
-            made[start : start + len(given)] = self.multiply(given, part, vectors)
+            part = numbers[start : start + self.block_rows]
+            first, end = int(part.min()), int(part.max()) + 1
+            if end - first > share * len(part):
+                found = self.multiply(self.read(part), part, vectors)
+            else:  # reading others too is faster than a copy
+                found = np.empty((end - first, *vectors.shape[1:]))
+                for at in range(first, end, self.block_rows):
+                    span = slice(at, min(at + self.block_rows, end))
+                    found[at - first : span.stop - first] = self.multiply(
+                        self.read(span), span, vectors
+                    )
+                found = found[part - first]
+            made[start : start + len(part)] = found
         return made
 
     def _inverse_norms(self, part: slice) -> Float[ndarray, " n"] | None:

@@ -1,178 +1,294 @@
-"""The last rows of a greedy run: what each pick does to all gains, multiplied out beforehand."""
+"""Rows among which a greedy run picks, with what each pick does to all their gains."""
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.core.front import MARGIN
-from dq_multimodal.core.rows import HELD_BYTES
+from dq_multimodal.core.blocks import Rows, narrow_pairs
+from dq_multimodal.core.way import Way, go_on
 
 if TYPE_CHECKING:
     from dq_multimodal.core.graph_cut import GraphCut
 
-TABLE_BYTES = 2**28
-"""Memory of the table: 8,192 rows, however many there were."""
+FEW_ROWS, MANY_SHARE = 1024, 1 / 8
+"""Contenders, or their share of all rows, above which all gains are worked out anew instead."""
 
-TABLE_PICKS = 256
-"""Picks before all gains are worked out anew, at most."""
-
-TILE_ROWS = 256
-"""Rows and columns of the table that are filled at once."""
-
-FEW_ROWS, MANY_SHARE = 64, 1 / 8
-"""Contenders whose gains are worked out without a closer look at their errors; and the share of all
-rows from which on all gains are worked out instead."""
+RIVALS, FLAT_VALUES = 1024, 2**22
+"""Rivals that are looked at after a race, and numbers of rows that are multiplied out; at most."""
 
 UNDERFLOW = 2.0**-90
 """More than what float32 loses of a gain by one pick where numbers are too small for it."""
 
-SMALL_ROWS = 1024
-"""So few rows are tabled at once: hardly any bound excludes a row of these for long."""
-
-
-def suits_table(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
-    """Tell whether the pairs of so many rows can be held, and are worth their work.
-
-    Args:
-        n_rows: Rows left.
-        n_columns: Numbers a row.
-        table_bytes: Memory for the table.
-        load: Rows that were multiplied for a pick lately; with a table, half of all are.
-    """
-    if 4 * n_rows**2 > table_bytes or 8 * n_rows * n_columns > HELD_BYTES:
-        return False
-    return n_rows <= SMALL_ROWS or load >= n_rows / 2
+MARGIN = 1.01
+"""A row more than this many tie widths below the best can neither win nor tie: the hundredth is
+far above what rounding does to a gain."""
 
 
 class Table:
-    """All rows that a greedy run has left, few enough for a float32 number for each pair.
+    """Some rows, with a float32 number for each pair of them.
 
-    Near the end of a run W is almost zero, and every pick turns it: no bound tells the rows that
-    matter from the others. Here a pick costs the sum of two arrays and two searches for the largest
-    number. Gains are float32 with a bound of their error; where it leaves more than one row that
-    might win or tie, the gains of these are worked out in float64. All are worked out anew, in
-    float64, at every few hundred picks.
+    A pick costs the sum of two arrays and a search for the largest number. Gains are float32 with
+    a bound of their error; those of the picks, and of the rows that it leaves as their rivals, are
+    worked out in float64.
 
     Args:
         cut: The greedy run.
+        numbers: The rows.
+        squares: Their squared norms.
+        block: The rows themselves.
+
+    Attributes:
+        numbers: Row numbers; -1 where a row is used up.
+        changes: What the pick of each row does to the gains of all, rounded to float32; minus
+            infinity to its own where no equal row is left. None before it is needed.
+        taken: Places of the rows picked by the last `pick`, in order.
+        picked: Their row numbers.
+        made: Their gains, less the constant.
+        behind: How far these are behind the best, with which they tie.
+        sums: How far W went before each of them, and after the last.
     """
 
-    def __init__(self, cut: "GraphCut") -> None:
-        rows = np.flatnonzero(cut.numbers >= 0)
-        self.numbers, self.squares, self.norms = (
-            values[rows] for values in (cut.numbers, cut.squares, cut.norms)
-        )
-        self.block = cut.source.take(self.numbers)
-        self.step = -2.0 * cut.factor
-        self.rise = 0.0 if cut.is_cosine else 2.0
-        self.rounding = -self.step * (sum(self.block.widths) + 16) * 2.0**-23
-        narrow: Any = self.block.narrow()
-        size = len(rows)
-        self.changes = np.empty((size, size), dtype=np.float32)
-        for start in range(0, size, TILE_ROWS):
-            span = slice(start, start + TILE_ROWS)
-            pairs = narrow[span].pairs(narrow[start:])
-            pairs *= np.float32(self.step)
-            self.changes[span, start:] = pairs
-            for at in range(start + TILE_ROWS, size, TILE_ROWS):
-                tile = pairs[:, at - start : at - start + TILE_ROWS]
-                self.changes[at : at + TILE_ROWS, span] = tile.T
-        if self.rise:
-            self.changes += (self.rise * self.squares).astype(np.float32)
-        self.exact = np.empty(size)  # gains before the picks in `taken`
+    def __init__(
+        self,
+        cut: "GraphCut",
+        numbers: Int[ndarray, " n"],
+        squares: Float[ndarray, " n"],
+        block: Rows,
+    ) -> None:
+        self.cut = weakref.proxy(cut)  # it may hold this table
+        self.numbers, self.squares, self.block = numbers, squares, block
+        self.norms, self.is_plain = np.sqrt(squares), False
+        self.step, self.rise = -2.0 * cut.factor, 0.0 if cut.is_cosine else 2.0
+        self.rounding = -self.step * (sum(block.widths) + 16) * 2.0**-23
         self.taken: list[int] = []
-        self.n_summed, self.length = 0, 0.0  # of these, in W; and their norms together
+        self.picked: list[int] = []
+        self.behind: list[float] = []
+        self.changes: Float[ndarray, "n n"] | None = None
+        self.n_flat = max(1, FLAT_VALUES // block.shape[1])
 
-    def run(self, cut: "GraphCut") -> int:
-        """Make some of the picks that the greedy run lacks; give how many, at least one."""
-        self.taken, self.n_summed, self.length = [], 0, 0.0
-        is_open = self.numbers >= 0
-        self.exact = self._work_out(cut, slice(None))
-        self.exact[~is_open] = -np.inf
-        gains = self.exact.astype(np.float32)
-        most = float(np.abs(self.exact[is_open]).max())
-        widest = float(self.norms[is_open].max())
-        numbers: list[int] = []
-        for _ in range(min(cut.n_picks - cut.done, TABLE_PICKS)):
-            at = int(gains.argmax())
-            best = gains[at]
-            window = 2 * self._error(most, widest) + MARGIN * cut.tie
-            gains[at] = -np.inf
-            is_contested = gains[gains.argmax()] >= best - window
-            gains[at] = best
-            if is_contested:
-                found = self._decide(cut, np.flatnonzero(gains >= best - window), gains)
-                if found is None:
-                    break
-                at = found
-            number = int(self.numbers[at])
-            self.taken.append(at)
-            numbers.append(number)
-            self.length += float(self.norms[at])
-            gains += self.changes[at]
-            following = -1 if cut.next_equal is None else int(cut.next_equal[number])
-            self.numbers[at] = following
-            if following < 0:
-                gains[at] = -np.inf
-        self._sum_up(cut)
-        picked = self.block[np.array(self.taken)]
-        made = self.exact[self.taken] + self.step * np.tril(picked.pairs(), -1).sum(axis=1)
-        made += self.rise * np.arange(len(numbers)) * self.squares[self.taken]
-        cut.keep(numbers, made.tolist(), self.squares[self.taken])
-        return len(numbers)
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-    def _work_out(
-        self, cut: "GraphCut", places: slice | Int[ndarray, " k"]
-    ) -> Float[ndarray, " k"]:
-        """Give gains in float64, less the constant."""
+    def _fill(self) -> Float[ndarray, "n n"]:
+        """Multiply out what the pick of each row does to the gains of all."""
+        changes = narrow_pairs(self.block, self.step)
+        if self.rise:
+            changes += (self.rise * self.squares).astype(np.float32)
+        self.own = changes.diagonal().copy()
+        next_equal = self.cut.next_equal
+        is_last: Any = True if next_equal is None else next_equal[self.numbers] < 0
+        np.fill_diagonal(changes, np.where(is_last | (self.numbers < 0), -np.inf, self.own))
+        return changes
+
+    def work_out(self, places: slice | Int[ndarray, " k"] = slice(None)) -> Float[ndarray, " k"]:
+        """Give gains in float64, less the constant; minus infinity for rows that are used up."""
+        cut = self.cut
         gains = cut.factor * (self.block[places] @ cut.sum)
         if self.rise:
-            gains += cut.tilt(cut.done + self.n_summed) * self.squares[places]
+            gains += cut.tilt(cut.done) * self.squares[places]
+        gains[self.numbers[places] < 0] = -np.inf
         return gains
 
-    def _sum_up(self, cut: "GraphCut") -> None:
-        """Take the picks from the sum W that are not taken from it yet."""
-        picked = self.block[np.array(self.taken[self.n_summed :], dtype=np.int64)]
-        cut.sum = cut.sum - 2.0 * picked.sum()
-        self.n_summed = len(self.taken)
-
-    def _error(self, gain: Any, norm: Any) -> Any:
-        """Bound the error of float32 gains after the picks made since they were exact.
+    def pick(self, n_most: int, exact: Float[ndarray, " n"], is_plain: bool = False) -> Way:
+        """Make picks among these rows alone, one at least where any is open.
 
         Args:
-            gain: What they were then, of one row or of several.
-            norm: Norms of these rows.
+            n_most: Picks at most.
+            exact: The gains of all rows, see `work_out`.
+            is_plain: Whether to multiply at every pick, in float64, instead of beforehand.
         """
-        n_taken = len(self.taken)
-        moved = (-self.step) * norm * self.length + self.rise * n_taken * norm**2
-        sums = 2.0**-23 * (n_taken + 1) * (np.abs(gain) + moved)
-        return self.rounding * norm * self.length + sums + (n_taken + 1) * UNDERFLOW
+        cut, top = self.cut, float(exact.max(initial=-np.inf))
+        self.exact, self.is_plain = exact, is_plain
+        self.taken, self.picked, self.behind = [], [], []
+        self.sums, self.moved = np.zeros((1, len(cut.sum))), np.zeros(len(cut.sum))
+        self.n_summed, self.length, self.widest = 0, 0.0, float(self.norms.max(initial=0.0))
+        n_most = min(n_most, self.n_flat)
+        if top > -np.inf:
+            gains = exact.copy() if is_plain else (exact - top).astype(np.float32)
+            if self.changes is None and not is_plain:
+                self.changes = self._fill()
+            is_race, cut.is_walking = not (is_plain or cut.is_walking), False
+            if is_race:
+                gains = self._race(gains, n_most)
+            is_lost = is_race and 4 * len(self.taken) < n_most
+            self._walk(gains, n_most)
+            cut.is_walking |= is_lost
+        places = np.array(self.taken, dtype=np.int64)
+        self._go(places[len(self.sums) - 1 :])
+        self.made = self._follow(places, np.arange(len(places)))
+        return Way(self.sums, self.made + self.behind - MARGIN * cut.tie)
+
+    def roll_back(self, n_kept: int) -> None:
+        """Forget the picks after the first few."""
+        undone = zip(self.taken[n_kept:][::-1], self.picked[n_kept:][::-1], strict=True)
+        for at, number in undone:
+            self._stand_for(at, number)
+        self.taken, self.picked = self.taken[:n_kept], self.picked[:n_kept]
+        self.made = self.made[:n_kept]
+
+    def keep(self) -> None:
+        """Hand the picks to the greedy run."""
+        cut, n_kept = self.cut, len(self.taken)
+        cut.keep(self.picked, self.made, self.squares[self.taken])
+        cut.sum = cut.sum + self.sums[n_kept]
+
+    def _follow(self, places: Int[ndarray, " k"], when: Int[ndarray, " k"]) -> Float[ndarray, " k"]:
+        """Give the gain of each of some rows after so many of the picks."""
+        rows = self.block[places].flat()
+        gains = self.exact[places] + self.cut.factor * np.vecdot(rows, self.sums[when])
+        return gains + self.rise * when * self.squares[places]
+
+    def _window(self, best: Any, n_made: Any, length: Any) -> Any:
+        """Bound how far below the best a float32 gain may be of a row that may win or tie.
+
+        Args:
+            best: The highest gain, less that before the first pick.
+            n_made: Picks made since.
+            length: Their norms together.
+        """
+        moved = -self.step * self.widest * length + self.rise * n_made * self.widest**2
+        adding = 2.0**-23 * (n_made + 1)
+        error = self.rounding * self.widest * length + adding * (np.abs(best) + moved)
+        return 1.001 * (2 * (error + (n_made + 1) * UNDERFLOW) + MARGIN * self.cut.tie)
+
+    def _race(self, start: Float[ndarray, " n"], n_most: int) -> Float[ndarray, " n"]:
+        """Make picks by float32 gains, up to the first for which these do not do.
+
+        Returns:
+            The gains after them.
+        """
+        changes, add, size = self.changes, np.add, len(start)
+        assert changes is not None
+        gains = np.empty((n_most + 1, size), dtype=np.float32)
+        gains[0], now = start, start
+        taken: list[int] = []
+        for following in gains[1:]:
+            at = int(now.argmax())
+            taken.append(at)
+            add(now, changes[at], following)
+            now = following
+        n_sure = self._count_open(taken)
+        places, made = np.array(taken[:n_sure], dtype=np.int64), np.arange(n_sure)
+        best = gains[made, places].astype(np.float64)
+        is_open = best > -np.inf
+        if not is_open.all():
+            n_sure = int(is_open.argmin())
+            places, made, best = places[:n_sure], made[:n_sure], best[:n_sure]
+        lengths = np.cumsum(self.norms[places]) - self.norms[places]
+        least = (best - self._window(best, made, lengths)).astype(np.float32)
+        is_rival = gains[:n_sure] >= np.nextafter(least, np.float32(-np.inf))[:, None]
+        is_rival[made, places] = False
+        found, n_looked = np.flatnonzero(is_rival), min(RIVALS, self.n_flat)
+        if len(found) > n_looked:
+            n_sure = int(found[n_looked]) // size
+            found = found[:n_looked]
+        if len(found) and n_sure:
+            when, rivals = np.divmod(found, size)  # np.nonzero is far slower
+            self._go(places)
+            is_lost = self._follow(rivals, when) >= self._follow(places, made)[when] - self.cut.tie
+            n_sure = min(n_sure, int(when[is_lost].min(initial=n_sure)))
+        self.sums = self.sums[: n_sure + 1]
+        self._note(taken[:n_sure])
+        gains[n_sure, self.numbers < 0] = -np.inf
+        return gains[n_sure]
+
+    def _count_open(self, taken: list[int]) -> int:
+        """Count the picks before the first of a row of which no equal one is left."""
+        next_equal = self.cut.next_equal
+        if next_equal is None:
+            return len(taken)
+        left: dict[int, int] = {}
+        for n_made, at in enumerate(taken):
+            number = left.get(at, int(self.numbers[at]))
+            if number < 0:
+                return n_made
+            left[at] = int(next_equal[number])
+        return len(taken)
+
+    def _go(self, places: Int[ndarray, " t"]) -> None:
+        """Go on with W by some picks."""
+        self.sums = go_on(self.sums, -2.0 * self.block[places].flat())
+
+    def _note(self, places: list[int]) -> None:
+        """Note rows as picked."""
+        next_equal = self.cut.next_equal
+        for at in places:
+            number = int(self.numbers[at])
+            self.picked.append(number)
+            self._stand_for(at, -1 if next_equal is None else int(next_equal[number]))
+            self.length += float(self.norms[at])
+        self.taken += places
+        self.behind += [0.0] * len(places)
+
+    def _stand_for(self, at: int, number: int) -> None:
+        """Let the row at a place stand for an equal one, -1 for none."""
+        self.numbers[at] = number
+        next_equal = self.cut.next_equal
+        if self.changes is not None and next_equal is not None:
+            is_last = number < 0 or next_equal[number] < 0
+            self.changes[at, at] = -np.inf if is_last else self.own[at]
+
+    def _walk(self, gains: Float[ndarray, " n"], n_most: int) -> None:
+        """Make picks with a look at each."""
+        cut, window = self.cut, MARGIN * self.cut.tie
+        for n_made in range(len(self.taken), n_most):
+            at = int(gains.argmax())
+            best = gains[at]
+            if best == -np.inf:
+                break
+            if not self.is_plain:
+                window = self._window(float(best), n_made, self.length)
+            gains[at] = -np.inf
+            is_contested = gains[gains.argmax()] >= best - window
+            gains[at], behind = best, 0.0
+            if is_contested:
+                found = self._decide(np.flatnonzero(gains >= best - window), gains)
+                if found is None:
+                    cut.is_walking = True
+                    break
+                at, behind = found
+            if self.changes is None or self.is_plain:
+                gains += self.step * self.block.products(at)
+                if self.rise:
+                    gains += self.rise * self.squares
+            else:
+                gains += self.changes[at]
+            self._note([at])
+            self.behind[-1] = behind
+            if self.numbers[at] < 0:
+                gains[at] = -np.inf
 
     def _decide(
-        self, cut: "GraphCut", places: Int[ndarray, " k"], gains: Float[ndarray, " n"]
-    ) -> int | None:
+        self, places: Int[ndarray, " k"], gains: Float[ndarray, " n"]
+    ) -> tuple[int, float] | None:
         """Find the pick among some rows, the only ones that may win or tie.
 
         Args:
-            cut: The greedy run.
             places: The rows.
             gains: Gains of all rows, roughly.
 
         Returns:
-            Its place; None where all gains had better be worked out first.
+            Its place, and how far its gain is behind the best that it ties with; None where all
+            gains had better be worked out first.
         """
-        exact = self.exact[places]
-        if self.taken:
-            if len(places) > FEW_ROWS:
-                error = self._error(exact, self.norms[places])
-                near = gains[places]
-                least = float((near - error).max()) - MARGIN * cut.tie
-                places = places[near + error >= least]
+        cut = self.cut
+        if self.is_plain:
+            exact = gains[places]
+        elif not self.taken:
+            exact = self.exact[places]
+        else:
             if len(places) > max(FEW_ROWS, MANY_SHARE * len(gains)):
                 return None
-            self._sum_up(cut)
-            exact = self._work_out(cut, places)
-        tied = places[exact >= exact.max() - cut.tie]
-        return int(tied[np.argmin(self.numbers[tied])])
+            late = self.block[np.array(self.taken[self.n_summed :], dtype=np.int64)]
+            self.moved, self.n_summed = self.moved - 2.0 * late.sum(), len(self.taken)
+            exact = self.exact[places] + cut.factor * (self.block[places] @ self.moved)
+            if self.rise:
+                exact += self.rise * len(self.taken) * self.squares[places]
+        best = float(exact.max())
+        tied = np.flatnonzero(exact >= best - cut.tie)
+        cut.is_walking |= len(tied) > 1
+        at = tied[np.argmin(self.numbers[places[tied]])]
+        return int(places[at]), best - float(exact[at])

@@ -1,0 +1,54 @@
+"""How the sum W goes by some picks in a row."""
+
+import itertools
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+
+class Way:
+    """How the sum W goes by some picks in a row, and what other rows must not reach meanwhile.
+
+    Args:
+        sums: (t + 1, d), how far W went before each pick, and after the last.
+        lines: (t,), of each pick, the gain below which a row does not matter.
+    """
+
+    def __init__(self, sums: Float[ndarray, "t1 d"], lines: Float[ndarray, " t"]) -> None:
+        self.sums, self.lines = sums, lines
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def first(self, n_picks: int) -> "Way":
+        """Give the way of the first picks."""
+        if n_picks == len(self):
+            return self
+        return Way(self.sums[: n_picks + 1], self.lines[:n_picks])
+
+    @cached_property
+    def bend(self) -> tuple[float, float]:
+        """How far W and the lines leave the straight way between their ends.
+
+        The longest distance of W from it, and the least that a line is above it (or, negative,
+        below).
+        """
+        part = np.linspace(0, 1, len(self) + 1)
+        aside = self.sums - part[:, None] * self.sums[-1]
+        straight = self.lines[0] + part[:-1] * (self.lines[-1] - self.lines[0])
+        return float(lengths(aside).max()), float((self.lines - straight).min())
+
+
+def lengths(vectors: Float[ndarray, "t d"]) -> Float[ndarray, " t"]:
+    """Give the norms of some vectors."""
+    return np.sqrt(np.vecdot(vectors, vectors))
+
+
+def go_on(sums: Float[ndarray, "s d"], steps: Float[ndarray, "t d"]) -> Float[ndarray, "st d"]:
+    """Go on from the last of some sums, a step at a time."""
+    made = np.concatenate([sums, steps])
+    for before, after in itertools.pairwise(made[len(sums) - 1 :]):
+        np.add(before, after, out=after)  # np.cumsum goes down the columns, far slower
+    return made

@@ -10,12 +10,10 @@ from numpy import ndarray
 from dq_multimodal.config import Similarity
 from dq_multimodal.core.blocks import row_squares
 from dq_multimodal.core.front import FRONT_SHARE, Front, Near
+from dq_multimodal.core.greedy import Greedy
 from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, RUN_PICKS, Level
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
 from dq_multimodal.core.table import Table
-
-TIE_WIDTH = 1e-9
-"""Gains closer than this times the scale are a tie."""
 
 DIRECTIONS = 32
 """Directions in which the change of a gain is followed exactly, at most."""
@@ -31,18 +29,8 @@ SMALL_ROWS = 1024
 """So few rows are tabled at once: hardly any bound excludes a row of these for long."""
 
 
-class GraphCut:
-    r"""Greedy runs over the rows of one stratum, each from the rows that those before it left.
-
-    With R the rows when a run begins and S those picked so far, the gain of a row is
-
-    - cosine: $\sum_{p \in R} \langle p, x \rangle - 2 \sum_{p \in S} \langle p, x \rangle$
-    - euclidean: $\sum_{p \in S} \|p-x\|^2 - \sum_{p \in R \setminus S} \|p-x\|^2$
-      (Dataset Quantization, arXiv:2308.10524, Eq. 1-2)
-
-    Up to a constant that is $f \langle x, W \rangle + c \|x\|^2$ with $W = \sum_R p - 2 \sum_S p$,
-    f = 1 and c = 0 (cosine) or f = 2 and c = 2|S| - |R| (euclidean). Few rows are looked at for a
-    pick:
+class GraphCut(Greedy):
+    r"""Exact greedy runs that look at few rows for a pick, see `Greedy`.
 
     - W is split along a few directions (the mean of a sample and its largest variation). What a
       gain owes to them is followed exactly in k numbers a row; what it owes to the rest of W, of
@@ -59,10 +47,8 @@ class GraphCut:
       all of them are the front, to the end.
 
     Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
-    are float64. The picks are those of the plain greedy. Gains within 1e-9 x scale of the best
-    are a tie, which the lowest row number wins: two equal rows may leave a matrix product with
-    different last bits. The scale is |R| (cosine) or the sum of the squared distances of R to
-    its mean (euclidean). Rows that are equal bit for bit are one row that may be picked again.
+    are float64. The picks are those of the plain greedy. Rows that are equal bit for bit are one
+    row that may be picked again.
 
     Args:
         source: The rows.
@@ -73,20 +59,17 @@ class GraphCut:
         terms: What the gain of a row is bounded by, each to be weighted: what it has along the
             directions, its length across them, its squared norm (euclidean), and what it owes to W
             across them.
-        n_left: Rows that are not picked yet.
-        n_open: Distinct rows among them.
+        n_open: Distinct rows among those left.
     """
 
     def __init__(
         self, source: RowSource, similarity: Similarity, table_bytes: int = TABLE_BYTES
     ) -> None:
-        self.source, self.n_left, self.table_bytes = source, len(source), table_bytes
+        super().__init__(similarity, len(source), np.zeros(source.n_columns), 0.0)
+        self.source, self.table_bytes = source, table_bytes
         self.table: Table | None = None
-        self.is_cosine = similarity == "cosine"
-        self.factor = 1.0 if self.is_cosine else 2.0
         self.directions = find_directions(source)
         n_directions = self.directions.shape[1]
-        self.total = np.zeros(source.n_columns)
         n_terms = n_directions + (2 if self.is_cosine else 3)
         terms = np.zeros((len(source), n_terms), dtype=np.float32, order="F")
         squares, across = np.empty(len(source)), np.empty(len(source))
@@ -107,43 +90,16 @@ class GraphCut:
         self.terms, self.squares, self.n_open = terms, squares, len(squares)
         self.norms, self.front_share = np.sqrt(squares), float(FRONT_SHARE)
 
-    def pick(
-        self, n_picks: int, on_picks: Callable[[int], object] | None = None
-    ) -> tuple[Int[ndarray, " picks"], Float[ndarray, " picks"]]:
-        """Make a greedy run over the rows that are left.
-
-        Args:
-            n_picks: How many to pick, at most `n_left`.
-            on_picks: Called now and then with the number of rows picked since its last call.
-
-        Returns:
-            The row numbers in pick order, and the gain with which each was picked.
-        """
-        scale = float(self.n_left)
-        if not self.is_cosine:
-            scale = max(self.square_total - float(self.total @ self.total) / self.n_left, 0.0)
-        self.tie = TIE_WIDTH * scale
-        self.sum, self.n_start, self.n_picks = self.total.copy(), self.n_left, n_picks
+    def _run(self, on_picks: Callable[[int], object] | None) -> None:
         self.pace, self.load, self.n_multiplied = float(RUN_PICKS), 0.0, 0
-        self.is_walking = False
-        self.picked, self.gains = np.empty(n_picks, dtype=np.int64), np.empty(n_picks)
-        self.picked_squares = np.zeros(n_picks)
-        self.done = 0
         if self.table is None:
             self._pick_near(on_picks)
-        while self.done < n_picks:
+        while self.done < self.n_picks:
             self.table = self.table or self._table_all()
-            way = self.table.pick(min(n_picks - self.done, TABLE_PICKS), self.table.work_out())
+            way = self.table.pick(min(self.n_picks - self.done, TABLE_PICKS), self.table.work_out())
             self.table.keep()
             if on_picks is not None:
                 on_picks(len(way))
-        if not self.is_cosine:
-            of_picks = np.cumsum(self.picked_squares) - self.picked_squares
-            self.gains += 2 * of_picks - self.square_total
-        self.total = (self.total + self.sum) / 2
-        self.square_total -= float(self.picked_squares.sum())
-        self.n_left -= n_picks
-        return self.picked, self.gains
 
     def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:
         """Pick among the rows near the best, until a table of all rows left is the better way."""
@@ -203,17 +159,12 @@ class GraphCut:
         numbers: list[int],
         gains: Float[ndarray, " picks"],
         squares: Float[ndarray, " picks"],
+        way: Float[ndarray, " d"],
     ) -> None:
-        """Note picks that stand."""
-        span = slice(self.done, self.done + len(numbers))
-        self.picked[span], self.gains[span], self.picked_squares[span] = numbers, gains, squares
-        self.done = span.stop
+        """Note picks that stand, by which W went a way."""
+        super().keep(numbers, gains, squares, way)
         used_up = None if self.next_equal is None else self.next_equal[numbers] < 0
         self.n_open -= len(numbers) if used_up is None else int(used_up.sum())
-
-    def tilt(self, done: int) -> float:
-        """Give the weight c of the squared norm after so many picks."""
-        return 0.0 if self.is_cosine else 2.0 * done - self.n_start
 
     def along(self, sums: Float[ndarray, "*t d"]) -> Float[ndarray, "*t k"]:
         """Give the weights of the directions at W, the factor f included."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
+from dq_multimodal.core.greedy import TIE_WIDTH
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,8 +96,6 @@ def _pick(
 ) -> "tuple[Tensor, Tensor, Tensor]":
     """Make all bins of all strata; rows are (s, n, d), of which the first `sizes` count."""
     import torch
-
-    from dq_multimodal.core.graph_cut import TIE_WIDTH
 
     n_strata, n_rows, _ = rows.shape
     is_cosine = similarity == "cosine"

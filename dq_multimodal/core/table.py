@@ -1,17 +1,15 @@
 """Rows among which a greedy run picks, with what each pick does to all their gains."""
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.core.blocks import Rows, narrow_pairs
+from dq_multimodal.core.greedy import Greedy
 from dq_multimodal.core.way import Way, go_on
-
-if TYPE_CHECKING:
-    from dq_multimodal.core.graph_cut import GraphCut
 
 FEW_ROWS, MANY_SHARE = 1024, 1 / 8
 """Contenders, or their share of all rows, above which all gains are worked out anew instead."""
@@ -53,7 +51,7 @@ class Table:
 
     def __init__(
         self,
-        cut: "GraphCut",
+        cut: Greedy,
         numbers: Int[ndarray, " n"],
         squares: Float[ndarray, " n"],
         block: Rows,
@@ -131,9 +129,8 @@ class Table:
 
     def keep(self) -> None:
         """Hand the picks to the greedy run."""
-        cut, n_kept = self.cut, len(self.taken)
-        cut.keep(self.picked, self.made, self.squares[self.taken])
-        cut.sum = cut.sum + self.sums[n_kept]
+        way = self.sums[len(self.taken)]
+        self.cut.keep(self.picked, self.made, self.squares[self.taken], way)
 
     def _follow(self, places: Int[ndarray, " k"], when: Int[ndarray, " k"]) -> Float[ndarray, " k"]:
         """Give the gain of each of some rows after so many of the picks."""

@@ -43,8 +43,8 @@ def make_bins_together(
     settings: dict[str, Any] = {"n_bins": n_bins, "similarity": similarity, "n_left": n_left}
     n_busy = sum(len(rows) > 0 for rows in shares)
     if n_busy == 1 or folder is None:
-        device = accelerator() if codes.max() else None
-        return make_bins(embeddings, strata=strata, on_picks=on_picks, device=device, **settings)
+        settings |= {"device": accelerator(), "on_picks": on_picks}
+        return make_bins(embeddings, strata=strata, **settings)
     as_matrix(embeddings)  # an error is to name the row of the whole
     world.post("bins", folder=str(folder.absolute()), codes=codes.astype(np.int32), **settings)
     found = {0: _bin_some(embeddings, shares[0], codes, on_picks=on_picks, **settings)}

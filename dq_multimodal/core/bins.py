@@ -13,8 +13,10 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
 from dq_multimodal.core.graph_cut import TABLE_BYTES, GraphCut
+from dq_multimodal.core.greedy import Greedy
 from dq_multimodal.core.lockstep import MAX_ROWS, bin_in_lockstep
 from dq_multimodal.core.rows import RowSource
+from dq_multimodal.core.sweep import Sweep, fits_device
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def make_bins(
         n_left: For rows that are outer products (last-layer gradients): an embedding holds the
             n_left numbers of the left factor, then those of the right one. 0 is plain rows.
         strata: (n,) labels of any type that sorts, integers or strings; None is one stratum.
-        device: "cuda" picks in small strata side by side on an accelerator, with the same picks;
+        device: "cuda" picks on an accelerator, in small strata side by side, with the same picks;
             None is the processor, several strata at once.
         on_picks: Called now and then with the number of rows picked since (for progress bars).
 
@@ -99,8 +101,13 @@ def make_bins(
             on_picks(n_picks)
 
     def bin_stratum(members: Int[ndarray, " k"]) -> None:
-        source = RowSource(values, None if len(members) == n_rows else members, similarity, n_left)
-        greedy = GraphCut(source, similarity, TABLE_BYTES // count_threads(len(strata_rows)))
+        part = None if len(members) == n_rows else members
+        source = RowSource(values, part, similarity, n_left)
+        greedy: Greedy
+        if device is None or n_left or not fits_device(len(members), values.shape[1], device):
+            greedy = GraphCut(source, similarity, TABLE_BYTES // count_threads(len(strata_rows)))
+        else:
+            greedy = Sweep(source, similarity, device)
         for b in range(min(int(n_bins), len(members))):
             picks, gains = greedy.pick(-(-greedy.n_left // (int(n_bins) - b)), tell)
             bins.bin[members[picks]] = b
@@ -115,7 +122,10 @@ def make_bins(
         made = bin_in_lockstep(values, small, int(n_bins), similarity, device, on_picks)
         for members, *found in made:
             bins.bin[members], bins.rank[members], bins.gain[members] = found
-    for_each(bin_stratum, strata_rows, is_stopped.set)
+        for members in strata_rows:  # one at a time has the device, or all cores
+            bin_stratum(members)
+    else:
+        for_each(bin_stratum, strata_rows, is_stopped.set)
     return bins
 
 

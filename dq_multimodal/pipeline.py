@@ -24,10 +24,10 @@ from dq_multimodal.patch_records import (
 )
 from dq_multimodal.preparation import (
     make_config,
-    make_request,
     note_model,
     note_rows,
     open_source,
+    read_request,
     spare_inputs,
     start_manifest,
     survey,
@@ -47,7 +47,7 @@ from dq_multimodal.selection import (
     read_kept,
     write_selection,
 )
-from dq_multimodal.source import from_memory, pin_of
+from dq_multimodal.source import pin_of
 from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -93,11 +93,8 @@ def compress(
     Raises:
         InputError: For every wrong setting and bad input, in one clear line.
     """
-    source = None
     limit = None if max_memory is None else parse_bytes(max_memory)
-    if not isinstance(dataset, str | Path):
-        source = from_memory(dataset, options.get("split", "train"))
-    request = make_request(source.origin["name"] if source else str(dataset), options)
+    request, source = read_request(dataset, options)
     if source is not None and request.streaming:
         raise InputError("streaming is for a name or a path: this dataset is loaded already")
     if request.streaming and not world.is_alone:

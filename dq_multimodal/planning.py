@@ -18,7 +18,7 @@ from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import CompressConfig, count_kept
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
-from dq_multimodal.preparation import make_config, make_request, note_model, open_source, survey
+from dq_multimodal.preparation import make_config, note_model, open_source, read_request, survey
 from dq_multimodal.probes import (
     PICK_ROWS,
     VIEW_SECONDS,
@@ -32,7 +32,7 @@ from dq_multimodal.probes import (
 from dq_multimodal.report_probes import probe_report
 from dq_multimodal.run import default_folder
 from dq_multimodal.selection import count_left
-from dq_multimodal.source import Source, from_memory
+from dq_multimodal.source import Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -140,10 +140,7 @@ def plan(
 
 def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     """Do what `compress` does before its first stage, but for the run folder."""
-    source = None
-    if not isinstance(dataset, str | Path):
-        source = from_memory(dataset, options.get("split", "train"))
-    request = make_request(source.origin["name"] if source else str(dataset), options)
+    request, source = read_request(dataset, options)
     source = source or open_source(request)
     rows = source.dataset
     subset.check_columns(rows)

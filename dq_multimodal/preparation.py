@@ -1,7 +1,7 @@
 """What stands before the first stage of a run: the request, its config.yaml, its manifest."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -20,8 +20,11 @@ from dq_multimodal.config import (
 )
 from dq_multimodal.model_source import hash_weights
 from dq_multimodal.selection import NO_LABEL, bins_kind, read_strata
-from dq_multimodal.source import Source, load_source
+from dq_multimodal.source import Source, from_memory, load_source
 from dq_multimodal.stream import Stream
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MODELS = ("embedding_model", "attribution_model", "mae_model")
 MAX_LISTED = 1000
@@ -38,6 +41,16 @@ def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
         return CompressConfig(dataset=name, **options)
     except TypeError as error:
         raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
+
+
+def read_request(
+    dataset: "str | Path | Dataset", options: dict[str, Any]
+) -> tuple[CompressConfig, Source | None]:
+    """Make the request for a dataset, by name or path or loaded; of a loaded one its source too."""
+    if isinstance(dataset, str | Path):
+        return make_request(str(dataset), options), None
+    source = from_memory(dataset, options.get("split", "train"))
+    return make_request(source.origin["name"], options), source
 
 
 def open_source(request: CompressConfig) -> Source:

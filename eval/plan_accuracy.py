@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import fail
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 FILES = {"alpaca": "alpaca.parquet", "cifar10": "cifar10/train-*.parquet"}
@@ -62,8 +64,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Plan one set, compress it, and compare."""
     source = str(DATA / FILES[name])
     if not list(DATA.glob(FILES[name])):
-        print(f"error: no {FILES[name]} in {DATA} (set DQ_TEST_DATA)", file=sys.stderr)
-        sys.exit(2)
+        fail(f"no {FILES[name]} in {DATA} (set DQ_TEST_DATA)")
     if args.rows is not None:
         source = str(write_rows(name, args.rows, args.work_dir))
     flags = [source, "--method", args.method, "--json"]
@@ -141,8 +142,7 @@ def run(arguments: list[str]) -> tuple[Any, float, int]:
     seconds = time.perf_counter() - started
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        print(f"error: {' '.join(arguments)} ended with {child.returncode}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"{' '.join(arguments)} ended with {child.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
     return json.loads(text), seconds, usage.ru_maxrss * unit
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import timed
+from common import fail, timed
 
 from dq_multimodal.config import DEFAULT_TEXT_MODEL, CompressConfig
 
@@ -47,8 +47,7 @@ def main() -> None:
         print(json.dumps(watch(args.watch, args.methods[0], args.model)))
         return
     if not args.source.is_file():
-        print(f"error: no {args.source} (set DQ_TEST_DATA)", file=sys.stderr)
-        sys.exit(2)
+        fail(f"no {args.source} (set DQ_TEST_DATA)")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.parquet"
         write_rows(args.source, args.rows, data)

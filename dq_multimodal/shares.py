@@ -11,6 +11,7 @@ from numpy import ndarray
 from dq_multimodal.config import Similarity
 from dq_multimodal.core import Bins, make_bins
 from dq_multimodal.core.bins import as_matrix, stratum_codes
+from dq_multimodal.core.lockstep import MAX_ROWS
 from dq_multimodal.model_source import accelerator
 from dq_multimodal.world import ALONE, World
 
@@ -43,7 +44,8 @@ def make_bins_together(
     settings: dict[str, Any] = {"n_bins": n_bins, "similarity": similarity, "n_left": n_left}
     n_busy = sum(len(rows) > 0 for rows in shares)
     if n_busy == 1 or folder is None:
-        settings |= {"device": accelerator(), "on_picks": on_picks}
+        is_small = not codes.max() and len(codes) <= MAX_ROWS  # nothing to pick beside it
+        settings |= {"device": None if is_small else accelerator(), "on_picks": on_picks}
         return make_bins(embeddings, strata=strata, **settings)
     as_matrix(embeddings)  # an error is to name the row of the whole
     world.post("bins", folder=str(folder.absolute()), codes=codes.astype(np.int32), **settings)

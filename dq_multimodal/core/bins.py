@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -51,7 +52,7 @@ def make_bins(
 ) -> Bins:
     """Part the rows of every stratum into bins, one greedy run after the other.
 
-    Bin b is picked greedily (see `GraphCut`) from the rows that the bins before it left; the
+    Bin b is picked greedily (see `Greedy`) from the rows that the bins before it left; the
     last is what remains, in greedy order too. Sizes differ by at most one, larger bins first. A
     stratum with fewer rows than bins fills only its first bins. Early bins lie in the middle of
     the data, late ones at its edge; the very first row is the one nearest the mean (appendix 1.1,
@@ -100,12 +101,12 @@ def make_bins(
         if on_picks is not None:
             on_picks(n_picks)
 
-    def bin_stratum(members: Int[ndarray, " k"]) -> None:
+    def bin_stratum(members: Int[ndarray, " k"], table_bytes: int) -> None:
         part = None if len(members) == n_rows else members
         source = RowSource(values, part, similarity, n_left)
         greedy: Greedy
         if device is None or n_left or not fits_device(len(members), values.shape[1], device):
-            greedy = GraphCut(source, similarity, TABLE_BYTES // count_threads(len(strata_rows)))
+            greedy = GraphCut(source, similarity, table_bytes)
         else:
             greedy = Sweep(source, similarity, device)
         for b in range(min(int(n_bins), len(members))):
@@ -123,9 +124,10 @@ def make_bins(
         for members, *found in made:
             bins.bin[members], bins.rank[members], bins.gain[members] = found
         for members in strata_rows:  # one at a time has the device, or all cores
-            bin_stratum(members)
+            bin_stratum(members, TABLE_BYTES)
     else:
-        for_each(bin_stratum, strata_rows, is_stopped.set)
+        share = TABLE_BYTES // count_threads(len(strata_rows))
+        for_each(partial(bin_stratum, table_bytes=share), strata_rows, is_stopped.set)
     return bins
 
 

@@ -26,10 +26,6 @@ class PlainRows:
     def __matmul__(self, vectors: Float[ndarray, "d *k"]) -> Float[ndarray, "n *k"]:
         return self.rows @ vectors
 
-    def join(self, others: "PlainRows") -> "PlainRows":
-        """Give these rows and others."""
-        return PlainRows(np.concatenate([self.rows, others.rows]))
-
     def sum(self) -> Float[ndarray, " d"]:
         """Give the sum of all rows."""
         return self.rows.sum(axis=0)
@@ -90,11 +86,6 @@ class OuterProducts:
             return made
         matrix = vectors.reshape(self.left.shape[1], self.right.shape[1])
         return np.einsum("ij,ij->i", self.left @ matrix, self.right)
-
-    def join(self, others: "OuterProducts") -> "OuterProducts":
-        """Give these rows and others."""
-        left, right = (self.left, others.left), (self.right, others.right)
-        return OuterProducts(np.concatenate(left), np.concatenate(right))
 
     def sum(self) -> Float[ndarray, " kd"]:
         """Give the sum of all products, flattened."""

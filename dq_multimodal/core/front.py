@@ -89,6 +89,7 @@ class Front:
 
     Attributes:
         line: The gain below which no row matters for the next pick.
+        is_used_up: Whether `run` found no row to pick, as all near rows were picked.
     """
 
     def __init__(self, near: Near) -> None:
@@ -143,13 +144,17 @@ class Front:
         cut, near, table = self.cut, self.near, self.table
         n_tried = 1 if self.is_single else RUN_PICKS if self.is_plain else cut.run_picks
         way = table.pick(min(n_tried, cut.n_picks - cut.done), self.gains, self.is_plain)
-        is_empty = not len(way)
-        if not is_empty:
+        self.is_used_up = not len(way)
+        if self.is_used_up:
+            for level in reversed(levels):  # inwards of the first that left rows out, none is open
+                level.is_spent = True
+                if level.most > NEVER / 2:
+                    break
+        else:
             self.line = float(way.lines[0])
         for level in levels:
             way = way.first(level.count_safe(way))
         if not len(way):
-            levels[-1].is_spent |= is_empty
             table.roll_back(0)
             return 0
         kept, high = self._count_kept(way)

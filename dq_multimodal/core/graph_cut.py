@@ -11,7 +11,7 @@ from dq_multimodal.config import Similarity
 from dq_multimodal.core.blocks import row_squares
 from dq_multimodal.core.front import FRONT_SHARE, Front, Near
 from dq_multimodal.core.greedy import Greedy
-from dq_multimodal.core.levels import NEAR_ROWS, RING_ROWS, RUN_PICKS, Level
+from dq_multimodal.core.levels import NEAR_ROWS, RING_FACTOR, RING_ROWS, RUN_PICKS, Level
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
 from dq_multimodal.core.table import Table
 
@@ -107,7 +107,7 @@ class GraphCut(Greedy):
         self.widest = float(self.norms.max())
         sizes = [NEAR_ROWS]
         if self.n_left > 2 * RING_ROWS:
-            sizes.insert(0, max(RING_ROWS, 64 * int(self.n_left**0.5)))
+            sizes.insert(0, max(RING_ROWS, int(RING_FACTOR * self.n_left**0.5)))
         levels = [Level(self, None, sizes[0])]
         least = np.inf
         while self.done < self.n_picks and not self.suits_table:
@@ -119,7 +119,7 @@ class GraphCut(Greedy):
                 near = Near(self, *levels[-1].draw(least))
             front = Front(near)
             n_made = front.run(levels)
-            least = np.inf if n_made else front.line
+            least = np.inf if n_made or front.is_used_up else front.line
             if n_made and on_picks is not None:
                 on_picks(n_made)
 
@@ -227,8 +227,9 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
 def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
-    About 4 k + 160 bytes a row, k being the number of followed directions (at most 32), and what
-    the two inner levels, the blocks and the table of the last rows hold, which is bounded.
+    About 8 k + 220 bytes a row, k being the number of followed directions (at most 32): half of it
+    for a second level, which grows to all rows where no bound excludes any. What levels hold of the
+    rows themselves, the blocks and the table of the last rows are bounded.
 
     Args:
         sizes: Rows of each of the strata that are binned side by side.
@@ -240,5 +241,5 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
         held = min(4 * n_rows * n_columns, HELD_BYTES)
         n_tabled = min(n_rows, int((TABLE_BYTES // len(sizes) / 4) ** 0.5))
         tabled = min(8 * n_tabled * n_columns, HELD_BYTES)  # in float64, and half of it in float32
-        n_bytes += n_rows * (4 * n_directions + 160) + 2 * held + 4 * n_tabled**2 + 2 * tabled
+        n_bytes += n_rows * (8 * n_directions + 220) + 2 * held + 4 * n_tabled**2 + 2 * tabled
     return n_bytes

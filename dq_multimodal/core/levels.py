@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 RING_ROWS, NEAR_ROWS = 16384, 3072
 """Rows drawn from all rows, and from these in turn; at least."""
 
+RING_FACTOR = 64
+"""Rows drawn from all rows, times the square root of their number; at least."""
+
 RUN_PICKS = 128
 """Picks that are made in a row before the rows outside the front are looked at, at most."""
 
@@ -29,8 +32,9 @@ class Level:
     """Rows that were looked at together, and bounds of their gains since.
 
     From the rows with the highest bounds the next level is drawn. The others of this level are
-    then bounded together, by the way W went; where that does not do, one by one; where that does
-    not do either, the next level is spent, and drawn anew.
+    then bounded together, by the way W went; where that does not do, one by one, as W is now and as
+    it would be after the picks that are tried; where that does not do either, the next level is
+    spent, and drawn anew. The W of the last bounds may be one of picks that were not kept.
 
     Args:
         cut: The greedy run.
@@ -123,7 +127,7 @@ class Level:
                 self._refer(bounds, end, done)
                 return n_picks
             n_safe = self._count_safe(way)
-        self.is_spent = n_safe < min(n_picks, RUN_PICKS // 2)
+        self.is_spent = n_safe < min(n_picks, max(1, RUN_PICKS // 2))
         return n_safe
 
     def _count_safe(self, way: Way) -> int:

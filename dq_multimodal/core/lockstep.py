@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_ROWS = 8192
-"""Rows of a stratum whose pairs are multiplied out; larger ones go to `GraphCut`."""
+"""Rows of a stratum whose pairs are multiplied out; larger ones go to `Sweep`."""
 
 CHUNK_BYTES = 2**33
 """Memory that the strata of one chunk may take on the device."""

@@ -23,11 +23,11 @@ FRONT_ROWS, MAX_FRONT_ROWS = 512, 1024
 RUN_PICKS = 128
 """Picks that are made in a row, at most."""
 
-SWEPT_VALUES = 2**27
-"""Gains that are worked out at once."""
+SWEPT_VALUES = 2**25
+"""Gains that are worked out at once; four arrays of so many float64 numbers live meanwhile."""
 
 DEVICE_SHARE = 0.5
-"""Part of the free memory of a device that the rows may take."""
+"""Part of the free memory of a device that a stratum may take."""
 
 
 class Sweep(Greedy):
@@ -134,7 +134,8 @@ class DeviceRows(PlainRows):
         return self
 
     def pairs(self, others: Any = None) -> Float[ndarray, "n n"]:
-        """Give the inner products among themselves, in float32."""
+        """Give the inner products among themselves, in float32; of a front, never with others."""
+        assert others is None
         return (self.on_device @ self.on_device.T).float().cpu().numpy()
 
 
@@ -145,4 +146,5 @@ def fits_device(n_rows: int, n_columns: int, device: str) -> bool:
     if not device.startswith("cuda"):
         return True
     free = torch.cuda.mem_get_info(device)[0]
-    return 8 * n_rows * (2 * n_columns + 8) <= DEVICE_SHARE * free
+    n_swept = min(SWEPT_VALUES, n_rows * RUN_PICKS)
+    return 8 * (n_rows * (n_columns + 8) + 4 * n_swept) <= DEVICE_SHARE * free

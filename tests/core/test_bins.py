@@ -47,7 +47,7 @@ def naive_bins(x, n_bins, similarity):
     return bins, ranks, all_gains
 
 
-def assert_is_definition(x, n_bins, similarity, pool_rows=None):
+def assert_is_definition(x, n_bins, similarity):
     wanted_bin, wanted_rank, wanted_gain = naive_bins(x, n_bins, similarity)
     got = make_bins(x, n_bins, similarity)
     np.testing.assert_array_equal(got.bin, wanted_bin)
@@ -93,10 +93,17 @@ SIZES = {
     "few rivals": {"RIVALS": 2, "FLAT_VALUES": 60},
     "a table at the end": {"TABLE_BYTES": 4 * 12**2, "NEAR_ROWS": 6, "RUN_PICKS": 3},
     "a table where it pays": {"SMALL_ROWS": 0, "NEAR_ROWS": 6, "RUN_PICKS": 3},
-    "three small levels": {"TABLE_BYTES": 0, "RING_ROWS": 8, "NEAR_ROWS": 6, "RUN_PICKS": 3},
+    "three small levels": {
+        "TABLE_BYTES": 0,
+        "RING_ROWS": 8,
+        "RING_FACTOR": 0,
+        "NEAR_ROWS": 6,
+        "RUN_PICKS": 3,
+    },
     "one by one": {
         "TABLE_BYTES": 0,
         "RING_ROWS": 16,
+        "RING_FACTOR": 0,
         "NEAR_ROWS": 4,
         "RUN_PICKS": 3,
         "MAX_FRONT_ROWS": 4,
@@ -161,11 +168,44 @@ def closed_form_greedy(x, n_bins, similarity):
 def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(
     similarity, shift, table_rows, monkeypatch
 ):
-    set_sizes(monkeypatch, {"RING_ROWS": 800, "NEAR_ROWS": 200, "RUN_PICKS": 12})
+    set_sizes(monkeypatch, {"RING_ROWS": 800, "RING_FACTOR": 0, "NEAR_ROWS": 200, "RUN_PICKS": 12})
     set_sizes(monkeypatch, {"TABLE_BYTES": 4 * table_rows**2})
     x = (np.random.default_rng(0).normal(size=(2500, 24)) + shift).astype(np.float32)
     got = make_bins(x, 5, similarity)
     wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 5, similarity)
+    np.testing.assert_array_equal(got.bin, wanted_bin)
+    np.testing.assert_array_equal(got.rank, wanted_rank)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_the_outer_level_leaves_rows_out(similarity, monkeypatch):
+    drawn = []
+
+    class Watched(levels.Level):
+        def draw(self, least):
+            found = super().draw(least)
+            drawn.append(self.held is None and self.most > levels.NEVER / 2)
+            return found
+
+    monkeypatch.setattr(graph_cut, "Level", Watched)
+    set_sizes(monkeypatch, {"TABLE_BYTES": 0, "RING_ROWS": 100, "RING_FACTOR": 0})
+    x = (np.random.default_rng(1).normal(size=(5000, 8)) + 0.7).astype(np.float32)
+    got = make_bins(x, 4, similarity)
+    wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 4, similarity)
+    assert any(drawn)
+    np.testing.assert_array_equal(got.bin, wanted_bin)
+    np.testing.assert_array_equal(got.rank, wanted_rank)
+
+
+def test_a_level_is_used_up_before_others_matter(monkeypatch):
+    set_sizes(monkeypatch, {"RING_ROWS": 400, "RING_FACTOR": 0, "NEAR_ROWS": 100, "RUN_PICKS": 16})
+    set_sizes(monkeypatch, {"TABLE_BYTES": 0})
+    rng = np.random.default_rng(0)
+    inner, outer = rng.normal(size=(400, 8)) * 1e-3, rng.normal(size=(300, 8))
+    outer /= np.linalg.norm(outer, axis=1, keepdims=True)
+    x = rng.permutation(np.concatenate([inner, outer, -outer])).astype(np.float32)
+    got = make_bins(x, 2, "euclidean")
+    wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 2, "euclidean")
     np.testing.assert_array_equal(got.bin, wanted_bin)
     np.testing.assert_array_equal(got.rank, wanted_rank)
 

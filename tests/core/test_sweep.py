@@ -70,7 +70,7 @@ def test_a_run_makes_many_picks_at_once(monkeypatch):
         sweep.Sweep, "_pick_some", lambda self: kept.append(pick_some(self)) or kept[-1]
     )
     x = (np.random.default_rng(0).normal(size=(4000, 48)) + 0.5).astype(np.float32)
-    make_bins(x, 4, device="cpu")
+    check(x, 4, "cosine")
     assert sum(kept) == 4000
     assert np.mean(kept) > 30
 

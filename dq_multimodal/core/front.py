@@ -164,6 +164,7 @@ class Front:
         near.high[self.places[table.numbers < 0]] = NEVER
         cut.numbers[near.rows[self.places]] = table.numbers
         table.keep()
+        cut.n_open -= int(np.count_nonzero(table.numbers[np.unique(table.taken)] < 0))
         cut.n_multiplied += 2 * kept * len(self.places) if self.is_plain else 0  # in float64
         cut.weigh(kept)
         for level in levels:

@@ -154,18 +154,6 @@ class GraphCut(Greedy):
         self.load += (self.n_multiplied / n_picks - self.load) / 8
         self.n_multiplied = 0
 
-    def keep(
-        self,
-        numbers: list[int],
-        gains: Float[ndarray, " picks"],
-        squares: Float[ndarray, " picks"],
-        way: Float[ndarray, " d"],
-    ) -> None:
-        """Note picks that stand, by which W went a way."""
-        super().keep(numbers, gains, squares, way)
-        used_up = None if self.next_equal is None else self.next_equal[numbers] < 0
-        self.n_open -= len(numbers) if used_up is None else int(used_up.sum())
-
     def along(self, sums: Float[ndarray, "*t d"]) -> Float[ndarray, "*t k"]:
         """Give the weights of the directions at W, the factor f included."""
         return self.factor * (sums @ self.directions)

@@ -51,13 +51,13 @@ class Sweep(Greedy):
         self.numbers, self.next_equal = find_equal(source)
         n_rows = len(self.numbers)
         self.rows = torch.empty((n_rows, source.n_columns), dtype=torch.float64, device=device)
-        for start in range(0, n_rows, source.block_rows):
-            part = self.numbers[start : start + source.block_rows]
-            self.rows[start : start + len(part)] = self._send(source.take(part).flat())
         for span in source.spans():
             block = source.take(span)
             self.total += block.sum()
             self.square_total += float(block.squares().sum())
+            low, high = np.searchsorted(self.numbers, (span.start, span.stop))
+            own = block[self.numbers[low:high] - span.start]
+            self.rows[low:high] = self._send(own.flat())
         self.squares = (self.rows * self.rows).sum(dim=1)
         self.front_rows, self.n_tried = FRONT_ROWS, RUN_PICKS
         self.is_open = torch.ones(n_rows, dtype=torch.bool, device=device)

@@ -247,7 +247,7 @@ class Table:
                     cut.is_walking = True
                     break
                 at, behind = found
-            if self.changes is None or self.is_plain:
+            if self.changes is None:
                 gains += self.step * self.block.products(at)
                 if self.rise:
                     gains += self.rise * self.squares

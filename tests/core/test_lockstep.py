@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dq_multimodal.core import lockstep, make_bins
+from dq_multimodal.core import bins, lockstep, make_bins
 
 
 def check(x, n_bins, similarity, strata):
@@ -38,8 +38,10 @@ def test_uneven_strata_in_chunks(similarity, chunk_bytes, monkeypatch):
     check(x, 7, similarity, np.sort(rng.geometric(0.2, size=400)))
 
 
+@pytest.mark.parametrize("max_rows", [lockstep.MAX_ROWS, 0])  # 0: by sweeps
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_rows_of_extreme_size_and_of_zeros(scale):
+def test_rows_of_extreme_size_and_of_zeros(scale, max_rows, monkeypatch):
+    monkeypatch.setattr(bins, "MAX_ROWS", max_rows)
     x = np.random.default_rng(1).normal(size=(60, 4)) * scale
     x[::7] = 0
     for similarity in ("cosine", "euclidean"):
@@ -47,8 +49,6 @@ def test_rows_of_extreme_size_and_of_zeros(scale):
 
 
 def test_large_strata_go_to_the_other_path(monkeypatch):
-    from dq_multimodal.core import bins
-
     monkeypatch.setattr(bins, "MAX_ROWS", 20)
     x = np.random.default_rng(2).normal(size=(90, 4))
     check(x, 3, "cosine", np.minimum(np.arange(90) // 10, 3))

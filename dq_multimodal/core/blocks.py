@@ -126,17 +126,16 @@ def row_squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
     return np.vecdot(rows, rows)
 
 
-def narrow_pairs(rows: Rows, factor: float) -> Float[ndarray, "n n"]:
-    """Give the inner products of all pairs of rows, times a factor, in float32."""
+def narrow_pairs(rows: Rows) -> Float[ndarray, "n n"]:
+    """Give the inner products of all pairs of rows, in float32."""
     narrow: Any = rows.narrow()
     size = len(rows)
     if size <= 2 * TILE_ROWS:
-        return narrow.pairs() * np.float32(factor)
+        return narrow.pairs()
     made = np.empty((size, size), dtype=np.float32)
     for start in range(0, size, TILE_ROWS):
         span = slice(start, start + TILE_ROWS)
         pairs = narrow[span].pairs(narrow[start:])
-        pairs *= np.float32(factor)
         made[span, start:] = pairs
         for at in range(start + TILE_ROWS, size, STRIP_ROWS):
             strip = pairs[:, at - start : at - start + STRIP_ROWS]

@@ -11,6 +11,7 @@ from dq_multimodal.config import Similarity
 from dq_multimodal.core.blocks import row_squares
 from dq_multimodal.core.front import FRONT_SHARE, Front, Near
 from dq_multimodal.core.greedy import Greedy
+from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.core.levels import NEAR_ROWS, RING_FACTOR, RING_ROWS, RUN_PICKS, Level
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
 from dq_multimodal.core.table import Table
@@ -201,7 +202,8 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
         return np.zeros((n_columns, 0))
     sample = source.take(np.arange(0, n_rows, -(-n_rows // SAMPLE_ROWS)))
     mean = sample.sum() / len(sample)
-    turned = np.random.default_rng(0).normal(size=(n_columns, size))
+    hashes = row_hash(0, n_columns * size).reshape(n_columns, size)
+    turned = hashes / 2.0**63 - 1.0
     narrow: Any = sample.narrow()
     for _ in range(SAMPLE_TURNS):
         turned[:, 0] = mean

@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import Similarity
 from dq_multimodal.core.blocks import OuterProducts, PlainRows, Rows, row_squares
+from dq_multimodal.core.hashing import row_hash
 
 BLOCK_BYTES = 2**24
 """Rows are widened in blocks of about this many bytes."""
@@ -237,7 +238,7 @@ def find_equal(source: RowSource) -> tuple[Int[ndarray, " firsts"], Int[ndarray,
     """
     n_rows, n_columns = len(source), source.values.shape[1]
     kind = {2: np.uint16, 4: np.uint32, 8: np.uint64}[source.values.dtype.itemsize]
-    odd = np.random.default_rng(0).integers(0, 2**63, n_columns, dtype=np.uint64) * 2 + 1
+    odd = row_hash(0, n_columns) | np.uint64(1)
     hashes = np.empty(n_rows, dtype=np.uint64)
     for span in source.spans():
         bits = (np.ascontiguousarray(source.read(span)) + 0).view(kind)  # + 0: no negative zeros

@@ -28,9 +28,9 @@ far above what rounding does to a gain."""
 class Table:
     """Some rows, with a float32 number for each pair of them.
 
-    A pick costs the sum of two arrays and a search for the largest number. Gains are float32 with
-    a bound of their error; those of the picks, and of the rows that it leaves as their rivals, are
-    worked out in float64.
+    A pick costs the difference of two arrays and a search for the largest number. These gains are
+    float32, in units of 2 f (a power of two), with a bound of their error; those of the picks, and
+    of the rows that it leaves as their rivals, are worked out in float64.
 
     Args:
         cut: The greedy run.
@@ -40,8 +40,8 @@ class Table:
 
     Attributes:
         numbers: Row numbers; -1 where a row is used up.
-        changes: What the pick of each row does to the gains of all, rounded to float32; minus
-            infinity to its own where no equal row is left. None before it is needed.
+        losses: What the pick of each row takes from the gains of all, in units of 2 f, rounded to
+            float32; infinity from its own where no equal row is left. None before it is needed.
         taken: Places of the rows picked by the last `pick`, in order.
         picked: Their row numbers.
         made: Their gains, less the constant.
@@ -59,27 +59,27 @@ class Table:
         self.cut = weakref.proxy(cut)  # it may hold this table
         self.numbers, self.squares, self.block = numbers, squares, block
         self.norms, self.is_plain = np.sqrt(squares), False
-        self.step, self.rise = -2.0 * cut.factor, 0.0 if cut.is_cosine else 2.0
-        self.rounding = -self.step * (sum(block.widths) + 16) * 2.0**-23
+        self.unit, self.rise = 2.0 * cut.factor, 0.0 if cut.is_cosine else 2.0
+        self.rounding = self.unit * (sum(block.widths) + 16) * 2.0**-23
         self.taken: list[int] = []
         self.picked: list[int] = []
         self.behind: list[float] = []
-        self.changes: Float[ndarray, "n n"] | None = None
+        self.losses: Float[ndarray, "n n"] | None = None
         self.n_flat = max(1, FLAT_VALUES // block.shape[1])
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def _fill(self) -> Float[ndarray, "n n"]:
-        """Multiply out what the pick of each row does to the gains of all."""
-        changes = narrow_pairs(self.block, self.step)
+        """Multiply out what the pick of each row takes from the gains of all."""
+        losses = narrow_pairs(self.block)
         if self.rise:
-            changes += (self.rise * self.squares).astype(np.float32)
-        self.own = changes.diagonal().copy()
+            losses -= (self.rise / self.unit * self.squares).astype(np.float32)
+        self.own = losses.diagonal().copy()
         next_equal = self.cut.next_equal
         is_last: Any = True if next_equal is None else next_equal[self.numbers] < 0
-        np.fill_diagonal(changes, np.where(is_last | (self.numbers < 0), -np.inf, self.own))
-        return changes
+        np.fill_diagonal(losses, np.where(is_last | (self.numbers < 0), np.inf, self.own))
+        return losses
 
     def work_out(self, places: slice | Int[ndarray, " k"] = slice(None)) -> Float[ndarray, " k"]:
         """Give gains in float64, less the constant; minus infinity for rows that are used up."""
@@ -105,9 +105,9 @@ class Table:
         self.n_summed, self.length, self.widest = 0, 0.0, float(self.norms.max(initial=0.0))
         n_most = min(n_most, self.n_flat)
         if top > -np.inf:
-            gains = exact.copy() if is_plain else (exact - top).astype(np.float32)
-            if self.changes is None and not is_plain:
-                self.changes = self._fill()
+            gains = exact.copy() if is_plain else ((exact - top) / self.unit).astype(np.float32)
+            if self.losses is None and not is_plain:
+                self.losses = self._fill()
             is_race, cut.is_walking = not (is_plain or cut.is_walking), False
             if is_race:
                 gains = self._race(gains, n_most)
@@ -142,14 +142,15 @@ class Table:
         """Bound how far below the best a float32 gain may be of a row that may win or tie.
 
         Args:
-            best: The highest gain, less that before the first pick.
+            best: The highest gain, less that before the first pick, in units of 2 f.
             n_made: Picks made since.
             length: Their norms together.
         """
-        moved = -self.step * self.widest * length + self.rise * n_made * self.widest**2
-        adding = 2.0**-23 * (n_made + 1)
-        error = self.rounding * self.widest * length + adding * (np.abs(best) + moved)
-        return 1.001 * (2 * (error + (n_made + 1) * UNDERFLOW) + MARGIN * self.cut.tie)
+        moved = self.unit * self.widest * length + self.rise * n_made * self.widest**2
+        moved += self.unit * np.abs(best)
+        error = self.rounding * self.widest * length + 2.0**-23 * (n_made + 1) * moved
+        error += self.unit * (n_made + 1) * UNDERFLOW
+        return 1.001 / self.unit * (2 * error + MARGIN * self.cut.tie)
 
     def _race(self, start: Float[ndarray, " n"], n_most: int) -> Float[ndarray, " n"]:
         """Make picks by float32 gains, up to the first for which these do not do.
@@ -157,15 +158,15 @@ class Table:
         Returns:
             The gains after them.
         """
-        changes, add, size = self.changes, np.add, len(start)
-        assert changes is not None
+        losses, subtract, size = self.losses, np.subtract, len(start)
+        assert losses is not None
         gains = np.empty((n_most + 1, size), dtype=np.float32)
         gains[0], now = start, start
         taken: list[int] = []
         for following in gains[1:]:
             at = int(now.argmax())
             taken.append(at)
-            add(now, changes[at], following)
+            subtract(now, losses[at], following)
             now = following
         n_sure = self._count_open(taken)
         places, made = np.array(taken[:n_sure], dtype=np.int64), np.arange(n_sure)
@@ -212,11 +213,16 @@ class Table:
     def _note(self, places: list[int]) -> None:
         """Note rows as picked."""
         next_equal = self.cut.next_equal
-        for at in places:
-            number = int(self.numbers[at])
-            self.picked.append(number)
-            self._stand_for(at, -1 if next_equal is None else int(next_equal[number]))
-            self.length += float(self.norms[at])
+        numbers = self.numbers[places]
+        if next_equal is None or (next_equal[numbers] < 0).all():
+            self.picked += numbers.tolist()
+            self.numbers[places] = -1  # and none stands for another, so no place comes twice
+        else:
+            for at in places:
+                number = int(self.numbers[at])
+                self.picked.append(number)
+                self._stand_for(at, int(next_equal[number]))
+        self.length += float(self.norms[places].sum())
         self.taken += places
         self.behind += [0.0] * len(places)
 
@@ -224,9 +230,9 @@ class Table:
         """Let the row at a place stand for an equal one, -1 for none."""
         self.numbers[at] = number
         next_equal = self.cut.next_equal
-        if self.changes is not None and next_equal is not None:
+        if self.losses is not None and next_equal is not None:
             is_last = number < 0 or next_equal[number] < 0
-            self.changes[at, at] = -np.inf if is_last else self.own[at]
+            self.losses[at, at] = np.inf if is_last else self.own[at]
 
     def _walk(self, gains: Float[ndarray, " n"], n_most: int) -> None:
         """Make picks with a look at each."""
@@ -247,12 +253,12 @@ class Table:
                     cut.is_walking = True
                     break
                 at, behind = found
-            if self.changes is None:
-                gains += self.step * self.block.products(at)
+            if self.losses is None:
+                gains -= self.unit * self.block.products(at)
                 if self.rise:
                     gains += self.rise * self.squares
             else:
-                gains += self.changes[at]
+                gains -= self.losses[at]
             self._note([at])
             self.behind[-1] = behind
             if self.numbers[at] < 0:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
-from dq_multimodal.core.rows import HeldRows
+from dq_multimodal.core.held import HeldRows
 from dq_multimodal.core.table import MARGIN, Table
 from dq_multimodal.core.way import Way
 
@@ -144,7 +144,7 @@ class Front:
         cut, near, table = self.cut, self.near, self.table
         n_tried = 1 if self.is_single else RUN_PICKS if self.is_plain else cut.run_picks
         n_closed = int(np.count_nonzero(table.numbers < 0))
-        way = table.pick(min(n_tried, cut.n_picks - cut.done), self.gains, self.is_plain)
+        way = table.pick(min(n_tried, cut.n_picks - cut.done), self.gains, is_plain=self.is_plain)
         self.is_used_up = not len(way)
         if self.is_used_up:
             for level in reversed(levels):  # inwards of the first that left rows out, none is open

@@ -14,7 +14,7 @@ from dq_multimodal.core.greedy import Greedy
 from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.core.levels import NEAR_ROWS, RING_FACTOR, RING_ROWS, RUN_PICKS, Level
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
-from dq_multimodal.core.table import Table
+from dq_multimodal.core.whole import Whole
 
 DIRECTIONS = 32
 """Directions in which the change of a gain is followed exactly, at most."""
@@ -22,12 +22,17 @@ DIRECTIONS = 32
 SAMPLE_ROWS, SAMPLE_TURNS = 2048, 3
 """Rows in which these are looked for, and steps of the search."""
 
-TABLE_BYTES, TABLE_PICKS = 2**28, 256
-"""Memory of the table of all rows left (8,192 rows, however many there were), and picks that are
-made in a row with it, at most."""
+TABLE_BYTES = 2**28
+"""Memory for all rows left, half of it for themselves and half for pairs of them; at most."""
 
 SMALL_ROWS = 1024
-"""So few rows are tabled at once: hardly any bound excludes a row of these for long."""
+"""So few rows are all looked at: hardly any bound excludes a row of these for long."""
+
+LOAD_SHARE = 1 / 8
+"""Part of all rows that bounds have to leave for a pick before all are looked at."""
+
+WHOLE_PICKS = 512
+"""Picks that are then made among all rows before bounds are tried again; each time twice as many."""
 
 
 class GraphCut(Greedy):
@@ -68,7 +73,7 @@ class GraphCut(Greedy):
     ) -> None:
         super().__init__(similarity, len(source), np.zeros(source.n_columns), 0.0)
         self.source, self.table_bytes = source, table_bytes
-        self.table: Table | None = None
+        self.whole: Whole | None = None
         self.directions = find_directions(source)
         n_directions = self.directions.shape[1]
         n_terms = n_directions + (2 if self.is_cosine else 3)
@@ -92,26 +97,45 @@ class GraphCut(Greedy):
         self.norms, self.front_share = np.sqrt(squares), float(FRONT_SHARE)
 
     def _run(self, on_picks: Callable[[int], object] | None) -> None:
-        self.pace, self.load, self.n_multiplied = float(RUN_PICKS), 0.0, 0
-        if self.table is None:
-            self._pick_near(on_picks)
+        n_whole = WHOLE_PICKS
+        self.load, self.n_multiplied = 0.0, 0
         while self.done < self.n_picks:
-            self.table = self.table or self._table_all()
-            way = self.table.pick(min(self.n_picks - self.done, TABLE_PICKS), self.table.work_out())
-            self.table.keep()
+            if not self.suits_whole:
+                self._pick_near(on_picks)
+            else:
+                is_small = self.n_open <= SMALL_ROWS
+                self._pick_whole(self.n_picks if is_small else self.done + n_whole, on_picks)
+                n_whole *= 2
+
+    def _pick_whole(self, end: int, on_picks: Callable[[int], object] | None) -> None:
+        """Pick among all rows left, until so many picks are made."""
+        if self.whole is None:
+            self._compact()
+            self.whole = Whole(self, np.arange(len(self.numbers)), self.numbers.copy())
+        end = min(end, self.n_picks)
+        while self.done < end:
+            self.whole = self.whole.without_used(self)
+            n_made = len(self.whole.pick_some(end - self.done))
             if on_picks is not None:
-                on_picks(len(way))
+                on_picks(n_made)
+        rows = np.flatnonzero(self.whole.numbers >= 0)
+        self.n_open = len(rows)
+        if self.n_open > SMALL_ROWS:
+            self.numbers[:] = -1
+            self.numbers[self.whole.places[rows]] = self.whole.numbers[rows]
+            self.whole, self.load = None, 0.0
 
     def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:
         """Pick among the rows near the best, until a table of all rows left is the better way."""
         self._compact()
+        self.pace, self.load = float(RUN_PICKS), 0.0
         self.widest = float(self.norms.max())
         sizes = [NEAR_ROWS]
         if self.n_left > 2 * RING_ROWS:
             sizes.insert(0, max(RING_ROWS, int(RING_FACTOR * self.n_left**0.5)))
         levels = [Level(self, None, sizes[0])]
         least = np.inf
-        while self.done < self.n_picks and not self.suits_table:
+        while self.done < self.n_picks and not self.suits_whole:
             depth = next((k for k, level in enumerate(levels) if level.is_spent), None)
             if depth is not None:
                 del levels[depth + 1 :]
@@ -124,17 +148,11 @@ class GraphCut(Greedy):
             if n_made and on_picks is not None:
                 on_picks(n_made)
 
-    def _table_all(self) -> Table:
-        """Table all rows left."""
-        rows = np.flatnonzero(self.numbers >= 0)
-        numbers = self.numbers[rows]
-        return Table(self, numbers, self.squares[rows], self.source.take(numbers))
-
     @property
-    def suits_table(self) -> bool:
-        """Whether the pairs of all rows left can be held, and are worth their work."""
+    def suits_whole(self) -> bool:
+        """Whether all rows left have room, and looking at few of them is not less work."""
         width = self.source.values.shape[1]
-        return suits_table(self.n_open, width, self.table_bytes, self.load)
+        return suits_whole(self.n_open, width, self.table_bytes, self.load)
 
     @property
     def run_picks(self) -> int:
@@ -176,18 +194,18 @@ def keep_rows(values: Float[ndarray, "n k"], rows: Int[ndarray, " m"]) -> Float[
     return values[: len(rows)]
 
 
-def suits_table(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
-    """Tell whether the pairs of so many rows can be held, and are worth their work.
+def suits_whole(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
+    """Tell whether picks are made among all rows left.
 
     Args:
         n_rows: Rows left.
         n_columns: Numbers a row.
-        table_bytes: Memory for the table.
-        load: Rows that were multiplied for a pick lately; with a table, half of all are.
+        table_bytes: Memory for them and their pairs.
+        load: Rows that were multiplied for a pick lately.
     """
-    if 4 * n_rows**2 > table_bytes or 8 * n_rows * n_columns > HELD_BYTES:
+    if 8 * n_rows * n_columns > table_bytes:
         return False
-    return n_rows <= SMALL_ROWS or load >= n_rows / 2
+    return n_rows <= SMALL_ROWS or load >= LOAD_SHARE * n_rows
 
 
 def find_directions(source: RowSource) -> Float[ndarray, "d k"]:

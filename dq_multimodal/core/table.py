@@ -1,15 +1,19 @@
 """Rows among which a greedy run picks, with what each pick does to all their gains."""
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dq_multimodal.core.blocks import Rows, narrow_pairs
+from dq_multimodal.core.blocks import Rows
 from dq_multimodal.core.greedy import Greedy
+from dq_multimodal.core.losses import Losses
 from dq_multimodal.core.way import Way, go_on
+
+if TYPE_CHECKING:
+    from dq_multimodal.core.held import SourceRows
 
 FEW_ROWS, MANY_SHARE = 1024, 1 / 8
 """Contenders, or their share of all rows, above which all gains are worked out anew instead."""
@@ -26,7 +30,7 @@ far above what rounding does to a gain."""
 
 
 class Table:
-    """Some rows, with a float32 number for each pair of them.
+    """Some rows, with a float32 number for each pair of one that may be picked and another.
 
     A pick costs the difference of two arrays and a search for the largest number. These gains are
     float32, in units of 2 f (a power of two), with a bound of their error; those of the picks, and
@@ -37,11 +41,12 @@ class Table:
         numbers: The rows.
         squares: Their squared norms.
         block: The rows themselves.
+        narrow: The same in float32; None is to be made when it is needed.
+        n_bytes: Memory for the pairs of more than `FULL_ROWS` rows.
 
     Attributes:
         numbers: Row numbers; -1 where a row is used up.
-        losses: What the pick of each row takes from the gains of all, in units of 2 f, rounded to
-            float32; infinity from its own where no equal row is left. None before it is needed.
+        losses: What picks take from the gains; None before it is needed.
         taken: Places of the rows picked by the last `pick`, in order.
         picked: Their row numbers.
         made: Their gains, less the constant.
@@ -54,60 +59,67 @@ class Table:
         cut: Greedy,
         numbers: Int[ndarray, " n"],
         squares: Float[ndarray, " n"],
-        block: Rows,
+        block: "Rows | SourceRows",
+        narrow: Rows | None = None,
+        n_bytes: int = 0,
     ) -> None:
         self.cut = weakref.proxy(cut)  # it may hold this table
         self.numbers, self.squares, self.block = numbers, squares, block
         self.norms, self.is_plain = np.sqrt(squares), False
         self.unit, self.rise = 2.0 * cut.factor, 0.0 if cut.is_cosine else 2.0
+        self.narrow, self.n_bytes, self.widest = narrow, n_bytes, float(self.norms.max(initial=0.0))
         self.rounding = self.unit * (sum(block.widths) + 16) * 2.0**-23
         self.taken: list[int] = []
         self.picked: list[int] = []
         self.behind: list[float] = []
-        self.losses: Float[ndarray, "n n"] | None = None
+        self.losses: Losses | None = None
         self.n_flat = max(1, FLAT_VALUES // block.shape[1])
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def _fill(self) -> Float[ndarray, "n n"]:
-        """Multiply out what the pick of each row takes from the gains of all."""
-        losses = narrow_pairs(self.block)
-        if self.rise:
-            losses -= (self.rise / self.unit * self.squares).astype(np.float32)
-        self.own = losses.diagonal().copy()
-        next_equal = self.cut.next_equal
-        is_last: Any = True if next_equal is None else next_equal[self.numbers] < 0
-        np.fill_diagonal(losses, np.where(is_last | (self.numbers < 0), np.inf, self.own))
-        return losses
+    def _are_last(self, places: Int[ndarray, " k"]) -> Bool[ndarray, " k"]:
+        """Tell whether the pick of some rows uses them up; so it is of those that are."""
+        numbers, next_equal = self.numbers[places], self.cut.next_equal
+        return (numbers < 0) | (True if next_equal is None else next_equal[numbers] < 0)
 
-    def work_out(self, places: slice | Int[ndarray, " k"] = slice(None)) -> Float[ndarray, " k"]:
+    def work_out(self) -> Float[ndarray, " n"]:
         """Give gains in float64, less the constant; minus infinity for rows that are used up."""
+        gains = self._at_first(slice(None))
+        gains[self.numbers < 0] = -np.inf
+        return gains
+
+    def _at_first(self, places: slice | Int[ndarray, " k"]) -> Float[ndarray, " k"]:
+        """Give gains of rows before the first pick."""
         cut = self.cut
         gains = cut.factor * (self.block[places] @ cut.sum)
         if self.rise:
             gains += cut.tilt(cut.done) * self.squares[places]
-        gains[self.numbers[places] < 0] = -np.inf
         return gains
 
-    def pick(self, n_most: int, exact: Float[ndarray, " n"], is_plain: bool = False) -> Way:
+    def pick(
+        self, n_most: int, gains: Float[ndarray, " n"], error: float = 0.0, is_plain: bool = False
+    ) -> Way:
         """Make picks among these rows alone, one at least where any is open.
 
         Args:
             n_most: Picks at most.
-            exact: The gains of all rows, see `work_out`.
+            gains: The gains of all rows, see `work_out`.
+            error: How far these may be off; else they are exact.
             is_plain: Whether to multiply at every pick, in float64, instead of beforehand.
         """
-        cut, top = self.cut, float(exact.max(initial=-np.inf))
-        self.exact, self.is_plain = exact, is_plain
+        cut, top = self.cut, float(gains.max(initial=-np.inf))
+        self.exact, self.error, self.is_plain = None if error else gains, error, is_plain
         self.taken, self.picked, self.behind = [], [], []
         self.sums, self.moved = np.zeros((1, len(cut.sum))), np.zeros(len(cut.sum))
-        self.n_summed, self.length, self.widest = 0, 0.0, float(self.norms.max(initial=0.0))
+        self.n_summed, self.length = 0, 0.0
         n_most = min(n_most, self.n_flat)
         if top > -np.inf:
-            gains = exact.copy() if is_plain else ((exact - top) / self.unit).astype(np.float32)
+            gains = gains.copy() if is_plain else ((gains - top) / self.unit).astype(np.float32)
             if self.losses is None and not is_plain:
-                self.losses = self._fill()
+                narrow = self.block.narrow() if self.narrow is None else self.narrow
+                weight = self.rise / self.unit
+                self.losses = Losses(narrow, self.squares, weight, self._are_last, self.n_bytes)
             is_race, cut.is_walking = not (is_plain or cut.is_walking), False
             if is_race:
                 gains = self._race(gains, n_most)
@@ -135,7 +147,8 @@ class Table:
     def _follow(self, places: Int[ndarray, " k"], when: Int[ndarray, " k"]) -> Float[ndarray, " k"]:
         """Give the gain of each of some rows after so many of the picks."""
         rows = self.block[places].flat()
-        gains = self.exact[places] + self.cut.factor * np.vecdot(rows, self.sums[when])
+        at_first = self._at_first(places) if self.exact is None else self.exact[places]
+        gains = at_first + self.cut.factor * np.vecdot(rows, self.sums[when])
         return gains + self.rise * when * self.squares[places]
 
     def _window(self, best: Any, n_made: Any, length: Any) -> Any:
@@ -149,7 +162,7 @@ class Table:
         moved = self.unit * self.widest * length + self.rise * n_made * self.widest**2
         moved += self.unit * np.abs(best)
         error = self.rounding * self.widest * length + 2.0**-23 * (n_made + 1) * moved
-        error += self.unit * (n_made + 1) * UNDERFLOW
+        error += self.unit * (n_made + 1) * UNDERFLOW + self.error
         return 1.001 / self.unit * (2 * error + MARGIN * self.cut.tie)
 
     def _race(self, start: Float[ndarray, " n"], n_most: int) -> Float[ndarray, " n"]:
@@ -158,15 +171,15 @@ class Table:
         Returns:
             The gains after them.
         """
-        losses, subtract, size = self.losses, np.subtract, len(start)
-        assert losses is not None
+        assert self.losses is not None
+        loss_of, subtract, size = self.losses.of, np.subtract, len(start)
         gains = np.empty((n_most + 1, size), dtype=np.float32)
         gains[0], now = start, start
         taken: list[int] = []
         for following in gains[1:]:
             at = int(now.argmax())
             taken.append(at)
-            subtract(now, losses[at], following)
+            subtract(now, loss_of(at, now), following)
             now = following
         n_sure = self._count_open(taken)
         places, made = np.array(taken[:n_sure], dtype=np.int64), np.arange(n_sure)
@@ -229,10 +242,10 @@ class Table:
     def _stand_for(self, at: int, number: int) -> None:
         """Let the row at a place stand for an equal one, -1 for none."""
         self.numbers[at] = number
-        next_equal = self.cut.next_equal
-        if self.losses is not None and next_equal is not None:
-            is_last = number < 0 or next_equal[number] < 0
-            self.losses[at, at] = np.inf if is_last else self.own[at]
+        if self.losses is not None:
+            next_equal = self.cut.next_equal
+            is_last = number < 0 or next_equal is None or next_equal[number] < 0
+            self.losses.change_own(at, bool(is_last))
 
     def _walk(self, gains: Float[ndarray, " n"], n_most: int) -> None:
         """Make picks with a look at each."""
@@ -253,12 +266,13 @@ class Table:
                     cut.is_walking = True
                     break
                 at, behind = found
-            if self.losses is None:
+            if self.is_plain:
                 gains -= self.unit * self.block.products(at)
                 if self.rise:
                     gains += self.rise * self.squares
             else:
-                gains -= self.losses[at]
+                assert self.losses is not None
+                gains -= self.losses.of(at, gains)
             self._note([at])
             self.behind[-1] = behind
             if self.numbers[at] < 0:
@@ -281,15 +295,14 @@ class Table:
         if self.is_plain:
             exact = gains[places]
         elif not self.taken:
-            exact = self.exact[places]
+            exact = self._at_first(places) if self.exact is None else self.exact[places]
         else:
             if len(places) > max(FEW_ROWS, MANY_SHARE * len(gains)):
                 return None
             late = self.block[np.array(self.taken[self.n_summed :], dtype=np.int64)]
             self.moved, self.n_summed = self.moved - 2.0 * late.sum(), len(self.taken)
-            exact = self.exact[places] + cut.factor * (self.block[places] @ self.moved)
-            if self.rise:
-                exact += self.rise * len(self.taken) * self.squares[places]
+            exact = cut.factor * (self.block[places] @ (cut.sum + self.moved))
+            exact += cut.tilt(cut.done + len(self.taken)) * self.squares[places]
         best = float(exact.max())
         tied = np.flatnonzero(exact >= best - cut.tie)
         cut.is_walking |= len(tied) > 1

@@ -1,0 +1,71 @@
+"""All rows that are left, where no bound excludes many of them."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dq_multimodal.core.held import SourceRows
+from dq_multimodal.core.losses import FULL_ROWS
+from dq_multimodal.core.table import UNDERFLOW, Table
+from dq_multimodal.core.way import Way
+
+if TYPE_CHECKING:
+    from dq_multimodal.core.blocks import Rows
+    from dq_multimodal.core.graph_cut import GraphCut
+
+WHOLE_PICKS = 256
+"""Picks that are made in a row, at most."""
+
+OPEN_SHARE = 0.75
+"""Part of the rows that is open, at least; else those that are used up are forgotten."""
+
+
+class Whole(Table):
+    """All rows left, of which one is picked after another.
+
+    Args:
+        cut: The greedy run.
+        places: Places of the rows among the distinct rows.
+        numbers: The rows, all open.
+        narrow: The same in float32; None is to be read.
+    """
+
+    def __init__(
+        self,
+        cut: "GraphCut",
+        places: Int[ndarray, " n"],
+        numbers: Int[ndarray, " n"],
+        narrow: "Rows | None" = None,
+    ) -> None:
+        block = SourceRows(cut.source, numbers.copy())
+        self.places, self.all_narrow = places, block.narrow() if narrow is None else narrow
+        squares, n_bytes = cut.squares[places], cut.table_bytes // 2
+        super().__init__(cut, numbers, squares, block, self.all_narrow, n_bytes)
+
+    def pick_some(self, n_most: int) -> Way:
+        """Make some picks, at least one."""
+        cut = self.cut
+        gains, error = (self.work_out(), 0.0) if cut.is_walking else self.estimate()
+        way = self.pick(min(n_most, WHOLE_PICKS), gains, error)
+        self.keep()
+        return way
+
+    def estimate(self) -> tuple[Float[ndarray, " n"], float]:
+        """Give gains as by `work_out`, by float32 products, and a bound of their error."""
+        cut = self.cut
+        products = self.all_narrow @ cut.sum.astype(np.float32)
+        gains = cut.factor * products.astype(np.float64)
+        if self.rise:
+            gains += cut.tilt(cut.done) * self.squares
+        gains[self.numbers < 0] = -np.inf
+        most = self.widest * float(np.linalg.norm(cut.sum))
+        return gains, self.rounding * most + self.unit * UNDERFLOW * (1.0 + most)
+
+    def without_used(self, cut: "GraphCut") -> "Whole":
+        """Give the rows that are open, once these are few enough."""
+        rows = np.flatnonzero(self.numbers >= 0)
+        if len(self) <= FULL_ROWS or len(rows) > OPEN_SHARE * len(self):
+            return self
+        return Whole(cut, self.places[rows], self.numbers[rows], self.all_narrow[rows])

@@ -7,6 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+TILE_ROWS, STRIP_ROWS = 512, 64
+"""Rows whose pairs are multiplied out at once, and columns of these that are mirrored at once."""
+
 
 class PlainRows:
     """Some rows of a matrix, float64, with the operations that the greedy asks for."""
@@ -32,9 +35,9 @@ class PlainRows:
         """Give the squared norm of every row."""
         return row_squares(self.rows)
 
-    def pairs(self, others: "PlainRows | None" = None, out: Any = None) -> Float[ndarray, "n m"]:
+    def pairs(self, others: "PlainRows | None" = None) -> Float[ndarray, "n m"]:
         """Give the inner products with all rows of others, or among themselves."""
-        return np.matmul(self.rows, (self if others is None else others).rows.T, out=out)
+        return self.rows @ (self if others is None else others).rows.T
 
     def narrow(self) -> "PlainRows":
         """Give the rows in float32."""
@@ -130,6 +133,23 @@ Rows = PlainRows | OuterProducts
 def row_squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
     """Give the squared norm of every row."""
     return np.vecdot(rows, rows)
+
+
+def all_pairs(rows: Rows) -> Float[ndarray, "n n"]:
+    """Give the inner products of all pairs of float32 rows."""
+    narrow: Any = rows
+    size = len(rows)
+    if size <= 2 * TILE_ROWS:
+        return narrow.pairs()
+    made = np.empty((size, size), dtype=np.float32)
+    for start in range(0, size, TILE_ROWS):
+        span = slice(start, start + TILE_ROWS)
+        pairs = narrow[span].pairs(narrow[start:])
+        made[span, start:] = pairs
+        for at in range(start + TILE_ROWS, size, STRIP_ROWS):
+            strip = pairs[:, at - start : at - start + STRIP_ROWS]
+            made[at : at + STRIP_ROWS, span] = strip.T
+    return made
 
 
 def as_rows(parts: Sequence[Float[ndarray, "n _"]]) -> Rows:

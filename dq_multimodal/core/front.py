@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
 from dq_multimodal.core.held import HeldRows
+from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
 from dq_multimodal.core.table import MARGIN, Table
 from dq_multimodal.core.way import Way
 

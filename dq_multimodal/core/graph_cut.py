@@ -13,8 +13,9 @@ from dq_multimodal.core.front import FRONT_SHARE, Front, Near
 from dq_multimodal.core.greedy import Greedy
 from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.core.levels import NEAR_ROWS, RING_FACTOR, RING_ROWS, RUN_PICKS, Level
+from dq_multimodal.core.losses import FIRST_ROWS
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
-from dq_multimodal.core.whole import Whole
+from dq_multimodal.core.whole import RACE_PICKS, RACE_VALUES, Whole
 
 DIRECTIONS = 32
 """Directions in which the change of a gain is followed exactly, at most."""
@@ -23,16 +24,17 @@ SAMPLE_ROWS, SAMPLE_TURNS = 2048, 3
 """Rows in which these are looked for, and steps of the search."""
 
 TABLE_BYTES = 2**28
-"""Memory for all rows left, half of it for themselves and half for pairs of them; at most."""
+"""Memory for the pairs of all rows left (all pairs of 8,192 rows), at most, or half of it for some
+pairs and half for these rows."""
 
 SMALL_ROWS = 1024
 """So few rows are all looked at: hardly any bound excludes a row of these for long."""
 
-LOAD_SHARE = 1 / 8
+LOAD_SHARE = 1 / 2
 """Part of all rows that bounds have to leave for a pick before all are looked at."""
 
 WHOLE_PICKS = 512
-"""Picks that are then made among all rows before bounds are tried again; each time twice as many."""
+"""Picks that are then made among all rows until bounds are tried again; each time twice as many."""
 
 
 class GraphCut(Greedy):
@@ -49,8 +51,8 @@ class GraphCut(Greedy):
       so what lies between its ends, but for what the way bends. Of the few that might have won or
       tied, the gains at each pick are worked out (one product of two small matrices); the picks up
       to the first at which one does so are kept, and a new front is drawn there.
-    - Where the sum W is so short that this leaves most rows to look at, and the rows left are few,
-      all of them are the front, to the end.
+    - Where the sum W is so short that this leaves most rows to look at, picks are made among all
+      of them, see `Whole`: for a while, or, where all their pairs have room, to the end.
 
     Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
     are float64. The picks are those of the plain greedy. Rows that are equal bit for bit are one
@@ -59,7 +61,7 @@ class GraphCut(Greedy):
     Args:
         source: The rows.
         similarity: Which gain.
-        table_bytes: Memory that the pairs of the last rows may take.
+        table_bytes: Memory for the pairs of all rows left.
 
     Attributes:
         terms: What the gain of a row is bounded by, each to be weighted: what it has along the
@@ -100,33 +102,32 @@ class GraphCut(Greedy):
         n_whole = WHOLE_PICKS
         self.load, self.n_multiplied = 0.0, 0
         while self.done < self.n_picks:
-            if not self.suits_whole:
+            if self.whole is None and not self.suits_whole:
                 self._pick_near(on_picks)
             else:
-                is_small = self.n_open <= SMALL_ROWS
-                self._pick_whole(self.n_picks if is_small else self.done + n_whole, on_picks)
+                self._pick_whole(n_whole, on_picks)
                 n_whole *= 2
 
-    def _pick_whole(self, end: int, on_picks: Callable[[int], object] | None) -> None:
-        """Pick among all rows left, until so many picks are made."""
+    def _pick_whole(self, n_most: int, on_picks: Callable[[int], object] | None) -> None:
+        """Pick among all rows left: so many times, or to the end if all pairs have room."""
         if self.whole is None:
             self._compact()
             self.whole = Whole(self, np.arange(len(self.numbers)), self.numbers.copy())
-        end = min(end, self.n_picks)
+        end = self.n_picks if self.whole.is_full else min(self.done + n_most, self.n_picks)
         while self.done < end:
             self.whole = self.whole.without_used(self)
             n_made = len(self.whole.pick_some(end - self.done))
             if on_picks is not None:
                 on_picks(n_made)
-        rows = np.flatnonzero(self.whole.numbers >= 0)
-        self.n_open = len(rows)
-        if self.n_open > SMALL_ROWS:
+        if not self.whole.is_full:
+            rows = np.flatnonzero(self.whole.numbers >= 0)
+            self.n_open = len(rows)
             self.numbers[:] = -1
             self.numbers[self.whole.places[rows]] = self.whole.numbers[rows]
             self.whole, self.load = None, 0.0
 
     def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:
-        """Pick among the rows near the best, until a table of all rows left is the better way."""
+        """Pick among the rows near the best, until it is less work to look at all rows."""
         self._compact()
         self.pace, self.load = float(RUN_PICKS), 0.0
         self.widest = float(self.norms.max())
@@ -237,7 +238,7 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
 
     About 8 k + 220 bytes a row, k being the number of followed directions (at most 32): half of it
     for a second level, which grows to all rows where no bound excludes any. What levels hold of the
-    rows themselves, the blocks and the table of the last rows are bounded.
+    rows themselves, the blocks and the pairs of rows are bounded.
 
     Args:
         sizes: Rows of each of the strata that are binned side by side.
@@ -247,7 +248,9 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     n_bytes = 2**27
     for n_rows in map(int, sizes):
         held = min(4 * n_rows * n_columns, HELD_BYTES)
-        n_tabled = min(n_rows, int((TABLE_BYTES // len(sizes) / 4) ** 0.5))
-        tabled = min(8 * n_tabled * n_columns, HELD_BYTES)  # in float64, and half of it in float32
-        n_bytes += n_rows * (8 * n_directions + 220) + 2 * held + 4 * n_tabled**2 + 2 * tabled
+        share = TABLE_BYTES // len(sizes)
+        n_whole = min(n_rows, share // (8 * n_columns))
+        paired = min(4 * n_whole**2, share) + 4 * n_whole * n_columns
+        raced = 5 * min(RACE_PICKS * n_whole, RACE_VALUES) + 4 * FIRST_ROWS * n_whole
+        n_bytes += n_rows * (8 * n_directions + 220) + 2 * held + paired + raced
     return n_bytes

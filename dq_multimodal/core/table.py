@@ -41,8 +41,6 @@ class Table:
         numbers: The rows.
         squares: Their squared norms.
         block: The rows themselves.
-        narrow: The same in float32; None is to be made when it is needed.
-        n_bytes: Memory for the pairs of more than `FULL_ROWS` rows.
 
     Attributes:
         numbers: Row numbers; -1 where a row is used up.
@@ -60,15 +58,13 @@ class Table:
         numbers: Int[ndarray, " n"],
         squares: Float[ndarray, " n"],
         block: "Rows | SourceRows",
-        narrow: Rows | None = None,
-        n_bytes: int = 0,
     ) -> None:
         self.cut = weakref.proxy(cut)  # it may hold this table
         self.numbers, self.squares, self.block = numbers, squares, block
         self.norms, self.is_plain = np.sqrt(squares), False
         self.unit, self.rise = 2.0 * cut.factor, 0.0 if cut.is_cosine else 2.0
-        self.narrow, self.n_bytes, self.widest = narrow, n_bytes, float(self.norms.max(initial=0.0))
         self.rounding = self.unit * (sum(block.widths) + 16) * 2.0**-23
+        self.widest = float(self.norms.max(initial=0.0))
         self.taken: list[int] = []
         self.picked: list[int] = []
         self.behind: list[float] = []
@@ -77,11 +73,6 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.numbers)
-
-    def _are_last(self, places: Int[ndarray, " k"]) -> Bool[ndarray, " k"]:
-        """Tell whether the pick of some rows uses them up; so it is of those that are."""
-        numbers, next_equal = self.numbers[places], self.cut.next_equal
-        return (numbers < 0) | (True if next_equal is None else next_equal[numbers] < 0)
 
     def work_out(self) -> Float[ndarray, " n"]:
         """Give gains in float64, less the constant; minus infinity for rows that are used up."""
@@ -117,9 +108,7 @@ class Table:
         if top > -np.inf:
             gains = gains.copy() if is_plain else ((gains - top) / self.unit).astype(np.float32)
             if self.losses is None and not is_plain:
-                narrow = self.block.narrow() if self.narrow is None else self.narrow
-                weight = self.rise / self.unit
-                self.losses = Losses(narrow, self.squares, weight, self._are_last, self.n_bytes)
+                self.losses = self._find_losses(self.block.narrow())
             is_race, cut.is_walking = not (is_plain or cut.is_walking), False
             if is_race:
                 gains = self._race(gains, n_most)
@@ -130,6 +119,16 @@ class Table:
         self._go(places[len(self.sums) - 1 :])
         self.made = self._follow(places, np.arange(len(places)))
         return Way(self.sums, self.made + self.behind - MARGIN * cut.tie)
+
+    def _find_losses(self, narrow: Rows, n_bytes: int = 2**28) -> Losses:
+        """Find what picks take from the gains."""
+        is_last = self._are_last(self.numbers)
+        return Losses(narrow, self.squares, self.rise / self.unit, is_last, n_bytes)
+
+    def _are_last(self, numbers: Int[ndarray, " *k"]) -> Bool[ndarray, " *k"]:
+        """Tell whether a pick uses the row of a number up, or it is used up."""
+        next_equal = self.cut.next_equal
+        return (numbers < 0) | (True if next_equal is None else next_equal[numbers] < 0)
 
     def roll_back(self, n_kept: int) -> None:
         """Forget the picks after the first few."""
@@ -172,14 +171,15 @@ class Table:
             The gains after them.
         """
         assert self.losses is not None
-        loss_of, subtract, size = self.losses.of, np.subtract, len(start)
+        losses, fill, size = self.losses.rows, self.losses.fill, len(start)
         gains = np.empty((n_most + 1, size), dtype=np.float32)
         gains[0], now = start, start
         taken: list[int] = []
         for following in gains[1:]:
             at = int(now.argmax())
             taken.append(at)
-            subtract(now, loss_of(at, now), following)
+            row = losses[at]
+            np.subtract(now, fill(at, now) if row is None else row, following)
             now = following
         n_sure = self._count_open(taken)
         places, made = np.array(taken[:n_sure], dtype=np.int64), np.arange(n_sure)
@@ -243,9 +243,7 @@ class Table:
         """Let the row at a place stand for an equal one, -1 for none."""
         self.numbers[at] = number
         if self.losses is not None:
-            next_equal = self.cut.next_equal
-            is_last = number < 0 or next_equal is None or next_equal[number] < 0
-            self.losses.change_own(at, bool(is_last))
+            self.losses.change_own(at, bool(self._are_last(self.numbers[at])))
 
     def _walk(self, gains: Float[ndarray, " n"], n_most: int) -> None:
         """Make picks with a look at each."""
@@ -272,7 +270,8 @@ class Table:
                     gains += self.rise * self.squares
             else:
                 assert self.losses is not None
-                gains -= self.losses.of(at, gains)
+                row = self.losses.rows[at]
+                gains -= self.losses.fill(at, gains) if row is None else row
             self._note([at])
             self.behind[-1] = behind
             if self.numbers[at] < 0:

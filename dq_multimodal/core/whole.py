@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.core.held import SourceRows
-from dq_multimodal.core.losses import FULL_ROWS
+from dq_multimodal.core.losses import has_room
 from dq_multimodal.core.table import UNDERFLOW, Table
 from dq_multimodal.core.way import Way
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dq_multimodal.core.blocks import Rows
     from dq_multimodal.core.graph_cut import GraphCut
 
-WHOLE_PICKS = 256
-"""Picks that are made in a row, at most."""
+RACE_PICKS, RACE_VALUES = 256, 2**23
+"""Picks that are made in a row, and gains that are held meanwhile, at most."""
 
 OPEN_SHARE = 0.75
 """Part of the rows that is open, at least; else those that are used up are forgotten."""
@@ -40,22 +40,25 @@ class Whole(Table):
         narrow: "Rows | None" = None,
     ) -> None:
         block = SourceRows(cut.source, numbers.copy())
-        self.places, self.all_narrow = places, block.narrow() if narrow is None else narrow
-        squares, n_bytes = cut.squares[places], cut.table_bytes // 2
-        super().__init__(cut, numbers, squares, block, self.all_narrow, n_bytes)
+        self.places, self.narrow = places, block.narrow() if narrow is None else narrow
+        squares = cut.squares[places]
+        super().__init__(cut, numbers, squares, block)
+        self.losses = self._find_losses(self.narrow, cut.table_bytes)
+        self.is_full = has_room(len(numbers), cut.table_bytes)
 
     def pick_some(self, n_most: int) -> Way:
         """Make some picks, at least one."""
         cut = self.cut
         gains, error = (self.work_out(), 0.0) if cut.is_walking else self.estimate()
-        way = self.pick(min(n_most, WHOLE_PICKS), gains, error)
+        n_held = max(1, RACE_VALUES // len(self))
+        way = self.pick(min(n_most, RACE_PICKS, n_held), gains, error)
         self.keep()
         return way
 
     def estimate(self) -> tuple[Float[ndarray, " n"], float]:
         """Give gains as by `work_out`, by float32 products, and a bound of their error."""
         cut = self.cut
-        products = self.all_narrow @ cut.sum.astype(np.float32)
+        products = self.narrow @ cut.sum.astype(np.float32)
         gains = cut.factor * products.astype(np.float64)
         if self.rise:
             gains += cut.tilt(cut.done) * self.squares
@@ -66,6 +69,6 @@ class Whole(Table):
     def without_used(self, cut: "GraphCut") -> "Whole":
         """Give the rows that are open, once these are few enough."""
         rows = np.flatnonzero(self.numbers >= 0)
-        if len(self) <= FULL_ROWS or len(rows) > OPEN_SHARE * len(self):
+        if self.is_full or len(rows) > OPEN_SHARE * len(self):
             return self
-        return Whole(cut, self.places[rows], self.numbers[rows], self.all_narrow[rows])
+        return Whole(cut, self.places[rows], self.numbers[rows], self.narrow[rows])

@@ -34,8 +34,6 @@ class Losses:
         rows: Of each row what its pick takes from the gains of all; None before it is worked out.
     """
 
-    rows: "Float[ndarray, 'n n'] | list[Float[ndarray, ' n'] | None]"
-
     def __init__(
         self,
         narrow: Rows,
@@ -50,18 +48,23 @@ class Losses:
         self.own = ((1.0 - weight) * squares).astype(np.float32)
         n_rows = len(squares)
         if has_room(n_rows, n_bytes):
-            self.rows = self._complete(all_pairs(narrow), np.arange(n_rows))
+            self.rows: Any = self._complete(all_pairs(narrow), np.arange(n_rows))
         else:
             self.rows, self.is_made = [None] * n_rows, np.zeros(n_rows, dtype=bool)
             height = min(n_rows, max(MORE_ROWS, n_bytes // (8 * n_rows)))
             self.made = np.empty((height, n_rows), dtype=np.float32)
             self.owners, self.next_slot, self.n_wanted = [-1] * height, 0, FIRST_ROWS
 
-    def change_own(self, at: int, is_last: bool) -> None:
+    def change_own(self, at: int, is_last: Any) -> None:
         """Note whether the next pick of a row uses it up."""
         self.is_last[at], row = is_last, self.rows[at]
         if row is not None:
             row[at] = np.inf if is_last else self.own[at]
+
+    def of(self, at: int, gains: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+        """Give what the pick of the row with the highest gain takes."""
+        row = self.rows[at]
+        return self.fill(at, gains) if row is None else row
 
     def fill(self, at: int, gains: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
         """Multiply out the row with the highest gain, and the next in order.

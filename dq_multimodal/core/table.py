@@ -4,7 +4,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.core.blocks import Rows
@@ -25,12 +25,11 @@ UNDERFLOW = 2.0**-90
 """More than what float32 loses of a gain by one pick where numbers are too small for it."""
 
 MARGIN = 1.01
-"""A row more than this many tie widths below the best can neither win nor tie: the hundredth is
-far above what rounding does to a gain."""
+"""A row more than so many tie widths below the best can neither win nor tie, however rounded."""
 
 
 class Table:
-    """Some rows, with a float32 number for each pair of one that may be picked and another.
+    """Some rows among which picks are made.
 
     A pick costs the difference of two arrays and a search for the largest number. These gains are
     float32, in units of 2 f (a power of two), with a bound of their error; those of the picks, and
@@ -44,11 +43,11 @@ class Table:
 
     Attributes:
         numbers: Row numbers; -1 where a row is used up.
-        losses: What picks take from the gains; None before it is needed.
+        losses: See `Losses`; None before it is needed.
         taken: Places of the rows picked by the last `pick`, in order.
         picked: Their row numbers.
         made: Their gains, less the constant.
-        behind: How far these are behind the best, with which they tie.
+        behind: How far they are behind the best, with which they tie.
         sums: How far W went before each of them, and after the last.
     """
 
@@ -60,15 +59,12 @@ class Table:
         block: "Rows | SourceRows",
     ) -> None:
         self.cut = weakref.proxy(cut)  # it may hold this table
-        self.numbers, self.squares, self.block = numbers, squares, block
-        self.norms, self.is_plain = np.sqrt(squares), False
+        self.numbers, self.squares, self.norms = numbers, squares, np.sqrt(squares)
+        self.block: Any = block
         self.unit, self.rise = 2.0 * cut.factor, 0.0 if cut.is_cosine else 2.0
         self.rounding = self.unit * (sum(block.widths) + 16) * 2.0**-23
         self.widest = float(self.norms.max(initial=0.0))
-        self.taken: list[int] = []
-        self.picked: list[int] = []
-        self.behind: list[float] = []
-        self.losses: Losses | None = None
+        self.losses: Any = None
         self.n_flat = max(1, FLAT_VALUES // block.shape[1])
 
     def __len__(self) -> int:
@@ -101,11 +97,13 @@ class Table:
         """
         cut, top = self.cut, float(gains.max(initial=-np.inf))
         self.exact, self.error, self.is_plain = None if error else gains, error, is_plain
-        self.taken, self.picked, self.behind = [], [], []
+        self.taken: list[int] = []
+        self.picked: list[int] = []
+        self.behind: list[float] = []
         self.sums, self.moved = np.zeros((1, len(cut.sum))), np.zeros(len(cut.sum))
         self.n_summed, self.length = 0, 0.0
-        n_most = min(n_most, self.n_flat)
         if top > -np.inf:
+            n_most = min(n_most, self.n_flat)
             gains = gains.copy() if is_plain else ((gains - top) / self.unit).astype(np.float32)
             if self.losses is None and not is_plain:
                 self.losses = self._find_losses(self.block.narrow())
@@ -122,11 +120,11 @@ class Table:
 
     def _find_losses(self, narrow: Rows, n_bytes: int = 2**28) -> Losses:
         """Find what picks take from the gains."""
-        is_last = self._are_last(self.numbers)
-        return Losses(narrow, self.squares, self.rise / self.unit, is_last, n_bytes)
+        weight, is_last = self.rise / self.unit, self._are_last(self.numbers)
+        return Losses(narrow, self.squares, weight, is_last, n_bytes)
 
-    def _are_last(self, numbers: Int[ndarray, " *k"]) -> Bool[ndarray, " *k"]:
-        """Tell whether a pick uses the row of a number up, or it is used up."""
+    def _are_last(self, numbers: Any) -> Any:
+        """Tell of numbers whether a pick uses their rows up, or they are used up."""
         next_equal = self.cut.next_equal
         return (numbers < 0) | (True if next_equal is None else next_equal[numbers] < 0)
 
@@ -170,7 +168,6 @@ class Table:
         Returns:
             The gains after them.
         """
-        assert self.losses is not None
         losses, fill, size = self.losses.rows, self.losses.fill, len(start)
         gains = np.empty((n_most + 1, size), dtype=np.float32)
         gains[0], now = start, start
@@ -184,9 +181,8 @@ class Table:
         n_sure = self._count_open(taken)
         places, made = np.array(taken[:n_sure], dtype=np.int64), np.arange(n_sure)
         best = gains[made, places].astype(np.float64)
-        is_open = best > -np.inf
-        if not is_open.all():
-            n_sure = int(is_open.argmin())
+        if best.min(initial=0.0) == -np.inf:
+            n_sure = int(best.argmin())
             places, made, best = places[:n_sure], made[:n_sure], best[:n_sure]
         lengths = np.cumsum(self.norms[places]) - self.norms[places]
         least = (best - self._window(best, made, lengths)).astype(np.float32)
@@ -194,8 +190,7 @@ class Table:
         is_rival[made, places] = False
         found, n_looked = np.flatnonzero(is_rival), min(RIVALS, self.n_flat)
         if len(found) > n_looked:
-            n_sure = int(found[n_looked]) // size
-            found = found[:n_looked]
+            n_sure, found = int(found[n_looked]) // size, found[:n_looked]
         if len(found) and n_sure:
             when, rivals = np.divmod(found, size)  # np.nonzero is far slower
             self._go(places)
@@ -226,9 +221,8 @@ class Table:
     def _note(self, places: list[int]) -> None:
         """Note rows as picked."""
         next_equal = self.cut.next_equal
-        numbers = self.numbers[places]
-        if next_equal is None or (next_equal[numbers] < 0).all():
-            self.picked += numbers.tolist()
+        if next_equal is None or (next_equal[self.numbers[places]] < 0).all():
+            self.picked += self.numbers[places].tolist()
             self.numbers[places] = -1  # and none stands for another, so no place comes twice
         else:
             for at in places:
@@ -243,7 +237,7 @@ class Table:
         """Let the row at a place stand for an equal one, -1 for none."""
         self.numbers[at] = number
         if self.losses is not None:
-            self.losses.change_own(at, bool(self._are_last(self.numbers[at])))
+            self.losses.change_own(at, self._are_last(self.numbers[at]))
 
     def _walk(self, gains: Float[ndarray, " n"], n_most: int) -> None:
         """Make picks with a look at each."""
@@ -255,9 +249,8 @@ class Table:
                 break
             if not self.is_plain:
                 window = self._window(float(best), n_made, self.length)
-            gains[at] = -np.inf
-            is_contested = gains[gains.argmax()] >= best - window
-            gains[at], behind = best, 0.0
+            gains[at], behind = -np.inf, 0.0
+            is_contested, gains[at] = gains[gains.argmax()] >= best - window, best
             if is_contested:
                 found = self._decide(np.flatnonzero(gains >= best - window), gains)
                 if found is None:
@@ -269,9 +262,7 @@ class Table:
                 if self.rise:
                     gains += self.rise * self.squares
             else:
-                assert self.losses is not None
-                row = self.losses.rows[at]
-                gains -= self.losses.fill(at, gains) if row is None else row
+                gains -= self.losses.of(at, gains)
             self._note([at])
             self.behind[-1] = behind
             if self.numbers[at] < 0:

@@ -42,7 +42,6 @@ class Losses:
         is_last: Bool[ndarray, " n"],
         n_bytes: int,
     ) -> None:
-        self.narrow: Any = narrow
         self.is_last = is_last
         self.lifts = (weight * squares).astype(np.float32) if weight else None
         self.own = ((1.0 - weight) * squares).astype(np.float32)
@@ -51,6 +50,7 @@ class Losses:
             self.rows: Any = self._complete(all_pairs(narrow), np.arange(n_rows))
         else:
             self.rows, self.is_made = [None] * n_rows, np.zeros(n_rows, dtype=bool)
+            self.narrow: Any = narrow
             height = min(n_rows, max(MORE_ROWS, n_bytes // (8 * n_rows)))
             self.made = np.empty((height, n_rows), dtype=np.float32)
             self.owners, self.next_slot, self.n_wanted = [-1] * height, 0, FIRST_ROWS

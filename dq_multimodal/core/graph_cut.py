@@ -9,11 +9,11 @@ from numpy import ndarray
 
 from dq_multimodal.config import Similarity
 from dq_multimodal.core.blocks import row_squares
-from dq_multimodal.core.front import FRONT_SHARE, Front, Near
+from dq_multimodal.core.front import FRONT_SHARE, MAX_PLAIN_VALUES, Front, Near
 from dq_multimodal.core.greedy import Greedy
 from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.core.levels import NEAR_ROWS, RING_FACTOR, RING_ROWS, RUN_PICKS, Level
-from dq_multimodal.core.losses import FIRST_ROWS
+from dq_multimodal.core.losses import count_pair_bytes, has_room
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
 from dq_multimodal.core.whole import RACE_PICKS, RACE_VALUES, Whole
 
@@ -24,8 +24,8 @@ SAMPLE_ROWS, SAMPLE_TURNS = 2048, 3
 """Rows in which these are looked for, and steps of the search."""
 
 TABLE_BYTES = 2**28
-"""Memory for the pairs of all rows left (all pairs of 8,192 rows), at most, or half of it for some
-pairs and half for these rows."""
+"""Memory for the pairs of all rows left (all pairs of 8,192 rows), or half of it for some pairs and
+half for these rows."""
 
 SMALL_ROWS = 1024
 """So few rows are all looked at: hardly any bound excludes a row of these for long."""
@@ -61,7 +61,7 @@ class GraphCut(Greedy):
     Args:
         source: The rows.
         similarity: Which gain.
-        table_bytes: Memory for the pairs of all rows left.
+        table_bytes: Memory for all rows left and their pairs.
 
     Attributes:
         terms: What the gain of a row is bounded by, each to be weighted: what it has along the
@@ -206,7 +206,10 @@ def suits_whole(n_rows: int, n_columns: int, table_bytes: int, load: float) -> b
     """
     if 8 * n_rows * n_columns > table_bytes:
         return False
-    return n_rows <= SMALL_ROWS or load >= LOAD_SHARE * n_rows
+    if n_rows <= SMALL_ROWS:
+        return True
+    is_light = n_rows * n_columns <= MAX_PLAIN_VALUES  # and near rows can be a plain front
+    return load >= LOAD_SHARE * n_rows and (has_room(n_rows, table_bytes) or not is_light)
 
 
 def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
@@ -250,7 +253,8 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
         held = min(4 * n_rows * n_columns, HELD_BYTES)
         share = TABLE_BYTES // len(sizes)
         n_whole = min(n_rows, share // (8 * n_columns))
-        paired = min(4 * n_whole**2, share) + 4 * n_whole * n_columns
-        raced = 5 * min(RACE_PICKS * n_whole, RACE_VALUES) + 4 * FIRST_ROWS * n_whole
+        paired = count_pair_bytes(n_whole, share) + 4 * n_whole * n_columns
+        paired += min(8 * n_whole * n_columns, HELD_BYTES)
+        raced = 13 * min(RACE_PICKS * n_whole, RACE_VALUES)
         n_bytes += n_rows * (8 * n_directions + 220) + 2 * held + paired + raced
     return n_bytes

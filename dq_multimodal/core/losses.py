@@ -51,7 +51,7 @@ class Losses:
         else:
             self.rows, self.is_made = [None] * n_rows, np.zeros(n_rows, dtype=bool)
             self.narrow: Any = narrow
-            height = min(n_rows, max(MORE_ROWS, n_bytes // (8 * n_rows)))
+            height = count_slots(n_rows, n_bytes)
             self.made = np.empty((height, n_rows), dtype=np.float32)
             self.owners, self.next_slot, self.n_wanted = [-1] * height, 0, FIRST_ROWS
 
@@ -109,3 +109,16 @@ class Losses:
 def has_room(n_rows: int, n_bytes: int) -> bool:
     """Tell whether all pairs of so many rows have room."""
     return 4 * n_rows**2 <= n_bytes
+
+
+def count_slots(n_rows: int, n_bytes: int) -> int:
+    """Give how many rows are held multiplied with all where not all pairs have room."""
+    return min(n_rows, max(MORE_ROWS, n_bytes // (8 * n_rows)))
+
+
+def count_pair_bytes(n_rows: int, n_bytes: int) -> int:
+    """Bound the memory that the pairs take, of so many rows or of fewer of them."""
+    if has_room(n_rows, n_bytes):
+        return 4 * n_rows**2
+    n_slots = count_slots(n_rows, n_bytes)
+    return max(n_bytes, 4 * n_rows * (n_slots + 2 * min(FIRST_ROWS, n_slots)))

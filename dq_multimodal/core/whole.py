@@ -8,6 +8,7 @@ from numpy import ndarray
 
 from dq_multimodal.core.held import SourceRows
 from dq_multimodal.core.losses import has_room
+from dq_multimodal.core.rows import HELD_BYTES
 from dq_multimodal.core.table import UNDERFLOW, Table
 from dq_multimodal.core.way import Way
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dq_multimodal.core.blocks import Rows
     from dq_multimodal.core.graph_cut import GraphCut
 
-RACE_PICKS, RACE_VALUES = 256, 2**23
+RACE_PICKS, RACE_VALUES = 256, 2**22
 """Picks that are made in a row, and gains that are held meanwhile, at most."""
 
 OPEN_SHARE = 0.75
@@ -39,7 +40,10 @@ class Whole(Table):
         numbers: Int[ndarray, " n"],
         narrow: "Rows | None" = None,
     ) -> None:
-        block = SourceRows(cut.source, numbers.copy())
+        block: Rows | SourceRows = SourceRows(cut.source, numbers.copy())
+        self.is_held = 8 * len(numbers) * cut.source.values.shape[1] <= HELD_BYTES
+        if self.is_held:
+            block = cut.source.take(numbers)
         self.places, self.narrow = places, block.narrow() if narrow is None else narrow
         squares = cut.squares[places]
         super().__init__(cut, numbers, squares, block)
@@ -49,7 +53,7 @@ class Whole(Table):
     def pick_some(self, n_most: int) -> Way:
         """Make some picks, at least one."""
         cut = self.cut
-        gains, error = (self.work_out(), 0.0) if cut.is_walking else self.estimate()
+        gains, error = (self.work_out(), 0.0) if self.is_held or cut.is_walking else self.estimate()
         n_held = max(1, RACE_VALUES // len(self))
         way = self.pick(min(n_most, RACE_PICKS, n_held), gains, error)
         self.keep()
@@ -65,11 +69,12 @@ class Whole(Table):
         gains[self.numbers < 0] = -np.inf
         n_terms = sum(self.block.widths) + 16  # a rounding each, of half a unit in the last place
         most = cut.factor * self.widest * float(np.linalg.norm(cut.sum))
-        return gains, n_terms * 2.0**-24 * most + UNDERFLOW * (1.0 + most)
+        return gains, 1.1 * n_terms * 2.0**-24 * most + UNDERFLOW * (1.0 + most)
 
     def without_used(self, cut: "GraphCut") -> "Whole":
         """Give the rows that are open, once these are few enough."""
         rows = np.flatnonzero(self.numbers >= 0)
         if self.is_full or len(rows) > OPEN_SHARE * len(self):
             return self
+        self.losses = None  # or both would be held
         return Whole(cut, self.places[rows], self.numbers[rows], self.narrow[rows])

@@ -112,6 +112,7 @@ SIZES = {
         "SMALL_ROWS": 0,
         "LOAD_SHARE": 0.01,
         "WHOLE_PICKS": 1,
+        "MAX_PLAIN_VALUES": 0,
         "OPEN_SHARE": 0.95,
         "MORE_ROWS": 2,
         "NEAR_ROWS": 6,
@@ -194,6 +195,8 @@ def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(
 ):
     set_sizes(monkeypatch, {"RING_ROWS": 800, "RING_FACTOR": 0, "NEAR_ROWS": 200, "RUN_PICKS": 12})
     set_sizes(monkeypatch, {"TABLE_BYTES": 4 * table_rows**2})
+    if table_rows == 700:  # and where more are left, some of their pairs
+        set_sizes(monkeypatch, {"MAX_PLAIN_VALUES": 0})
     x = (np.random.default_rng(0).normal(size=(2500, 24)) + shift).astype(np.float32)
     got = make_bins(x, 5, similarity)
     wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 5, similarity)
@@ -224,7 +227,7 @@ def test_all_rows_are_looked_at_for_a_while_where_no_bound_excludes_many(similar
     monkeypatch.setattr(graph_cut.GraphCut, "_pick_near", watched)
     set_sizes(monkeypatch, {"RING_ROWS": 800, "RING_FACTOR": 0, "NEAR_ROWS": 200, "RUN_PICKS": 12})
     set_sizes(monkeypatch, {"TABLE_BYTES": 2**19, "WHOLE_PICKS": 150, "SMALL_ROWS": 0})
-    set_sizes(monkeypatch, {"LOAD_SHARE": 0.05})
+    set_sizes(monkeypatch, {"LOAD_SHARE": 0.05, "MAX_PLAIN_VALUES": 0})
     x = np.random.default_rng(3).normal(size=(1500, 24)).astype(np.float32)  # W is short
     got = make_bins(x, 3, similarity)
     wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 3, similarity)
@@ -359,6 +362,7 @@ def test_all_rows_are_looked_at_where_bounds_exclude_few():
     assert graph_cut.suits_whole(1000, 384, room, load=0.0)
     assert graph_cut.suits_whole(87_000, 384, room, load=44e3)
     assert not graph_cut.suits_whole(88_000, 384, room, load=88e3)  # the rows alone
+    assert not graph_cut.suits_whole(10_000, 16, room, load=1e4)  # a plain front does
 
 
 def test_an_error_of_the_caller_ends_all_strata():

@@ -62,7 +62,7 @@ class Table:
         self.numbers, self.squares, self.norms = numbers, squares, np.sqrt(squares)
         self.block: Any = block
         self.unit, self.rise = 2.0 * cut.factor, 0.0 if cut.is_cosine else 2.0
-        self.rounding = self.unit * (sum(block.widths) + 16) * 2.0**-23
+        self.rounding = 1.1 * self.unit * (sum(block.widths) + 16) * 2.0**-24
         self.widest = float(self.norms.max(initial=0.0))
         self.losses: Any = None
         self.n_flat = max(1, FLAT_VALUES // block.shape[1])

@@ -67,9 +67,8 @@ class Whole(Table):
         if self.rise:
             gains += cut.tilt(cut.done) * self.squares
         gains[self.numbers < 0] = -np.inf
-        n_terms = sum(self.block.widths) + 16  # a rounding each, of half a unit in the last place
-        most = cut.factor * self.widest * float(np.linalg.norm(cut.sum))
-        return gains, 1.1 * n_terms * 2.0**-24 * most + UNDERFLOW * (1.0 + most)
+        most = self.widest * float(np.linalg.norm(cut.sum))
+        return gains, self.rounding / 2 * most + UNDERFLOW * (1.0 + cut.factor * most)
 
     def without_used(self, cut: "GraphCut") -> "Whole":
         """Give the rows that are open, once these are few enough."""

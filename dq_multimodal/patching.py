@@ -11,7 +11,7 @@ from numpy import ndarray
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import CompressConfig, Fill, InputError
-from dq_multimodal.core.order import hash_numbers
+from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.patch_records import BELOW_GATE, NO_SMALLER, NOT_PLAIN, TOO_LARGE
 from dq_multimodal.patches.attribution import GradCamPlusPlus, find_layer, patch_scores
 from dq_multimodal.patches.codec import decode_patches, encode_patches

@@ -13,7 +13,7 @@ from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core import Bins, Scores
 from dq_multimodal.core.diversity import count_steps, diversity, learn_directions, sample_bins
-from dq_multimodal.core.order import hash_numbers
+from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.world import ALONE, World
 
 FOLDER = "scores"

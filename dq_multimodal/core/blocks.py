@@ -1,5 +1,6 @@
 """Some rows in float64, with the operations that the greedy asks for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ class PlainRows:
     def flat(self) -> Float[ndarray, "n d"]:
         """Give the rows as a matrix."""
         return self.rows
+
+    def parts(self) -> list[Float[ndarray, "n d"]]:
+        """Give the rows, the only part."""
+        return [self.rows]
 
     def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "d m"]:
         """Give the sums of all rows, each times its weight."""
@@ -112,6 +117,10 @@ class OuterProducts:
         """Multiply the products out."""
         return np.einsum("ni,nj->nij", self.left, self.right).reshape(self.shape)
 
+    def parts(self) -> list[Float[ndarray, "n _"]]:
+        """Give the two factors."""
+        return [self.left, self.right]
+
     def weighted(self, weights: Float[ndarray, "n m"]) -> Float[ndarray, "kd m"]:
         """Give the sums of all products, each times its weight."""
         sums = [(self.left * weight[:, None]).T @ self.right for weight in weights.T]
@@ -126,19 +135,23 @@ def row_squares(rows: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
     return np.vecdot(rows, rows)
 
 
-def narrow_pairs(rows: Rows, factor: float) -> Float[ndarray, "n n"]:
-    """Give the inner products of all pairs of rows, times a factor, in float32."""
-    narrow: Any = rows.narrow()
+def all_pairs(rows: Rows) -> Float[ndarray, "n n"]:
+    """Give the inner products of all pairs of float32 rows."""
+    narrow: Any = rows
     size = len(rows)
     if size <= 2 * TILE_ROWS:
-        return narrow.pairs() * np.float32(factor)
+        return narrow.pairs()
     made = np.empty((size, size), dtype=np.float32)
     for start in range(0, size, TILE_ROWS):
         span = slice(start, start + TILE_ROWS)
         pairs = narrow[span].pairs(narrow[start:])
-        pairs *= np.float32(factor)
         made[span, start:] = pairs
         for at in range(start + TILE_ROWS, size, STRIP_ROWS):
             strip = pairs[:, at - start : at - start + STRIP_ROWS]
             made[at : at + STRIP_ROWS, span] = strip.T
     return made
+
+
+def as_rows(parts: Sequence[Float[ndarray, "n _"]]) -> Rows:
+    """Give rows by their only part, or by the two factors of their products."""
+    return PlainRows(parts[0]) if len(parts) == 1 else OuterProducts(parts[0], parts[1])

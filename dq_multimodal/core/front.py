@@ -6,15 +6,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from dq_multimodal.core.held import HeldRows
 from dq_multimodal.core.levels import NEVER, RUN_PICKS, Level
-from dq_multimodal.core.rows import HeldRows
 from dq_multimodal.core.table import MARGIN, Table
 from dq_multimodal.core.way import Way
 
 if TYPE_CHECKING:
     from dq_multimodal.core.graph_cut import GraphCut
 
-FRONT_SHARE, WIDE_SHARE = 1, 8
+FRONT_SHARE, WIDE_SHARE = 1, 7.5
 """Rows among which picks are made, times the picks in a row: at first, and where others often
 overtake them."""
 
@@ -50,7 +50,7 @@ class Near:
         """Bound the gains when W has gone a way by so many picks."""
         cut = self.cut
         cut.n_multiplied += len(self.rows)
-        rises = cut.factor * self.held.multiply(slice(None), way).astype(np.float64)
+        rises = cut.factor * self.held.multiply(slice(None), way)
         rises += cut.factor * cut.rounding(way) * self.lengths
         if not cut.is_cosine:
             rises += 2.0 * n_picks * self.squares
@@ -143,7 +143,8 @@ class Front:
         """
         cut, near, table = self.cut, self.near, self.table
         n_tried = 1 if self.is_single else RUN_PICKS if self.is_plain else cut.run_picks
-        way = table.pick(min(n_tried, cut.n_picks - cut.done), self.gains, self.is_plain)
+        n_closed = int(np.count_nonzero(table.numbers < 0))
+        way = table.pick(min(n_tried, cut.n_picks - cut.done), self.gains, is_plain=self.is_plain)
         self.is_used_up = not len(way)
         if self.is_used_up:
             for level in reversed(levels):  # inwards of the first that left rows out, none is open
@@ -164,7 +165,7 @@ class Front:
         near.high[self.places[table.numbers < 0]] = NEVER
         cut.numbers[near.rows[self.places]] = table.numbers
         table.keep()
-        cut.n_open -= int(np.count_nonzero(table.numbers[np.unique(table.taken)] < 0))
+        cut.n_open -= int(np.count_nonzero(table.numbers < 0)) - n_closed
         cut.n_multiplied += 2 * kept * len(self.places) if self.is_plain else 0  # in float64
         cut.weigh(kept)
         for level in levels:

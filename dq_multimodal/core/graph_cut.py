@@ -9,11 +9,13 @@ from numpy import ndarray
 
 from dq_multimodal.config import Similarity
 from dq_multimodal.core.blocks import row_squares
-from dq_multimodal.core.front import FRONT_SHARE, Front, Near
+from dq_multimodal.core.front import FRONT_SHARE, MAX_PLAIN_VALUES, Front, Near
 from dq_multimodal.core.greedy import Greedy
+from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.core.levels import NEAR_ROWS, RING_FACTOR, RING_ROWS, RUN_PICKS, Level
+from dq_multimodal.core.losses import count_pair_bytes, has_room
 from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
-from dq_multimodal.core.table import Table
+from dq_multimodal.core.whole import RACE_PICKS, RACE_VALUES, Whole
 
 DIRECTIONS = 32
 """Directions in which the change of a gain is followed exactly, at most."""
@@ -21,12 +23,18 @@ DIRECTIONS = 32
 SAMPLE_ROWS, SAMPLE_TURNS = 2048, 3
 """Rows in which these are looked for, and steps of the search."""
 
-TABLE_BYTES, TABLE_PICKS = 2**28, 256
-"""Memory of the table of all rows left (8,192 rows, however many there were), and picks that are
-made in a row with it, at most."""
+TABLE_BYTES = 2**28
+"""Memory for the pairs of all rows left (all pairs of 8,192 rows), or half of it for some pairs and
+half for these rows."""
 
 SMALL_ROWS = 1024
-"""So few rows are tabled at once: hardly any bound excludes a row of these for long."""
+"""So few rows are all looked at: hardly any bound excludes a row of these for long."""
+
+LOAD_SHARE = 1 / 2
+"""Part of all rows that bounds have to leave for a pick before all are looked at."""
+
+WHOLE_PICKS = 512
+"""Picks that are then made among all rows until bounds are tried again; each time twice as many."""
 
 
 class GraphCut(Greedy):
@@ -43,8 +51,8 @@ class GraphCut(Greedy):
       so what lies between its ends, but for what the way bends. Of the few that might have won or
       tied, the gains at each pick are worked out (one product of two small matrices); the picks up
       to the first at which one does so are kept, and a new front is drawn there.
-    - Where the sum W is so short that this leaves most rows to look at, and the rows left are few,
-      all of them are the front, to the end.
+    - Where the sum W is so short that this leaves most rows to look at, picks are made among all
+      of them, see `Whole`: for a while, or, where all their pairs have room, to the end.
 
     Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
     are float64. The picks are those of the plain greedy. Rows that are equal bit for bit are one
@@ -53,7 +61,7 @@ class GraphCut(Greedy):
     Args:
         source: The rows.
         similarity: Which gain.
-        table_bytes: Memory that the pairs of the last rows may take.
+        table_bytes: Memory for all rows left and their pairs.
 
     Attributes:
         terms: What the gain of a row is bounded by, each to be weighted: what it has along the
@@ -67,7 +75,7 @@ class GraphCut(Greedy):
     ) -> None:
         super().__init__(similarity, len(source), np.zeros(source.n_columns), 0.0)
         self.source, self.table_bytes = source, table_bytes
-        self.table: Table | None = None
+        self.whole: Whole | None = None
         self.directions = find_directions(source)
         n_directions = self.directions.shape[1]
         n_terms = n_directions + (2 if self.is_cosine else 3)
@@ -91,26 +99,44 @@ class GraphCut(Greedy):
         self.norms, self.front_share = np.sqrt(squares), float(FRONT_SHARE)
 
     def _run(self, on_picks: Callable[[int], object] | None) -> None:
-        self.pace, self.load, self.n_multiplied = float(RUN_PICKS), 0.0, 0
-        if self.table is None:
-            self._pick_near(on_picks)
+        n_whole = WHOLE_PICKS
+        self.load, self.n_multiplied = 0.0, 0
         while self.done < self.n_picks:
-            self.table = self.table or self._table_all()
-            way = self.table.pick(min(self.n_picks - self.done, TABLE_PICKS), self.table.work_out())
-            self.table.keep()
+            if self.whole is None and not self.suits_whole:
+                self._pick_near(on_picks)
+            else:
+                self._pick_whole(n_whole, on_picks)
+                n_whole *= 2
+
+    def _pick_whole(self, n_most: int, on_picks: Callable[[int], object] | None) -> None:
+        """Pick among all rows left: so many times, or to the end if all pairs have room."""
+        if self.whole is None:
+            self._compact()
+            self.whole = Whole(self, np.arange(len(self.numbers)), self.numbers.copy())
+        end = self.n_picks if self.whole.is_full else min(self.done + n_most, self.n_picks)
+        while self.done < end:
+            self.whole = self.whole.without_used(self)
+            n_made = len(self.whole.pick_some(end - self.done))
             if on_picks is not None:
-                on_picks(len(way))
+                on_picks(n_made)
+        if not self.whole.is_full:
+            rows = np.flatnonzero(self.whole.numbers >= 0)
+            self.n_open = len(rows)
+            self.numbers[:] = -1
+            self.numbers[self.whole.places[rows]] = self.whole.numbers[rows]
+            self.whole, self.load = None, 0.0
 
     def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:
-        """Pick among the rows near the best, until a table of all rows left is the better way."""
+        """Pick among the rows near the best, until it is less work to look at all rows."""
         self._compact()
+        self.pace, self.load = float(RUN_PICKS), 0.0
         self.widest = float(self.norms.max())
         sizes = [NEAR_ROWS]
         if self.n_left > 2 * RING_ROWS:
             sizes.insert(0, max(RING_ROWS, int(RING_FACTOR * self.n_left**0.5)))
         levels = [Level(self, None, sizes[0])]
         least = np.inf
-        while self.done < self.n_picks and not self.suits_table:
+        while self.done < self.n_picks and not self.suits_whole:
             depth = next((k for k, level in enumerate(levels) if level.is_spent), None)
             if depth is not None:
                 del levels[depth + 1 :]
@@ -123,17 +149,11 @@ class GraphCut(Greedy):
             if n_made and on_picks is not None:
                 on_picks(n_made)
 
-    def _table_all(self) -> Table:
-        """Table all rows left."""
-        rows = np.flatnonzero(self.numbers >= 0)
-        numbers = self.numbers[rows]
-        return Table(self, numbers, self.squares[rows], self.source.take(numbers))
-
     @property
-    def suits_table(self) -> bool:
-        """Whether the pairs of all rows left can be held, and are worth their work."""
+    def suits_whole(self) -> bool:
+        """Whether all rows left have room, and looking at few of them is not less work."""
         width = self.source.values.shape[1]
-        return suits_table(self.n_open, width, self.table_bytes, self.load)
+        return suits_whole(self.n_open, width, self.table_bytes, self.load)
 
     @property
     def run_picks(self) -> int:
@@ -175,18 +195,21 @@ def keep_rows(values: Float[ndarray, "n k"], rows: Int[ndarray, " m"]) -> Float[
     return values[: len(rows)]
 
 
-def suits_table(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
-    """Tell whether the pairs of so many rows can be held, and are worth their work.
+def suits_whole(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
+    """Tell whether picks are made among all rows left.
 
     Args:
         n_rows: Rows left.
         n_columns: Numbers a row.
-        table_bytes: Memory for the table.
-        load: Rows that were multiplied for a pick lately; with a table, half of all are.
+        table_bytes: Memory for them and their pairs.
+        load: Rows that were multiplied for a pick lately.
     """
-    if 4 * n_rows**2 > table_bytes or 8 * n_rows * n_columns > HELD_BYTES:
+    if 8 * n_rows * n_columns > table_bytes:
         return False
-    return n_rows <= SMALL_ROWS or load >= n_rows / 2
+    if n_rows <= SMALL_ROWS:
+        return True
+    is_light = n_rows * n_columns <= MAX_PLAIN_VALUES  # and near rows can be a plain front
+    return load >= LOAD_SHARE * n_rows and (has_room(n_rows, table_bytes) or not is_light)
 
 
 def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
@@ -201,7 +224,8 @@ def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
         return np.zeros((n_columns, 0))
     sample = source.take(np.arange(0, n_rows, -(-n_rows // SAMPLE_ROWS)))
     mean = sample.sum() / len(sample)
-    turned = np.random.default_rng(0).normal(size=(n_columns, size))
+    hashes = row_hash(0, n_columns * size).reshape(n_columns, size)
+    turned = hashes / 2.0**63 - 1.0
     narrow: Any = sample.narrow()
     for _ in range(SAMPLE_TURNS):
         turned[:, 0] = mean
@@ -217,7 +241,7 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
 
     About 8 k + 220 bytes a row, k being the number of followed directions (at most 32): half of it
     for a second level, which grows to all rows where no bound excludes any. What levels hold of the
-    rows themselves, the blocks and the table of the last rows are bounded.
+    rows themselves, the blocks and the pairs of rows are bounded.
 
     Args:
         sizes: Rows of each of the strata that are binned side by side.
@@ -227,7 +251,10 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     n_bytes = 2**27
     for n_rows in map(int, sizes):
         held = min(4 * n_rows * n_columns, HELD_BYTES)
-        n_tabled = min(n_rows, int((TABLE_BYTES // len(sizes) / 4) ** 0.5))
-        tabled = min(8 * n_tabled * n_columns, HELD_BYTES)  # in float64, and half of it in float32
-        n_bytes += n_rows * (8 * n_directions + 220) + 2 * held + 4 * n_tabled**2 + 2 * tabled
+        share = TABLE_BYTES // len(sizes)
+        n_whole = min(n_rows, share // (8 * n_columns))
+        paired = count_pair_bytes(n_whole, share) + 4 * n_whole * n_columns
+        paired += min(8 * n_whole * n_columns, HELD_BYTES)
+        raced = 13 * min(RACE_PICKS * n_whole, RACE_VALUES)
+        n_bytes += n_rows * (8 * n_directions + 220) + 2 * held + paired + raced
     return n_bytes

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.core.rows import HeldRows
+from dq_multimodal.core.held import HeldRows
 from dq_multimodal.core.way import Way, lengths
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from numpy import ndarray
 from dq_multimodal.config import InputError, Similarity
 from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.core.blocks import row_squares
-from dq_multimodal.core.order import hash_numbers
+from dq_multimodal.core.hashing import hash_numbers
 
 SAMPLE_ROWS = 16_384
 ROWS_A_PART = 64

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
-from dq_multimodal.core.blocks import OuterProducts, PlainRows, Rows, row_squares
+from dq_multimodal.core.blocks import Rows, as_rows, row_squares
+from dq_multimodal.core.hashing import row_hash
 
 BLOCK_BYTES = 2**24
 """Rows are widened in blocks of about this many bytes."""
@@ -64,6 +65,7 @@ class RowSource:
         self.n_columns = n_left * (n_columns - n_left) if n_left else n_columns
         self.block_rows = max(64, BLOCK_BYTES // (8 * n_columns))
         self.parts = [slice(0, n_left), slice(n_left, None)] if n_left else [slice(None)]
+        self.widths = (n_left, values.shape[1] - n_left) if n_left else (values.shape[1],)
         self.is_cosine = similarity == "cosine"
         self.unit, self.offset = 1.0, 0.0
         self.mean: Float[ndarray, " d"] | float = 0.0
@@ -103,7 +105,7 @@ class RowSource:
         """Scale or centre rows that were read, in float64."""
         wide = given.astype(np.float64)
         made = [self._prepare(wide[:, part], k, numbers) for k, part in enumerate(self.parts)]
-        return OuterProducts(*made) if self.n_left else PlainRows(made[0])
+        return as_rows(made)
 
     def _prepare(self, rows: Float[ndarray, "b d"], k: int, numbers: Any) -> Float[ndarray, "b d"]:
         if not self.is_cosine:
@@ -180,38 +182,6 @@ class RowSource:
         return max(squares / self.n_rows - self.offset**2, 0.0) ** 0.5
 
 
-class HeldRows:
-    """Some rows of a source that are multiplied again and again.
-
-    Args:
-        source: The rows.
-        numbers: Which of them.
-    """
-
-    def __init__(self, source: RowSource, numbers: Int[ndarray, " r"]) -> None:
-        self.source, self.numbers = source, numbers
-        width = np.float32 if source.is_light else source.values.dtype  # float16 is slow to widen
-        n_bytes = len(numbers) * source.values.shape[1] * np.dtype(width).itemsize
-        is_held = n_bytes <= HELD_BYTES
-        self.given = source.read(numbers).astype(width, copy=False) if is_held else None
-
-    def multiply(
-        self, part: slice | Int[ndarray, " b"], vectors: Float[ndarray, "d *t"]
-    ) -> Float[ndarray, "b *t"]:
-        """Multiply some of them with vectors; see `RowSource.multiply`."""
-        numbers = self.numbers[part]
-        if self.given is None:
-            return self.source.screen(numbers, vectors)
-        return self.source.multiply(self.given[part], numbers, vectors)
-
-    def prepare(self, places: Int[ndarray, " b"]) -> Rows:
-        """Prepare some of them, in float64."""
-        numbers = self.numbers[places]
-        if self.given is None:
-            return self.source.take(numbers)
-        return self.source.prepare(self.given[places], numbers)
-
-
 def _lie_within(values: Any, limits: tuple[float, float]) -> bool:
     return (
         all(limits[0] < value < limits[1] for value in (np.min(values), np.max(values)))
@@ -237,7 +207,7 @@ def find_equal(source: RowSource) -> tuple[Int[ndarray, " firsts"], Int[ndarray,
     """
     n_rows, n_columns = len(source), source.values.shape[1]
     kind = {2: np.uint16, 4: np.uint32, 8: np.uint64}[source.values.dtype.itemsize]
-    odd = np.random.default_rng(0).integers(0, 2**63, n_columns, dtype=np.uint64) * 2 + 1
+    odd = row_hash(0, n_columns) | np.uint64(1)
     hashes = np.empty(n_rows, dtype=np.uint64)
     for span in source.spans():
         bits = (np.ascontiguousarray(source.read(span)) + 0).view(kind)  # + 0: no negative zeros

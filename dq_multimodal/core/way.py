@@ -32,13 +32,16 @@ class Way:
     def bend(self) -> tuple[float, float]:
         """How far W and the lines leave the straight way between their ends.
 
-        The longest distance of W from it, and the least that a line is above it (or, negative,
-        below).
+        A bound of the longest distance of W from it, and the least that a line is above it (or,
+        negative, below).
         """
-        part = np.linspace(0, 1, len(self) + 1)
-        aside = self.sums - part[:, None] * self.sums[-1]
-        straight = self.lines[0] + part[:-1] * (self.lines[-1] - self.lines[0])
-        return float(lengths(aside).max()), float((self.lines - straight).min())
+        sums, part = self.sums, np.linspace(0, 1, len(self) + 1)
+        squares = np.vecdot(sums, sums)
+        straight = part**2 * squares[-1]
+        aside = squares - 2 * part * (sums @ sums[-1]) + straight
+        aside += (sums.shape[1] + 16) * 2.0**-50 * (squares + straight)  # more than rounding takes
+        along = self.lines[0] + part[:-1] * (self.lines[-1] - self.lines[0])
+        return float(np.sqrt(aside.max())), float((self.lines - along).min())
 
 
 def lengths(vectors: Float[ndarray, "t d"]) -> Float[ndarray, " t"]:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dq_multimodal.core import one_bin, order_rows
-from dq_multimodal.core.order import row_hash
+from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.report.vectors import OnPairs, Vectors, nearest
 
 MAX_PAIRS = 1e9

@@ -11,7 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import bins, blocks, front, graph_cut, levels, make_bins, rows, table
+from dq_multimodal.core import (
+    bins,
+    blocks,
+    front,
+    graph_cut,
+    held,
+    levels,
+    losses,
+    make_bins,
+    rows,
+    table,
+    whole,
+)
 
 
 def naive_bins(x, n_bins, similarity):
@@ -89,10 +101,23 @@ def awkward_inputs():
 
 SIZES = {
     "as they are": {},
-    "short tables": {"TABLE_PICKS": 3, "TILE_ROWS": 4, "STRIP_ROWS": 3, "FEW_ROWS": 2},
+    "short races": {"RACE_PICKS": 3, "TILE_ROWS": 4, "STRIP_ROWS": 3, "FEW_ROWS": 2},
+    "races of few gains": {"RACE_VALUES": 90},
     "few rivals": {"RIVALS": 2, "FLAT_VALUES": 60},
-    "a table at the end": {"TABLE_BYTES": 4 * 12**2, "NEAR_ROWS": 6, "RUN_PICKS": 3},
-    "a table where it pays": {"SMALL_ROWS": 0, "NEAR_ROWS": 6, "RUN_PICKS": 3},
+    "all pairs at the end": {"TABLE_BYTES": 4 * 12**2, "NEAR_ROWS": 6, "RUN_PICKS": 3},
+    "all pairs where it pays": {"SMALL_ROWS": 0, "NEAR_ROWS": 6, "RUN_PICKS": 3},
+    "some pairs": {"TABLE_BYTES": 3000, "FIRST_ROWS": 2, "MORE_ROWS": 1, "WHOLE_PICKS": 7},
+    "some pairs now and then": {
+        "TABLE_BYTES": 3000,
+        "SMALL_ROWS": 0,
+        "LOAD_SHARE": 0.01,
+        "WHOLE_PICKS": 1,
+        "MAX_PLAIN_VALUES": 0,
+        "OPEN_SHARE": 0.95,
+        "MORE_ROWS": 2,
+        "NEAR_ROWS": 6,
+        "RUN_PICKS": 3,
+    },
     "three small levels": {
         "TABLE_BYTES": 0,
         "RING_ROWS": 8,
@@ -115,7 +140,7 @@ SIZES = {
 
 def set_sizes(monkeypatch, sizes):
     for name, value in sizes.items():
-        for module in (bins, blocks, front, graph_cut, levels, rows, table):
+        for module in (bins, blocks, front, graph_cut, held, levels, losses, rows, table, whole):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
 
@@ -170,11 +195,48 @@ def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(
 ):
     set_sizes(monkeypatch, {"RING_ROWS": 800, "RING_FACTOR": 0, "NEAR_ROWS": 200, "RUN_PICKS": 12})
     set_sizes(monkeypatch, {"TABLE_BYTES": 4 * table_rows**2})
+    if table_rows == 700:  # and where more are left, some of their pairs
+        set_sizes(monkeypatch, {"MAX_PLAIN_VALUES": 0})
     x = (np.random.default_rng(0).normal(size=(2500, 24)) + shift).astype(np.float32)
     got = make_bins(x, 5, similarity)
     wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 5, similarity)
     np.testing.assert_array_equal(got.bin, wanted_bin)
     np.testing.assert_array_equal(got.rank, wanted_rank)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_all_rows_are_looked_at_for_a_while_where_no_bound_excludes_many(similarity, monkeypatch):
+    ways = []
+
+    class Watched(whole.Whole):
+        def pick_some(self, n_most):
+            way = super().pick_some(n_most)
+            ways.append((self.is_full, len(self), len(way)))
+            return way
+
+    near = []
+    pick_near = graph_cut.GraphCut._pick_near
+
+    def watched(self, on_picks):
+        before = self.done
+        pick_near(self, on_picks)
+        near.append(self.done - before)
+
+    monkeypatch.setattr(graph_cut, "Whole", Watched)
+    monkeypatch.setattr(whole, "Whole", Watched)
+    monkeypatch.setattr(graph_cut.GraphCut, "_pick_near", watched)
+    set_sizes(monkeypatch, {"RING_ROWS": 800, "RING_FACTOR": 0, "NEAR_ROWS": 200, "RUN_PICKS": 12})
+    set_sizes(monkeypatch, {"TABLE_BYTES": 2**19, "WHOLE_PICKS": 150, "SMALL_ROWS": 0})
+    set_sizes(monkeypatch, {"LOAD_SHARE": 0.05, "MAX_PLAIN_VALUES": 0})
+    x = np.random.default_rng(3).normal(size=(1500, 24)).astype(np.float32)  # W is short
+    got = make_bins(x, 3, similarity)
+    wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 3, similarity)
+    np.testing.assert_array_equal(got.bin, wanted_bin)
+    np.testing.assert_array_equal(got.rank, wanted_rank)
+    assert len({size for is_full, size, _ in ways if not is_full}) > 1  # used-up rows go
+    assert sum(is_full for is_full, _, _ in ways) > 0  # the last rows have room
+    assert len(near) > 3  # bounds are tried again, within a bin too
+    assert sum(made for *_, made in ways) + sum(near) == len(x)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
@@ -261,28 +323,31 @@ def test_memory_mapped_rows_are_not_copied(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("strata", [1, 3])
-def test_the_tables_of_all_strata_are_bounded_together(strata, monkeypatch):
-    made = []
+def test_the_pairs_of_all_strata_are_bounded_together(strata, monkeypatch):
+    made = {}
 
-    class Watched(table.Table):
-        def _fill(self):
-            changes = super()._fill()
-            made.append(changes.nbytes)
-            return changes
+    class Watched(whole.Whole):
+        def __init__(self, cut, *given):
+            super().__init__(cut, *given)
+            losses = self.losses
+            held = losses.rows.nbytes if self.is_full else losses.made.nbytes
+            made.setdefault(cut, []).append((self.is_full, held + 4 * len(self) * 4))
 
-    monkeypatch.setattr(graph_cut, "Table", Watched)
+    monkeypatch.setattr(graph_cut, "Whole", Watched)
     monkeypatch.setattr(bins.os, "sched_getaffinity", lambda _: range(3), raising=False)
     set_sizes(monkeypatch, {"TABLE_BYTES": 3 * 2**20, "SMALL_ROWS": 2**30, "RUN_PICKS": 4})
-    make_bins(np.random.default_rng(0).normal(size=(4500, 4)), 4, strata=np.arange(4500) % strata)
+    make_bins(np.random.default_rng(0).normal(size=(1350, 4)), 4, strata=np.arange(1350) % strata)
     assert len(made) == strata
-    assert 0.95 * 3 * 2**20 < sum(made) <= 3 * 2**20
+    most = sum(max(held for _, held in own) for own in made.values())
+    assert 0.4 * 3 * 2**20 < most <= 3 * 2**20
+    assert {own[0][0] for own in made.values()} == {strata > 1}
 
 
 def test_nothing_of_a_stratum_waits_for_the_collector():
     source = graph_cut.RowSource(np.random.default_rng(0).normal(size=(300, 4)), None, "cosine")
     greedy = graph_cut.GraphCut(source, "cosine")
     greedy.pick(200)
-    held = weakref.ref(greedy.table)
+    held = weakref.ref(greedy.whole)
     gc.disable()
     del greedy
     is_held = held() is not None
@@ -290,12 +355,14 @@ def test_nothing_of_a_stratum_waits_for_the_collector():
     assert not is_held
 
 
-def test_a_table_is_made_where_bounds_exclude_nothing():
-    assert not graph_cut.suits_table(8000, 384, graph_cut.TABLE_BYTES, load=2e3)
-    assert graph_cut.suits_table(8000, 384, graph_cut.TABLE_BYTES, load=4e3)
-    assert graph_cut.suits_table(1000, 384, graph_cut.TABLE_BYTES, load=0.0)
-    assert not graph_cut.suits_table(9000, 384, graph_cut.TABLE_BYTES, load=9e3)
-    assert not graph_cut.suits_table(4000, 5000, graph_cut.TABLE_BYTES, load=4e3)  # the rows alone
+def test_all_rows_are_looked_at_where_bounds_exclude_few():
+    room = graph_cut.TABLE_BYTES
+    assert not graph_cut.suits_whole(8000, 384, room, load=2e3)
+    assert graph_cut.suits_whole(8000, 384, room, load=4e3)
+    assert graph_cut.suits_whole(1000, 384, room, load=0.0)
+    assert graph_cut.suits_whole(87_000, 384, room, load=44e3)
+    assert not graph_cut.suits_whole(88_000, 384, room, load=88e3)  # the rows alone
+    assert not graph_cut.suits_whole(10_000, 16, room, load=1e4)  # a plain front does
 
 
 def test_an_error_of_the_caller_ends_all_strata():

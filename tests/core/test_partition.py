@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dq_multimodal import InputError
 from dq_multimodal.core import make_bins, partition, partition_rows
-from dq_multimodal.core.order import hash_numbers
+from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.core.partition import GRID, SALT, SAMPLE_ROWS, find_centres, nearest
 
 SIMILARITIES = ["cosine", "euclidean"]

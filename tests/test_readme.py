@@ -42,14 +42,17 @@ def test_flags_of_the_command_line_exist(command):
         assert flag in known
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "recipes/" in c or "eval/" in c])
-def test_flags_of_the_scripts_exist(command):
-    script = re.search(r"\S+\.py", command).group()
+SCRIPTS = sorted({s for c in COMMANDS for s in re.findall(r"(?:recipes|eval)/\w+\.py", c)})
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_of_the_scripts_exist(script):
     known = help_of([script])
-    for flag in re.findall(r"--\w+", command.split(script)[1]):
-        assert flag in known
-    for path in re.findall(r"recipes/configs/\S+\.yaml", command):
-        assert (ROOT / path).is_file()
+    for command in (c for c in COMMANDS if script in c):
+        for flag in re.findall(r"--\w+", command.split(script)[1]):
+            assert flag in known
+        for path in re.findall(r"recipes/configs/\S+\.yaml", command):
+            assert (ROOT / path).is_file()
 
 
 def test_make_targets_exist():

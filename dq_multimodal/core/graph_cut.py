@@ -241,7 +241,7 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
 
     About 8 k + 220 bytes a row, k being the number of followed directions (at most 32): half of it
     for a second level, which grows to all rows where no bound excludes any. What levels hold of the
-    rows themselves, the blocks and the pairs of rows are bounded.
+    rows themselves or, later, the pairs of rows are bounded, and the blocks.
 
     Args:
         sizes: Rows of each of the strata that are binned side by side.
@@ -250,11 +250,11 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     n_directions = min(DIRECTIONS, -(-n_columns // 4))
     n_bytes = 2**27
     for n_rows in map(int, sizes):
-        held = min(4 * n_rows * n_columns, HELD_BYTES)
+        held = 2 * min(4 * n_rows * n_columns, HELD_BYTES)
         share = TABLE_BYTES // len(sizes)
         n_whole = min(n_rows, share // (8 * n_columns))
         paired = count_pair_bytes(n_whole, share) + 4 * n_whole * n_columns
         paired += min(8 * n_whole * n_columns, HELD_BYTES)
-        raced = 13 * min(RACE_PICKS * n_whole, RACE_VALUES)
-        n_bytes += n_rows * (8 * n_directions + 220) + 2 * held + paired + raced
+        paired += 13 * min(RACE_PICKS * n_whole, RACE_VALUES)
+        n_bytes += n_rows * (8 * n_directions + 220) + max(held, paired)
     return n_bytes

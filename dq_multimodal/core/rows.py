@@ -14,7 +14,7 @@ from dq_multimodal.core.hashing import row_hash
 BLOCK_BYTES = 2**24
 """Rows are widened in blocks of about this many bytes."""
 
-HELD_BYTES = 2**27
+HELD_BYTES = 3 * 2**26
 """Rows that are looked at often are kept in memory up to this size, else read whenever needed."""
 
 CACHED_BYTES = 2**20

@@ -1,11 +1,13 @@
 """How the sum W goes by some picks in a row."""
 
-import itertools
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+
+STRIDE = 12
+"""Steps that are added up side by side with others."""
 
 
 class Way:
@@ -52,6 +54,10 @@ def lengths(vectors: Float[ndarray, "t d"]) -> Float[ndarray, " t"]:
 def go_on(sums: Float[ndarray, "s d"], steps: Float[ndarray, "t d"]) -> Float[ndarray, "st d"]:
     """Go on from the last of some sums, a step at a time."""
     made = np.concatenate([sums, steps])
-    for before, after in itertools.pairwise(made[len(sums) - 1 :]):
-        np.add(before, after, out=after)  # np.cumsum goes down the columns, far slower
+    rows = made[len(sums) - 1 :]
+    for k in range(1, STRIDE):  # np.cumsum goes down the columns, far slower
+        later = rows[k::STRIDE]
+        later += rows[k - 1 :: STRIDE][: len(later)]
+    for at in range(STRIDE, len(rows), STRIDE):
+        rows[at : at + STRIDE] += rows[at - 1]
     return made

@@ -40,10 +40,9 @@ class Whole(Table):
         numbers: Int[ndarray, " n"],
         narrow: "Rows | None" = None,
     ) -> None:
-        block: Rows | SourceRows = SourceRows(cut.source, numbers.copy())
         self.is_held = 8 * len(numbers) * cut.source.values.shape[1] <= HELD_BYTES
-        if self.is_held:
-            block = cut.source.take(numbers)
+        is_held, source = self.is_held, cut.source
+        block = source.take(numbers) if is_held else SourceRows(source, numbers.copy())
         self.places, self.narrow = places, block.narrow() if narrow is None else narrow
         squares = cut.squares[places]
         super().__init__(cut, numbers, squares, block)

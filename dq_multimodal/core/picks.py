@@ -31,7 +31,6 @@ class Picks:
         taken: Places of the rows picked, in order.
         picked: Their row numbers.
         made: Their gains, less the constant.
-        behind: How far they are behind the best, with which they tie.
         length: Their norms together.
         sums: How far W went before each of them, and after the last; fewer while they are made.
         exact: The gains before the first; None where they are not known exactly.
@@ -56,7 +55,6 @@ class Picks:
         self.exact = exact
         self.taken: list[int] = []
         self.picked: list[int] = []
-        self.behind: list[float] = []
         self.sums, self.made = np.zeros((1, len(self.cut.sum))), np.empty(0)
         self.length = 0.0
 
@@ -103,8 +101,8 @@ class Picks:
         rows = self.block[np.concatenate([late, places])].flat()
         self.sums = go_on(self.sums, -2.0 * rows)
 
-    def _note(self, places: list[int], behind: list[float]) -> None:
-        """Note rows as picked, and how far they are behind the best."""
+    def _note(self, places: list[int]) -> None:
+        """Note rows as picked."""
         next_equal = self.cut.next_equal
         if next_equal is None or (next_equal[self.numbers[places]] < 0).all():
             self.picked += self.numbers[places].tolist()
@@ -116,7 +114,6 @@ class Picks:
                 self._stand_for(at, int(next_equal[number]))
         self.length += float(self.norms[places].sum())
         self.taken += places
-        self.behind += behind
 
     def _stand_for(self, at: int, number: int) -> None:
         """Let the row at a place stand for an equal one, -1 for none."""

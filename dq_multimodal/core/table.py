@@ -92,7 +92,7 @@ class Table(Picks):
         places = np.array(self.taken, dtype=np.int64)
         self._go(places[:0])
         self.made = self._follow(places, np.arange(len(places)))
-        return Way(self.sums, self.made + self.behind - MARGIN * cut.tie)
+        return Way(self.sums, self.made - MARGIN * cut.tie)  # rows below them do not matter
 
     def _find_losses(self, narrow: Rows, n_bytes: int = 2**28) -> Losses:
         """Find what picks take from the gains."""
@@ -147,7 +147,6 @@ class Table(Picks):
         found, n_looked = np.flatnonzero(is_rival), min(RIVALS, self.n_flat)
         if len(found) > n_looked:
             n_sure, found = int(found[n_looked]) // size, found[:n_looked]
-        behind = np.zeros(n_sure)
         if len(found) and n_sure:
             when, rivals = np.divmod(found, size)  # np.nonzero is far slower
             self._go(places)
@@ -158,9 +157,8 @@ class Table(Picks):
             is_lost = (theirs >= best[when] - self.cut.tie) & (self.numbers[rivals] < numbers[when])
             is_lost |= ours[when] < best[when] - self.cut.tie
             n_sure = min(n_sure, int(when[is_lost].min(initial=n_sure)))
-            behind = best - ours
         self.sums = self.sums[: n_made + n_sure + 1]
-        self._note(taken[:n_sure], behind[:n_sure].tolist())
+        self._note(taken[:n_sure])
         gains[n_sure, self.numbers < 0] = -np.inf
         return gains[n_sure]
 
@@ -169,7 +167,7 @@ class Table(Picks):
         cut, window = self.cut, MARGIN * self.cut.tie
         for n_made in range(len(self.taken), n_most):
             highest = int(gains.argmax())
-            best, behind, at = gains[highest], 0.0, highest
+            best, at = gains[highest], highest
             if best == -np.inf:
                 return False
             if not self.is_plain:
@@ -181,7 +179,7 @@ class Table(Picks):
                 if found is None:
                     cut.is_walking = True
                     return False
-                at, behind = found
+                at = found
                 self.n_lost += at != highest
             if self.is_plain:
                 gains -= self.unit * self.block.products(at)
@@ -189,14 +187,12 @@ class Table(Picks):
                     gains += self.rise * self.squares
             else:
                 gains -= self.losses.of(at, gains)
-            self._note([at], [behind])
+            self._note([at])
             if self.numbers[at] < 0:
                 gains[at] = -np.inf
         return True
 
-    def _decide(
-        self, places: Int[ndarray, " k"], gains: Float[ndarray, " n"]
-    ) -> tuple[int, float] | None:
+    def _decide(self, places: Int[ndarray, " k"], gains: Float[ndarray, " n"]) -> int | None:
         """Find the pick among some rows, the only ones that may win or tie.
 
         Args:
@@ -204,8 +200,7 @@ class Table(Picks):
             gains: Gains of all rows, roughly.
 
         Returns:
-            Its place, and how far its gain is behind the best that it ties with; None where all
-            gains had better be worked out first.
+            Its place; None where all gains had better be worked out first.
         """
         cut = self.cut
         if self.is_plain:
@@ -219,7 +214,5 @@ class Table(Picks):
             self.moved, self.n_summed = self.moved - 2.0 * late.sum(), len(self.taken)
             exact = cut.factor * (self.block[places] @ (cut.sum + self.moved))
             exact += cut.tilt(cut.done + len(self.taken)) * self.squares[places]
-        best = float(exact.max())
-        tied = np.flatnonzero(exact >= best - cut.tie)
-        at = tied[np.argmin(self.numbers[places[tied]])]
-        return int(places[at]), best - float(exact[at])
+        tied = places[exact >= exact.max() - cut.tie]
+        return int(tied[np.argmin(self.numbers[tied])])

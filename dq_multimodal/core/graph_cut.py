@@ -137,17 +137,25 @@ class GraphCut(Greedy):
         levels = [Level(self, None, sizes[0])]
         least = np.inf
         while self.done < self.n_picks and not self.suits_whole:
-            depth = next((k for k, level in enumerate(levels) if level.is_spent), None)
-            if depth is not None:
-                del levels[depth + 1 :]
-                for size in sizes[depth + 1 :]:
-                    levels.append(Level(self, levels[-1].draw(least)[0], size))
-                near = Near(self, *levels[-1].draw(least))
+            depth = next(k for k, level in enumerate(levels) if level.is_spent)
+            del levels[depth + 1 :]
+            for size in sizes[depth + 1 :]:
+                levels.append(Level(self, levels[-1].draw(least)[0], size))
+            near = Near(self, *levels[-1].draw(least))
+            least = self._pick_among(near, levels, on_picks)
+            del near  # or it would be held beside the next one
+
+    def _pick_among(
+        self, near: Near, levels: list[Level], on_picks: Callable[[int], object] | None
+    ) -> float:
+        """Pick among some near rows while they do; gives the bound of rows to draw at least."""
+        while True:
             front = Front(near)
             n_made = front.run(levels)
-            least = np.inf if n_made or front.is_used_up else front.line
             if n_made and on_picks is not None:
                 on_picks(n_made)
+            if self.done == self.n_picks or self.suits_whole or any(k.is_spent for k in levels):
+                return np.inf if n_made or front.is_used_up else front.line
 
     @property
     def suits_whole(self) -> bool:

@@ -31,7 +31,7 @@ class Picks:
         taken: Places of the rows picked, in order.
         picked: Their row numbers.
         made: Their gains, less the constant.
-        length: Their norms together.
+        length: While they are made, their norms together.
         sums: How far W went before each of them, and after the last; fewer while they are made.
         exact: The gains before the first; None where they are not known exactly.
     """
@@ -73,12 +73,11 @@ class Picks:
         for at, number in undone:
             self._stand_for(at, number)
         self.taken, self.picked = self.taken[:n_kept], self.picked[:n_kept]
-        self.made = self.made[:n_kept]
+        self.made, self.sums = self.made[:n_kept], self.sums[: n_kept + 1]
 
     def keep(self) -> None:
         """Hand the picks to the greedy run."""
-        way = self.sums[len(self.taken)]
-        self.cut.keep(self.picked, self.made, self.squares[self.taken], way)
+        self.cut.keep(self.picked, self.made, self.squares[self.taken], self.sums[-1])
 
     def _at_first(self, places: slice | Int[ndarray, " k"]) -> Float[ndarray, " k"]:
         """Give gains of rows before the first pick."""

@@ -22,7 +22,7 @@ RIVALS, FLAT_VALUES = 1024, 2**22
 """Rivals that are looked at after a race, and numbers of rows that are multiplied out; at most."""
 
 LEAST_RACED = 8
-"""Picks that a race makes at least, or they are looked at one by one."""
+"""Where a race makes fewer picks, or one of fewer is wrong, they are looked at one by one."""
 
 UNDERFLOW = 2.0**-90
 """More than what float32 loses of a gain by one pick where numbers are too small for it."""
@@ -35,9 +35,9 @@ class Table(Picks):
     """Some rows among which picks are made.
 
     A pick costs the difference of two arrays and a search for the largest number. These gains are
-    float32, in units of 2 f (a power of two), with a bound of their error. Picks are raced so, and
-    those of which a rival may have been due instead are decided in float64 afterwards, all at once;
-    where that turns out so, the race begins anew behind this pick.
+    float32, in units of 2 f (a power of two), with a bound of their error. Picks are raced by them;
+    where a rival comes within that error, float64 decides afterwards, of many picks at once. Behind
+    the first pick that is wrong the race begins anew.
 
     Args:
         cut: The greedy run.
@@ -114,7 +114,7 @@ class Table(Picks):
         return 1.001 / self.unit * (2 * error + MARGIN * self.cut.tie)
 
     def _race(self, start: Float[ndarray, " n"], n_most: int) -> Float[ndarray, " n"]:
-        """Make picks by float32 gains, up to the first for which these do not do.
+        """Make picks by float32 gains, up to the first that is wrong or cannot be looked into.
 
         Args:
             start: The gains now.
@@ -156,11 +156,13 @@ class Table(Picks):
             np.maximum.at(best, when, theirs)
             is_lost = (theirs >= best[when] - self.cut.tie) & (self.numbers[rivals] < numbers[when])
             is_lost |= ours[when] < best[when] - self.cut.tie
+            if self.cut.next_equal is not None:  # a rival may be used up, or of a later number
+                is_lost |= np.isin(rivals, places) & (theirs >= ours[when] - self.cut.tie)
             n_sure = min(n_sure, int(when[is_lost].min(initial=n_sure)))
         self.sums = self.sums[: n_made + n_sure + 1]
         self._note(taken[:n_sure])
         gains[n_sure, self.numbers < 0] = -np.inf
-        return gains[n_sure]
+        return gains[n_sure].copy()  # or all are held during the next race
 
     def _walk(self, gains: Float[ndarray, " n"], n_most: int) -> bool:
         """Make picks with a look at each; tells whether more can be made."""

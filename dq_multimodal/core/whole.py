@@ -74,5 +74,6 @@ class Whole(Table):
         rows = np.flatnonzero(self.numbers >= 0)
         if self.is_full or len(rows) > OPEN_SHARE * len(self):
             return self
-        self.losses = None  # or both would be held
-        return Whole(cut, self.places[rows], self.numbers[rows], self.narrow[rows])
+        self.losses = self.block = None  # or the old ones would be held beside the new ones
+        self.narrow = self.narrow[rows]
+        return Whole(cut, self.places[rows], self.numbers[rows], self.narrow)

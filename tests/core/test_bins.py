@@ -320,7 +320,7 @@ def test_a_row_that_is_used_up_hides_no_tie():
             row[axis], row[next(axes)] = part, np.sqrt(1 - part**2)
             rows.append(row)
 
-    add(2, 4.03)  # after its two picks, the gain would be the highest but for rounding
+    add(2, 4.03)  # used up by its two picks, with a gain that stays above the others'
     add(1, 1.03 - 2.2e-7)
     add(0, 1.03 - 5.2e-7)  # ties with the row before, not with the one that is used up
     rows += [np.eye(n + 10)[next(axes)] for _ in range(n - len(rows))]

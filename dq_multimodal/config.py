@@ -102,6 +102,13 @@ class CompressConfig:
         fill: How holes are filled for that: "mean", "zero" or "mae".
         mae_model: Masked autoencoder for mae, a model id or folder.
         streaming: Read the source as a stream: several passes, never whole on disk or in memory.
+        field: Key of a JSON file that holds the list of rows, such as "data".
+        image_folder: Folder in which paths in the rows may name files; None allows none but the
+            source's own data files.
+        keep_unreadable: Keep rows whose image cannot be decoded in play; else the subset leaves
+            them out.
+        keep_every_class: Keep at least one row of every stratum, also where that is more than
+            keep_ratio asks for.
     """
 
     dataset: str
@@ -138,9 +145,14 @@ class CompressConfig:
     fill: Fill | None = None
     mae_model: str | None = None
     streaming: bool = False
+    field: str | None = None
+    image_folder: str | None = None
+    keep_unreadable: bool = False
+    keep_every_class: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "embedding_model", "embeddings", "attribution_model", "mae_model"):
+        paths = ("dataset", "embedding_model", "embeddings", "attribution_model", "mae_model")
+        for name in (*paths, "image_folder", "field"):
             value = getattr(self, name)
             if isinstance(value, PathLike):
                 object.__setattr__(self, name, fspath(value))

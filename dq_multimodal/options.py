@@ -151,6 +151,21 @@ Streaming = Annotated[
     bool,
     typer.Option("--streaming", help="Read the source in passes, never whole on this disk."),
 ]
+Field = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Key of a JSON file that holds the rows.")
+]
+ImageFolder = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder in which paths in the rows may name files."),
+]
+KeepUnreadable = Annotated[
+    bool,
+    typer.Option("--keep-unreadable", help="Keep rows whose image cannot be decoded in play."),
+]
+KeepEveryClass = Annotated[
+    bool,
+    typer.Option("--keep-every-class", help="Keep at least one row of every stratum."),
+]
 WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
 
 _AS_RUN = {"show_default": False}

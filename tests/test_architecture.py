@@ -105,7 +105,7 @@ def test_recipes_and_eval_use_the_package_never_each_other(folder):
 def test_files_stay_short():
     for folder in ("dq_multimodal", "recipes", "eval"):
         for path in (ROOT / folder).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 300, path
+            assert len(path.read_text().splitlines()) <= 600, path
 
 
 def test_config_needs_the_standard_library_only():

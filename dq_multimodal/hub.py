@@ -110,6 +110,7 @@ def _public_config(run: Run) -> str:
     source, request, model = config["source"], config["request"], config["embedding"] or {}
     attribution = (config.get("patches") or {}).get("attribution_model") or {}
     scoring = config.get("scoring") or {}
+    source.pop("image_folder", None)
     if source["kind"] in ("file", "folder"):
         source.pop("path", None)  # a run that comes from the Hub has none
         source["name"] = request["dataset"] = Path(source["name"]).name
@@ -118,6 +119,7 @@ def _public_config(run: Run) -> str:
         (request, "embedding_model"),
         (request, "attribution_model"),
         (request, "mae_model"),
+        (request, "image_folder"),
         (model, "file"),
         (model, "model"),
         (attribution, "model"),

@@ -5,10 +5,18 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.row_files import (
+    CARD_FILES,
+    admit,
+    check_configs,
+    folder_files,
+    read_configs,
+)
 from dq_multimodal.splits import name_split, take_slice
 from dq_multimodal.stream import Stream, open_stream
 
@@ -39,7 +47,12 @@ def short_name(name: str) -> str:
 
 
 def load_local(
-    name: str, split: str, *, streaming: bool = False, n_rows: int | None = None
+    name: str,
+    split: str,
+    *,
+    streaming: bool = False,
+    n_rows: int | None = None,
+    image_folder: str | None = None,
 ) -> tuple["Dataset | Stream", dict[str, Any]]:
     """Load local data, and say which files it came from and what is in them.
 
@@ -48,11 +61,14 @@ def load_local(
         split: Name or slice.
         streaming: Read the rows as a stream.
         n_rows: Rows of that stream, where they are known.
+        image_folder: Folder in which rows may name files beside the source's own.
 
     Raises:
-        InputError: If there is no such thing, it is of no known kind, or has no such split.
+        InputError: If there is no such thing, it is of no known kind, has no such split, or names
+            files that are not its own.
     """
     dataset: Dataset | Stream
+    own = folder_files(image_folder)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
     if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
         if streaming:
@@ -60,14 +76,19 @@ def load_local(
         dataset, files = _load_saved(path, name, split)
     else:
         find = _find_folder if path.is_dir() else _find_files
-        place, options, files = find(path, name, split)
+        place, options, files, own_files = find(path, name, split)
+        own = replace(own, files=own_files, home=str(path.resolve()) if path.is_dir() else None)
         if streaming:
             check = _watch(files, name)
-            dataset = open_stream(name, place, split=split, n_rows=n_rows, check=check, **options)
+            dataset = open_stream(
+                name, place, split=split, n_rows=n_rows, check=check, own=own, **options
+            )
         else:
             import datasets
 
             dataset = datasets.load_dataset(place, split=split, **options)
+    if not streaming:
+        dataset = admit(dataset, own, name)
     origin = {
         "kind": "folder" if path.is_dir() else "file",
         "name": name,
@@ -91,8 +112,10 @@ def _watch(files: list[Path], name: str) -> Callable[[], None]:
     return check
 
 
-def _find_files(path: Path, name: str, _: str) -> tuple[str, dict[str, Any], list[Path]]:
-    """Say what `datasets` is to load, and which files that is."""
+def _find_files(
+    path: Path, name: str, _: str
+) -> tuple[str, dict[str, Any], list[Path], frozenset[str]]:
+    """Say what `datasets` is to load, which files that is, and which of them rows may name."""
     found = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = [Path(file) for file in found if Path(file).is_file()]
     if not files:
@@ -104,7 +127,7 @@ def _find_files(path: Path, name: str, _: str) -> tuple[str, dict[str, Any], lis
             f"got {', '.join(sorted(kinds))}"
         )
     data_files = [glob.escape(str(file)) for file in files]
-    return kinds.pop(), {"data_files": data_files}, files
+    return kinds.pop(), {"data_files": data_files}, files, frozenset()
 
 
 def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
@@ -120,10 +143,13 @@ def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", list[Path
     return take_slice(loaded, split), [path / "dataset_info.json", *files]
 
 
-def _find_folder(path: Path, name: str, split: str) -> tuple[str, dict[str, Any], list[Path]]:
+def _find_folder(
+    path: Path, name: str, split: str
+) -> tuple[str, dict[str, Any], list[Path], frozenset[str]]:
     """Find the data files of a folder, with the splits that its file names tell."""
     import datasets
 
+    check_configs(read_configs([path / file for file in CARD_FILES]), name)
     try:
         builder = datasets.load_dataset_builder(glob.escape(str(path)))
         by_split = builder.config.data_files
@@ -133,7 +159,8 @@ def _find_folder(path: Path, name: str, split: str) -> tuple[str, dict[str, Any]
         ) from error
     bases = {name_split(by_split or [], part, name) for part in split.split("+")}
     files = sorted(Path(str(file)) for base in bases for file in by_split[base])
-    return glob.escape(str(path)), {}, files
+    own_files = frozenset(str(file) for base in by_split for file in by_split[base])
+    return glob.escape(str(path)), {}, files, own_files
 
 
 def describe_files(files: list[Path]) -> list[dict[str, Any]]:

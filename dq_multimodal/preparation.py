@@ -49,7 +49,7 @@ def read_request(
     """Make the request for a dataset, by name or path or loaded; of a loaded one its source too."""
     if isinstance(dataset, str | Path):
         return make_request(str(dataset), options), None
-    source = from_memory(dataset, options.get("split", "train"))
+    source = from_memory(dataset, options.get("split", "train"), options.get("image_folder"))
     return make_request(source.origin["name"], options), source
 
 
@@ -61,6 +61,7 @@ def open_source(request: CompressConfig) -> Source:
         config_name=request.config_name,
         revision=request.revision,
         streaming=request.streaming,
+        image_folder=request.image_folder,
     )
 
 

@@ -1,19 +1,32 @@
 """Where the rows come from: a Hub dataset, local files or a folder, or a dataset in memory."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import is_local, load_local
+from dq_multimodal.row_files import (
+    CARD_FILES,
+    RowFiles,
+    admit,
+    check_configs,
+    folder_files,
+    hash_outside,
+    read_configs,
+)
 from dq_multimodal.splits import take_slice
 from dq_multimodal.stream import Stream, first_line, open_stream, reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TABLES = ("arrow", "cache", "csv", "json", "pandas", "parquet", "sql", "text", "xml")
+"""Builders of `datasets` whose rows come from a table that another may have written."""
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
 
@@ -26,7 +39,8 @@ class Source:
         dataset: All its rows, memory-mapped, without a format or transform; or a stream of them.
         origin: What config.yaml records: kind, name, split, and what pins the content (the commit
             of a Hub dataset, the hashes of local files, the fingerprint of an object), and the
-            number of rows, of a stream once they have been counted.
+            number of rows, of a stream once they have been counted; and the folder in which rows
+            may name files, where one was given, and the hash of these files.
     """
 
     dataset: "Dataset | Stream"
@@ -41,6 +55,7 @@ def load_source(
     revision: str | None = None,
     streaming: bool = False,
     n_rows: int | None = None,
+    image_folder: str | None = None,
 ) -> Source:
     """Load a dataset by Hub id or local path, and pin what was loaded.
 
@@ -52,19 +67,29 @@ def load_source(
         revision: Branch, tag or commit of a Hub dataset.
         streaming: Read the rows as a stream, pass by pass.
         n_rows: Rows of that stream, where they are known.
+        image_folder: Folder in which rows may name files beside the source's own.
 
     Raises:
-        InputError: If it cannot be found, reached or read, or has no rows.
+        InputError: If it cannot be found, reached or read, has no rows, or a row names a file that
+            it may not name.
     """
     with reading(name):
         if not is_local(name):
-            source = _load_from_hub(name, split, config_name, revision, streaming, n_rows)
+            own = folder_files(image_folder)
+            source = _load_from_hub(name, split, config_name, revision, streaming, n_rows, own)
         elif config_name is not None or revision is not None:
             raise InputError(f"config_name and revision are for the Hub, and {name} is local")
         else:
-            source = Source(*load_local(name, split, streaming=streaming, n_rows=n_rows))
+            loaded = load_local(
+                name, split, streaming=streaming, n_rows=n_rows, image_folder=image_folder
+            )
+            source = Source(*loaded)
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
+    if image_folder is not None:
+        if not isinstance(source.dataset, Stream):
+            source.origin["image_files"] = hash_outside(source.dataset)
+        source.origin["image_folder"] = os.path.abspath(os.path.expanduser(image_folder))  # noqa: PTH100, PTH111
     return source
 
 
@@ -78,6 +103,8 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
     """
     if origin["kind"] == "memory":
         raise InputError("the source was a dataset in memory, which is not recorded")
+    if streaming and origin.get("image_folder"):
+        raise InputError("files that the rows of a stream name in --image-folder are not recorded")
     source = load_source(
         origin.get("path") or origin["name"],
         split=origin["split"],
@@ -85,6 +112,7 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
         revision=origin.get("revision"),
         streaming=streaming,
         n_rows=origin["rows"],
+        image_folder=origin.get("image_folder"),
     )
     source.origin.setdefault("rows", origin["rows"])
     if pin_of(source.origin) != pin_of(origin):
@@ -94,17 +122,21 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
 
 def pin_of(origin: dict[str, Any]) -> Any:
     """Give the part of an origin that says which rows it was."""
-    part = (origin.get("rows"), origin["split"], origin.get("config_name"))
+    part = [origin.get(key) for key in ("rows", "split", "config_name", "image_files")]
     if "files" in origin:
         return [file["sha256"] for file in origin["files"]], *part
     return origin.get("revision") or origin.get("fingerprint"), *part
 
 
-def from_memory(dataset: "Dataset", split: str = "train") -> Source:
+def from_memory(
+    dataset: "Dataset", split: str = "train", image_folder: str | None = None
+) -> Source:
     """Wrap a dataset object, or the slice of it that the split asks for.
 
     Raises:
-        InputError: If it is another kind of object, or has no rows.
+        InputError: If it is another kind of object, has no rows, or a row names a file that it may
+            not name: a dataset made in Python may name any on this machine, one that was read from
+            a table those of the folder only.
     """
     import datasets
 
@@ -116,7 +148,10 @@ def from_memory(dataset: "Dataset", split: str = "train") -> Source:
     if not len(dataset):
         raise InputError("the dataset has no rows")
     origin = {"kind": "memory", "name": MEMORY, "split": split}
-    return Source(dataset, {**origin, "fingerprint": dataset._fingerprint, "rows": len(dataset)})
+    own = folder_files(image_folder)
+    is_own = dataset.info.builder_name not in TABLES
+    admitted = admit(dataset, replace(own, is_own=is_own), MEMORY)
+    return Source(admitted, {**origin, "fingerprint": dataset._fingerprint, "rows": len(dataset)})
 
 
 def _load_from_hub(
@@ -126,9 +161,10 @@ def _load_from_hub(
     revision: str | None,
     streaming: bool,
     n_rows: int | None,
+    own: RowFiles,
 ) -> Source:
     import datasets
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         HFValidationError,
         RepositoryNotFoundError,
@@ -136,15 +172,24 @@ def _load_from_hub(
     )
     from huggingface_hub.utils import HfHubHTTPError, httpx
 
-    licence = None
+    licence, names = None, {name}
     try:
         info = HfApi().dataset_info(name, revision=revision)
         commit = info.sha
+        names.add(info.id)  # another where the repository was renamed
         licence = getattr(info.card_data, "license", None) if info.card_data else None
         loaded: Dataset | Stream
+        present = {file.rfilename for file in info.siblings or []}
+        cards = [
+            Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+            for file in CARD_FILES
+            if file in present
+        ]
+        check_configs(read_configs(cards), name, repository=name)
         if streaming:
+            own = replace(own, roots=tuple(f"hf://datasets/{n}@{commit}/" for n in names))
             loaded = open_stream(
-                name, name, config_name, split=split, n_rows=n_rows, revision=commit
+                name, name, config_name, split=split, n_rows=n_rows, own=own, revision=commit
             )
         else:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
@@ -164,7 +209,20 @@ def _load_from_hub(
         loaded, commit = _load_from_cache(name, split, config_name, revision)
     origin = {"kind": "hub", "name": name, "split": split, "config_name": config_name}
     origin |= {"revision": commit, "license": licence}
-    return Source(loaded, origin if streaming else {**origin, "rows": len(loaded)})
+    if streaming:
+        return Source(loaded, origin)
+    own = replace(own, roots=tuple(_cache_of(n, commit) for n in names))
+    loaded = admit(loaded, own, name)
+    return Source(loaded, {**origin, "rows": len(loaded)})
+
+
+def _cache_of(name: str, commit: str | None) -> str:
+    """Give the folder in which the cache holds the files of a commit, with a slash behind it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    repo = repo_folder_name(repo_id=name, repo_type="dataset")
+    return os.path.abspath(f"{HF_HUB_CACHE}/{repo}/snapshots/{commit}") + os.sep  # noqa: PTH100
 
 
 def _load_from_cache(

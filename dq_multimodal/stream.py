@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dq_multimodal.config import InputError
+from dq_multimodal.row_files import NO_FILES, RowFiles, embed, widen
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +30,7 @@ def open_stream(
     split: str,
     n_rows: int | None = None,
     check: Callable[[], None] = lambda: None,
+    own: RowFiles = NO_FILES,
     **options: Any,
 ) -> "Stream":
     """Open a source as a stream; no row but the first few is read.
@@ -39,6 +41,7 @@ def open_stream(
         split: Name of a split.
         n_rows: Its rows, where they are known.
         check: Called before every pass: raises if the source has changed.
+        own: Which files its rows may name.
         options: What `datasets.load_dataset` takes.
 
     Raises:
@@ -53,7 +56,7 @@ def open_stream(
             builder.config.columns = columns  # parquet: the others are not even fetched
         return builder.as_streaming_dataset(split=split)
 
-    return Stream(Passes(name, begin, n_rows))
+    return Stream(Passes(name, begin, n_rows, own))
 
 
 class Passes:
@@ -63,6 +66,7 @@ class Passes:
         name: The source, for messages.
         begin: Begins a pass over some columns (None is all); it may give more than these.
         n_rows: Rows of the source, where they are known; else the first whole pass counts them.
+        own: Which files its rows may name.
     """
 
     def __init__(
@@ -70,10 +74,11 @@ class Passes:
         name: str,
         begin: "Callable[[list[str] | None], IterableDataset]",
         n_rows: int | None = None,
+        own: RowFiles = NO_FILES,
     ) -> None:
         from datasets import Features
 
-        self.name, self._begin, self.n_rows = name, begin, n_rows
+        self.name, self._begin, self.n_rows, self._own = name, begin, n_rows, own
         self.n_bytes: int | None = None
         self.chunk_rows = LEAST_ROWS
         with reading(name):
@@ -82,7 +87,9 @@ class Passes:
             self.features: Features = rows.features or Features.from_arrow_schema(
                 first.schema.remove_metadata()
             )
-            row_bytes = max(1, _convert(first, self.features).nbytes // len(first))
+            if own.folder is not None:
+                self.features = widen(self.features)
+            row_bytes = max(1, self.convert(first, self.features, 0).nbytes // len(first))
         while self.chunk_rows < CHUNK_ROWS and 2 * self.chunk_rows * row_bytes <= CHUNK_BYTES:
             self.chunk_rows *= 2
 
@@ -100,14 +107,30 @@ class Passes:
             for table in parts:
                 assert n_read % self.chunk_rows == 0, "a short chunk before the last"
                 self._check(len(table), n_read)
-                n_read += len(table)
                 if columns is None:
-                    table = _convert(table, self.features)
+                    table = self.convert(table, self.features, n_read)
                     n_bytes += table.nbytes
+                n_read += len(table)
                 yield table
         self._check(0, n_read)
         self.n_rows = n_read
         self.n_bytes = n_bytes if columns is None else self.n_bytes
+
+    def convert(self, table: "pa.Table", features: "Features", start: int) -> "pa.Table":
+        """Give a chunk the columns and types of features, files outside it read into it.
+
+        Args:
+            table: The chunk.
+            features: Some columns, which may be read as other types.
+            start: Row number of its first row.
+
+        Raises:
+            InputError: If a row names a file that it may not name.
+        """
+        from datasets.table import table_cast
+
+        table = table_cast(table.select(list(features)), features.arrow_schema)
+        return embed(table, features, self._own, self.name, start)
 
     def _check(self, size: int, start: int) -> None:
         """Raise if a chunk at some row cannot be one of a source of so many rows."""
@@ -249,7 +272,8 @@ class Stream:
             while (table := next(self._coming, None)) is not None:
                 self._n_read += 1
                 if self._n_read > number:  # what is passed over need not be made ready
-                    table = _convert(table, self.features).combine_chunks()
+                    start = number * self.chunk_rows
+                    table = self._passes.convert(table, self.features, start).combine_chunks()
                     self._held.append((number, table))
                     return table
             self._coming = None
@@ -267,14 +291,6 @@ class Stream:
 
         # A fingerprint of its own would be computed from all the data.
         return Dataset(table, info=DatasetInfo(features=self.features), fingerprint="stream")
-
-
-def _convert(table: "pa.Table", features: "Features") -> "pa.Table":
-    """Give a table the columns and types of features, files outside it read into it."""
-    from datasets.table import embed_table_storage, table_cast
-
-    table = table_cast(table.select(list(features)), features.arrow_schema)
-    return embed_table_storage(table)
 
 
 @contextmanager

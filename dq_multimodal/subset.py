@@ -11,6 +11,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.row_files import NO_FILES, admit, count_outside, embed
 from dq_multimodal.stream import Stream
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ def write_subset(
     """
     import pyarrow.parquet as pq
     from datasets import Features, Value
-    from datasets.table import embed_table_storage
 
     own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
     features = dict(dataset.features)
     if records is not None:
         features[records.name] = records.feature
-    contents = Features(features).arrow_schema
+    kinds = Features(features)
+    contents = kinds.arrow_schema
     schema = Features({**features, **own}).arrow_schema
     partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -93,7 +94,7 @@ def write_subset(
             if records is not None:
                 at = table.column_names.index(records.name)
                 table = table.set_column(at, records.name, records.slice(start, len(table)))
-            table = embed_table_storage(conform(table, contents))
+            table = embed(conform(table, contents), kinds)
             n_bytes += table.nbytes
             shard_bytes += table.nbytes
             for name in ("row", "bin", "rank"):
@@ -172,44 +173,23 @@ def count_bytes(dataset: "Dataset | Stream") -> int | None:
     """
     if isinstance(dataset, Stream):
         return dataset.n_bytes
-    n_bytes = dataset.data.nbytes if dataset._indices is None else 0
-    outside = [name for name, kind in dataset.features.items() if hasattr(kind, "embed_storage")]
-    if dataset._indices is None and not outside:
-        return n_bytes
-    columns = dataset.with_format("arrow")
-    for table in columns.iter(batch_size=1000):
-        n_bytes += table.nbytes if dataset._indices is not None else 0
-        for name in outside:
-            n_bytes += sum(
-                map(_file_bytes, table[name].to_pylist() if _has_paths(table[name]) else [])
-            )
-    return n_bytes
-
-
-def _has_paths(column: "pa.ChunkedArray") -> bool:
-    """Say whether some files of a column lie outside the table."""
-    import pyarrow as pa
-
-    if not pa.types.is_struct(column.type) or not len(column):
-        return False
-    return any(chunk.field("bytes").null_count for chunk in column.chunks)
-
-
-def _file_bytes(value: Any) -> int:
-    if value is None or value["bytes"] is not None or not value["path"]:
-        return 0
-    try:
-        return Path(value["path"]).stat().st_size
-    except OSError:
-        return 0
+    if dataset._indices is None:
+        return dataset.data.nbytes + count_outside(dataset.data.table, dataset.features)
+    tables = dataset.with_format("arrow").iter(batch_size=1000)
+    return sum(table.nbytes + count_outside(table, dataset.features) for table in tables)
 
 
 def open_subset(folder: Path) -> "Dataset":
-    """Load folder/subset as a datasets.Dataset."""
+    """Load folder/subset as a datasets.Dataset.
+
+    Raises:
+        InputError: If there is none, or a row names a file: `write_subset` puts all into it.
+    """
     import datasets
 
     files = [glob.escape(str(path)) for path in subset_files(folder)]
-    return datasets.load_dataset("parquet", data_files=files, split="train")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train")
+    return admit(loaded, NO_FILES, f"the subset of {folder}")
 
 
 def subset_files(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dq_multimodal"
 LEVELS = [
     {"config"},
     {"byte_sizes"},
-    {"options", "summary"},
+    {"options", "summary", "row_files"},
     {"core", "world", "atomic", "splits"},
     {"model_source", "launch"},
     {"vision"},

@@ -2,12 +2,14 @@
 
 import io
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
+
+from dq_multimodal.row_files import is_file_struct
+from dq_multimodal.row_files import read_bytes as read_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,23 +34,6 @@ ORIENTATION_TAG = 0x0112
 
 # What Pillow has to say of odd files is said by row number here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def read_bytes(value: Any) -> bytes | None:
-    """Give the bytes of an image file as `datasets.Image(decode=False)` holds it.
-
-    None where the row has no image; empty where its file is missing or empty.
-    """
-    if value is None:
-        return None
-    if value["bytes"] is not None:
-        return value["bytes"]
-    if not value["path"]:
-        return None
-    try:
-        return Path(value["path"]).read_bytes()
-    except OSError:
-        return b""
 
 
 def decode_image(data: bytes | None) -> "tuple[Image | None, list[str]]":
@@ -157,8 +142,7 @@ def image_columns(dataset: "Dataset") -> list[str]:
     return [
         name
         for name, kind in dataset.features.items()
-        if type(kind).__name__ == "Image"
-        or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})
+        if type(kind).__name__ == "Image" or is_file_struct(kind)
     ]
 
 

@@ -6,7 +6,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -240,13 +240,17 @@ def embed(
     return _map_files(table, features, lambda file, kind: _embed(file, kind, own))
 
 
-def hash_outside(dataset: "Dataset") -> str:
-    """Give one SHA-256 of the bytes of all files that rows name."""
+def hash_files(tables: "Iterable[pa.Table]", features: "Features") -> str:
+    """Give one SHA-256 of all files in the rows of checked tables, and of those that they name."""
     found = hashlib.sha256()
-    for _, rows, paths in named_files(dataset.data.table, dataset.features):
-        for row, path in zip(rows.tolist(), paths, strict=True):
-            file = read_file(path)
-            found.update(f"{row} {len(file)} ".encode() + file)
+    for table in tables:
+        for column, kind in features.items():
+            for chunk in table[column].chunks if has_files(kind) else ():
+                for file, rows in _find_files(chunk, kind, np.arange(len(chunk))):
+                    for row, value in zip(rows.tolist(), file, strict=True):
+                        data = read_bytes(value.as_py())
+                        found.update(f"{column} {row} {data and len(data)} ".encode())
+                        found.update(data or b"")
     return found.hexdigest()
 
 

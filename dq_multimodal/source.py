@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
-from dq_multimodal.local_data import is_local, load_local
+from dq_multimodal.local_data import SAVED_MARKS, is_local, load_local
 from dq_multimodal.row_files import (
     CARD_FILES,
     RowFiles,
     admit,
     check_configs,
     folder_files,
-    hash_outside,
+    has_files,
+    hash_files,
     read_configs,
 )
 from dq_multimodal.splits import take_slice
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TABLES = ("arrow", "cache", "csv", "json", "pandas", "parquet", "sql", "text", "xml")
 """Builders of `datasets` whose rows come from a table that another may have written."""
+HASHED_ROWS = 1000
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
 
@@ -87,8 +89,9 @@ def load_source(
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     if image_folder is not None:
-        if not isinstance(source.dataset, Stream):
-            source.origin["image_files"] = hash_outside(source.dataset)
+        names = [name for name, kind in source.dataset.features.items() if has_files(kind)]
+        files = source.dataset.select_columns(names).with_format("arrow")
+        source.origin["image_files"] = hash_files(files.iter(HASHED_ROWS), files.features)
         source.origin["image_folder"] = os.path.abspath(os.path.expanduser(image_folder))  # noqa: PTH100, PTH111
     return source
 
@@ -103,8 +106,6 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
     """
     if origin["kind"] == "memory":
         raise InputError("the source was a dataset in memory, which is not recorded")
-    if streaming and origin.get("image_folder"):
-        raise InputError("files that the rows of a stream name in --image-folder are not recorded")
     source = load_source(
         origin.get("path") or origin["name"],
         split=origin["split"],
@@ -136,7 +137,7 @@ def from_memory(
     Raises:
         InputError: If it is another kind of object, has no rows, or a row names a file that it may
             not name: a dataset made in Python may name any on this machine, one that was read from
-            a table those of the folder only.
+            a table or made by save_to_disk those of the folder only.
     """
     import datasets
 
@@ -144,12 +145,14 @@ def from_memory(
         raise InputError(
             f"dataset must be a Hub id, a path or a datasets.Dataset, got {type(dataset).__name__}"
         )
+    files = dataset.cache_files
     dataset = take_slice(dataset.with_format(None), split)
     if not len(dataset):
         raise InputError("the dataset has no rows")
     origin = {"kind": "memory", "name": MEMORY, "split": split}
     own = folder_files(image_folder)
-    is_own = dataset.info.builder_name not in TABLES
+    is_saved = any(Path(file["filename"]).with_name(SAVED_MARKS[0]).exists() for file in files)
+    is_own = not is_saved and dataset.info.builder_name not in TABLES
     admitted = admit(dataset, replace(own, is_own=is_own), MEMORY)
     return Source(admitted, {**origin, "fingerprint": dataset._fingerprint, "rows": len(dataset)})
 

@@ -471,13 +471,13 @@ def _move(file: "pa.StructArray", own: RowFiles) -> "pa.StructArray":
 
 
 def _embed(file: "pa.StructArray", kind: Any, own: RowFiles | None) -> "pa.StructArray":
-    """Read the named files; a path becomes its base name, in plain structs where it is rooted."""
+    """Read the named files; paths become base names, in plain structs those named or rooted."""
     import pyarrow.compute as pc
 
     data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
     is_long = pc.match_substring_regex(path, f"/|{ROOTED}" if _is_media(kind) else ROOTED)
-    is_long = pc.fill_null(is_long, False)
-    if not is_named.true_count and not is_long.true_count:
+    is_long = pc.or_(pc.fill_null(is_long, False), is_named)
+    if not is_long.true_count:
         return file
     named = path.filter(is_named).to_pylist()
     places = [name if own is None else own.find(name) for name in named]

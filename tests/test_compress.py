@@ -368,7 +368,9 @@ def test_pictures_by_path_become_part_of_the_subset(tmp_path):
     run = random_run(rows.cast_column("image", ImageFeature()), tmp_path)
     assert [check.result for check in verify(run)][:2] == ["passed"] * 2
     rows.cast_column("image", ImageFeature()).to_parquet(tmp_path / "pics.parquet")
-    again = random_run(str(tmp_path / "pics.parquet"), tmp_path, overwrite=True)
+    again = random_run(
+        str(tmp_path / "pics.parquet"), tmp_path, image_folder=tmp_path, overwrite=True
+    )
     assert verify(again)[2].result == "passed"
     (tmp_path / "p.png").unlink()
     assert run.subset[2]["image"].size == (3, 2)

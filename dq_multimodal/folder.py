@@ -54,6 +54,8 @@ def claim_folder(folder: Path) -> Iterator[None]:
     Raises:
         InputError: If it is a file, cannot be written, holds other things, or is in use.
     """
+    if "::" in str(folder.absolute()):  # the subset could not be loaded from there
+        raise InputError(f"the output folder {folder} has :: in its path, which `datasets` splits")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output folder {folder} is a file")
     made = [place for place in (folder, *folder.parents) if not place.exists()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dq_multimodal import folder, subset
 from dq_multimodal.card import FIGURE_TEXTS, FIGURES, REPO_ID
-from dq_multimodal.config import InputError
+from dq_multimodal.config import InputError, expand_home
 from dq_multimodal.local_data import is_local
 from dq_multimodal.run import Run
 from dq_multimodal.selection import BINS_FILE, SELECTION_FILE
@@ -143,7 +143,7 @@ def open_run(name: str | Path, revision: str | None = None) -> Run:
     """
     from huggingface_hub import snapshot_download
 
-    if Path(name).exists():
+    if expand_home(name).exists():
         return Run(name)
     with one_line(f"open {name}", "give a run folder, or check the name and the network"):
         path = snapshot_download(

@@ -54,6 +54,8 @@ def load_local(
     """
     dataset: Dataset | Stream
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    if "::" in str(path.absolute()):
+        raise InputError(f"{name} has :: in its path, which `datasets` splits: rename it")
     if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
         if streaming:
             raise InputError(f"{name} is memory-mapped where it is: leave out --streaming")

@@ -13,6 +13,7 @@ from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
+    expand_home,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
 from dq_multimodal.memory import check_memory, estimate_memory
@@ -99,7 +100,7 @@ def compress(
         raise InputError("streaming is for a name or a path: this dataset is loaded already")
     if request.streaming and not world.is_alone:
         raise InputError("streaming is for one process: leave out --streaming or the launcher")
-    target = Path(output_dir) if output_dir is not None else default_folder(request)
+    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or open_source(request)
         world.post("source", pin=pin_of(source.origin))

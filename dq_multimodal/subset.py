@@ -100,7 +100,8 @@ def write_subset(
                 table = table.append_column(f"dq_{name}", kept[name].slice(start, block_rows))
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
-                writer = pq.ParquetWriter(path, schema, **_writer_options(schema, records))
+                options = _writer_options(schema, records)
+                writer = pq.ParquetWriter(path.absolute(), schema, **options)  # a:b is no address
             writer.write_table(conform(table, schema))
             if shard_bytes >= SHARD_BYTES:
                 writer.close()

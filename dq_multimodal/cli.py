@@ -268,8 +268,6 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
         return 2, _one_line(str(error))
     except exceptions.TyperException as error:
         return 2, _one_line(error.format_message().replace("Value error, ", ""))
-    except BrokenPipeError:  # whoever read our log has left
-        code = INTERRUPTED
     except OSError as error:
         if error.errno in CANNOT_WRITE:
             return 2, f"error: cannot write: {error.strerror}; the same command goes on when it can"
@@ -283,7 +281,7 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
         return 2, f"error: names of files and folders must be UTF-8, got {found!a}"
     except Stopped as stop:
         return stop.fault.code, _one_line(stop.fault.line)
-    except (exceptions.Abort, KeyboardInterrupt):
+    except (exceptions.Abort, KeyboardInterrupt, SystemExit):  # the last: who read our log has left
         code = INTERRUPTED
     if code == INTERRUPTED:
         return INTERRUPTED, "interrupted: the same command goes on where it stopped"

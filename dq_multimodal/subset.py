@@ -209,7 +209,7 @@ def open_subset(folder: Path) -> "Dataset":
     """Load folder/subset as a datasets.Dataset."""
     import datasets
 
-    files = [glob.escape(str(path)) for path in subset_files(folder)]
+    files = [glob.escape(str(path.absolute())) for path in subset_files(folder)]
     return datasets.load_dataset("parquet", data_files=files, split="train")
 
 

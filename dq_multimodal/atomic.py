@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens on the way."""
+"""Files that are there whole or not at all, whatever happens on the way, and how they are named."""
 
 import errno
 import os
@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Give a path as a shell reads it: ~ is the home folder. Path.expanduser fails on ~unknown."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def write_text(path: Path, text: str) -> None:

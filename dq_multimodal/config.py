@@ -4,8 +4,6 @@ import math
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from os import PathLike, fspath
-from os.path import expanduser
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 Method = Literal["adq", "dq", "graphcut", "random"]
@@ -243,11 +241,6 @@ class CompressConfig:
         if unknown:
             raise InputError(f"settings this release does not know: {', '.join(unknown)}")
         return cls(**values)
-
-
-def expand_home(path: str | PathLike[str]) -> Path:
-    """Give a path as a shell reads it: ~ is the home folder. Path.expanduser fails on ~unknown."""
-    return Path(expanduser(path))  # noqa: PTH111
 
 
 def check_keep_ratio(keep_ratio: Any) -> None:

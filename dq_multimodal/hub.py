@@ -6,8 +6,9 @@ from copy import deepcopy
 from pathlib import Path
 
 from dq_multimodal import folder, subset
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.card import FIGURE_TEXTS, FIGURES, REPO_ID
-from dq_multimodal.config import InputError, expand_home
+from dq_multimodal.config import InputError
 from dq_multimodal.local_data import is_local
 from dq_multimodal.run import Run
 from dq_multimodal.selection import BINS_FILE, SELECTION_FILE

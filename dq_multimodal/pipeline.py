@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from dq_multimodal import embedding, folder, patch_records, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
-    expand_home,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
 from dq_multimodal.memory import check_memory, estimate_memory

@@ -14,8 +14,9 @@ from numpy import ndarray
 from dq_multimodal import embedding, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
-from dq_multimodal.config import CompressConfig, count_kept, expand_home
+from dq_multimodal.config import CompressConfig, count_kept
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
 from dq_multimodal.preparation import make_config, note_model, open_source, read_request, survey

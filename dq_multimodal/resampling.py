@@ -10,6 +10,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal import embedding, folder, subset
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.config import (
     CompressConfig,
     Draw,
@@ -18,7 +19,6 @@ from dq_multimodal.config import (
     Method,
     Norm,
     count_kept,
-    expand_home,
 )
 from dq_multimodal.core import Bins
 from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished

@@ -12,12 +12,11 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal import __version__, card, embedding, folder, patch_records, scoring, subset
-from dq_multimodal.atomic import write_text
+from dq_multimodal.atomic import expand_home, write_text
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
     count_kept,
-    expand_home,
 )
 from dq_multimodal.core import Bins
 from dq_multimodal.local_data import short_name

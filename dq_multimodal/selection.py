@@ -127,7 +127,7 @@ def check_scores(scores: Scores | None) -> Scores:
     if scores is None:
         raise InputError(
             "adq needs the scores of the bins, and this run has none (its method was another): "
-            "compress the source with --method adq"
+            "compress the source with --method adq, or draw by another method, such as --method dq"
         )
     return scores
 

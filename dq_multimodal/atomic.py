@@ -1,11 +1,17 @@
-"""Files that are there whole or not at all, whatever happens on the way."""
+"""Files that are there whole or not at all, whatever happens on the way, and how they are named."""
 
+import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Give a path as a shell reads it: ~ is the home folder. Path.expanduser fails on ~unknown."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def write_text(path: Path, text: str) -> None:
@@ -20,8 +26,29 @@ def write_table(table: "pa.Table", path: Path) -> None:
     import pyarrow.parquet as pq
 
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd")
+    with temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
     put_in_place(temporary, path)
+
+
+def read_table(path: Path, **options: Any) -> "pa.Table":
+    """Read a parquet file; by its name, pyarrow would read `a:b` as an address, `a=1` as a column.
+
+    Args:
+        path: The file.
+        **options: What `pyarrow.parquet.read_table` takes: columns, filters.
+
+    Raises:
+        OSError: If it cannot be read, or is no plain file: to open a pipe would wait for ever.
+        ValueError: If it is no parquet, or has no such columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    with pa.OSFile(str(path)) as file:
+        return pq.read_table(file, **options)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

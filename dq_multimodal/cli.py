@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
 INTERRUPTED = 130
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+WRONG_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EIO, errno.ESTALE),
+)
+"""Faults of files that somebody named, or that changed on the way."""
 
 app = typer.Typer(
     help="Make training sets smaller without making models worse (Dataset Quantization).",
@@ -94,7 +101,7 @@ def compress(
 
         return assist(world, given)
     run = run_compress(**given, world=world)
-    typer.echo(summarise(run, as_json, _push(run, push_to_hub, private)))
+    _say(summarise(run, as_json, _push(run, push_to_hub, private)))
 
 
 def _flags_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -121,7 +128,7 @@ def plan(context: typer.Context, **flags: Any) -> None:
 
     given = options.given_options(context, "overwrite", "push_to_hub", "private", "as_json")
     found = make_plan(**given)
-    typer.echo(json.dumps(found, indent=2) if flags["as_json"] else describe_plan(found))
+    _say(json.dumps(found, indent=2) if flags["as_json"] else describe_plan(found))
 
 
 @app.command()
@@ -147,7 +154,7 @@ def resample(
 
     given = options.given_options(context, "run", "push_to_hub", "private", "as_json")
     drawn = run_resample(open_run(run), **given)
-    typer.echo(summarise(drawn, as_json, _push(drawn, push_to_hub, private)))
+    _say(summarise(drawn, as_json, _push(drawn, push_to_hub, private)))
 
 
 @app.command()
@@ -158,7 +165,7 @@ def report(
     """Write report.html and the figures of a run again, from what its folder holds."""
     from dq_multimodal.run import Run
 
-    typer.echo(f"report   {Run(run).write_report(embeddings_of)}")
+    _say(f"report   {Run(run).write_report(embeddings_of)}")
 
 
 @app.command()
@@ -170,7 +177,7 @@ def push(
     """Push a finished run to the Hub, as one commit."""
     from dq_multimodal.run import Run
 
-    typer.echo(f"pushed: {_push(Run(run), repo_id, private)}")
+    _say(f"pushed: {_push(Run(run), repo_id, private)}")
 
 
 @app.command()
@@ -183,10 +190,9 @@ def verify(run: options.RunOrId, as_json: options.Json = False) -> None:
 
     checks = run_verify(open_run(run))
     if as_json:
-        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+        _say(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        for check in checks:
-            typer.echo(f"{check.result:8} {check.name}: {check.detail}")
+        _say("\n".join(f"{check.result:8} {check.name}: {check.detail}" for check in checks))
     failed = [check.name for check in checks if check.result == "failed"]
     if failed:
         raise InputError(f"{run} is not what it says: {', '.join(failed)}")
@@ -200,16 +206,47 @@ def _push(run: "Run", repo_id: str | None, private: bool) -> str | None:
     return run_push(run, repo_id, private=private)
 
 
+def _say(text: str) -> None:
+    """Print the answer of a command; a reader that has left (`| head -1`) is no fault of it."""
+    try:
+        typer.echo(text)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def _open_console() -> None:
+    """Let printing never fail: what a console cannot show is escaped, a closed one is no console.
+
+    Without the latter the next file that is opened, one of the run, would get the number of a
+    closed stream, and what libraries print with it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: list[str] | None = None, run: Callable[..., Any] = app) -> None:
     """Run the command line: exit code 0 done, 2 wrong use or bad input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _open_console()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with join_world() as world:
             code, line = _attempt(arguments or ["--help"], run, world)
             line = world.end(code, line)
             if line:
-                print(line, file=sys.stderr)  # noqa: T201
+                with suppress(OSError):  # nobody listens
+                    print(line, file=sys.stderr)  # noqa: T201
     except InputError as error:  # the processes did not meet
         code = 2
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -220,6 +257,8 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
     """Run a command; give its exit code and, if it fails, the line to print."""
     code: Any = 0
     try:
+        for argument in arguments:
+            argument.encode()  # before it stands in files and messages
         if not world.is_main and "compress" not in arguments[:1]:
             for _ in world.tasks():  # nothing to share: wait until rank 0 is done
                 pass
@@ -230,12 +269,19 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
     except exceptions.TyperException as error:
         return 2, _one_line(error.format_message().replace("Value error, ", ""))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno in CANNOT_WRITE:
+            return 2, f"error: cannot write: {error.strerror}; the same command goes on when it can"
+        if error.errno not in WRONG_PATH or error.filename is None:
             raise
-        return 2, f"error: cannot write: {error.strerror}; the same command goes on when it can"
+        return 2, _one_line(f"cannot use {error.filename}: {error.strerror}")
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        found = error.object[max(0, error.start - 40) : error.end + 40]
+        return 2, f"error: names of files and folders must be UTF-8, got {found!a}"
     except Stopped as stop:
         return stop.fault.code, _one_line(stop.fault.line)
-    except (exceptions.Abort, KeyboardInterrupt):
+    except (exceptions.Abort, KeyboardInterrupt, SystemExit):  # the last: who read our log has left
         code = INTERRUPTED
     if code == INTERRUPTED:
         return INTERRUPTED, "interrupted: the same command goes on where it stopped"

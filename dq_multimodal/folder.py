@@ -17,6 +17,7 @@ import yaml
 from dq_multimodal import embedding, patch_records, report, scoring, selection, subset
 from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
+from dq_multimodal.local_data import check_path
 from dq_multimodal.world import World
 
 CONFIG = "config.yaml"
@@ -54,6 +55,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     Raises:
         InputError: If it is a file, cannot be written, holds other things, or is in use.
     """
+    check_path(folder)  # the subset is to be loaded from there
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output folder {folder} is a file")
     made = [place for place in (folder, *folder.parents) if not place.exists()]

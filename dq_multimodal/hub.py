@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from dq_multimodal import folder, subset
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.card import FIGURE_TEXTS, FIGURES, REPO_ID
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import is_local
@@ -145,7 +146,7 @@ def open_run(name: str | Path, revision: str | None = None) -> Run:
     """
     from huggingface_hub import snapshot_download
 
-    if Path(name).exists():
+    if expand_home(name).exists():
         return Run(name)
     with one_line(f"open {name}", "give a run folder, or check the name and the network"):
         path = snapshot_download(

@@ -40,6 +40,13 @@ def is_local(name: str) -> bool:
         return False
 
 
+def check_path(path: Path) -> None:
+    """Raise for a path that `datasets` would take for another one."""
+    place = str(path.absolute())
+    if "::" in place or os.path.expandvars(place) != place:
+        raise InputError(f"the path {place} has :: or $NAME in it, which `datasets` expands")
+
+
 def short_name(name: str) -> str:
     """Give the last part of a path or Hub id, without the ending of a data file."""
     last = Path(name.rstrip("/*"))
@@ -70,6 +77,7 @@ def load_local(
     dataset: Dataset | Stream
     own = folder_files(image_folder)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    check_path(path)
     if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
         if streaming:
             raise InputError(f"{name} is memory-mapped where it is: leave out --streaming")

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.atomic import write_table
+from dq_multimodal.atomic import read_table, write_table
 from dq_multimodal.config import InputError
 from dq_multimodal.patches.fields import FIELDS
 from dq_multimodal.vision.pixels import count_pixels, decode_image, read_bytes, undecoded
@@ -131,10 +131,9 @@ class PatchColumn:
     def slice(self, start: int, length: int) -> "pa.ChunkedArray":
         """Give the records of kept rows start ... start + length."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         first, last = start // BLOCK_ROWS, -(-(start + length) // BLOCK_ROWS)
-        tables = [pq.read_table(path, columns=["record"]) for path in self.files[first:last]]
+        tables = [read_table(path, columns=["record"]) for path in self.files[first:last]]
         return pa.concat_tables(tables)["record"].slice(start - first * BLOCK_ROWS, length)
 
     def summarise(self) -> dict[str, Any]:
@@ -143,9 +142,8 @@ class PatchColumn:
         PSNR and answers are those of the images that lost patches.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        tables = [pq.read_table(path) for path in self.files]
+        tables = [read_table(path) for path in self.files]
         table = pa.concat_tables([part.drop_columns(["record"]) for part in tables])
         reasons = np.array(table["reason"].to_pylist(), dtype=object)
         rows = table["row"].to_numpy()
@@ -180,13 +178,15 @@ def stored_bytes(files: list[Path], column: str) -> int:
     """Count the bytes that a column takes in parquet files, masks and sizes included."""
     import pyarrow.parquet as pq
 
+    leaves = {f"{column}.{name}" for name in FIELDS}
     total = 0
     for file in files:
-        meta = pq.read_metadata(file)
+        with file.open("rb") as opened:
+            meta = pq.read_metadata(opened)
         for group in range(meta.num_row_groups):
             for k in range(meta.num_columns):
                 leaf = meta.row_group(group).column(k)
-                if leaf.path_in_schema.split(".")[0] == column:
+                if leaf.path_in_schema in leaves:
                     total += leaf.total_compressed_size
     return total
 

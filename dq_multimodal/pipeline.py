@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dq_multimodal import embedding, folder, patch_records, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
     CompressConfig,
@@ -99,7 +100,7 @@ def compress(
         raise InputError("streaming is for a name or a path: this dataset is loaded already")
     if request.streaming and not world.is_alone:
         raise InputError("streaming is for one process: leave out --streaming or the launcher")
-    target = Path(output_dir) if output_dir is not None else default_folder(request)
+    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or open_source(request)
         world.post("source", pin=pin_of(source.origin))

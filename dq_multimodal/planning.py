@@ -14,6 +14,7 @@ from numpy import ndarray
 from dq_multimodal import embedding, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import CompressConfig, count_kept
 from dq_multimodal.core.diversity import count_sampled
@@ -114,7 +115,7 @@ def plan(
         )
     disk["other"] = SMALL_FILES_BYTES
     passing = sum(disk.pop(file, 0) for file in (embedding.MIDDLE, embedding.TEXTURE, "scores"))
-    target = Path(output_dir) if output_dir is not None else default_folder(request)
+    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
     found = asked.config["embedding"] or {}
     return {
         "request": request.as_dict(),

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal import embedding, folder, subset
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.config import (
     CompressConfig,
     Draw,
@@ -81,7 +82,7 @@ def resample(
         raise InputError(f"{lone[0]} is for adq, and this draws by {request.method}")
     if request.method == "adq":
         check_scores(scores)
-    target = Path(output_dir) if output_dir is not None else default_folder(request)
+    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
     if target.resolve() == run.path.resolve():
         raise InputError(f"{target} is the run to resample from: name another output folder")
     started = time.perf_counter()

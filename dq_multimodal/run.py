@@ -12,7 +12,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal import __version__, card, embedding, folder, patch_records, scoring, subset
-from dq_multimodal.atomic import write_text
+from dq_multimodal.atomic import expand_home, write_text
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
@@ -30,6 +30,9 @@ from dq_multimodal.source import pin_of, reload_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+MAX_NAME_BYTES = 200
 
 
 class Run:
@@ -50,7 +53,7 @@ class Run:
         Raises:
             InputError: If it is none, or its run has not finished.
         """
-        self.path = Path(path)
+        self.path = expand_home(path)
         config = folder.read_config(self.path) if self.path.is_dir() else None
         if config is None:
             raise InputError(f"{path} is not a run folder: it has no {folder.CONFIG}")
@@ -111,7 +114,7 @@ class Run:
             The report. It shows no rows where the source cannot be read, and no map, coverage or
             duplicates without embeddings.
         """
-        place = Path(embeddings_of or self.path)
+        place = expand_home(embeddings_of or self.path)
         has_rows = (place / embedding.FILE).is_file()
         rows = embedding.open_embeddings(place) if has_rows else None
         if rows is not None and len(rows) != self.manifest["rows"]:
@@ -137,8 +140,9 @@ class Run:
 
 
 def default_folder(request: CompressConfig) -> Path:
-    """Give runs/DATASET-METHOD-RATIO."""
+    """Give runs/DATASET-METHOD-RATIO, a long name cut to what file systems take."""
     name = re.sub(r"[^\w.-]+", "", short_name(request.dataset)).strip(".") or "dataset"
+    name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     return Path("runs") / f"{name}-{request.method}-{request.keep_ratio:g}"
 
 

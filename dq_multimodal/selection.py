@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dq_multimodal.atomic import write_table
+from dq_multimodal.atomic import read_table, write_table
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
@@ -127,7 +127,7 @@ def check_scores(scores: Scores | None) -> Scores:
     if scores is None:
         raise InputError(
             "adq needs the scores of the bins, and this run has none (its method was another): "
-            "compress the source with --method adq"
+            "compress the source with --method adq, or draw by another method, such as --method dq"
         )
     return scores
 
@@ -228,10 +228,8 @@ def tabulate_bins(
 
 def read_scores(folder: Path) -> Scores | None:
     """Read the scores of the bins from bins.parquet; None where there are none."""
-    import pyarrow.parquet as pq
-
     try:
-        table = pq.read_table(folder / BINS_FILE, columns=["bin", *SCORES])
+        table = read_table(folder / BINS_FILE, columns=["bin", *SCORES])
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder / BINS_FILE}: {error}") from error
     if table["importance"].null_count == len(table) or table["bin"].null_count:
@@ -247,10 +245,8 @@ def read_scores(folder: Path) -> Scores | None:
 
 def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
     """Read selection.parquet: the bins (zeros where there are none), and order and kept."""
-    import pyarrow.parquet as pq
-
     try:
-        table = pq.read_table(folder / SELECTION_FILE)
+        table = read_table(folder / SELECTION_FILE)
         columns: dict[str, Any] = {
             name: (table[name].fill_null(0) if table[name].null_count else table[name]).to_numpy()
             for name in ("stratum", "bin", "rank", "gain", "order", "kept")
@@ -268,8 +264,6 @@ def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
 
 def read_kept(folder: Path) -> "pa.Table":
     """Read row, bin and rank of the kept rows, by row number."""
-    import pyarrow.parquet as pq
-
-    return pq.read_table(
+    return read_table(
         folder / SELECTION_FILE, columns=["row", "bin", "rank"], filters=[("kept", "=", True)]
     )

@@ -14,6 +14,12 @@ def base_split(split: str) -> str:
     return re.split(r"[\[+]", split)[0] or "train"
 
 
+def rest_of_split(split: str) -> str | None:
+    """Give the rows of a split behind a slice of its first ones: train[:90%] -> train[90%:]."""
+    found = re.fullmatch(r"([^\[+]+)\[:(\d+%?)\]", split)
+    return found and f"{found[1]}[{found[2]}:]"
+
+
 def split_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
     """Say which rows of a whole split of n_rows a slice takes.
 

@@ -101,7 +101,8 @@ def write_subset(
                 table = table.append_column(f"dq_{name}", kept[name].slice(start, block_rows))
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
-                writer = pq.ParquetWriter(path, schema, **_writer_options(schema, records))
+                options = _writer_options(schema, records)
+                writer = pq.ParquetWriter(path.absolute(), schema, **options)  # a:b is no address
             writer.write_table(conform(table, schema))
             if shard_bytes >= SHARD_BYTES:
                 writer.close()
@@ -187,7 +188,7 @@ def open_subset(folder: Path) -> "Dataset":
     """
     import datasets
 
-    files = [glob.escape(str(path)) for path in subset_files(folder)]
+    files = [glob.escape(str(path.absolute())) for path in subset_files(folder)]
     loaded = datasets.load_dataset("parquet", data_files=files, split="train")
     return admit(loaded, NO_FILES, f"the subset of {folder}")
 

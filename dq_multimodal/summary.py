@@ -18,7 +18,7 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
         document["was_complete"] = run.was_complete
         document |= {"request": request.as_dict()} | {key: manifest[key] for key in keys}
         document |= {key: manifest.get(key) for key in ("patches", "scores")}
-        return json.dumps(document, indent=2, ensure_ascii=False)
+        return json.dumps(document, indent=2)
     columns = run.config["rows"]
     read_as = f" ({columns['shape']}: {', '.join(columns['columns'])})" if columns else ""
     rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dq_multimodal import embedding, subset
+from dq_multimodal.atomic import read_table
 from dq_multimodal.config import InputError, count_kept
 from dq_multimodal.core import make_bins
 from dq_multimodal.patches.store import find_patch_columns, is_of_file
@@ -86,9 +87,8 @@ def _check_order(run: Run) -> Check:
 def _differing_columns(table: "pa.Table", path: Path) -> list[str]:
     """Name the columns of a file that are not those of a table; floats to 1e-9."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    written = pq.read_table(path)
+    written = read_table(path)
     wrong = [name for name in table.column_names if name not in written.column_names]
     if wrong or len(written) != len(table):
         return wrong or ["number of rows"]
@@ -105,12 +105,12 @@ def _differing_columns(table: "pa.Table", path: Path) -> list[str]:
 
 def _check_numbers(run: Run) -> Check:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     name = "numbers of the subset"
     columns = list(subset.OWN_COLUMNS)
     try:
-        found = pq.read_table(subset.subset_files(run.path), columns=columns)
+        files = subset.subset_files(run.path)
+        found = pa.concat_tables([read_table(path, columns=columns) for path in files])
     except (InputError, OSError, pa.ArrowInvalid) as error:
         return Check(name, "failed", f"cannot read it: {first_line(error)}")
     wanted = read_kept(run.path).rename_columns(columns)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
+from dq_multimodal.atomic import read_table
 from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
@@ -125,9 +126,7 @@ def collect(
 
 def read_selection(folder: Path) -> Selection:
     """Read selection.parquet; bins of null are none."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / SELECTION_FILE)
+    table = read_table(folder / SELECTION_FILE)
     has_bins = table["bin"].null_count < len(table)
     found: dict[str, Any] = {}
     for name in ("stratum", "bin", "rank", "gain", "order", "kept"):
@@ -142,9 +141,7 @@ def read_selection(folder: Path) -> Selection:
 
 def _read_scores(folder: Path, n_bins: int) -> dict[str, list[float | None]]:
     """Read the scores of every bin number; empty where no bin has any."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / BINS_FILE)
+    table = read_table(folder / BINS_FILE)
     scores: dict[str, list[float | None]] = {name: [None] * n_bins for name in SCORES}
     for name in SCORES:
         for number, value in zip(table["bin"].to_pylist(), table[name].to_pylist(), strict=True):

@@ -15,8 +15,8 @@ from dq_multimodal.config import (
     check_choice,
     check_keep_ratio,
 )
-from dq_multimodal.splits import base_split, split_ranges
-from dq_multimodal.training.selecting import AdaptiveArguments
+from dq_multimodal.splits import base_split, rest_of_split, split_ranges
+from dq_multimodal.training.selecting import AdaptiveArguments, source_flags
 
 TrainingMethod = Literal[Method, "full"]
 FULL = "full"
@@ -29,7 +29,8 @@ class SelectionArguments(AdaptiveArguments):
 
     The held-out rows are named by `eval_dataset_name` (another dataset), by `eval_split` (another
     slice of the same one), or, where neither the splits nor another dataset are named, are the
-    last 2 % of the dataset, which selection and training then never see.
+    last 2 % of the dataset, which selection and training then never see. Of a run to draw from,
+    they are the rows behind those that it is of, and none where it is of the whole split.
     """
 
     dataset_name: str = field(
@@ -79,6 +80,9 @@ class SelectionArguments(AdaptiveArguments):
         check_choice("draw", self.draw, Draw)
         check_choice("similarity", self.similarity, Similarity)
         self.check()
+        names_eval = self.eval_split is not None or self.eval_dataset_name is not None
+        if self.from_run is not None and self.dataset_split is not None and not names_eval:
+            self.eval_split = rest_of_split(self.dataset_split)
         if self.dataset_split is None and self.eval_dataset_name is None:
             if self.eval_split is not None:
                 raise InputError(
@@ -132,7 +136,8 @@ def read_arguments(
     """Parse flags into dataclasses; `--config FILE` puts the entries of a YAML file before them.
 
     Entries of the file become flags, so they meet the very same checks, and flags given by the
-    user win. A wrong flag, key or value ends the program with one line and exit code 2.
+    user win. With `--from_run` the dataset of that run is the default. A wrong flag, key or value
+    ends the program with one line and exit code 2.
 
     Args:
         dataclasses: Whose fields are the flags.
@@ -147,12 +152,18 @@ def read_arguments(
     parser.add_argument("--config", help="YAML file whose entries are flags.")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
-    for each in (parser, first):
+    of_run = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--from_run", "--dataset_name"):
+        of_run.add_argument(name)
+    for each in (parser, first, of_run):
         each.error = lambda message: sys.exit(fail(message))  # type: ignore[method-assign]
     try:
         file, arguments = first.parse_known_args(arguments)
         if file.config is not None:
             arguments = flags_from_yaml(file.config) + arguments
+        named, _ = of_run.parse_known_args(arguments)
+        if named.from_run is not None:
+            parser.set_defaults(**source_flags(named.from_run, named.dataset_name))
         return parser.parse_args_into_dataclasses(arguments)[: len(dataclasses)]
     except ValueError as error:
         sys.exit(fail(error))

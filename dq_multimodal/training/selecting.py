@@ -50,7 +50,7 @@ class AdaptiveArguments:
         default=None,
         metadata={
             "help": "Run folder, or OWNER/NAME on the Hub, to draw the rows from without an "
-            "encoder; it must be of the same source rows."
+            "encoder. Its source and split are the default of the dataset."
         },
     )
 
@@ -65,6 +65,34 @@ class AdaptiveArguments:
         """Give the settings that `compress` takes."""
         names = ("alpha", "importance", "representativeness")
         return {name: getattr(self, name) for name in names}
+
+
+def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
+    """Name the rows that a run was made from as flags do, as far as a dataset leaves them open.
+
+    Args:
+        from_run: Run folder, or OWNER/NAME on the Hub.
+        dataset_name: The dataset that was named beside it, which should hold the same rows.
+
+    Raises:
+        InputError: If it is no run, or of a dataset that has no name.
+    """
+    from dq_multimodal.hub import open_run
+
+    source = open_run(from_run).config["source"]
+    if dataset_name is not None:
+        return {"dataset_split": source["split"]}
+    if source["kind"] == "memory":
+        raise InputError(
+            f"the run {from_run} is of a dataset in memory, which cannot be loaded again: save the "
+            "dataset to a file, compress that, and draw from the run of it"
+        )
+    return {
+        "dataset_name": source.get("path") or source["name"],
+        "dataset_config_name": source.get("config_name"),
+        "dataset_revision": source.get("revision"),
+        "dataset_split": source["split"],
+    }
 
 
 def select_rows(
@@ -96,7 +124,12 @@ def select_rows(
 
     run = open_run(from_run)
     if pin_of(run.config["source"]) != pin_of(origin):
-        raise InputError(f"the run {from_run} is of other rows than {dataset_name}")
+        theirs, split = run.config["source"], options.get("split", "train")
+        raise InputError(
+            f"the run {from_run} is of other rows than {dataset_name}, split {split}: it is of "
+            f"{theirs['name']}, split {theirs['split']}; leave out the dataset and its split to "
+            "use those, or compress the dataset anew"
+        )
     plain = CompressConfig(dataset=dataset_name)
     for name in FIXED:
         value, made = options.get(name), getattr(run.request, name)

@@ -1,10 +1,11 @@
 """Which kind of data a dataset is, and so which adapter reads it."""
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.adapters.text import TextAdapter, detect_layout
+from dq_multimodal.adapters.text import TextAdapter, detect_layout, holds_turns
 from dq_multimodal.config import (
     DEFAULT_IMAGE_MODEL,
     DEFAULT_TEXT_MODEL,
@@ -16,6 +17,25 @@ from dq_multimodal.vision.pixels import image_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+NAME_PARTS = {
+    *("id", "ids", "uid", "uuid", "key", "index", "file", "filename", "path", "filepath", "name"),
+    *(
+        "url",
+        "uri",
+        "link",
+        "source",
+        "split",
+        "hash",
+        "sha",
+        "md",
+        "license",
+        "licence",
+        "dataset",
+    ),
+    *("date", "time", "timestamp", "created", "label", "labels", "class", "category", "type"),
+}
+"""Words in the names of columns whose text names a row or its kind, and says nothing of it."""
 
 
 def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | None:
@@ -40,10 +60,12 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
             request.embedding,
             is_scored=request.method == "adq",
         )
-        other = _text_columns(dataset)
-        if request.modality == "auto" and other:
+        texts = _text_columns(dataset, adapter)
+        if texts and request.method != "random" and request.embeddings is None:
             adapter.notes.append(
-                f"read as images; --modality text selects by the text in {', '.join(other)}"
+                f"rows are chosen by the image in {adapter.column} alone: the text in "
+                f"{', '.join(texts)} does not count (--modality text --text-columns "
+                f"{','.join(texts)} chooses by the text alone)"
             )
         return adapter
     if request.drop_ratio:
@@ -77,8 +99,18 @@ def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | N
     return None if request.label_column == NO_LABEL else request.label_column
 
 
-def _text_columns(dataset: "Dataset") -> tuple[str, ...]:
-    try:
-        return detect_layout(dataset.column_names).columns
-    except InputError:
-        return ()
+def _text_columns(dataset: "Dataset", adapter: ImageAdapter) -> list[str]:
+    """Name the columns beside the images that say something: text or chats, but for names."""
+    other = {name: kind for name, kind in dataset.features.items() if name != adapter.label_column}
+    return [
+        name
+        for name, kind in other.items()
+        if not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower())) and _is_text(kind)
+    ]
+
+
+def _is_text(kind: Any) -> bool:
+    """Say whether a column holds texts, lists of them, or chat turns."""
+    if hasattr(kind, "feature"):
+        return _is_text(kind.feature)
+    return holds_turns(kind) or getattr(kind, "dtype", "") in ("string", "large_string")

@@ -60,13 +60,8 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
             request.embedding,
             is_scored=request.method == "adq",
         )
-        texts = _text_columns(dataset, adapter)
-        if texts and request.method != "random" and request.embeddings is None:
-            adapter.notes.append(
-                f"rows are chosen by the image in {adapter.column} alone: the text in "
-                f"{', '.join(texts)} does not count (--modality text --text-columns "
-                f"{','.join(texts)} chooses by the text alone)"
-            )
+        if request.method != "random" and request.embeddings is None:
+            adapter.notes += note_text(dataset, adapter)
         return adapter
     if request.drop_ratio:
         raise InputError("drop_ratio is for images, and this dataset is read as text")
@@ -99,13 +94,25 @@ def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | N
     return None if request.label_column == NO_LABEL else request.label_column
 
 
-def _text_columns(dataset: "Dataset", adapter: ImageAdapter) -> list[str]:
-    """Name the columns beside the images that say something: text or chats, but for names."""
-    other = {name: kind for name, kind in dataset.features.items() if name != adapter.label_column}
-    return [
+def note_text(dataset: "Dataset", adapter: ImageAdapter) -> list[str]:
+    """Say which text beside the images does not count, if there is any."""
+    names = [
         name
-        for name, kind in other.items()
-        if not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower())) and _is_text(kind)
+        for name, kind in dataset.features.items()
+        if name != adapter.label_column
+        and not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower()))
+        and _is_text(kind)
+    ]
+    if not names:
+        return []
+    instead = "--modality text"
+    try:
+        detect_layout(dataset.column_names)
+    except InputError:
+        instead += f" --text-columns {','.join(names)}"
+    return [
+        f"rows are chosen by the image in {adapter.column} alone: the text in {', '.join(names)} "
+        f"does not count ({instead} chooses by the text alone)"
     ]
 
 

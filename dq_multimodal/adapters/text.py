@@ -50,6 +50,7 @@ CHAT_TEMPLATE = (
     "beginning of each turn, answers and the rest with half of the tokens each where both need it"
 )
 """What the recorded template says beside the columns; other rules need another version."""
+MISREAD = 'a turn whose content is no text (beside lists, datasets reads a text like "42" as JSON)'
 
 Turn = tuple[str, str]
 """Role ("" for text outside a chat) and text."""
@@ -251,6 +252,14 @@ def is_text(value: Any) -> bool:
     return value is None or isinstance(value, str | list | tuple | dict)
 
 
+def is_misread(value: Any) -> bool:
+    """Say whether a chat turn has a content that is neither text nor parts."""
+    turns = value if isinstance(value, list) else []
+    return any(
+        isinstance(turn.get("content"), int | float | dict) for turn in turns if _is_turn(turn)
+    )
+
+
 class TextAdapter:
     """Sentence embeddings of the rows of an instruction dataset."""
 
@@ -450,6 +459,8 @@ def scan_rows(
                     problems.setdefault(f"an empty {column}", []).append(row)
                 elif not is_text(value):
                     problems.setdefault(f"a {column} that is not text", []).append(row)
+                elif is_misread(value):
+                    problems.setdefault(MISREAD, []).append(row)
         parts.append(part)
         start += len(part)
     lengths = np.concatenate(parts)

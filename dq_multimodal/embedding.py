@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 __all__ = ["FILE", "FILES", "MIDDLE", "PARTIAL", "TEXTURE", "plan_batches"]
 
 PROGRESS = "embeddings.progress.json"
+ALIKE_ROWS = 1000
+ALIKE_COSINE = 0.99
+EQUAL_SQUARE = {True: 2e-4, False: 1e-12}
+"""Squared distance, over the greatest squared norm, up to which two embeddings count as equal: a
+cosine of 0.9999 (batches of other lengths change the last bits), or rounding."""
 SAVE_SECONDS = 5.0
 """So much work at most is done again after a stop."""
 BLOCK_ROWS = 65536
@@ -136,6 +141,34 @@ def _finish(
             put_in_place(place, folder / file)
     if is_all:
         adapter.problems |= problems
+
+
+def note_alike(rows: Float[ndarray, "n d"], *, by_cosine: bool) -> list[str]:
+    """Say, by a fixed sample of the embeddings, if nearly all of them are alike; else nothing.
+
+    Alike is a mean cosine of two rows above 0.99, or more than half of the rows equal.
+
+    Args:
+        rows: The embeddings.
+        by_cosine: Whether the cosine of two rows says how alike they are; else only equal rows do.
+    """
+    places = np.unique(np.linspace(0, len(rows) - 1, ALIKE_ROWS).astype(int))
+    some = rows[places].astype(np.float64)
+    if by_cosine:
+        norms = np.linalg.norm(some, axis=1, keepdims=True)
+        some /= np.where(norms > 0, norms, 1)
+    n, products = len(some), some @ some.T
+    squares = np.diagonal(products)
+    distances = squares[:, None] + squares - 2 * products
+    n_equal = int((distances <= EQUAL_SQUARE[by_cosine] * squares.max()).sum(axis=1).max())
+    mean = (products.sum() - squares.sum()) / max(1, n * (n - 1))
+    if by_cosine and mean > ALIKE_COSINE:
+        found = f"the mean cosine of two rows is {mean:.4f}"
+    elif n > 1 and n_equal > n / 2:
+        found = f"{n_equal:,} of {n:,} rows looked at have the same one"
+    else:
+        return []
+    return [f"WARNING: nearly all embeddings are alike ({found}): they hardly tell the rows apart"]
 
 
 def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]:

@@ -144,6 +144,11 @@ def compress(
                 elif adapter is not None and config["bins"] != "none":
                     embedding.embed_rows(adapter, target, request.batch_size, world=world)
                 note_rows(manifest, adapter, strata, labels)
+                if config["bins"] != "none":
+                    by_cosine = request.embeddings is None or request.similarity == "cosine"
+                    embedded = embedding.open_embeddings(target)
+                    alike = embedding.note_alike(embedded, by_cosine=by_cosine)
+                    manifest["notes"] = alike + manifest["notes"]
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)

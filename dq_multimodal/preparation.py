@@ -188,7 +188,7 @@ def note_rows(
     if NO_LABEL in labels and len(labels) > 1:
         rows = np.flatnonzero(strata == labels.index(NO_LABEL)).tolist()
         problems["no label, a stratum of their own"] = rows
-    manifest["notes"] = [note_problem(what, rows) for what, rows in problems.items()]
+    manifest["notes"] = [note_problem(what, rows, len(strata)) for what, rows in problems.items()]
     if adapter is not None:
         manifest["notes"] = adapter.notes + manifest["notes"]
     manifest["problems"] = {

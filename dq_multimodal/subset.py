@@ -144,7 +144,7 @@ def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict
     import pyarrow.parquet as pq
 
     file = io.BytesIO()
-    pq.write_table(schema.empty_table(), file)
+    pq.ParquetWriter(file, schema).close()  # an empty table of extension types cannot be made
     found = pq.read_metadata(file).schema
     leaves = [found.column(k).path for k in range(len(found.names))]
     coded = f"{records.name}.data" if records is not None else None

@@ -8,6 +8,8 @@ from numpy import ndarray
 
 Problems = dict[str, list[int]]
 """Row numbers of odd rows, by what is odd."""
+LONGER = "longer than the encoder reads"
+"""How that problem begins which is no fault of the rows."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,17 @@ class Adapter(Protocol):
         ...
 
 
-def note_problem(what: str, rows: list[int]) -> str:
-    """Say a problem in one line, with its first row numbers."""
-    shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
+def note_problem(what: str, rows: list[int], n_rows: int | None = None) -> str:
+    """Say a problem in one line, with its first row numbers.
+
+    Args:
+        what: The problem.
+        rows: The rows that have it.
+        n_rows: How many rows there are.
+    """
     noun = "row" if len(rows) == 1 else "rows"
+    if what.startswith(LONGER):
+        verb = "is" if len(rows) == 1 else "are"
+        return f"{len(rows):,} {noun} of {n_rows:,} {verb} {what}"
+    shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
     return f"{len(rows):,} {noun} with {what}, kept in play: {noun} {shown}"

@@ -1,10 +1,11 @@
 """Which kind of data a dataset is, and so which adapter reads it."""
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.adapters.text import TextAdapter, detect_layout
+from dq_multimodal.adapters.text import TextAdapter, detect_layout, holds_turns
 from dq_multimodal.config import (
     DEFAULT_IMAGE_MODEL,
     DEFAULT_TEXT_MODEL,
@@ -16,6 +17,25 @@ from dq_multimodal.vision.pixels import image_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+NAME_PARTS = {
+    *("id", "ids", "uid", "uuid", "key", "index", "file", "filename", "path", "filepath", "name"),
+    *(
+        "url",
+        "uri",
+        "link",
+        "source",
+        "split",
+        "hash",
+        "sha",
+        "md",
+        "license",
+        "licence",
+        "dataset",
+    ),
+    *("date", "time", "timestamp", "created", "label", "labels", "class", "category", "type"),
+}
+"""Words in the names of columns whose text names a row or its kind, and says nothing of it."""
 
 
 def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | None:
@@ -40,11 +60,8 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
             request.embedding,
             is_scored=request.method == "adq",
         )
-        other = _text_columns(dataset)
-        if request.modality == "auto" and other:
-            adapter.notes.append(
-                f"read as images; --modality text selects by the text in {', '.join(other)}"
-            )
+        if request.method != "random" and request.embeddings is None:
+            adapter.notes += note_text(dataset, adapter)
         return adapter
     if request.drop_ratio:
         raise InputError("drop_ratio is for images, and this dataset is read as text")
@@ -77,8 +94,30 @@ def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | N
     return None if request.label_column == NO_LABEL else request.label_column
 
 
-def _text_columns(dataset: "Dataset") -> tuple[str, ...]:
+def note_text(dataset: "Dataset", adapter: ImageAdapter) -> list[str]:
+    """Say which text beside the images does not count, if there is any."""
+    names = [
+        name
+        for name, kind in dataset.features.items()
+        if name != adapter.label_column
+        and not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower()))
+        and _is_text(kind)
+    ]
+    if not names:
+        return []
+    instead = "--modality text"
     try:
-        return detect_layout(dataset.column_names).columns
+        detect_layout(dataset.column_names)
     except InputError:
-        return ()
+        instead += f" --text-columns {','.join(names)}"
+    return [
+        f"rows are chosen by the image in {adapter.column} alone: the text in {', '.join(names)} "
+        f"does not count ({instead} chooses by the text alone)"
+    ]
+
+
+def _is_text(kind: Any) -> bool:
+    """Say whether a column holds texts, lists of them, or chat turns."""
+    if hasattr(kind, "feature"):
+        return _is_text(kind.feature)
+    return holds_turns(kind) or getattr(kind, "dtype", "") in ("string", "large_string")

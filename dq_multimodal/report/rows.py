@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dq_multimodal.adapters.text import field_texts
+from dq_multimodal.adapters.text import field_texts, share_out
 from dq_multimodal.config import InputError
 from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
 
@@ -66,11 +66,7 @@ def clean_name(name: Any, limit: int = NAME_CHARACTERS) -> str:
 
 def cut_fields(fields: list[str], limit: int) -> list[str]:
     """Cut the texts of a row to some characters together; short ones leave room to long ones."""
-    left, waiting = limit, len(fields)
-    room = [0] * len(fields)
-    for at in sorted(range(len(fields)), key=lambda k: len(fields[k])):
-        room[at] = min(len(fields[at]), left // waiting)
-        left, waiting = left - room[at], waiting - 1
+    room = share_out([len(text) for text in fields], limit)
     return [shorten(text, max(1, size)) for text, size in zip(fields, room, strict=True)]
 
 

@@ -81,8 +81,8 @@ class Adapter(Protocol):
         ...
 
 
-def note_problem(what: str, rows: list[int]) -> str:
-    """Say a problem in one line, with its first row numbers."""
+def note_problem(what: str, rows: list[int], fate: str = "kept in play") -> str:
+    """Say a problem in one line, with what becomes of its rows and their first numbers."""
     shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
     noun = "row" if len(rows) == 1 else "rows"
-    return f"{len(rows):,} {noun} with {what}, kept in play: {noun} {shown}"
+    return f"{len(rows):,} {noun} with {what}, {fate}: {noun} {shown}"

@@ -232,6 +232,10 @@ def _write_subset(
         note = note_original(what, rows)
         manifest["notes"] += [note] if note not in manifest["notes"] else []
         found["originals"][what] = len(rows)
+    if found["lost"]:
+        parts = ", ".join(f"{what} of {n:,}" for what, n in found["lost"].items())
+        note = f"patch records hold pixels and colour profile alone; images lose: {parts}"
+        manifest["notes"] += [note] if note not in manifest["notes"] else []
     manifest["patches"] = {"fill": dropper.fill_name, **found}
 
 

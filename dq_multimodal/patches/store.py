@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import Fill, InputError, check_choice
 from dq_multimodal.patches.codec import decode_patches, shape_of
-from dq_multimodal.patches.fields import FIELDS, ORIGINAL, Record
+from dq_multimodal.patches.fields import FIELDS, ORIGINAL, PROFILE, Record
 from dq_multimodal.patches.fill import fill_mean, fill_zero
 from dq_multimodal.patches.grid import keep_pixels
 from dq_multimodal.patches.mae import load_mae
@@ -61,7 +61,7 @@ def find_patch_columns(dataset: "Dataset") -> list[str]:
     return [
         name
         for name, kind in dataset.features.items()
-        if isinstance(kind, dict) and kind.keys() == FIELDS.keys()
+        if isinstance(kind, dict) and {*kind, PROFILE} == FIELDS.keys()
     ]
 
 
@@ -109,8 +109,11 @@ def restore_images(records: list[Record | None], fill: Filler) -> "list[Image | 
         images, keep = decode_patches(of_group)
         size = of_group[0]["patch_size"]
         filled = images if keep.all() else fill(images, keep, size)
-        for k, image in zip(group, filled, strict=True):
-            made[k] = Image.fromarray(np.squeeze(image, axis=2) if image.shape[2] == 1 else image)
+        for k, image, record in zip(group, filled, of_group, strict=True):
+            picture = Image.fromarray(np.squeeze(image, axis=2) if image.shape[2] == 1 else image)
+            if profile := record.get(PROFILE):
+                picture.info[PROFILE] = profile
+            made[k] = picture
     return made
 
 
@@ -125,6 +128,8 @@ def is_of_file(record: Record | None, file: bytes | None) -> bool:
         return record["data"] == file
     image, _ = decode_image(file)
     if image is None or (image.height, image.width) != (record["height"], record["width"]):
+        return False
+    if PROFILE in record and record[PROFILE] != (image.info.get(PROFILE) or None):
         return False
     try:
         pixels, keep = decode_patches([record])

@@ -300,13 +300,20 @@ def count_parts(partition: Any, n_rows: int) -> int:
     return n_parts
 
 
-def count_kept(n_rows: int, keep_ratio: float) -> int:
+def count_kept(n_rows: int, keep_ratio: float, what: str = "rows") -> int:
     """Give the size of a subset, round(keep_ratio * n_rows).
+
+    Args:
+        n_rows: Rows that there are to choose from.
+        keep_ratio: Share of them.
+        what: What the message calls them.
 
     Raises:
         InputError: If not even one row would be kept.
     """
     n_kept = round(keep_ratio * n_rows)
     if n_kept < 1:
-        raise InputError(f"keep_ratio {keep_ratio} keeps none of the {n_rows} rows: ask for more")
+        raise InputError(
+            f"keep_ratio {keep_ratio} keeps none of the {n_rows:,} {what}: ask for more"
+        )
     return n_kept

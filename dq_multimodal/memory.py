@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.byte_sizes import format_bytes
-from dq_multimodal.config import CompressConfig, InputError, count_kept
+from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import count_working_bytes
 from dq_multimodal.core.diversity import BLOCK_ROWS, OUT, count_sampled
 from dq_multimodal.patch_records import BLOCK_ROWS as PATCH_ROWS
@@ -24,6 +24,7 @@ from dq_multimodal.patch_records import LARGEST_PIXELS, STEP_PIXELS
 from dq_multimodal.report.coverage import MAX_PAIRS
 from dq_multimodal.report.duplicates import MAX_ROWS
 from dq_multimodal.report.facts import MAX_POINTS
+from dq_multimodal.selection import count_subset
 from dq_multimodal.subset import BLOCK_BYTES
 from dq_multimodal.vision.columns import find_image_column
 from dq_multimodal.vision.pixels import count_pixels, read_bytes, undecoded
@@ -119,7 +120,7 @@ def estimate_memory(
         with_report: Whether the report is written.
     """
     n_rows = len(dataset)
-    n_kept = count_kept(n_rows, request.keep_ratio)
+    n_kept = count_subset(strata, request)
     some = dataset if hasattr(dataset, "data") else dataset.select(range(min(256, n_rows)))
     row_bytes = max(1, some.data.nbytes // max(1, some.data.num_rows))
     width = (config["embedding"] or {}).get("dimension", 0)

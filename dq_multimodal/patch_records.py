@@ -1,5 +1,6 @@
 """The patch records of a run: made block by block, resumable, read as one column of the subset."""
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ LARGEST_PIXELS = 25_000_000
 
 NOT_PLAIN = "an image that is not 8-bit grey or RGB, or cannot be read"
 TOO_LARGE = "an image of more than 25 million pixels"
+OWN_COLOURS = "an image with a gamma or primaries of its own"
 NO_SMALLER = "an image that would not get smaller"
 BELOW_GATE = "a filled image below min_psnr"
 
@@ -109,6 +111,7 @@ def _to_table(rows: Int[ndarray, " b"], made: list[dict[str, Any]]) -> "pa.Table
         "is_changed": pa.bool_(),
         "kept_share": pa.float64(),
         "source_bytes": pa.int64(),
+        "lost": pa.list_(pa.string()),
     }
     columns = {name: pa.array([m[name] for m in made], kind) for name, kind in types.items()}
     return pa.table({"row": pa.array(rows), **columns})
@@ -155,7 +158,7 @@ class PatchColumn:
             "coded": int(is_coded.sum()),
             "originals": {
                 reason: rows[reasons == reason].tolist()
-                for reason in (NOT_PLAIN, TOO_LARGE, NO_SMALLER, BELOW_GATE)
+                for reason in (NOT_PLAIN, TOO_LARGE, OWN_COLOURS, NO_SMALLER, BELOW_GATE)
                 if (reasons == reason).any()
             },
             "kept_share": float(np.mean(table["kept_share"].to_numpy())),
@@ -163,6 +166,7 @@ class PatchColumn:
             "psnr_of_kept": _mean_and_lowest(coded["psnr_of_kept"].to_pylist()),
             "answers": {"compared": len(changed), "changed": sum(changed)},
             "source_bytes": int(np.sum(table["source_bytes"].to_numpy())),
+            "lost": dict(Counter(what for lost in coded["lost"].to_pylist() for what in lost)),
         }
 
 

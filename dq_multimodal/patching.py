@@ -1,5 +1,6 @@
 """The stage that drops patches: records of all kept images, written block by block, resumable."""
 
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,16 @@ from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import CompressConfig, Fill, InputError
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.patch_records import BELOW_GATE, NO_SMALLER, NOT_PLAIN, TOO_LARGE
+from dq_multimodal.patch_records import (
+    BELOW_GATE,
+    NO_SMALLER,
+    NOT_PLAIN,
+    OWN_COLOURS,
+    TOO_LARGE,
+)
 from dq_multimodal.patches.attribution import GradCamPlusPlus, find_layer, patch_scores
 from dq_multimodal.patches.codec import decode_patches, encode_patches
-from dq_multimodal.patches.fields import ORIGINAL, Record
+from dq_multimodal.patches.fields import ORIGINAL, PROFILE, Record
 from dq_multimodal.patches.fill import psnr_of_holes
 from dq_multimodal.patches.grid import (
     count_dropped,
@@ -28,7 +35,14 @@ from dq_multimodal.patches.mae import load_mae
 from dq_multimodal.patches.store import Filler, make_filler
 from dq_multimodal.vision.columns import match_classes, read_classes
 from dq_multimodal.vision.models import ImageModel, load_image_model
-from dq_multimodal.vision.pixels import GREY, ROTATED, decode_image, read_bytes, undecoded
+from dq_multimodal.vision.pixels import (
+    GREY,
+    ORIENTATION_TAG,
+    ROTATED,
+    decode_image,
+    read_bytes,
+    undecoded,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +50,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBED_ROWS = 64
+SRGB_GAMMA = 1 / 2.2
+SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""Of white, red, green and blue, as Pillow gives them."""
+XMP_OF_PNG = "XML:com.adobe.xmp"
 
 
 def find_patch_size(dataset: "Dataset", column: str) -> int:
@@ -93,7 +111,13 @@ class PatchDropper:
             self._original(file, TOO_LARGE if TOO_LARGE in what else NOT_PLAIN)
             for file, what in zip(files, odd, strict=True)
         ]
-        plain = [k for k, image in enumerate(images) if image and set(odd[k]) <= {GREY, ROTATED}]
+        plain = []
+        for k, image in enumerate(images):
+            if image is not None and set(odd[k]) <= {GREY, ROTATED}:
+                if has_own_colours(image):
+                    made[k] = self._original(files[k], OWN_COLOURS)
+                else:
+                    plain.append(k)
         if not plain:
             return made
         pixels = [np.asarray(images[k]) for k in plain]
@@ -113,7 +137,11 @@ class PatchDropper:
             whole, psnr, psnr_of_kept = self._fill(batch, keep, records)
             for n, place in enumerate(group):
                 k, filled[place] = plain[place], whole[n]
+                image = images[k]
+                assert image is not None
+                records[n][PROFILE] = image.info.get(PROFILE) or None
                 facts = {
+                    "lost": name_metadata(image),
                     "psnr": float(psnr[n]),
                     "psnr_of_kept": float(psnr_of_kept[n]),
                     "is_changed": None,
@@ -220,10 +248,12 @@ class PatchDropper:
 
     def _judge(self, file: bytes | None, record: Record, facts: dict[str, Any]) -> dict[str, Any]:
         gate = self.request.min_psnr
-        reason = None
+        reason, profile = None, record.get(PROFILE)
+        size = len(record["data"]) + len(record["mask"])
+        size += len(zlib.compress(profile)) if profile else 0  # as files hold it
         if gate is not None and facts["psnr"] < gate:
             reason = BELOW_GATE
-        elif len(record["data"]) + len(record["mask"]) >= facts["source_bytes"]:
+        elif size >= facts["source_bytes"]:
             reason = NO_SMALLER
         if reason is not None:
             return self._original(file, reason)
@@ -242,8 +272,36 @@ class PatchDropper:
             "reason": reason,
             **unknown,
             "kept_share": 1.0,
+            "lost": [],
             "source_bytes": size,
         }
+
+
+def has_own_colours(image: "Image") -> bool:
+    """Say whether a PNG's gamma or primaries are not those of sRGB; a profile overrides them."""
+    info = image.info
+    if PROFILE in info or "srgb" in info:
+        return False
+    gamma, primaries = info.get("gamma", SRGB_GAMMA), info.get("chromaticity", SRGB_PRIMARIES)
+    return not (
+        np.allclose(gamma, SRGB_GAMMA, atol=0.005)
+        and np.allclose(primaries, SRGB_PRIMARIES, atol=0.005)
+    )
+
+
+def name_metadata(image: "Image") -> list[str]:
+    """Name what a file says beside its pixels, which a record does not hold."""
+    info = image.info
+    found = {
+        "EXIF": "exif" in info and bool(set(image.getexif()) - {ORIENTATION_TAG}),
+        "XMP": "xmp" in info or XMP_OF_PNG in info,
+        "comments": any(
+            name == "comment"
+            or (isinstance(value, str) and name not in (XMP_OF_PNG, "compression"))
+            for name, value in info.items()
+        ),
+    }
+    return [name for name, is_there in found.items() if is_there]
 
 
 def _check_layer(model: ImageModel) -> None:

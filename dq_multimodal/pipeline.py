@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dq_multimodal import embedding, folder, patch_records, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
@@ -25,6 +26,7 @@ from dq_multimodal.patch_records import (
 )
 from dq_multimodal.preparation import (
     make_config,
+    mark_left_out,
     note_model,
     note_rows,
     open_source,
@@ -43,6 +45,8 @@ from dq_multimodal.selection import (
     SELECTION_FILE,
     bin_rows,
     count_left,
+    count_subset,
+    note_strata,
     order_by_method,
     part_rows,
     read_kept,
@@ -107,7 +111,7 @@ def compress(
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
         label_column = label_column_of(adapter, request)
-        strata, labels = survey(source, adapter, request, label_column)
+        strata, labels, unlabelled = survey(source, adapter, request, label_column)
         config = make_config(request, source, adapter, label_column)
         has_report = not report or (target / REPORT_FILE).exists()
         if not overwrite and has_report and is_finished(target, config):
@@ -143,12 +147,17 @@ def compress(
                     )
                 elif adapter is not None and config["bins"] != "none":
                     embedding.embed_rows(adapter, target, request.batch_size, world=world)
-                note_rows(manifest, adapter, strata, labels)
+                is_read = request.embeddings is None and config["bins"] != "none"
+                if isinstance(adapter, ImageAdapter) and not (is_read or request.keep_unreadable):
+                    adapter.check_images()
+                note_rows(manifest, adapter, request, strata, unlabelled)
                 if config["bins"] != "none":
                     by_cosine = request.embeddings is None or request.similarity == "cosine"
                     embedded = embedding.open_embeddings(target)
                     alike = embedding.note_alike(embedded, by_cosine=by_cosine)
                     manifest["notes"] = alike + manifest["notes"]
+        unreadable = mark_left_out(manifest, adapter, request)
+        count_subset(strata, request, unreadable)  # raises if no row is left
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)
@@ -171,10 +180,13 @@ def compress(
                 if is_adaptive and adapter is not None:
                     n_left = count_left(config, "scoring" if request.embeddings else "embedding")
                     scores = _score(target, adapter, bins, request, n_left, manifest, world)
-                order = order_by_method(bins, request, scores)
+                order = order_by_method(bins, request, scores, unreadable)
+                labels = manifest["labels"]
                 write_selection(
-                    target, bins, config["bins"], order, request, manifest["labels"], scores
+                    target, bins, config["bins"], order, request, labels, scores, unreadable
                 )
+                if label_column is not None:
+                    note_strata(manifest, target, request)
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, source.dataset, dropper, manifest)
@@ -226,6 +238,10 @@ def _write_subset(
         note = note_original(what, rows)
         manifest["notes"] += [note] if note not in manifest["notes"] else []
         found["originals"][what] = len(rows)
+    if found["lost"]:
+        parts = ", ".join(f"{what} of {n:,}" for what, n in found["lost"].items())
+        note = f"patch records hold pixels and colour profile alone; images lose: {parts}"
+        manifest["notes"] += [note] if note not in manifest["notes"] else []
     manifest["patches"] = {"fill": dropper.fill_name, **found}
 
 

@@ -14,26 +14,38 @@ from numpy import ndarray
 from dq_multimodal import embedding, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.adapters.image import CHECKED_ROWS, ImageAdapter
 from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
-from dq_multimodal.config import CompressConfig, count_kept
+from dq_multimodal.config import CompressConfig
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
-from dq_multimodal.preparation import make_config, note_model, open_source, read_request, survey
+from dq_multimodal.preparation import (
+    leaves_out,
+    make_config,
+    note_left_out,
+    note_model,
+    open_source,
+    read_request,
+    survey,
+)
 from dq_multimodal.probes import (
     PICK_ROWS,
     VIEW_SECONDS,
     probe_encoder,
     probe_subset,
     probe_tables,
+    spread,
     time_picks,
     time_scores,
     time_surprisal,
 )
 from dq_multimodal.report_probes import probe_report
 from dq_multimodal.run import default_folder
-from dq_multimodal.selection import count_left
+from dq_multimodal.selection import count_left, count_subset
 from dq_multimodal.source import Source
+from dq_multimodal.summary import describe_strata
+from dq_multimodal.vision.pixels import UNDECODED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +54,8 @@ if TYPE_CHECKING:
 
 SMALL_FILES_BYTES = 16_000
 """config.yaml, manifest.json and README.md."""
+CHECK_SECONDS = 5.0
+"""So long images are looked at to see whether they can be decoded."""
 
 
 @dataclass
@@ -97,9 +111,9 @@ def plan(
     request, rows, strata = asked.request, asked.source.dataset, asked.strata
     memory = estimate_memory(rows, strata, asked.adapter, request, asked.config, with_report=report)
     check_memory(memory, limit)
-    n_rows, n_kept = len(rows), count_kept(len(rows), request.keep_ratio)
     seconds = {"start": start_seconds, "embeddings": 0.0}
     vectors, probe = _embed_some(asked, seconds)
+    n_rows, n_kept = len(rows), _count_kept(asked, seconds)
     if request.method == "adq" and asked.adapter is not None:
         seconds["scores"] = _score_seconds(asked, seconds["embeddings"])
     seconds["selection"], tables = probe_tables(strata, request, asked.labels)
@@ -122,6 +136,7 @@ def plan(
         "output_dir": str(target),
         "rows": n_rows,
         "strata": len(asked.labels),
+        "strata_rows": describe_strata(np.bincount(strata).tolist(), asked.labels),
         "kept": n_kept,
         "modality": (asked.config["rows"] or {}).get("modality"),
         "embedding": found or None,
@@ -147,7 +162,7 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     subset.check_columns(rows)
     adapter = choose_adapter(rows, request)
     label_column = label_column_of(adapter, request)
-    strata, labels = survey(source, adapter, request, label_column)
+    strata, labels, _ = survey(source, adapter, request, label_column)
     config = make_config(request, source, adapter, label_column)
     asked = Asked(request, source, adapter, None, strata, labels, config)
     note_model(config, adapter, request, rows.column_names)
@@ -158,6 +173,31 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
 
         asked.dropper = make_dropper(rows, request, adapter)
     return asked
+
+
+def _count_kept(asked: Asked, seconds: dict[str, float]) -> int:
+    """Count the rows of the subset: of images, by how many of those looked at can be decoded."""
+    request, adapter, n_rows = asked.request, asked.adapter, len(asked.strata)
+    if not isinstance(adapter, ImageAdapter) or not leaves_out(adapter, request):
+        return count_subset(asked.strata, request)
+    parts = np.split(np.arange(n_rows), range(CHECKED_ROWS, n_rows, CHECKED_ROWS))
+    places = range(len(parts)) if adapter.chunk_rows else spread(len(parts))  # a stream goes ahead
+    started = time.perf_counter()
+    n_checked = adapter.check_images((parts[place] for place in places), CHECK_SECONDS)
+    took = time.perf_counter() - started
+    if request.embeddings is not None or asked.config["bins"] == "none":
+        seconds["embeddings"] += took * n_rows / n_checked
+    unreadable = np.zeros(n_rows, dtype=bool)
+    lost = sorted(row for what in UNDECODED for row in adapter.problems.get(what, []))
+    unreadable[lost] = True
+    adapter.notes += note_left_out(adapter, lost)
+    if n_checked == n_rows:
+        return count_subset(asked.strata, request, unreadable)
+    adapter.notes.append(
+        f"{n_checked:,} of the {n_rows:,} images were looked at, and {len(lost):,} of them cannot "
+        "be decoded: the rows that will be kept are an estimate"
+    )
+    return max(1, round(count_subset(asked.strata, request) * (1 - len(lost) / n_checked)))
 
 
 def _embed_some(

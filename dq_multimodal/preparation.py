@@ -4,31 +4,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from dq_multimodal import embedding, folder, subset
 from dq_multimodal.adapters.base import Adapter, Problems, note_problem
+from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import (
     PRESETS,
     CompressConfig,
     InputError,
     Preset,
     check_choice,
-    count_kept,
     count_parts,
 )
 from dq_multimodal.model_source import hash_weights
-from dq_multimodal.selection import NO_LABEL, bins_kind, read_strata
+from dq_multimodal.selection import bins_kind, count_subset, read_strata
 from dq_multimodal.source import Source, from_memory, load_source
 from dq_multimodal.stream import Stream
+from dq_multimodal.summary import show_name
+from dq_multimodal.vision.pixels import UNDECODED
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MODELS = ("embedding_model", "attribution_model", "mae_model")
 MAX_LISTED = 1000
-"""Row numbers of one problem that manifest.json lists; the count is exact."""
+"""Row numbers of one problem that manifest.json lists; the count is exact.
+
+Rows that are left out are all listed.
+"""
+DATA_FILES = (".parquet", ".json", ".jsonl", ".csv", ".arrow")
+MAX_NAMED = 20
+"""Rows that are left out, named in a note with the names of their files."""
 
 
 def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
@@ -67,18 +75,30 @@ def open_source(request: CompressConfig) -> Source:
 
 def survey(
     source: Source, adapter: Adapter | None, request: CompressConfig, label_column: str | None
-) -> tuple[Int[ndarray, " n"], list[str]]:
+) -> tuple[Int[ndarray, " n"], list[str], int | None]:
     """Count the rows and number their strata, in one pass over a stream where that can be.
+
+    Returns:
+        See `read_strata`.
 
     Raises:
         InputError: If there are too few rows for what is asked, or a label is no plain value.
     """
     if isinstance(source.dataset, Stream) and label_column is None and adapter is not None:
         adapter.lengths()  # has to read the rows of a text anyway, and counts them
-    strata, labels = read_strata(source.dataset, label_column)
+    if request.keep_every_class and label_column is None:
+        raise InputError(
+            "keep_every_class is for rows with labels: name their column with --label-column"
+        )
+    strata, labels, unlabelled = read_strata(source.dataset, label_column)
     n_rows = len(strata)
+    if isinstance(adapter, ImageAdapter) and has_numbered_folders(source, adapter, labels):
+        adapter.notes.append(
+            f"the folders {min(labels)} ... {max(labels)} are taken for {len(labels):,} classes: "
+            "if they are shards of one set, use --label-column none"
+        )
     source.origin["rows"] = n_rows
-    count_kept(n_rows, request.keep_ratio)
+    count_subset(strata, request)
     if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
         raise InputError(f"n_bins must be at most the {n_rows} rows, got {request.n_bins}")
     if request.partition is not None:
@@ -88,7 +108,24 @@ def survey(
                 f"partition is for rows without labels, and {label_column} makes strata "
                 "already: leave out one of them (--label-column none)"
             )
-    return strata, labels
+    return strata, labels, unlabelled
+
+
+def has_numbered_folders(source: Source, adapter: ImageAdapter, labels: list[str]) -> bool:
+    """Say whether the classes are folders whose names are all numbers of one width."""
+    is_numbered = len({len(label) for label in labels}) == 1 and all(
+        label.isascii() and label.isdigit() for label in labels
+    )
+    if len(labels) < 2 or not is_numbered or adapter.label_column is None:
+        return False
+    kind = source.dataset.features[adapter.label_column]
+    if type(kind).__name__ != "ClassLabel":
+        return False
+    if isinstance(source.dataset, Stream):  # its images have lost their folders
+        files = source.origin.get("files") or []
+        names = [file["name"] for file in files]
+        return source.origin["kind"] == "folder" and not any(n.endswith(DATA_FILES) for n in names)
+    return adapter.folder_of(0) in labels
 
 
 def make_config(
@@ -177,20 +214,68 @@ def start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str,
 def note_rows(
     manifest: dict[str, Any],
     adapter: Adapter | None,
+    request: CompressConfig,
     strata: Int[ndarray, " n"],
-    labels: list[str],
+    unlabelled: int | None,
 ) -> None:
-    """Write down what is odd about the rows."""
+    """Write down what is odd about the rows; `unlabelled` is the stratum of those without label."""
     problems: Problems = {}
     if adapter is not None:
         adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
         problems = {what: sorted(rows) for what, rows in adapter.problems.items()}
-    if NO_LABEL in labels and len(labels) > 1:
-        rows = np.flatnonzero(strata == labels.index(NO_LABEL)).tolist()
+    if unlabelled is not None and strata.any():
+        rows = np.flatnonzero(strata == unlabelled).tolist()
         problems["no label, a stratum of their own"] = rows
-    manifest["notes"] = [note_problem(what, rows, len(strata)) for what, rows in problems.items()]
+    left_out = UNDECODED if leaves_out(adapter, request) else ()
+    manifest["notes"] = [
+        note_problem(
+            what,
+            rows,
+            len(strata),
+            "left out of the subset" if what in left_out else "kept in play",
+        )
+        for what, rows in problems.items()
+    ]
     if adapter is not None:
-        manifest["notes"] = adapter.notes + manifest["notes"]
+        lost = sorted(row for what in left_out for row in problems.get(what, []))
+        manifest["notes"] = adapter.notes + note_left_out(adapter, lost) + manifest["notes"]
     manifest["problems"] = {
-        what: {"count": len(rows), "rows": rows[:MAX_LISTED]} for what, rows in problems.items()
+        what: {"count": len(rows), "rows": rows[: None if what in left_out else MAX_LISTED]}
+        for what, rows in problems.items()
     }
+
+
+def leaves_out(adapter: Adapter | None, request: CompressConfig) -> bool:
+    """Say whether rows whose image cannot be decoded are left out of the subset."""
+    return isinstance(adapter, ImageAdapter) and not request.keep_unreadable
+
+
+def note_left_out(adapter: Adapter, rows: list[int]) -> list[str]:
+    """Say in one line how many rows are left out, and the first of them with their files."""
+    if not rows or not isinstance(adapter, ImageAdapter):
+        return []
+    some = rows[:MAX_NAMED]
+    names = zip(some, adapter.file_names(some), strict=True)
+    shown = [f"row {row}" + (f" ({show_name(name)})" if name else "") for row, name in names]
+    more = [f"... ({len(rows) - len(some):,} more, see selection.parquet)"]
+    verb = (
+        "row whose image cannot be decoded is"
+        if len(rows) == 1
+        else ("rows whose image cannot be decoded are")
+    )
+    return [
+        f"{len(rows):,} {verb} left out of the subset (--keep-unreadable keeps such rows): "
+        + ", ".join(shown + (more if len(rows) > len(some) else []))
+    ]
+
+
+def mark_left_out(
+    manifest: dict[str, Any], adapter: Adapter | None, request: CompressConfig
+) -> Bool[ndarray, " n"] | None:
+    """Mark the rows that the subset leaves out; None where none is looked for."""
+    if not leaves_out(adapter, request):
+        return None
+    marks = np.zeros(manifest["rows"], dtype=bool)
+    for what in UNDECODED:
+        marks[manifest["problems"].get(what, {"rows": []})["rows"]] = True
+    return marks

@@ -18,7 +18,6 @@ from dq_multimodal.config import (
     InputError,
     Method,
     Norm,
-    count_kept,
 )
 from dq_multimodal.core import Bins
 from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
@@ -28,9 +27,12 @@ from dq_multimodal.selection import (
     bins_kind,
     check_scores,
     count_left,
+    count_subset,
+    note_strata,
     order_by_method,
     read_kept,
     read_scores,
+    read_selection,
     write_selection,
 )
 from dq_multimodal.source import reload_source
@@ -88,14 +90,16 @@ def resample(
     started = time.perf_counter()
     with folder.claim_folder(target):
         bins, kind = _bins_for(run, request)
-        n_kept = count_kept(len(bins), keep_ratio)
+        unreadable = read_selection(run.path)[1].get("unreadable")
+        n_kept = count_subset(bins.stratum, request, unreadable)
         config = {**run.config, "request": request.as_dict(), "bins": kind}
         if not overwrite and is_finished(target, config):
             return found_complete(target)
-        order = order_by_method(bins, request, scores)
+        order = order_by_method(bins, request, scores, unreadable)
         dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
         begin(target, config, overwrite)
-        write_selection(target, bins, kind, order, request, run.manifest["labels"], scores)
+        labels = run.manifest["labels"]
+        write_selection(target, bins, kind, order, request, labels, scores, unreadable)
         data_bytes = subset.write_subset(dataset, picks, read_kept(target), target)
         sizes = run.manifest["bytes"]
         of_source = {key: sizes[key] for key in ("source_data", "source_files")}
@@ -105,6 +109,9 @@ def resample(
             "bytes": {**of_source, "subset_data": data_bytes},
             "seconds": {"resample": round(time.perf_counter() - started, 3)},
         }
+        manifest["selection_notes"] = run.manifest.get("selection_notes", [])
+        if run.config["label_column"] is not None:
+            note_strata(manifest, target, request)
         return finish(target, config, manifest)
 
 

@@ -16,7 +16,6 @@ from dq_multimodal.atomic import expand_home, write_text
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
-    count_kept,
 )
 from dq_multimodal.core import Bins
 from dq_multimodal.local_data import short_name
@@ -24,6 +23,7 @@ from dq_multimodal.report import FILE, write_report
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
+    read_kept,
     read_selection,
 )
 from dq_multimodal.source import pin_of, reload_source
@@ -80,6 +80,11 @@ class Run:
     def bins(self) -> Bins:
         """Bin, rank, gain and stratum of every source row; zeros where no bins were made."""
         return read_selection(self.path)[0]
+
+    @property
+    def stratum_rows(self) -> list[int]:
+        """Source rows of every stratum, by its code."""
+        return np.bincount(self.bins.stratum).tolist()
 
     @property
     def order(self) -> Int[ndarray, " n"]:
@@ -213,7 +218,7 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
 
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
     manifest["bytes"]["subset_files"] = sum(sizes)
-    manifest["kept"] = count_kept(manifest["rows"], config["request"]["keep_ratio"])
+    manifest["kept"] = len(read_kept(target))
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     write_text(target / folder.CARD, card.make_card(target, config, manifest))

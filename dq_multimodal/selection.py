@@ -24,9 +24,11 @@ from dq_multimodal.core import (
     one_bin,
     order_rows,
     partition_rows,
+    put_one_of_each_first,
 )
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.shares import make_bins_together
+from dq_multimodal.summary import show_name
 from dq_multimodal.vision.columns import read_classes
 
 if TYPE_CHECKING:
@@ -107,19 +109,63 @@ def count_left(config: dict[str, Any], model: str = "embedding") -> int:
 
 
 def order_by_method(
-    bins: Bins, request: CompressConfig, scores: Scores | None
+    bins: Bins,
+    request: CompressConfig,
+    scores: Scores | None,
+    unreadable: Bool[ndarray, " n"] | None = None,
 ) -> Int[ndarray, " n"]:
     """Put the rows in the order of a method; bins must be of its kind.
+
+    Unreadable rows come last, and the others are shared out as if these were not there.
 
     Raises:
         InputError: If the method is adq and there are no scores.
     """
+    rows = readable_rows(len(bins), unreadable)
+    some = bins.take(rows)
     if request.method == "random":
-        strata = strata_to_share(bins.stratum, request.partition)
-        return order_rows(one_bin(strata), seed=request.seed)
-    draw = "rank" if request.method == "graphcut" else request.draw
-    weights = weigh_bins(bins, request, scores) if request.method == "adq" else None
-    return order_rows(bins, weights, draw=draw, seed=request.seed)
+        strata = strata_to_share(some.stratum, request.partition)
+        found = order_rows(one_bin(strata), seed=request.seed, rows=rows)
+    else:
+        draw = "rank" if request.method == "graphcut" else request.draw
+        weights = weigh_bins(some, request, scores) if request.method == "adq" else None
+        found = order_rows(some, weights, draw=draw, seed=request.seed, rows=rows)
+    if request.keep_every_class:
+        found = put_one_of_each_first(found, some.stratum)
+    order = np.empty(len(bins), dtype=np.int64)
+    order[rows] = found
+    if unreadable is not None:
+        order[unreadable] = np.arange(len(rows), len(bins))
+    return order
+
+
+def readable_rows(n_rows: int, unreadable: Bool[ndarray, " n"] | None) -> Int[ndarray, " k"]:
+    """Give the numbers of the rows that a subset may take."""
+    return np.arange(n_rows) if unreadable is None else np.flatnonzero(~unreadable)
+
+
+def count_subset(
+    strata: Int[ndarray, " n"],
+    request: CompressConfig,
+    unreadable: Bool[ndarray, " n"] | None = None,
+) -> int:
+    """Give the rows of the subset: round(keep_ratio * those that can be read).
+
+    With keep_every_class at least as many as there are strata with such a row.
+
+    Raises:
+        InputError: If that is none.
+    """
+    rows = readable_rows(len(strata), unreadable)
+    what = "rows" if len(rows) == len(strata) else "rows whose image can be decoded"
+    if not len(rows):
+        raise InputError(
+            f"none of the {len(strata):,} images can be decoded, so there is nothing to keep "
+            "(--keep-unreadable keeps such rows)"
+        )
+    if request.keep_every_class:
+        return max(round(request.keep_ratio * len(rows)), len(np.unique(strata[rows])))
+    return count_kept(len(rows), request.keep_ratio, what)
 
 
 def check_scores(scores: Scores | None) -> Scores:
@@ -140,22 +186,30 @@ def weigh_bins(
     return adaptive_weights(bins, importance, request.alpha)
 
 
-def read_strata(dataset: "Dataset", column: str | None) -> tuple[Int[ndarray, " n"], list[str]]:
+def read_strata(
+    dataset: "Dataset", column: str | None
+) -> tuple[Int[ndarray, " n"], list[str], int | None]:
     """Number the strata of a dataset by its label column; rows without a label are the last one.
 
     Returns:
-        Code of every row, and the label of every code.
+        Code of every row, the label of every code, and the code of the rows without a label; None
+        where all have one.
 
     Raises:
         InputError: If there is no such column, or its values are not plain.
     """
     if column is None:
-        return np.zeros(len(dataset), dtype=np.int64), [""]
+        return np.zeros(len(dataset), dtype=np.int64), [""], None
     if column not in dataset.column_names:
         raise InputError(f"no column {column}: the dataset has {', '.join(dataset.column_names)}")
     classes, names = read_classes(dataset, column)
     present, codes = np.unique(np.where(classes < 0, len(names), classes), return_inverse=True)
-    return codes.reshape(-1).astype(np.int64), [(*names, NO_LABEL)[code] for code in present]
+    none = NO_LABEL
+    while none in names:  # a label of that very text
+        none = f"({none})"
+    labels = [(*names, none)[code] for code in present]
+    unlabelled = len(labels) - 1 if present[-1] == len(names) else None
+    return codes.reshape(-1).astype(np.int64), labels, unlabelled
 
 
 def write_selection(
@@ -166,12 +220,25 @@ def write_selection(
     request: CompressConfig,
     labels: list[str],
     scores: Scores | None,
+    unreadable: Bool[ndarray, " n"] | None = None,
 ) -> None:
-    """Write selection.parquet, one row a source row, and bins.parquet, one row a (stratum, bin)."""
+    """Write selection.parquet, one row a source row, and bins.parquet, one row a (stratum, bin).
+
+    Args:
+        folder: The run folder.
+        bins: Bins of all rows.
+        kind: What they are.
+        order: Place of every row in the order of the method.
+        request: The settings.
+        labels: Label of every stratum.
+        scores: Scores of the bins.
+        unreadable: Rows that are left out since their image cannot be decoded; None where rows
+            are not looked at for that, and then there is no such column.
+    """
     import pyarrow as pa
 
     n_rows = len(bins)
-    is_kept = order < count_kept(n_rows, request.keep_ratio)
+    is_kept = order < count_subset(bins.stratum, request, unreadable)
     has_none = np.full(n_rows, kind == "none")
     selection = pa.table(
         {
@@ -184,8 +251,10 @@ def write_selection(
             "kept": pa.array(is_kept),
         }
     )
+    if unreadable is not None:
+        selection = selection.append_column("unreadable", pa.array(unreadable))
     write_table(selection, folder / SELECTION_FILE)
-    table = tabulate_bins(bins, kind, is_kept, request, labels, scores)
+    table = tabulate_bins(bins, kind, is_kept, request, labels, scores, unreadable)
     write_table(table, folder / BINS_FILE)
 
 
@@ -196,6 +265,7 @@ def tabulate_bins(
     request: CompressConfig,
     labels: list[str],
     scores: Scores | None,
+    unreadable: Bool[ndarray, " n"] | None = None,
 ) -> "pa.Table":
     """Make the table of bins.parquet: one row a (stratum, bin)."""
     import pyarrow as pa
@@ -210,9 +280,12 @@ def tabulate_bins(
             SCORES, (scores.representativeness, scores.diversity, importance), strict=True
         ):
             found[name] = pa.array(values[numbers], from_pandas=True)  # NaN becomes null
-    is_adaptive = request.method == "adq"
-    weights = weigh_bins(bins, request, scores) if is_adaptive else sizes.astype(np.float64)
     groups = np.searchsorted(strata * width + numbers, bins.stratum * width + bins.bin)
+    rows = readable_rows(len(bins), unreadable)
+    held, counts = np.unique(groups[rows], return_counts=True)
+    weights = np.zeros(len(sizes))
+    is_adaptive = request.method == "adq"
+    weights[held] = weigh_bins(bins.take(rows), request, scores) if is_adaptive else counts
     return pa.table(
         {
             "stratum": pa.array(strata.astype(np.int32)),
@@ -224,6 +297,41 @@ def tabulate_bins(
             "kept": pa.array(np.bincount(groups, weights=is_kept).astype(np.int64)),
         }
     )
+
+
+def note_strata(manifest: dict[str, Any], folder: Path, request: CompressConfig) -> None:
+    """Write down which strata keep no row, or that the subset grew so that each keeps one."""
+    bins, found = read_selection(folder)
+    labels, rows = manifest["labels"], readable_rows(len(bins), found.get("unreadable"))
+    held = np.bincount(bins.stratum[rows], minlength=len(labels))
+    kept = np.bincount(bins.stratum[found["kept"]], minlength=len(labels))
+    notes = []
+    blank, lost = np.flatnonzero(held == 0), np.flatnonzero((held > 0) & (kept == 0))
+    if len(blank):
+        notes.append(f"{_name_strata(blank, labels)} without an image that can be decoded")
+    if len(lost):
+        notes.append(
+            f"{_name_strata(lost, labels)} of which no row is kept; "
+            "compress --keep-every-class keeps at least one row of each"
+        )
+    asked = round(request.keep_ratio * len(rows))
+    if request.keep_every_class and kept.sum() > asked:
+        notes.append(
+            f"{kept.sum():,} rows are kept where the keep ratio asks for {asked:,}, so that each "
+            "stratum keeps one (--keep-every-class)"
+        )
+    before = manifest.get("selection_notes", [])
+    manifest["notes"] = [note for note in manifest["notes"] if note not in before] + notes
+    manifest["selection_notes"] = notes
+
+
+def _name_strata(codes: Int[ndarray, " k"], labels: list[str]) -> str:
+    """Say how many of the strata these are, and name the first of them."""
+    shown = ", ".join(show_name(labels[code]) for code in codes[:8]) + (
+        ", ..." if len(codes) > 8 else ""
+    )
+    noun = "stratum" if len(codes) == 1 else "strata"
+    return f"{len(codes):,} {noun} of {len(labels):,} ({shown})"
 
 
 def read_scores(folder: Path) -> Scores | None:
@@ -244,7 +352,10 @@ def read_scores(folder: Path) -> Scores | None:
 
 
 def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
-    """Read selection.parquet: the bins (zeros where there are none), and order and kept."""
+    """Read selection.parquet: the bins (zeros where there are none), order, kept, unreadable.
+
+    The last is left out where there is no such column.
+    """
     try:
         table = read_table(folder / SELECTION_FILE)
         columns: dict[str, Any] = {
@@ -259,7 +370,10 @@ def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
         gain=columns["gain"],
         stratum=columns["stratum"].astype(np.int64),
     )
-    return bins, {"order": columns["order"], "kept": columns["kept"].astype(bool)}
+    found = {"order": columns["order"], "kept": columns["kept"].astype(bool)}
+    if "unreadable" in table.column_names:
+        found["unreadable"] = table["unreadable"].to_numpy().astype(bool)
+    return bins, found
 
 
 def read_kept(folder: Path) -> "pa.Table":

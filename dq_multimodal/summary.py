@@ -99,7 +99,31 @@ def _strata_line(run: "Run") -> list[str]:
         return [f"parts    {n_strata:,}, by {run.request.partition}"]
     if column is None:
         return []
-    return [f"strata   {column}, {n_strata:,} {'stratum' if n_strata == 1 else 'strata'}"]
+    return [f"strata   {column}, {describe_strata(run.stratum_rows, run.manifest['labels'])}"]
+
+
+def describe_strata(sizes: list[int], labels: list[str]) -> str:
+    """Say how many strata there are, and name the smallest and the largest with their rows.
+
+    Args:
+        sizes: Rows of each.
+        labels: Label of each.
+    """
+    if len(sizes) == 1:
+        return "1 stratum"
+    low, high = (sizes.index(pick(sizes)) for pick in (min, max))
+    if sizes[low] == sizes[high]:
+        return f"{len(sizes):,} strata of {sizes[low]:,} rows each"
+    return (
+        f"{len(sizes):,} strata, {sizes[low]:,} ({show_name(labels[low])}) to {sizes[high]:,} "
+        f"({show_name(labels[high])}) rows"
+    )
+
+
+def show_name(name: str) -> str:
+    """Bring a name that data gave, of a label or a file, into one line of at most 60 characters."""
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def describe_plan(plan: dict[str, Any]) -> str:
@@ -110,7 +134,7 @@ def describe_plan(plan: dict[str, Any]) -> str:
     if plan["modality"]:
         lines[0] += f", {plan['modality']}"
     if request["method"] != "random" or plan["strata"] > 1:
-        lines += [f"strata   {plan['strata']:,}"]
+        lines += [f"strata   {plan['strata_rows']}"]
     found = plan["embedding"]
     if found is not None:
         name = found.get("model") or found.get("file") or f"column {found.get('column')}"

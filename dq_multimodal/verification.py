@@ -8,7 +8,7 @@ import numpy as np
 
 from dq_multimodal import embedding, subset
 from dq_multimodal.atomic import read_table
-from dq_multimodal.config import InputError, count_kept
+from dq_multimodal.config import InputError
 from dq_multimodal.core import make_bins
 from dq_multimodal.patches.store import find_patch_columns, is_of_file
 from dq_multimodal.row_files import embed
@@ -16,6 +16,7 @@ from dq_multimodal.run import Run
 from dq_multimodal.selection import (
     BINS_FILE,
     count_left,
+    count_subset,
     order_by_method,
     read_kept,
     read_scores,
@@ -67,13 +68,14 @@ def verify(run: Run | str | Path) -> list[Check]:
 def _check_order(run: Run) -> Check:
     bins, written = read_selection(run.path)
     request, scores = run.request, read_scores(run.path)
-    order = order_by_method(bins, request, scores)
-    n_kept = count_kept(len(order), request.keep_ratio)
+    unreadable = written.get("unreadable")
+    order = order_by_method(bins, request, scores, unreadable)
+    n_kept = count_subset(bins.stratum, request, unreadable)
     n_wrong = int((order != written["order"]).sum())
     is_kept = order < n_kept
     n_wrong_kept = int((is_kept != written["kept"]).sum())
     labels = run.manifest["labels"]
-    table = tabulate_bins(bins, run.config["bins"], is_kept, request, labels, scores)
+    table = tabulate_bins(bins, run.config["bins"], is_kept, request, labels, scores, unreadable)
     wrong = _differing_columns(table, run.path / BINS_FILE)
     return _judge(
         "order and kept",

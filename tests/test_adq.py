@@ -312,7 +312,11 @@ def test_nothing_that_can_be_scored_is_dq(tmp_path, small_classifier, texts, sma
     )
     options = {"n_bins": 4, "report": False}
     blank = compress(
-        rows, embedding_model=str(small_classifier), output_dir=tmp_path / "a", **options
+        rows,
+        embedding_model=str(small_classifier),
+        output_dir=tmp_path / "a",
+        keep_unreadable=True,
+        **options,
     )
     assert blank.manifest["scores"]["rows"] == 0
     assert table(blank).kept.tolist() == [2] * 4

@@ -83,17 +83,20 @@ class Adapter(Protocol):
         ...
 
 
-def note_problem(what: str, rows: list[int], n_rows: int | None = None) -> str:
+def note_problem(
+    what: str, rows: list[int], n_rows: int | None = None, fate: str = "kept in play"
+) -> str:
     """Say a problem in one line, with its first row numbers.
 
     Args:
         what: The problem.
         rows: The rows that have it.
         n_rows: How many rows there are.
+        fate: What becomes of them.
     """
     noun = "row" if len(rows) == 1 else "rows"
     if what.startswith(LONGER):
         verb = "is" if len(rows) == 1 else "are"
         return f"{len(rows):,} {noun} of {n_rows:,} {verb} {what}"
     shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
-    return f"{len(rows):,} {noun} with {what}, kept in play: {noun} {shown}"
+    return f"{len(rows):,} {noun} with {what}, {fate}: {noun} {shown}"

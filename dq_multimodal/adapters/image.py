@@ -1,11 +1,17 @@
 """Images: any file that Pillow reads, embedded by pooled features or last-layer gradients."""
 
+import math
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
+from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Looks, Problems
 from dq_multimodal.config import Embedding, InputError
@@ -16,7 +22,7 @@ from dq_multimodal.vision.columns import (
     read_classes,
 )
 from dq_multimodal.vision.models import ImageModel, load_image_model
-from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.vision.pixels import BLANK, decode_image, read_bytes, undecoded
 from dq_multimodal.vision.views import augment, measure_texture
 
 if TYPE_CHECKING:
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SMALL_PIXELS = 2**16
+CHECKED_ROWS = 256
 
 Batch = tuple[
     UInt8[ndarray, "b size size 3"],
@@ -122,6 +129,48 @@ class ImageAdapter:
         """Size of the pooled middle features."""
         return self.model.middle_dimension
 
+    def check_images(
+        self, blocks: Iterable[Int[ndarray, " b"]] | None = None, seconds: float = math.inf
+    ) -> int:
+        """Find the images that cannot be decoded, where the rows are not embedded.
+
+        They become `problems`, as embedding would have it.
+
+        Args:
+            blocks: Row numbers to look at, some at a time; None is all rows.
+            seconds: When to stop.
+
+        Returns:
+            Rows that were looked at.
+        """
+        n_rows = len(self._files)
+        blocks = blocks or np.split(np.arange(n_rows), range(CHECKED_ROWS, n_rows, CHECKED_ROWS))
+        started, n_checked = time.monotonic(), 0
+        with ThreadPoolExecutor() as pool, tqdm(total=n_rows, desc="check", unit="row") as bar:
+            for rows in blocks:
+                values = self._files[rows.tolist()][self.column]
+                for row, odd in zip(rows.tolist(), pool.map(_find_fault, values), strict=True):
+                    for what in set(odd) & set(BLANK):
+                        self.problems.setdefault(what, []).append(row)
+                n_checked += len(rows)
+                bar.update(len(rows))
+                if time.monotonic() - started > seconds:
+                    break
+        return n_checked
+
+    def file_names(self, rows: list[int]) -> list[str | None]:
+        """Give the names of the image files of some rows, without their folders."""
+        return [path.name or None for path in self._paths(rows)]
+
+    def folder_of(self, row: int) -> str:
+        """Give the name of the folder in which the image file of a row lies; empty if unknown."""
+        return self._paths([row])[0].parent.name
+
+    def _paths(self, rows: list[int]) -> list[PurePosixPath]:
+        values = self._files[rows][self.column] if rows else []
+        paths = [(value or {}).get("path") or "" for value in values]
+        return [PurePosixPath(path.split("::")[0].replace("\\", "/")) for path in paths]
+
     def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[Batch, Problems]:
         """Decode a batch of images, or a view of each, and scale them for the model."""
         size = self.model.size
@@ -168,6 +217,10 @@ class ImageAdapter:
             InputError: Always.
         """
         raise InputError("representativeness surprisal is for text: images have texture")
+
+
+def _find_fault(value: Any) -> list[str]:
+    return decode_image(read_bytes(value), is_check=True)[1]
 
 
 def softmax(logits: Float[ndarray, "b c"]) -> Float[ndarray, "b c"]:

@@ -4,7 +4,7 @@ from dq_multimodal.core.bins import Bins, make_bins
 from dq_multimodal.core.graph_cut import count_working_bytes
 from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.core.importance import Scores, adaptive_weights, bin_importance
-from dq_multimodal.core.order import one_bin, order_rows
+from dq_multimodal.core.order import one_bin, order_rows, put_one_of_each_first
 from dq_multimodal.core.partition import partition_rows
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "one_bin",
     "order_rows",
     "partition_rows",
+    "put_one_of_each_first",
     "row_hash",
 ]

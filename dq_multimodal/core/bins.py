@@ -39,6 +39,10 @@ class Bins:
     def __len__(self) -> int:
         return len(self.bin)
 
+    def take(self, rows: Int[ndarray, " k"]) -> "Bins":
+        """Give where some of the rows stand."""
+        return Bins(self.bin[rows], self.rank[rows], self.gain[rows], self.stratum[rows])
+
 
 def make_bins(
     embeddings: Any,

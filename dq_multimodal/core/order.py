@@ -6,7 +6,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import Draw, InputError
 from dq_multimodal.core.bins import Bins
-from dq_multimodal.core.hashing import row_hash
+from dq_multimodal.core.hashing import hash_numbers
 
 
 def order_rows(
@@ -15,6 +15,7 @@ def order_rows(
     *,
     draw: Draw = "random",
     seed: int = 0,
+    rows: Int[ndarray, " n"] | None = None,
 ) -> Int[ndarray, " n"]:
     r"""Put all rows in the order in which a growing subset takes them.
 
@@ -31,6 +32,8 @@ def order_rows(
             least 0; None gives DQ, the sizes.
         draw: Within a bin, by a hash of (seed, row number), or by rank.
         seed: Seed of the hash.
+        rows: Row numbers that are hashed, where these are some rows of a dataset; None is
+            0 ... n-1.
 
     Returns:
         Place of every row, a permutation of 0 ... n-1: a subset of k rows is `order < k`.
@@ -41,7 +44,8 @@ def order_rows(
     if draw not in ("random", "rank"):
         raise InputError(f"draw must be random or rank, got {draw!r}")
     n_rows = len(bins)
-    key = bins.rank if draw == "rank" else row_hash(seed, n_rows)
+    numbers = np.arange(n_rows) if rows is None else rows
+    key = bins.rank if draw == "rank" else hash_numbers(seed, numbers.astype(np.uint64))
     drawn = np.lexsort((np.arange(n_rows), key, bins.bin, bins.stratum))
     group, sizes = _runs(bins.stratum[drawn], bins.bin[drawn])
     shares = sizes.astype(np.float64) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -66,6 +70,22 @@ def order_rows(
     order = np.empty(n_rows, dtype=np.int64)
     order[drawn[interleaved]] = np.arange(n_rows)
     return order
+
+
+def put_one_of_each_first(
+    order: Int[ndarray, " n"], strata: Int[ndarray, " n"]
+) -> Int[ndarray, " n"]:
+    """Move the first row of every stratum to the front, where each stays before the next.
+
+    All other rows follow as they were. It is an order still: subsets nest, and any of at least as
+    many rows as there are strata holds a row of each.
+    """
+    rows = np.argsort(order)
+    is_other = np.ones(len(rows), dtype=bool)
+    is_other[np.unique(strata[rows], return_index=True)[1]] = False
+    moved = np.empty_like(order)
+    moved[rows[np.argsort(is_other, kind="stable")]] = np.arange(len(rows))
+    return moved
 
 
 def one_bin(strata: Int[ndarray, " n"]) -> Bins:

@@ -9,9 +9,12 @@ A record is a struct column of the dataset, so plain `datasets` loads it:
 | patch_size | side of a patch in pixels |
 | mask | one bit a patch, row by row, 1 = kept |
 | data | the kept pixels in that coding, or the file |
+| icc_profile | the colour profile of the image, none for most; older stores lack it |
 """
 
-from typing import TypedDict
+from typing import Final, NotRequired, TypedDict
+
+PROFILE: Final = "icc_profile"
 
 FIELDS = {
     "coding": "string",
@@ -21,6 +24,7 @@ FIELDS = {
     "patch_size": "int16",
     "mask": "binary",
     "data": "binary",
+    PROFILE: "binary",
 }
 """Fields of a record and their types."""
 
@@ -37,3 +41,4 @@ class Record(TypedDict):
     patch_size: int
     mask: bytes
     data: bytes
+    icc_profile: NotRequired[bytes | None]

@@ -9,8 +9,9 @@ from jaxtyping import Bool, UInt8
 from numpy import ndarray
 
 from dq_multimodal.config import Fill, InputError, check_choice
+from dq_multimodal.patches.ahead import ROW, Ahead
 from dq_multimodal.patches.codec import decode_patches, shape_of
-from dq_multimodal.patches.fields import FIELDS, ORIGINAL, Record
+from dq_multimodal.patches.fields import FIELDS, ORIGINAL, PROFILE, Record
 from dq_multimodal.patches.fill import fill_mean, fill_zero
 from dq_multimodal.patches.grid import keep_pixels
 from dq_multimodal.patches.mae import load_mae
@@ -26,6 +27,10 @@ Filler = Callable[[UInt8[ndarray, "b h w c"], Bool[ndarray, "b l"], int], UInt8[
 
 def restore(dataset: "Dataset", fill: Fill = "mean", *, mae_model: str | None = None) -> "Dataset":
     """Give a dataset of the patch store its images back, when rows are read and not before.
+
+    Many images are decoded in little more time than one, so read batches, as a DataLoader over
+    the dataset does by itself. Rows read one by one, in their order or where all images fit into
+    256 MB in any order, are decoded some at a time (see `patches.ahead`).
 
     Args:
         dataset: With one or several columns of patch records, as `compress --drop-ratio` writes.
@@ -45,15 +50,48 @@ def restore(dataset: "Dataset", fill: Fill = "mean", *, mae_model: str | None = 
             f"no column of patch records among {', '.join(dataset.column_names)}: the images "
             "are whole already"
         )
-    filler = make_filler(fill, mae_model)
+    return dataset.with_transform(_Restore(dataset, columns, fill, mae_model))
 
-    def transform(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+
+class _Restore:
+    """The transform of `restore`; a copy that another process gets decodes no neighbours."""
+
+    _ahead: Ahead | None = None
+
+    def __init__(
+        self, dataset: "Dataset", columns: list[str], fill: Fill, mae_model: str | None
+    ) -> None:
+        self.__setstate__((columns, fill, mae_model))
+        if ROW in dataset.column_names:
+            self._ahead = Ahead(dataset.select_columns([*columns, ROW]), self._decode)
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {
-            name: restore_images(values, filler) if name in columns else values
+            name: self._restore(name, values, batch.get(ROW, []))
+            if name in self._columns
+            else values
             for name, values in batch.items()
         }
 
-    return dataset.with_transform(transform)
+    def _restore(
+        self, name: str, records: list[Record | None], numbers: list[int]
+    ) -> "list[Image | None]":
+        if self._ahead is None or len(numbers) != 1 or records[0] is None:
+            return self._decode(records)
+        return [self._ahead.get(name, numbers[0], records[0])]
+
+    def _decode(self, records: list[Record | None]) -> "list[Image | None]":
+        return restore_images(records, self._filler)
+
+    def __getstate__(self) -> tuple[list[str], Fill, str | None]:
+        return self._columns, self._fill, self._mae_model
+
+    def __setstate__(self, state: tuple[list[str], Fill, str | None]) -> None:
+        self._columns, self._fill, self._mae_model = state
+        self._filler = make_filler(self._fill, self._mae_model)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "_Restore":
+        return self  # datasets copies its formats at every step
 
 
 def find_patch_columns(dataset: "Dataset") -> list[str]:
@@ -61,7 +99,7 @@ def find_patch_columns(dataset: "Dataset") -> list[str]:
     return [
         name
         for name, kind in dataset.features.items()
-        if isinstance(kind, dict) and kind.keys() == FIELDS.keys()
+        if isinstance(kind, dict) and {*kind, PROFILE} == FIELDS.keys()
     ]
 
 
@@ -109,8 +147,11 @@ def restore_images(records: list[Record | None], fill: Filler) -> "list[Image | 
         images, keep = decode_patches(of_group)
         size = of_group[0]["patch_size"]
         filled = images if keep.all() else fill(images, keep, size)
-        for k, image in zip(group, filled, strict=True):
-            made[k] = Image.fromarray(np.squeeze(image, axis=2) if image.shape[2] == 1 else image)
+        for k, image, record in zip(group, filled, of_group, strict=True):
+            picture = Image.fromarray(np.squeeze(image, axis=2) if image.shape[2] == 1 else image)
+            if profile := record.get(PROFILE):
+                picture.info[PROFILE] = profile
+            made[k] = picture
     return made
 
 
@@ -125,6 +166,8 @@ def is_of_file(record: Record | None, file: bytes | None) -> bool:
         return record["data"] == file
     image, _ = decode_image(file)
     if image is None or (image.height, image.width) != (record["height"], record["width"]):
+        return False
+    if PROFILE in record and record[PROFILE] != (image.info.get(PROFILE) or None):
         return False
     try:
         pixels, keep = decode_patches([record])

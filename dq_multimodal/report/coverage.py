@@ -54,10 +54,26 @@ def sample_rows(rows: Int[ndarray, " n"], size: int, seed: int) -> Int[ndarray, 
 
 
 def random_kept(
-    strata: Int[ndarray, " n"], n_kept: int, seed: int, is_random_run: bool
+    strata: Int[ndarray, " n"],
+    n_kept: int,
+    seed: int,
+    is_random_run: bool,
+    rows: Int[ndarray, " k"] | None = None,
 ) -> Bool[ndarray, " n"]:
-    """Draw the random subset to compare with; of a run that is random itself, another one."""
-    return order_rows(one_bin(strata), seed=seed + is_random_run) < n_kept
+    """Draw the random subset to compare with; of a run that is random itself, another one.
+
+    Args:
+        strata: Stratum of every row.
+        n_kept: Rows to draw.
+        seed: Seed of the run.
+        is_random_run: Whether the run is random selection.
+        rows: Rows to draw from; None is all.
+    """
+    rows = np.arange(len(strata)) if rows is None else rows
+    kept = np.zeros(len(strata), dtype=bool)
+    order = order_rows(one_bin(strata[rows]), seed=seed + is_random_run, rows=rows)
+    kept[rows[order < n_kept]] = True
+    return kept
 
 
 def measure_coverage(

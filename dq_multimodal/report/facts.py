@@ -1,6 +1,6 @@
 """All that the report says, collected once: the page, the map file and the figures draw on it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,14 @@ from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
 from dq_multimodal.report.vectors import Vectors, nearest
-from dq_multimodal.selection import BINS_FILE, SCORES, SELECTION_FILE, count_left, strata_to_share
+from dq_multimodal.selection import (
+    BINS_FILE,
+    SCORES,
+    SELECTION_FILE,
+    count_left,
+    readable_rows,
+    strata_to_share,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +45,7 @@ class Selection:
         gain: GraphCut gain of the pick.
         order: Place in the order of the method.
         kept: Whether the row is kept.
+        unreadable: Whether the row is left out since its image cannot be decoded.
     """
 
     stratum: Int[ndarray, " n"]
@@ -46,6 +54,7 @@ class Selection:
     gain: Float[ndarray, " n"] | None
     order: Int[ndarray, " n"]
     kept: Bool[ndarray, " n"]
+    unreadable: Bool[ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -129,7 +138,7 @@ def read_selection(folder: Path) -> Selection:
     table = read_table(folder / SELECTION_FILE)
     has_bins = table["bin"].null_count < len(table)
     found: dict[str, Any] = {}
-    for name in ("stratum", "bin", "rank", "gain", "order", "kept"):
+    for name in {part.name for part in fields(Selection)} & set(table.column_names):
         column = table[name].fill_null(0) if table[name].null_count else table[name]
         found[name] = column.to_numpy()
     for name in ("stratum", "bin", "rank", "order"):
@@ -159,7 +168,8 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     facts.map = _make_map(vectors, selection, MAX_POINTS[facts.reader.kind], seed)
     is_random = request["method"] == "random"
     strata = strata_to_share(selection.stratum, request.get("partition"))
-    other = coverage.random_kept(strata, selection.n_kept, seed, is_random)
+    rows = readable_rows(len(selection), selection.unreadable)
+    other = coverage.random_kept(strata, selection.n_kept, seed, is_random, rows)
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
         found = coverage.measure_coverage(vectors, selection.kept, other, seed, on_pairs=bar.update)
     if found is not None:

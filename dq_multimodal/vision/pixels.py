@@ -1,6 +1,7 @@
 """Any image file to upright 8-bit RGB; what had to be changed, or could not be read, is said."""
 
 import io
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -20,27 +21,38 @@ EMPTY = "an empty image file"
 UNREADABLE = "an image that cannot be read"
 CUT_SHORT = "an image that is cut short"
 TOO_LARGE = "an image too large to be safe"
-BLANK = (NO_IMAGE, EMPTY, UNREADABLE, CUT_SHORT, TOO_LARGE)
-"""What leaves a row without pixels: it stays in play, embedded as zeros."""
+UNDECODED = (EMPTY, UNREADABLE, CUT_SHORT, TOO_LARGE)
+"""What a training loop that reads the image would break on."""
+BLANK = (NO_IMAGE, *UNDECODED)
+"""What leaves a row without pixels: it is embedded as zeros."""
 
 ANIMATED = "an animation, of which the first frame counts"
+SEVERAL = "several pictures in one file, of which the first counts"
 ROTATED = "a rotation tag, turned upright"
 TRANSPARENT = "transparency, laid on white"
 GREY = "grey values, made RGB"
 DEEP = "more than 8 bits a channel, scaled to 8"
 OTHER_COLOURS = "colours other than RGB, converted"
 
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "FLI")
+"""Formats whose pictures are shown one after the other; those of a camera's MPO are not."""
+
 ORIENTATION_TAG = 0x0112
+DEEP_MODES = re.compile(r";(10|12|16)[BLN]")
+"""Pillow's names of raw samples of so many bits each; BGR;16 is 16 bits a pixel."""
+BITS_PER_SAMPLE = 258
 
 # What Pillow has to say of odd files is said by row number here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_image(data: bytes | None) -> "tuple[Image | None, list[str]]":
+def decode_image(data: bytes | None, *, is_check: bool = False) -> "tuple[Image | None, list[str]]":
     """Decode an image file of any kind to upright 8-bit RGB.
 
     Args:
         data: The file; None for a row without one.
+        is_check: Only to see whether it can be decoded: a JPEG comes at an eighth of its size,
+            which reads the file to its end too.
 
     Returns:
         The image, None where there is nothing that can be read to its end, and what was odd, one
@@ -56,8 +68,12 @@ def decode_image(data: bytes | None) -> "tuple[Image | None, list[str]]":
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         if getattr(image, "n_frames", 1) > 1:
-            odd.append(ANIMATED)
+            odd.append(ANIMATED if image.format in ANIMATIONS else SEVERAL)
+        if _is_deep(image, data):
+            odd.append(DEEP)
         turn = image.getexif().get(ORIENTATION_TAG, 1)
+        if is_check:
+            image.draft(None, (1, 1))
         image.load()
         if turn in range(2, 9):
             image = ImageOps.exif_transpose(image)
@@ -74,7 +90,27 @@ def decode_image(data: bytes | None) -> "tuple[Image | None, list[str]]":
         raise
     except Exception:  # the readers of broken files raise whatever they like
         return None, [UNREADABLE]
-    return image, odd + ([remark] if remark else [])
+    return image, odd + ([remark] if remark is not None and remark not in odd else [])
+
+
+def _is_deep(image: "Image", data: bytes) -> bool:
+    """Say whether a file that was opened and not yet loaded holds more than 8 bits a channel.
+
+    Pillow tells of grey ones by their mode; those with colours it cuts to 8 bits by itself.
+    """
+    if image.format == "TIFF":
+        return max(np.ravel(image.tag_v2.get(BITS_PER_SAMPLE, 8))) > 8  # type: ignore[attr-defined]
+    if image.format == "AVIF":  # the third byte of its configuration box
+        at = data.find(b"av1C")
+        return at >= 0 and bool(data[at + 6] & 0x40)
+    if image.format == "JPEG2000":  # count and depths of the channels, in the code stream's head
+        at = data.find(b"\xff\x4f\xff\x51") + 42
+        depths = data[at : at + 3 * data[at - 1] : 3]
+        return any((depth & 0x7F) > 7 for depth in depths)
+    tiles = [tile[3] for tile in getattr(image, "tile", [])]
+    if image.format == "PPM":
+        return any(isinstance(tile, tuple) and tile[-1] > 255 for tile in tiles)
+    return any(DEEP_MODES.search(str(tile)) for tile in tiles)
 
 
 def _to_rgb(image: "Image") -> "tuple[Image, str | None]":
@@ -84,7 +120,8 @@ def _to_rgb(image: "Image") -> "tuple[Image, str | None]":
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return image, None
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    is_wide = mode.startswith(("I", "F"))
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or ("transparency" in image.info and not is_wide):
         above = image.convert("RGBA")
         if above.getchannel("A").getextrema()[0] == 255:  # nothing shines through
             return above.convert("RGB"), None if mode == "RGBA" else OTHER_COLOURS
@@ -92,7 +129,7 @@ def _to_rgb(image: "Image") -> "tuple[Image, str | None]":
         return Image.alpha_composite(below, above).convert("RGB"), TRANSPARENT
     if mode in ("L", "1"):
         return image.convert("RGB"), GREY
-    if mode.startswith(("I", "F")):
+    if is_wide:
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = values.max(initial=0)
         scale = 255.0 if top <= 1 and mode == "F" else 1.0 if top <= 255 else 255.0 / 65535.0

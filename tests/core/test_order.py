@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import Bins, make_bins, one_bin, order_rows, row_hash
+from dq_multimodal.core import (
+    Bins,
+    make_bins,
+    one_bin,
+    order_rows,
+    put_one_of_each_first,
+    row_hash,
+)
 
 
 def bins_of(sizes_by_stratum, seed=0):
@@ -87,6 +94,41 @@ def test_an_order_is_a_permutation_and_every_prefix_is_in_proportion(sizes):
             for b, size in enumerate(stratum):
                 got = kept[(bins.stratum == code) & (bins.bin == b)].sum()
                 assert abs(got - in_stratum * size / sum(stratum)) < len(stratum) / 2 + 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=sizes, draw=st.sampled_from(["random", "rank"]), data=st.data())
+def test_some_rows_are_ordered_as_if_the_others_were_not_there(sizes, draw, data):
+    bins = bins_of(sizes)
+    chosen = data.draw(st.lists(st.booleans(), min_size=len(bins), max_size=len(bins)))
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        return
+    some = bins.take(rows)
+    order = order_rows(some, draw=draw, seed=5, rows=rows)
+    hashes = row_hash(5, len(bins))[rows]
+    for s, b in {(int(s), int(b)) for s, b in zip(some.stratum, some.bin, strict=True)}:
+        members = np.flatnonzero((some.stratum == s) & (some.bin == b))
+        key = some.rank[members] if draw == "rank" else hashes[members]
+        assert (np.argsort(order[members]) == np.lexsort((members, key))).all()
+    # How many each bin gives does not hang on which of its rows are drawn.
+    groups = some.stratum * 9 + some.bin
+    plain = order_rows(some, seed=0)
+    assert (groups[np.argsort(order)] == groups[np.argsort(plain)]).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(strata=st.lists(st.integers(0, 6), min_size=1, max_size=40), seed=st.integers(0, 99))
+def test_one_of_each_stratum_comes_first_and_the_rest_as_before(strata, seed):
+    strata = np.array(strata)
+    order = np.random.default_rng(seed).permutation(len(strata))
+    got = put_one_of_each_first(order, strata)
+    rows = np.argsort(order).tolist()
+    first = [r for k, r in enumerate(rows) if strata[r] not in strata[rows[:k]]]
+    assert np.argsort(got).tolist() == first + [r for r in rows if r not in first]
+    n_strata = len(set(strata.tolist()))
+    assert sorted(got) == list(range(len(strata)))
+    assert set(strata[got < n_strata].tolist()) == set(strata.tolist())
 
 
 def test_sizes_weights_are_dq_row_for_row():

@@ -1,0 +1,189 @@
+"""What patch records would lose of an image beside its pixels: kept, given back, or said."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, load_dataset
+from nasty_images import save
+from PIL import Image as Pictures
+from PIL import ImageCms, PngImagePlugin
+
+from dq_multimodal import Run, compress, verify
+from dq_multimodal.patches import restore
+from dq_multimodal.vision.pixels import DEEP, SEVERAL, decode_image
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def smooth(k, side=48):
+    rows, columns = np.mgrid[:side, :side] / side
+    waves = [np.sin(3 * rows + k), np.cos(4 * columns * (k % 3)), rows * columns]
+    noise = np.random.default_rng(k).normal(0, 3, (side, side, 3))
+    return np.clip(128 + 90 * np.stack(waves, axis=2) + noise, 0, 255).astype(np.uint8)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png16(values, kind):
+    """A PNG of 16 bits a channel: kind 0 is grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+    height, width = values.shape[:2]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def tiff16(values):
+    """An uncompressed TIFF of 16 bits a channel."""
+    height, width, n = values.shape
+    data = values.astype("<u2").tobytes()
+    tags = [(256, width), (257, height), (258, 0), (259, 1), (262, 2 if n > 2 else 1), (273, 0)]
+    tags += [(277, n), (278, height), (279, len(data))] + ([(338, 2)] if n == 4 else [])
+    end = 8 + 2 + 12 * len(tags) + 4
+    bits = struct.pack(f"<{n}H", *[16] * n)
+    body = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, value in tags:
+        count = n if tag == 258 else 1
+        value = {258: end if n > 2 else 16, 273: end + len(bits)}.get(tag, value)
+        body += struct.pack(
+            "<HHII", tag, 3 if tag in (258, 259, 262, 277, 338) else 4, count, value
+        )
+    return body + bytes(4) + bits + data
+
+
+def deep(k, n):
+    low = np.random.default_rng(k).integers(0, 256, (48, 48, 4))
+    high = np.concatenate([smooth(k), smooth(k)[..., :1]], axis=2).astype(int)
+    return high[..., :n] * 256 + low[..., :n]
+
+
+DEEP_FILES = {
+    "png grey": lambda k: png16(deep(k, 1), 0),
+    "png rgb": lambda k: png16(deep(k, 3), 2),
+    "png grey alpha": lambda k: png16(deep(k, 2), 4),
+    "png rgba": lambda k: png16(deep(k, 4), 6),
+    "tiff grey": lambda k: tiff16(deep(k, 1)),
+    "tiff rgb": lambda k: tiff16(deep(k, 3)),
+    "tiff rgba": lambda k: tiff16(deep(k, 4)),
+    "ppm": lambda k: b"P6\n48 48\n65535\n" + deep(k, 3).astype(">u2").tobytes(),
+    "jpeg 2000": lambda k: save(
+        Pictures.fromarray(deep(k, 1)[..., 0].astype(np.uint16)), "JPEG2000"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEEP_FILES)
+def test_more_than_8_bits_a_channel_are_seen(name):
+    image, odd = decode_image(DEEP_FILES[name](1))
+    assert image.mode == "RGB" and odd[0] == DEEP and odd.count(DEEP) == 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000", "AVIF", "WEBP", "BMP", "SGI"])
+def test_8_bits_are_not_called_more(kind):
+    assert decode_image(save(Pictures.fromarray(smooth(0)), kind))[1] == []
+
+
+def rows_of(files):
+    files = [{"bytes": file, "path": None} for file in files]
+    return Dataset.from_dict({"image": files}, features=Features({"image": Image()}))
+
+
+def drop(rows, small_classifier, folder, **more):
+    settings = {"method": "dq", "keep_ratio": 1.0, "n_bins": 2, "report": False, **more}
+    settings |= {"embedding_model": str(small_classifier), "drop_ratio": 0.25}
+    rows.to_parquet(folder.with_suffix(".parquet"))
+    return compress(str(folder.with_suffix(".parquet")), output_dir=folder, **settings)
+
+
+def test_files_that_hold_more_than_records_keep_the_original(small_classifier, tmp_path, cli):
+    plain = [save(Pictures.fromarray(smooth(k))) for k in range(10)]
+    gamma = chunk(b"gAMA", struct.pack(">I", 100000))
+    second = {"save_all": True, "append_images": [Pictures.fromarray(smooth(9))]}
+    odd = {
+        **{name: make(1) for name, make in DEEP_FILES.items()},
+        "cmyk": save(Pictures.fromarray(smooth(1)).convert("CMYK"), "TIFF"),
+        "gamma": plain[1][:33] + gamma + plain[1][33:],
+        "two pictures": save(Pictures.fromarray(smooth(1)), "MPO", quality=95, **second),
+    }
+    rows_of([*odd.values(), *plain]).to_parquet(tmp_path / "d.parquet")
+    said = cli(
+        *("compress", "d.parquet", "--method", "dq", "--keep-ratio", 1.0, "--n-bins", 2),
+        *("--embedding-model", small_classifier, "--drop-ratio", 0.25, "--output-dir", "r"),
+        "--no-report",
+    ).stdout
+    subset = Run(tmp_path / "r").subset
+    codings = subset[:]["image"]
+    for (name, file), record in zip(odd.items(), codings, strict=False):
+        assert (record["coding"], record["data"]) == ("original", file), name
+    assert {record["coding"] for record in codings[len(odd) :]} == {"exact"}
+    assert f"{len(DEEP_FILES)} rows with {DEEP}, kept in play" in said
+    assert "1 row keeps its original, an image with a gamma or primaries of its own" in said
+    assert f"1 row with {SEVERAL}" in said and "animation" not in said
+    assert "verify" not in said and [c.result for c in verify(tmp_path / "r")] == ["passed"] * 4
+
+
+def test_a_colour_profile_comes_back(small_classifier, tmp_path):
+    other = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    profiles = [SRGB, other, None]
+    files = []
+    for k in range(30):
+        image = Pictures.fromarray(smooth(k)).convert("L" if k % 5 == 4 else "RGB")
+        files.append(save(image, icc_profile=profiles[k % 3]))
+    srgb_gamma = chunk(b"gAMA", struct.pack(">I", 45455))
+    files[2] = files[2][:33] + srgb_gamma + files[2][33:]  # what most writers add: nothing lost
+    run = drop(rows_of(files), small_classifier, tmp_path / "r")
+    assert run.manifest["patches"]["coded"] == 30
+    path = str(tmp_path / "r" / "subset" / "*.parquet")
+    back = restore(load_dataset("parquet", data_files=path, split="train"))
+    for k, row in enumerate(back):
+        assert row["image"].info.get("icc_profile") == profiles[k % 3]
+    assert verify(run)[2].result == "passed"
+    assert not any("lose" in note for note in run.manifest["notes"])
+
+
+def test_a_store_without_profiles_is_read_as_before(small_classifier, tmp_path):
+    run = drop(rows_of([save(Pictures.fromarray(smooth(k))) for k in range(8)]), small_classifier,
+               tmp_path / "r")  # fmt: skip
+    records = run.subset[:]["image"]
+    assert records[0].pop("icc_profile") is None
+    old = [{key: record[key] for key in records[0]} for record in records]
+    back = restore(Dataset.from_dict({"image": old}))
+    new = restore(run.subset)
+    assert all(back[k]["image"].tobytes() == new[k]["image"].tobytes() for k in range(8))
+
+
+def test_what_files_say_beside_their_pixels_is_said_to_be_lost(small_classifier, tmp_path):
+    exif, turned = Pictures.Exif(), Pictures.Exif()
+    exif[0x010F] = "Maker"
+    turned[0x0112] = 6
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Title", "what it shows")
+    more = [
+        {"exif": exif},
+        {"exif": exif},
+        {"exif": turned},
+        {"pnginfo": text},
+        {},
+        {"dpi": (72, 72)},
+    ]
+    files = [save(Pictures.fromarray(smooth(k)), **some) for k, some in enumerate(more)]
+    run = drop(rows_of(files), small_classifier, tmp_path / "r")
+    assert run.manifest["patches"]["lost"] == {"EXIF": 2, "comments": 1}
+    note = (
+        "patch records hold pixels and colour profile alone; images lose: EXIF of 2, comments of 1"
+    )
+    assert note in run.manifest["notes"]
+
+
+def test_files_are_read_to_their_end_when_only_checked():
+    for options in ({}, {"progressive": True}, {"subsampling": 0}):
+        data = save(Pictures.fromarray(smooth(1)), "JPEG", quality=90, **options)
+        for end in range(2, len(data) + 1, 7):
+            full, quick = (decode_image(data[:end], is_check=c)[0] for c in (False, True))
+            assert (full is None) == (quick is None), (options, end)
+    assert Pictures.open(io.BytesIO(data)).size == (48, 48)

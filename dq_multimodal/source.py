@@ -14,6 +14,8 @@ from dq_multimodal.stream import Stream, first_line, open_stream, reading
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LICENCE = ("license", "license_name", "license_link")
+"""Keys of a card that say it."""
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
 
@@ -136,11 +138,12 @@ def _load_from_hub(
     )
     from huggingface_hub.utils import HfHubHTTPError, httpx
 
-    licence = None
+    licence: dict[str, Any] = {}
     try:
         info = HfApi().dataset_info(name, revision=revision)
         commit = info.sha
-        licence = getattr(info.card_data, "license", None) if info.card_data else None
+        stated = info.card_data.to_dict() if info.card_data else {}
+        licence = {key: stated[key] for key in LICENCE if stated.get(key)}
         loaded: Dataset | Stream
         if streaming:
             loaded = open_stream(
@@ -163,7 +166,7 @@ def _load_from_hub(
             raise InputError(f"the Hub is out of reach, and {name} is to be a stream") from error
         loaded, commit = _load_from_cache(name, split, config_name, revision)
     origin = {"kind": "hub", "name": name, "split": split, "config_name": config_name}
-    origin |= {"revision": commit, "license": licence}
+    origin |= {"revision": commit, "license": None, **licence}
     return Source(loaded, origin if streaming else {**origin, "rows": len(loaded)})
 
 

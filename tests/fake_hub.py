@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,8 @@ import yaml
 LFS_PATH = re.compile(r"\.(arrow|bin|gif|gz|jpe?g|np[yz]|parquet|png|pt|safetensors|tar|webp|zip)$")
 # A status: answered, nothing done. "drop": the connection closes, nothing done. "lose": all done,
 # the connection closes before the answer. "cut": all done, it closes half way through the answer.
-Fault = int | Literal["drop", "lose", "cut"]
+# A function: called, then answered as always.
+Fault = int | Literal["drop", "lose", "cut"] | Callable[[], object]
 
 
 class Refusal(Exception):
@@ -118,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault, headers = self.server.take_fault(self.command, self.path)
         self.status, self.headers_out = 200, dict(headers)
         try:
+            if callable(fault):
+                fault()
             if isinstance(fault, int):
                 raise Refusal(fault, "Injected error")
             body = b"" if fault == "drop" else self.answer(content)
@@ -155,7 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return {}
             case "GET", "api", "whoami-v2" if token:
                 auth = {"type": "access_token", "accessToken": {"displayName": "-", "role": token}}
-                return {"type": "user", "id": "0", "name": "me", "orgs": [], "auth": auth}
+                user = {"type": "user", "id": "0", "name": "me", "orgs": [], "auth": auth}
+                return user | hub.user
             case "POST", "api", "validate-yaml":
                 empty = not read_card(json.loads(content)["content"].encode())
                 return {"errors": [], "warnings": [{"message": "empty metadata"}] if empty else []}
@@ -236,6 +240,7 @@ class FakeHub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str, int]] = []  # method, path with query, status or 0
+        self.user: dict[str, Any] = {}  # what whoami answers besides: orgs, auth
         self.lfs_objects: dict[str, bytes] = {}
         self.lock = threading.RLock()
         self.faults: list[tuple[str, str, Fault, dict[str, str]]] = []

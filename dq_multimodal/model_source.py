@@ -63,7 +63,9 @@ def loading(name: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except errors or Exception as error:
+    except Exception as error:  # a broken model fails in many ways
+        if errors and not isinstance(error, errors):
+            raise
         causes: list[BaseException | None] = [error]
         while causes[-1] is not None:
             causes.append(causes[-1].__cause__ or causes[-1].__context__)

@@ -26,8 +26,8 @@ class Card:
 
     Attributes:
         head: Text of the front matter, without its rules.
-        before: Text before our section; all of the text where there is none.
-        after: Text after it.
+        before: Text before our section.
+        after: Text after it; all of the text where there is none.
         wrote: The front matter that we wrote there, so that what was typed in since is known.
         has_section: Whether there is a section of ours.
     """
@@ -47,17 +47,21 @@ class Card:
         before, after = _lacking(self, other.before), _lacking(self, other.after)
         return replace(self, before=_join(self.before, before), after=_join(self.after, after))
 
-    def with_section(self, matter: Matter, body: str) -> str:
+    def with_section(self, matter: Matter, body: str, typed: Matter | None = None) -> str:
         """Give the text of the card with a section of ours, in the place of the one before.
 
         Of the front matter stay the entries that are not ours and those that were typed in since
         we wrote it; our tags and configs go beside others. The licence is ours if we name one.
+
+        Args:
+            matter: Our front matter.
+            body: Our section.
+            typed: Our front matter with what was typed into it elsewhere.
         """
         wrote = json.dumps(matter, default=str).replace("<", "\\u003c").replace(">", "\\u003e")
         section = f"{BEGIN}\n{WROTE.format(wrote)}\n\n{body}\n\n{END}"
-        before, after = (self.before, self.after) if self.has_section else ("", self.before)
-        head = _merge_heads(self.head, matter, self.wrote or {})
-        return f"---\n{head}---\n\n" + _join(before, section, after)
+        head = _merge_heads(self.head, typed or matter, self.wrote or {})
+        return f"---\n{head}---\n\n" + _join(self.before, section, self.after)
 
     def without_section(self) -> str:
         """Give the text of the card without what we wrote; "" where nothing is left."""
@@ -73,7 +77,7 @@ def read_card(text: str) -> Card:
         head, text = found.group(1), text[found.end() :]
     section = SECTION.search(text)
     if section is None:
-        return Card(head, text)
+        return Card(head, after=text)
     before, after = text[: section.start()], text[section.end() :]
     return Card(head, before, after, _read_wrote(section.group(1)), has_section=True)
 

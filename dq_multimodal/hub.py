@@ -105,7 +105,7 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     figures = [path for path in figures if path.is_file()]
     paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path) + figures
     contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
-    config, manifest = public_config(run.config), _public_manifest(run.manifest)
+    config, manifest = public_config(run.config), _public_manifest(run)
     contents[folder.CONFIG] = folder.format_config(config).encode()
     contents[folder.MANIFEST] = folder.format_manifest(manifest).encode()
 
@@ -340,7 +340,7 @@ def _make_card(run: Run, config: dict[str, Any], manifest: dict[str, Any], remot
     body = card.make_body(run.path, config, manifest, remote.repo_id)
     local = card.open_card(run.path, run.config, run.manifest)
     there = _open_card(remote).with_text_of(local)
-    return there.with_section(local.merge(matter), body)
+    return there.with_section(matter, body, local.merge(matter))
 
 
 def _open_card(remote: Remote) -> card.Card:
@@ -386,11 +386,27 @@ def _strip(value: Any, key: str = "") -> Any:
     return last_part(value) if key in PLACES or value.startswith(("/", "~")) else value
 
 
-def _public_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
+def _public_manifest(run: Run) -> dict[str, Any]:
     """Give the manifest without the folders of this machine that its notes name."""
-    notes = [PATH.sub(r"\1", note) for note in manifest["notes"]]
-    problems = {PATH.sub(r"\1", what): rows for what, rows in manifest["problems"].items()}
-    return {**manifest, "notes": notes, "problems": problems}
+    places = sorted({str(Path(place).parent) + "/" for place in _places(run.config)}, key=len)
+
+    def shorten(text: str) -> str:
+        for place in reversed(places):
+            text = text.replace(place, "")
+        return PATH.sub(r"\1", text)
+
+    notes = [shorten(note) for note in run.manifest["notes"]]
+    problems = {shorten(what): rows for what, rows in run.manifest["problems"].items()}
+    return {**run.manifest, "notes": notes, "problems": problems}
+
+
+def _places(value: Any) -> Iterator[str]:
+    """Find all absolute paths in settings."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _places(part)
+    elif isinstance(value, str) and value.startswith("/") and value.strip("/"):
+        yield value
 
 
 def open_run(name: str | Path, revision: str | None = None) -> Run:

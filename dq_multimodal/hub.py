@@ -32,6 +32,8 @@ EMPTY_REPOSITORY = {".gitattributes", folder.CARD, "LICENSE"}
 """What a repository may hold before its first push."""
 MODEL_MARK = "dq-multimodal.json"
 MODEL_FORMAT = "dq-multimodal model 1"
+MODEL_PLACE = re.compile(r'"\w*name_or_path": "(/[^"]+)"')
+"""The folder of a model in the files of another that was made from it."""
 MAX_WAIT_SECONDS = 60
 WAIT_SECONDS = 2
 NO_WRITING = ("no_access", "read")
@@ -133,12 +135,15 @@ def push_model(model_folder: Path, repo_id: str, *, private: bool = False) -> st
         for path in sorted(model_folder.iterdir())
         if path.is_file() and path.name != "training_args.bin"  # holds local paths
     }
-    adapter = model_folder / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else ""
-    for name in [name for name in contents if name.endswith((".json", ".md"))]:
-        text = (model_folder / name).read_text(encoding="utf-8")
-        for place in (str(base or ""), str(model_folder.absolute())):
-            text = text.replace(place, last_part(place)) if Path(place).is_absolute() else text
+    texts = {
+        name: (model_folder / name).read_text(encoding="utf-8")
+        for name in contents
+        if name.endswith((".json", ".md", ".jinja"))
+    }
+    places = {place for text in texts.values() for place in MODEL_PLACE.findall(text)}
+    for name, text in texts.items():
+        for place in sorted(places, key=len, reverse=True):
+            text = text.replace(place, Path(place).name)
         contents[name] = text.encode()
     contents[MODEL_MARK] = json.dumps({"format": MODEL_FORMAT}).encode()
 
@@ -177,7 +182,8 @@ def _push(
         if remote is None:
             api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
             remote = _find(repo_id, private, kind)
-            assert remote is not None
+        if remote is None:
+            raise InputError(f"{repo_id} is there, and this token may not look into it")
         stale = fill(remote)
 
         def commit() -> str:

@@ -145,10 +145,6 @@ def test_what_others_write_into_a_card_stays(hub, cli, push, tmp_path):
     text, matter = card_of(hub, "me/e")
     assert "Mine." in text
     assert "coreset" in matter["tags"]
-    hub.add_repo("me/f", {"README.md": b"\xff\xfe"})
-    assert "must be text in UTF-8" in push(("a", "me/f"))[0]
-    assert hub.files("me/f") == {"README.md": b"\xff\xfe"}
-
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "README.md").write_text("My notes.\n")
     for ratio in (0.1, 0.3):
@@ -164,6 +160,9 @@ def test_what_others_write_into_a_card_stays(hub, cli, push, tmp_path):
     assert "My notes." in text
     assert "a: [" in text
     assert "coreset" in read_card(text.encode())["tags"]
+    (tmp_path / "c" / "README.md").write_bytes(b"\xff\xfe")
+    assert "must be text in UTF-8" in cli("report", "c", code=2).stderr
+    assert (tmp_path / "c" / "README.md").read_bytes() == b"\xff\xfe"
 
 
 def test_the_card_of_an_earlier_release_is_replaced_unless_somebody_wrote_in_it(
@@ -350,3 +349,41 @@ def test_names_are_escaped_and_no_path_of_this_machine_is_pushed(hub, cli, push,
     assert html.count("dq-multimodal: end") == 3  # the marker, and the text of a cell and a note
     for row in (t for t in html.split("<tr>")[1:]):
         assert row.count("<t") in (2, 3, 4, 5, 6), row
+
+
+def test_models_are_pushed_beside_nothing_else(hub, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    base = str(tmp_path / "private" / "base")
+    config = json.dumps({"base_model_name_or_path": base})
+    (model / "adapter_config.json").write_text(config)
+    (model / "README.md").write_text(f"---\nbase_model: {base}\n---\n# Model of {base}\n")
+    (model / "tokenizer_config.json").write_text(json.dumps({"name_or_path": base}))
+    (model / "adapter_model.safetensors").write_bytes(b"weights")
+    (model / "training_args.bin").write_bytes(b"pickle")
+    script = (
+        "from pathlib import Path\n"
+        "from dq_multimodal.hub import InputError, push_model\n"
+        "for name in ('me/new', 'me/new', 'me/card', 'me/model'):\n"
+        "    try:\n"
+        "        print('>', push_model(Path('model'), name))\n"
+        "    except InputError as error:\n"
+        "        print('>', error)\n"
+    )
+    hub.add_repo("models/me/card", {"README.md": b"# Mine"})
+    hub.add_repo("models/me/model", {"config.json": b"{}", "README.md": b"# Mine"})
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=hub.env(tmp_path), cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line[:1] == ">"]
+    assert ["commit" in line for line in said] == [True, True, True, False]
+    assert "me/model holds other things than a model of dq-multimodal" in said[3]
+    files = hub.files("models/me/new")
+    assert "training_args.bin" not in files
+    assert files["adapter_model.safetensors"] == b"weights"
+    assert "base_model: base\n" in files["README.md"].decode()
+    assert not [name for name, data in files.items() if str(tmp_path).encode() in data]
+    assert hub.files("models/me/card")["README.md"] == b"# Mine"
+    assert set(hub.files("models/me/model")) == {"config.json", "README.md"}

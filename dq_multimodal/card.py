@@ -1,15 +1,21 @@
 """The dataset card of a run: what the subset is, where it is from, how it was made."""
 
+import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import yaml
-
-from dq_multimodal.atomic import read_table
-from dq_multimodal.local_data import is_local, short_name
+from dq_multimodal.atomic import read_table, write_text
+from dq_multimodal.card_parts import LICENCE, Card, Matter, plain_card, read_card
+from dq_multimodal.config import InputError
+from dq_multimodal.local_data import last_part, short_name
+from dq_multimodal.markdown import clean, code, escape, table
 from dq_multimodal.selection import BINS_FILE, SCORES
 from dq_multimodal.splits import base_split
 
+CARD = "README.md"
+HUB = "https://huggingface.co/datasets/"
+SAFE_IN_LINKS = ":/?#[]@!$&'()*+,;=%~"
 REPO_ID = "OWNER/NAME"
 """Stands for the repository until the card is pushed to one."""
 
@@ -55,30 +61,84 @@ METHODS = {
 }
 
 
-def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]) -> str:
-    """Write the card of a run folder, with the YAML front matter the Hub reads.
+def write_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Write the card of a run folder; what others wrote into the one that is there stays."""
+    there = open_card(run_folder, config, manifest)
+    matter, body = make_matter(config, manifest), make_body(run_folder, config, manifest)
+    write_text(run_folder / CARD, there.with_section(matter, body))
 
-    The front matter makes config `default` the subset and config `selection` the table of all
-    source rows, both here and on the Hub.
+
+def clear_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Take what is ours out of the card of a run that is to be replaced."""
+    path = run_folder / CARD
+    if not path.is_file():
+        return
+    left = open_card(run_folder, config, manifest).without_section()
+    if left.strip():
+        write_text(path, left)
+    else:
+        path.unlink()
+
+
+def open_card(
+    run_folder: Path, config: dict[str, Any], manifest: dict[str, Any], repo_id: str = REPO_ID
+) -> Card:
+    """Read the card beside a run; one of an earlier release that nobody changed is an empty one.
+
+    Raises:
+        InputError: If it is no text.
     """
+    path = run_folder / CARD
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Card()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be text in UTF-8, and it is not") from error
+    card = read_card(text)
+    if card.has_section:
+        return card
+    try:
+        body = make_body(run_folder, config, manifest, repo_id)
+        is_untouched = text == plain_card(make_matter(config, manifest), body)
+    except (LookupError, TypeError, ValueError, OSError):  # a run that is not whole
+        is_untouched = False
+    return Card() if is_untouched else card
+
+
+def make_matter(config: dict[str, Any], manifest: dict[str, Any]) -> Matter:
+    """Give the YAML front matter that the Hub reads.
+
+    It makes config `default` the subset and config `selection` the table of all source rows, both
+    here and on the Hub.
+    """
+    return _front_matter(clean(_title(config, manifest)), config["source"], manifest["kept"])
+
+
+def _title(config: dict[str, Any], manifest: dict[str, Any]) -> str:
+    ratio = f"{100 * manifest['kept'] / manifest['rows']:.4g} %"
+    return f"{short_name(config['source']['name'])}, {ratio} by {config['request']['method']}"
+
+
+def make_body(
+    run_folder: Path, config: dict[str, Any], manifest: dict[str, Any], repo_id: str = REPO_ID
+) -> str:
+    """Write our section of the card, all but the front matter."""
     request, source = config["request"], config["source"]
     rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]
-    ratio = f"{100 * kept / rows:.4g} %"
-    title = f"{short_name(source['name'])}, {ratio} by {request['method']}"
     parts = [
-        "---\n" + yaml.safe_dump(_front_matter(title, source, kept), sort_keys=False) + "---",
-        f"# {title}",
+        f"# {escape(_title(config, manifest))}",
         f"**{kept:,} of the {rows:,} rows** of {_name_source(source)}, a smaller set to train on. "
         + (DROPPED if request["drop_ratio"] else UNTOUCHED)
         + " Dataset quantization has nothing to do with the quantization of model weights.",
         "## How to load it",
-        _loading(source["split"], bool(request["drop_ratio"])),
+        _loading(repo_id, source["split"], bool(request["drop_ratio"])),
         "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
         "## How it was made",
         METHODS[request["method"]] + ".",
-        _table(["setting", "value"], _settings(config)),
+        table(["setting", "value"], _settings(config)),
         "## Before and after",
-        _table(
+        table(
             ["", "source", "subset"],
             [
                 ["rows", f"{rows:,}", f"{kept:,}"],
@@ -100,7 +160,7 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         *_figures(run_folder),
     ]
     if manifest["notes"]:
-        parts += ["## Notes on the rows", "\n".join(f"- {_escape(n)}" for n in manifest["notes"])]
+        parts += ["## Notes on the rows", "\n".join(f"- {escape(n)}" for n in manifest["notes"])]
     parts += [
         "## Limits",
         "The selection looks at embeddings of the rows, never at a trained model's results. "
@@ -112,7 +172,7 @@ def make_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         "## Citation",
         CITATIONS,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _image_bytes(sizes: dict[str, Any]) -> list[list[str]]:
@@ -123,10 +183,10 @@ def _image_bytes(sizes: dict[str, Any]) -> list[list[str]]:
     return [["bytes of the images of the kept rows", f"{before:,}", f"{after:,}"]]
 
 
-def _front_matter(title: str, source: dict[str, Any], kept: int) -> dict[str, Any]:
-    matter: dict[str, Any] = {"pretty_name": title}
+def _front_matter(title: str, source: dict[str, Any], kept: int) -> Matter:
+    matter: Matter = {"pretty_name": title}
     if source.get("license"):
-        matter["license"] = source["license"]
+        matter |= {key: source[key] for key in LICENCE if source.get(key)}
     if source["kind"] == "hub":
         matter["source_datasets"] = [source["name"]]
     bounds = [
@@ -155,27 +215,28 @@ def _front_matter(title: str, source: dict[str, Any], kept: int) -> dict[str, An
 
 
 def _name_source(source: dict[str, Any]) -> str:
-    name = f"`{Path(source['name']).name}`, split `{source['split']}`"
+    split = code(source["split"])
     if source["kind"] == "hub":
-        commit = source["revision"] or "not known"
-        return f"[{source['name']}](https://huggingface.co/datasets/{source['name']}) " + (
-            f"(split `{source['split']}`, revision `{commit}`)"
-        )
+        commit = code(source["revision"] or "not known")
+        address = f"[{escape(source['name'])}]({HUB}{source['name']})"
+        return f"{address} (split {split}, revision {commit})"
+    name = f"{code(Path(source['name']).name)}, split {split}"
     return {"memory": "a dataset that was given in memory"}.get(source["kind"], f"the local {name}")
 
 
-def _loading(split: str, has_patches: bool) -> str:
+def _loading(repo_id: str, split: str, has_patches: bool) -> str:
+    repo, part = (json.dumps(clean(text)) for text in (repo_id, base_split(split)))
     whole = (
         "\n\nfrom dq_multimodal.patches import restore\n\n"
         'subset = restore(subset, fill="mean")  # images again; or fill="mae", mae_model=...'
     )
     return (
         "```python\nfrom datasets import load_dataset\n\n"
-        f'subset = load_dataset("{REPO_ID}", split="{base_split(split)}")\n'
-        f'selection = load_dataset("{REPO_ID}", "selection", split="{base_split(split)}")'
+        f"subset = load_dataset({repo}, split={part})\n"
+        f'selection = load_dataset({repo}, "selection", split={part})'
         "  # one row a source row" + (whole if has_patches else "") + "\n```\n\n"
         "Other sizes and methods, without an encoder: "
-        f"`dq-multimodal resample {REPO_ID} --keep-ratio 0.05`."
+        f"`dq-multimodal resample {repo_id} --keep-ratio 0.05`."
     )
 
 
@@ -191,7 +252,10 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
         settings |= {name: request[name] for name in names}
     settings["label_column"] = config["label_column"] or "none: one stratum"
     if model is not None:
-        shown = {key: _without_folders(value) for key, value in model.items()}
+        shown = {
+            **model,
+            **{key: last_part(model[key]) for key in ("model", "file") if key in model},
+        }
         settings["embedding"] = ", ".join(f"{k} {v}" for k, v in shown.items() if v is not None)
         if rows is not None and "model" in model:
             what = rows.get("template", ", ".join(rows["columns"]))
@@ -200,27 +264,22 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
         names = ("drop_ratio", "attribution", "patch_coding", "min_psnr")
         settings |= {name: request[name] for name in names if request[name] is not None}
         settings["patch_size"] = f"{config['patches']['patch_size']} px"
-    return [[name, f"`{_escape(str(value))}`"] for name, value in settings.items()]
-
-
-def _without_folders(value: Any) -> Any:
-    """Leave out the folders of this machine that a file or model may be named by."""
-    return Path(value).name if isinstance(value, str) and is_local(value) else value
+    return [[escape(name), code(str(value))] for name, value in settings.items()]
 
 
 def _bin_table(run_folder: Path) -> str:
-    table = read_table(run_folder / BINS_FILE)
-    if table["bin"].null_count:
+    bins = read_table(run_folder / BINS_FILE)
+    if bins["bin"].null_count:
         return "No bins: the rows were drawn at random."
     totals = [("size", "sum"), ("kept", "sum"), *((name, "min") for name in SCORES)]
-    by_bin = table.group_by("bin").aggregate(totals).sort_by("bin")
+    by_bin = bins.group_by("bin").aggregate(totals).sort_by("bin")
     has_scores = any(by_bin[f"{name}_min"].null_count < len(by_bin) for name in SCORES)
     lines = [
         [str(row["bin"]), f"{row['size_sum']:,}", f"{row['kept_sum']:,}"]
         + [_number(row[f"{name}_min"]) for name in SCORES if has_scores]
         for row in by_bin.to_pylist()
     ]
-    return _table(["bin", "rows", "kept", *(SCORES if has_scores else ())], lines)
+    return table(["bin", "rows", "kept", *(SCORES if has_scores else ())], lines)
 
 
 def _number(value: float | None) -> str:
@@ -238,18 +297,21 @@ def _figures(run_folder: Path) -> list[str]:
 
 
 def _licence(source: dict[str, Any]) -> str:
-    if source.get("license"):
-        return f"That of the source, which states: `{source['license']}`."
-    return (
-        "That of the source. It was not recorded, because the source states none or is a local "
-        "file: whoever publishes this subset has to name it here."
+    stated, name, link = (source.get(key) for key in LICENCE)
+    if not stated:
+        return (
+            "That of the source. It was not recorded, because the source states none or is a local "
+            "file: whoever publishes this subset has to name it here."
+        )
+    found = ", ".join(
+        code(str(part)) for part in (stated if isinstance(stated, list) else [stated])
     )
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    rule = ["---"] * len(head)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    if name:
+        found += f", {escape(str(name))}"
+    if link and "://" not in str(link):  # a file of the source
+        link = f"{HUB}{source['name']}/blob/{source['revision'] or 'main'}/{link}"
+    return (
+        f"That of the source, which states: {found}"
+        + (f" (<{quote(str(link), SAFE_IN_LINKS)}>)" if link else "")
+        + "."
+    )

@@ -100,8 +100,9 @@ def compress(
         from dq_multimodal.assisting import assist
 
         return assist(world, given)
+    _check_push(push_to_hub, private)
     run = run_compress(**given, world=world)
-    _say(summarise(run, as_json, _push(run, push_to_hub, private)))
+    _end(run, as_json, push_to_hub, private)
 
 
 def _flags_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -153,8 +154,8 @@ def resample(
     from dq_multimodal.resampling import resample as run_resample
 
     given = options.given_options(context, "run", "push_to_hub", "private", "as_json")
-    drawn = run_resample(open_run(run), **given)
-    _say(summarise(drawn, as_json, _push(drawn, push_to_hub, private)))
+    _check_push(push_to_hub, private)
+    _end(run_resample(open_run(run), **given), as_json, push_to_hub, private)
 
 
 @app.command()
@@ -177,7 +178,7 @@ def push(
     """Push a finished run to the Hub, as one commit."""
     from dq_multimodal.run import Run
 
-    _say(f"pushed: {_push(Run(run), repo_id, private)}")
+    _say(f"pushed: {Run(run).push_to_hub(repo_id, private=private)}")
 
 
 @app.command()
@@ -198,12 +199,22 @@ def verify(run: options.RunOrId, as_json: options.Json = False) -> None:
         raise InputError(f"{run} is not what it says: {', '.join(failed)}")
 
 
-def _push(run: "Run", repo_id: str | None, private: bool) -> str | None:
-    if repo_id is None:
-        return None
-    from dq_multimodal.hub import push as run_push
+def _check_push(repo_id: str | None, private: bool) -> None:
+    """Raise before the work if what comes out of it could not be pushed."""
+    if repo_id is not None:
+        from dq_multimodal.hub import check_push
 
-    return run_push(run, repo_id, private=private)
+        check_push(repo_id, private=private)
+
+
+def _end(run: "Run", as_json: bool, repo_id: str | None, private: bool) -> None:
+    """Push a run that is done, if asked, and say what came out, pushed or not."""
+    address = None
+    try:
+        if repo_id is not None:
+            address = run.push_to_hub(repo_id, private=private)
+    finally:
+        _say(summarise(run, as_json, address))
 
 
 def _say(text: str) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from dq_multimodal import embedding, patch_records, report, scoring, selection, subset
 from dq_multimodal.atomic import write_text
+from dq_multimodal.card import CARD, clear_card
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import check_path
 from dq_multimodal.world import World
@@ -26,7 +27,8 @@ TOKEN = "world.token"
 """By this file other processes know the folder of rank 0 from another of the same name."""
 SHARED_SECONDS = 30.0
 """File systems of a network tell late what is new."""
-CARD = "README.md"
+FORMAT = "dq-multimodal run 1"
+"""What manifest.json calls the format, by which a folder or repository is known as ours."""
 OURS = (
     CONFIG,
     MANIFEST,
@@ -137,8 +139,9 @@ def check_folder(folder: str, token: str, rank: int) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove what a run left in a folder, and nothing else."""
-    for name in OURS:
+    """Remove what a run left in a folder, and nothing else; of its card, our part."""
+    clear_card(folder, read_config(folder) or {}, read_manifest(folder))
+    for name in {*OURS} - {CARD}:
         for path in (folder / name, folder / (name + ".tmp")):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -176,7 +179,12 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write manifest.json."""
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / MANIFEST, format_manifest(manifest))
+
+
+def format_manifest(manifest: dict[str, Any]) -> str:
+    """Give the text of manifest.json."""
+    return json.dumps({"format": FORMAT, **manifest}, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -47,6 +47,12 @@ def check_path(path: Path) -> None:
         raise InputError(f"the path {place} has :: or $NAME in it, which `datasets` expands")
 
 
+def last_part(name: str) -> str:
+    """Leave out the folders of this machine that a file or a model may be named by."""
+    is_place = is_local(name) or name.startswith("local-dir:") or name.count("/") > 1
+    return (Path(name.removeprefix("local-dir:")).name or name) if is_place else name
+
+
 def short_name(name: str) -> str:
     """Give the last part of a path or Hub id, without the ending of a data file."""
     last = Path(name.rstrip("/*"))

@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from dq_multimodal.config import InputError
 from dq_multimodal.world import is_launched
@@ -46,6 +49,35 @@ def accelerator() -> str | None:
 
     device = own_device() or ("cuda" if torch.cuda.is_available() else "cpu")
     return None if device == "cpu" else device
+
+
+@contextmanager
+def loading(name: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what the libraries raise at a model that they cannot load into one line.
+
+    Args:
+        name: What the user calls the model.
+        errors: Only these; by default all.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a broken model fails in many ways
+        if errors and not isinstance(error, errors):
+            raise
+        causes: list[BaseException | None] = [error]
+        while causes[-1] is not None:
+            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if any(isinstance(cause, UnpicklingError) for cause in causes):
+            reason = (
+                "its weights are a pickle of more than weights, which could run any code, or "
+                "broken: wanted safetensors"
+            )
+        elif "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run here"
+        raise InputError(f"cannot load the model {name}: {reason}") from error
 
 
 class ModelOutOfReach(InputError):

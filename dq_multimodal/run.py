@@ -12,7 +12,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal import __version__, card, embedding, folder, patch_records, scoring, subset
-from dq_multimodal.atomic import expand_home, write_text
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
@@ -135,8 +135,7 @@ class Run:
             dataset = None
         with folder.claim_folder(self.path):
             write_report(self.path, self.config, self.manifest, embeddings=rows, dataset=dataset)
-            text = card.make_card(self.path, self.config, self.manifest)
-            write_text(self.path / folder.CARD, text)
+            card.write_card(self.path, self.config, self.manifest)
         return self.path / FILE
 
     def __repr__(self) -> str:
@@ -221,7 +220,7 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
     manifest["kept"] = len(read_kept(target))
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
-    write_text(target / folder.CARD, card.make_card(target, config, manifest))
+    card.write_card(target, config, manifest)
     scored = (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE)
     for name in (*scored, folder.TOKEN):
         (target / name).unlink(missing_ok=True)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TABLES = ("arrow", "cache", "csv", "json", "pandas", "parquet", "sql", "text", "xml")
 """Builders of `datasets` whose rows come from a table that another may have written."""
 HASHED_ROWS = 1000
+LICENCE = ("license", "license_name", "license_link")
+"""Keys of a card that say it."""
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
 
@@ -175,12 +177,14 @@ def _load_from_hub(
     )
     from huggingface_hub.utils import HfHubHTTPError, httpx
 
-    licence, names = None, {name}
+    licence: dict[str, Any] = {}
+    names = {name}
     try:
         info = HfApi().dataset_info(name, revision=revision)
         commit = info.sha
         names.add(info.id)  # another where the repository was renamed
-        licence = getattr(info.card_data, "license", None) if info.card_data else None
+        stated = info.card_data.to_dict() if info.card_data else {}
+        licence = {key: stated[key] for key in LICENCE if stated.get(key)}
         loaded: Dataset | Stream
         present = {file.rfilename for file in info.siblings or []}
         cards = [
@@ -211,7 +215,7 @@ def _load_from_hub(
             raise InputError(f"the Hub is out of reach, and {name} is to be a stream") from error
         loaded, commit = _load_from_cache(name, split, config_name, revision)
     origin = {"kind": "hub", "name": name, "split": split, "config_name": config_name}
-    origin |= {"revision": commit, "license": licence}
+    origin |= {"revision": commit, "license": None, **licence}
     if streaming:
         return Source(loaded, origin)
     own = replace(own, roots=tuple(_cache_of(n, commit) for n in names))

@@ -17,6 +17,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
@@ -68,6 +69,7 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     from accelerate import PartialState
     from trl import SFTTrainer, get_peft_config
 
+    from dq_multimodal.model_source import loading
     from dq_multimodal.source import pin_of
     from dq_multimodal.training.sft import (
         check_model,
@@ -85,6 +87,11 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     is_pushed, training.push_to_hub = training.push_to_hub, False  # pushed when all is done
     _ = training.device  # starts the process group
     state = PartialState()
+    asked_code = (training.model_init_kwargs or {}).get("trust_remote_code")
+    if training.trust_remote_code or asked_code:  # trl passes False on
+        raise InputError("trust_remote_code: code that comes with a model is never run here")
+    if state.is_main_process:
+        check_pushes(rows, training, is_pushed)
 
     source, held_out = load_rows(rows)
     pins = {
@@ -107,13 +114,15 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     if model.dtype:
         training.model_init_kwargs = {**(training.model_init_kwargs or {}), "dtype": model.dtype}
     training.eval_packing = False  # the held-out loss is one of rows
-    trainer = SFTTrainer(
-        model=model.model_name_or_path,
-        args=training,
-        train_dataset=to_training_rows(kept, rows.text_columns),
-        eval_dataset=to_training_rows(held_out.dataset, rows.text_columns) if held_out else None,
-        peft_config=get_peft_config(model),
-    )
+    test_rows = to_training_rows(held_out.dataset, rows.text_columns) if held_out else None
+    with loading(str(model.model_name_or_path), UnpicklingError):
+        trainer = SFTTrainer(
+            model=model.model_name_or_path,
+            args=training,
+            train_dataset=to_training_rows(kept, rows.text_columns),
+            eval_dataset=test_rows,
+            peft_config=get_peft_config(model),
+        )
     started = time.perf_counter()
     checkpoint = record.last_checkpoint(output_dir / "checkpoints")
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -196,6 +205,17 @@ def choose_rows(
         "seconds": run.manifest["seconds"],
         "folder": str(folder),
     }
+
+
+def check_pushes(rows: SelectionArguments, training: "SFTConfig", has_model: bool) -> None:
+    """Raise before the work if what was asked to be pushed could not be."""
+    from dq_multimodal.hub import check_push
+
+    private = bool(training.hub_private_repo)
+    if rows.push_subset_to_hub and rows.method != FULL:
+        check_push(rows.push_subset_to_hub, private=private)
+    if has_model:
+        check_push(training.hub_model_id, private=private, kind="model")
 
 
 def publish(

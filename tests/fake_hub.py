@@ -1,7 +1,8 @@
 """A Hugging Face Hub on loopback, for tests that run the real clients in subprocesses.
 
-It answers what `huggingface_hub` and `datasets` ask about dataset repositories as the real Hub
-does, keeps every revision of the one branch, `main`, and lets answers fail when a test says so.
+It answers what `huggingface_hub` and `datasets` ask about dataset repositories, and about those of
+models (`models/OWNER/NAME` in `repos`), as the real Hub does, keeps every revision of the one
+branch, `main`, and lets answers fail when a test says so.
 """
 
 import base64
@@ -10,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,8 @@ import yaml
 LFS_PATH = re.compile(r"\.(arrow|bin|gif|gz|jpe?g|np[yz]|parquet|png|pt|safetensors|tar|webp|zip)$")
 # A status: answered, nothing done. "drop": the connection closes, nothing done. "lose": all done,
 # the connection closes before the answer. "cut": all done, it closes half way through the answer.
-Fault = int | Literal["drop", "lose", "cut"]
+# A function: called, then answered as always.
+Fault = int | Literal["drop", "lose", "cut"] | Callable[[], object]
 
 
 class Refusal(Exception):
@@ -106,6 +108,11 @@ def read_card(readme: bytes) -> dict[str, Any]:
     return dict(yaml.safe_load(parts[1]) or {}) if len(parts) == 3 and not parts[0].strip() else {}
 
 
+def key_of(kind: str, owner: str, name: str) -> str:
+    """The key of a repository in `repos`."""
+    return f"models/{owner}/{name}" if kind == "models" else f"{owner}/{name}"
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one packet, else every answer waits for a delayed ACK
@@ -118,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault, headers = self.server.take_fault(self.command, self.path)
         self.status, self.headers_out = 200, dict(headers)
         try:
+            if callable(fault):
+                fault()
             if isinstance(fault, int):
                 raise Refusal(fault, "Injected error")
             body = b"" if fault == "drop" else self.answer(content)
@@ -143,7 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, content: bytes) -> Any:
         hub, url = self.server, urlsplit(self.path)
-        parts, query = map(unquote, url.path.split("/")[1:]), parse_qs(url.query)
+        parts, query = [*map(unquote, url.path.split("/")[1:])], parse_qs(url.query)
+        if parts[2:3] == ["resolve"] or parts[2:3] == ["info"]:
+            parts = ["models", *parts]
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         if token not in ("write", "read", None):
             raise Refusal(401, "Invalid credentials in Authorization header")
@@ -155,25 +166,26 @@ class _Handler(BaseHTTPRequestHandler):
                 return {}
             case "GET", "api", "whoami-v2" if token:
                 auth = {"type": "access_token", "accessToken": {"displayName": "-", "role": token}}
-                return {"type": "user", "id": "0", "name": "me", "orgs": [], "auth": auth}
+                user = {"type": "user", "id": "0", "name": "me", "orgs": [], "auth": auth}
+                return user | hub.user
             case "POST", "api", "validate-yaml":
                 empty = not read_card(json.loads(content)["content"].encode())
                 return {"errors": [], "warnings": [{"message": "empty metadata"}] if empty else []}
             case "POST", "api", "repos", "create":
                 return hub.create_repo(token, **json.loads(content))
-            case "POST", "datasets", owner, name, "info", "lfs", "objects", "batch":
-                hub.find_repo(token, f"{owner}/{name.removesuffix('.git')}", write=True)
+            case "POST", kind, owner, name, "info", "lfs", "objects", "batch":
+                hub.find_repo(token, key_of(kind, owner, name.removesuffix(".git")), write=True)
                 objects = json.loads(content)["objects"]
                 for item in [o for o in objects if o["oid"] not in hub.lfs_objects]:
                     action = {"href": f"{hub.url}/lfs/{item['oid']}"}
                     item["actions"] = {"upload": action, "verify": action}
                 return {"objects": objects}
-            case "GET" | "HEAD", "datasets", owner, name, "resolve", revision, *path:
-                repo = hub.find_repo(token, f"{owner}/{name}")
+            case "GET" | "HEAD", kind, owner, name, "resolve", revision, *path:
+                repo = hub.find_repo(token, key_of(kind, owner, name))
                 return self.resolve(repo.at(revision), "/".join(path))
-            case _, "api", "datasets", owner, name, *rest:
+            case _, "api", "datasets" | "models" as kind, owner, name, *rest:
                 write = rest[:1] in (["preupload"], ["commit"])
-                repo = hub.find_repo(token, f"{owner}/{name}", write=write)
+                repo = hub.find_repo(token, key_of(kind, owner, name), write=write)
                 return self.answer_repo(repo, rest, query, content)
         raise Refusal(404 if token else 401, f"No {self.command} {self.path}", "RepoNotFound")
 
@@ -184,7 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
                 entries = commit.entries() if "blobs" in query else {}
                 siblings = [{"rfilename": path} | entries.get(path, {}) for path in commit.files]
                 card = read_card(commit.files.get("README.md", b""))
-                info = {"id": repo.id, "sha": commit.sha, "siblings": siblings, "gated": False}
+                info = {"id": repo.id.removeprefix("models/"), "sha": commit.sha, "gated": False}
+                info |= {"siblings": siblings}
                 info |= {"private": repo.private} | ({"cardData": card} if card else {})
                 return info | {"tags": card.get("tags", [])}
             case "GET", "refs":
@@ -207,7 +220,8 @@ class _Handler(BaseHTTPRequestHandler):
                 hub, lines = self.server, map(json.loads, content.splitlines())
                 with hub.lock:
                     sha = repo.commit(hub.lfs_objects, *lines).sha
-                url = f"{hub.url}/datasets/{repo.id}/commit/{sha}"
+                page = "" if repo.id.startswith("models/") else "datasets/"
+                url = f"{hub.url}/{page}{repo.id.removeprefix('models/')}/commit/{sha}"
                 return {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""}
         raise Refusal(404, f"No {self.command} {self.path}")
 
@@ -236,6 +250,7 @@ class FakeHub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str, int]] = []  # method, path with query, status or 0
+        self.user: dict[str, Any] = {}  # what whoami answers besides: orgs, auth
         self.lfs_objects: dict[str, bytes] = {}
         self.lock = threading.RLock()
         self.faults: list[tuple[str, str, Fault, dict[str, str]]] = []
@@ -288,8 +303,8 @@ class FakeHub(ThreadingHTTPServer):
         owner = given.get("organization") or "me"
         if token != "write":
             raise Refusal(403 if token else 401, f"You may not create a {type} under {owner}")
-        path = f"{type}s/{owner}/{name}"
-        repo_id, url = path.removeprefix("datasets/"), f"{self.url}/{path}"
+        repo_id, path = key_of(f"{type}s", owner, name), f"{type}s/{owner}/{name}"
+        url = f"{self.url}/{path.removeprefix('models/')}"
         with self.lock:
             if repo_id in self.repos:
                 raise Refusal(409, f"You already created this {type} repo: {repo_id}", url=url)

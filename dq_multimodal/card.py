@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from dq_multimodal.local_data import is_local, short_name
-from dq_multimodal.selection import BINS_FILE, SCORES
+from dq_multimodal.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.splits import base_split
 
 REPO_ID = "OWNER/NAME"
@@ -208,9 +208,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _bin_table(run_folder: Path) -> str:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(run_folder / BINS_FILE)
+    table = read_table(run_folder, BINS_FILE)
     if table["bin"].null_count:
         return "No bins: the rows were drawn at random."
     totals = [("size", "sum"), ("kept", "sum"), *((name, "min") for name in SCORES)]

@@ -42,13 +42,17 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run(run.path if isinstance(run, Run) else run)
+    run.check_whole()
     figures = [run.path / FIGURES / name for name in FIGURE_TEXTS]
     figures = [path for path in figures if path.is_file()]
     paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path) + figures
     contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
     card = (run.path / folder.CARD).read_text(encoding="utf-8")
-    contents[folder.CONFIG] = _public_config(run).encode()
+    config = _public_config(run)
+    contents[folder.CONFIG] = config.encode()
+    manifest = folder.record_config(run.manifest, config)
+    contents[folder.MANIFEST] = folder.format_manifest(manifest).encode()
     advice = "the repository is as it was, or whole and new; try the same again"
     with one_line(f"push to {repo_id}", advice):
         api = HfApi()

@@ -108,8 +108,7 @@ def compress(
         label_column = label_column_of(adapter, request)
         strata, labels = survey(source, adapter, request, label_column)
         config = make_config(request, source, adapter, label_column)
-        has_report = not report or (target / REPORT_FILE).exists()
-        if not overwrite and has_report and is_finished(target, config):
+        if not overwrite and is_finished(target, config, with_report=report):
             return found_complete(target)
         note_model(config, adapter, request, source.dataset.column_names)
         is_adaptive = request.method == "adq"
@@ -119,7 +118,7 @@ def compress(
 
             dropper = make_dropper(source.dataset, request, adapter)
             config["patches"] = dropper.describe()
-        spare_inputs(target, request)
+        spare_inputs(target, request, source)
         if limit is not None:
             need = estimate_memory(
                 source.dataset, strata, adapter, request, config, with_report=report

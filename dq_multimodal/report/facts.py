@@ -14,7 +14,15 @@ from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
 from dq_multimodal.report.vectors import Vectors, nearest
-from dq_multimodal.selection import BINS_FILE, SCORES, SELECTION_FILE, count_left, strata_to_share
+from dq_multimodal.selection import (
+    BINS_FILE,
+    SCORES,
+    SELECTION_FILE,
+    count_left,
+    read_selection,
+    read_table,
+    strata_to_share,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -113,7 +121,7 @@ def collect(
     dataset: "Dataset | None",
 ) -> Facts:
     """Read the tables of a run folder and measure all that the report shows."""
-    selection = read_selection(folder)
+    selection = read_facts(folder)
     reader = RowReader(dataset, config["rows"])
     facts = Facts(config, manifest, selection, _read_scores(folder, selection.n_bins), reader)
     if embeddings is not None and len(embeddings) == len(selection):
@@ -123,28 +131,20 @@ def collect(
     return facts
 
 
-def read_selection(folder: Path) -> Selection:
+def read_facts(folder: Path) -> Selection:
     """Read selection.parquet; bins of null are none."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / SELECTION_FILE)
-    has_bins = table["bin"].null_count < len(table)
-    found: dict[str, Any] = {}
-    for name in ("stratum", "bin", "rank", "gain", "order", "kept"):
-        column = table[name].fill_null(0) if table[name].null_count else table[name]
-        found[name] = column.to_numpy()
-    for name in ("stratum", "bin", "rank", "order"):
-        found[name] = found[name].astype(np.int64)
-    if not has_bins:
-        found |= {"bin": None, "rank": None, "gain": None}
-    return Selection(**found)
+    bins, places = read_selection(folder)
+    has_bins = not read_table(folder, SELECTION_FILE)["bin"].null_count
+    return Selection(
+        bins.stratum,
+        *((bins.bin, bins.rank, bins.gain) if has_bins else (None, None, None)),
+        **places,
+    )
 
 
 def _read_scores(folder: Path, n_bins: int) -> dict[str, list[float | None]]:
     """Read the scores of every bin number; empty where no bin has any."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / BINS_FILE)
+    table = read_table(folder, BINS_FILE)
     scores: dict[str, list[float | None]] = {name: [None] * n_bins for name in SCORES}
     for name in SCORES:
         for number, value in zip(table["bin"].to_pylist(), table[name].to_pylist(), strict=True):

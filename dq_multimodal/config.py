@@ -328,8 +328,8 @@ def check_type(name: str, value: Any, kind: Any) -> None:
             check_type(f"{name}.{key}", item, parts[1])
     elif not _is_plain(value, kind):
         wanted = getattr(kind, "__name__", str(kind).replace("typing.", ""))
-        is_short = isinstance(value, float | str) or (isinstance(value, int) and abs(value) < 2**64)
-        shown = repr(value)[:80] if is_short else type(value).__name__
+        is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
+        shown = repr(value) if is_short else type(value).__name__  # no text of a linked file
         raise InputError(f"{name} must be {wanted}, got {shown}")
 
 
@@ -343,6 +343,8 @@ def _is_plain(value: Any, kind: Any) -> bool:
         return isinstance(value, int) and -(2**63) <= value < 2**63
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300  # not NaN, not infinite
+    if get_origin(kind) is not None:  # a list, tuple or dict, which another value is not
+        return False
     return kind is Any or isinstance(value, kind)
 
 

@@ -226,6 +226,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             return {}
         document = json.loads(text)
         check_type("manifest", document, Begun)
+        if document.get("format", FORMAT) != FORMAT:
+            raise InputError(f"its format is not {FORMAT!r}")
         if "rows" in document or "complete" in document:
             check_type("manifest", document, Manifest)
             _check_counts(document)
@@ -286,6 +288,11 @@ def describe_file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def is_sealed(manifest: dict[str, Any]) -> bool:
+    """Say whether a manifest of a finished run holds what was written; older ones cannot tell."""
+    return not {"format", "files", "digest"} & manifest.keys() or seal(manifest) == manifest
 
 
 def seal(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -139,7 +139,10 @@ def check_apart(target: Path, place: Path, name: str) -> None:
 
 
 def check_strangers(folder: Path) -> None:
-    """Raise before a folder that a run replaces as a whole is, if others put something there."""
+    """Raise if others put something where a run writes, or where it replaces a whole folder."""
+    for name in OURS:
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            raise InputError(f"{folder / name} is a folder, and a run writes a file there")
     for name, known in WHOLE.items():
         place = folder / name
         if place.is_symlink() or (place.exists() and not place.is_dir()):
@@ -201,10 +204,8 @@ def check_folder(folder: str, token: str, rank: int) -> None:
 def clear_folder(folder: Path) -> None:
     """Remove what a run left in a folder, its mark apart, and nothing else.
 
-    Raises:
-        InputError: If others put something where the run writes; nothing is removed then.
+    Nobody else has put anything where it writes: see `check_strangers`.
     """
-    check_strangers(folder)
     for name in OURS:
         for path in (folder / name, folder / (name + ".tmp")):
             if path.is_symlink() or path.is_file():
@@ -289,7 +290,7 @@ def find_damage(folder: Path, manifest: dict[str, Any], *, is_deep: bool = False
     needed = {CONFIG, selection.SELECTION_FILE, selection.BINS_FILE, subset.FOLDER, *parts}
     record = manifest.get("files")
     if record is None:
-        return {name: "is torn" for name in sorted(needed) if _is_torn(folder / name)}
+        return {name: "is torn" for name in sorted(needed | {CARD}) if _is_torn(folder / name)}
     parts |= {name for name in record if re.fullmatch(f"{subset.FOLDER}/{subset.PART}", name)}
     may_be = {embedding.FILE, *SHOWN}
     found = {}
@@ -303,18 +304,21 @@ def find_damage(folder: Path, manifest: dict[str, Any], *, is_deep: bool = False
             found[name] = f"has {path.stat().st_size:,} bytes and not {written['bytes']:,}"
         elif is_deep and documents.describe_file(path) != written:
             found[name] = "has another content"
-    if not parts:
-        found[subset.FOLDER] = "is missing"
+    for name in (CARD, *(() if parts else (subset.FOLDER,))):
+        if _is_torn(folder / name):  # a card may be edited, and has no record
+            found[name] = "is missing"
     return found
 
 
 def _is_torn(path: Path) -> bool:
-    """Say whether a file is missing or ends too early, a folder whether it is empty."""
+    """Say whether a file is missing, empty or cut, or a folder empty."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if path.suffix != ".parquet":
-        return not (any(path.iterdir()) if path.is_dir() else path.is_file())
+        return not (
+            any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size
+        )
     try:
         pq.read_metadata(path)
     except (OSError, pa.ArrowException):

@@ -174,14 +174,17 @@ class Run:
         return self.path / FILE
 
     def check_whole(self) -> None:
-        """Raise unless the files are as long as they were, and the tables fit each other.
+        """Raise unless the files are those that the run wrote, and none of them is a link.
 
         Raises:
             InputError: If they are not.
         """
-        lost = folder.find_damage(self.path, self.manifest)
-        for name in lost.keys() - {embedding.FILE, *folder.SHOWN, folder.CONFIG}:
-            raise InputError(f"the run in {self.path} is damaged: {name} {lost[name]} (see verify)")
+        damage = self.find_damage()
+        for name in sorted(damage.keys() - {folder.CONFIG, folder.MANIFEST}):
+            raise InputError(f"the run in {self.path} is damaged: {name} {damage[name]}")
+        links = [path for path in self.path.rglob("*") if path.is_symlink()]
+        if links:
+            raise InputError(f"{links[0]} is a link: what it leads to was not written by the run")
         self.check_tables()
 
     def check_tables(self) -> None:
@@ -225,7 +228,7 @@ class Run:
         found = folder.find_damage(self.path, self.manifest, is_deep=True)
         optional = {embedding.FILE, *folder.SHOWN}  # on the Hub there are fewer
         found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
-        if "digest" in self.manifest and documents.seal(self.manifest) != self.manifest:
+        if not documents.is_sealed(self.manifest):
             found[folder.MANIFEST] = "has another content"
         return found
 
@@ -280,12 +283,11 @@ def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
         raise InputError(
             f"{target} holds another run ({found}): use --overwrite or another output folder"
         )
+    folder.check_strangers(target)
     if before is None or differing or (overwrite and is_complete):
-        folder.check_strangers(target)
         folder.write_manifest(target, {"state": {}})  # the mark, before and after all else
         folder.clear_folder(target)
     elif is_complete:
-        folder.check_strangers(target)
         lost = _find_lost(target, manifest)
         for stage, files in STAGES.items():
             if any(name.startswith(files) for name in lost):
@@ -299,7 +301,10 @@ def _read_before(
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Read the documents of what is in a folder; unless strict, damaged ones count as none."""
     try:
-        return folder.read_config(target), folder.read_manifest(target)
+        manifest = folder.read_manifest(target)
+        if manifest.get("complete") and not documents.is_sealed(manifest):
+            raise InputError(f"{target / folder.MANIFEST} was changed after the run")
+        return folder.read_config(target), manifest
     except InputError as error:
         if is_strict:
             raise InputError(f"{error}: use --overwrite or another output folder") from error
@@ -308,9 +313,7 @@ def _read_before(
 
 def _find_lost(target: Path, manifest: dict[str, Any]) -> list[str]:
     """Name files of a finished run that are gone or cut; config.yaml is compared by content."""
-    lost = [name for name in folder.find_damage(target, manifest) if name != folder.CONFIG]
-    has_card = (target / folder.CARD).is_file() and (target / folder.CARD).stat().st_size
-    return lost if has_card else [*lost, folder.CARD]
+    return [name for name in folder.find_damage(target, manifest) if name != folder.CONFIG]
 
 
 def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:

@@ -102,6 +102,7 @@ def compress(
     target = Path(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or open_source(request)
+        spare_inputs(target, request, source)
         world.post("source", pin=pin_of(source.origin))
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
@@ -118,7 +119,6 @@ def compress(
 
             dropper = make_dropper(source.dataset, request, adapter)
             config["patches"] = dropper.describe()
-        spare_inputs(target, request, source)
         if limit is not None:
             need = estimate_memory(
                 source.dataset, strata, adapter, request, config, with_report=report

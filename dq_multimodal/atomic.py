@@ -2,11 +2,14 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
@@ -31,24 +34,21 @@ def write_table(table: "pa.Table", path: Path) -> None:
     put_in_place(temporary, path)
 
 
-def read_table(path: Path, **options: Any) -> "pa.Table":
-    """Read a parquet file; by its name, pyarrow would read `a:b` as an address, `a=1` as a column.
-
-    Args:
-        path: The file.
-        **options: What `pyarrow.parquet.read_table` takes: columns, filters.
+@contextmanager
+def open_parquet(path: Path) -> "Iterator[pq.ParquetFile]":
+    """Open a parquet file; by its name, pyarrow would read `a:b` as an address.
 
     Raises:
         OSError: If it cannot be read, or is no plain file: to open a pipe would wait for ever.
-        ValueError: If it is no parquet, or has no such columns.
+        ValueError: If it is no parquet.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    with pa.OSFile(str(path)) as file:
-        return pq.read_table(file, **options)
+    with pa.OSFile(str(path)) as source, pq.ParquetFile(source) as file:
+        yield file
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

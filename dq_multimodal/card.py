@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dq_multimodal.atomic import read_table, write_text
+from dq_multimodal.atomic import write_text
 from dq_multimodal.card_parts import LICENCE, Card, Matter, plain_card, read_card
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import last_part, short_name
 from dq_multimodal.markdown import clean, code, escape, table
-from dq_multimodal.selection import BINS_FILE, SCORES
+from dq_multimodal.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.splits import base_split
 
 CARD = "README.md"
@@ -268,7 +268,7 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
 
 
 def _bin_table(run_folder: Path) -> str:
-    bins = read_table(run_folder / BINS_FILE)
+    bins = read_table(run_folder, BINS_FILE)
     if bins["bin"].null_count:
         return "No bins: the rows were drawn at random."
     totals = [("size", "sum"), ("kept", "sum"), *((name, "min") for name in SCORES)]

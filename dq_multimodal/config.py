@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from os import PathLike, fspath
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 Method = Literal["adq", "dq", "graphcut", "random"]
 Draw = Literal["random", "rank"]
@@ -236,10 +236,22 @@ class CompressConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CompressConfig":
-        """Rebuild from `as_dict`; settings that this release does not know are an error."""
+        """Rebuild from `as_dict`, which may come from a file of anybody: all types are checked.
+
+        Raises:
+            InputError: If a setting is unknown to this release, missing, or of another type.
+        """
+        check_type("settings", values, dict[str, Any])
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"settings this release does not know: {', '.join(unknown)}")
+        if "dataset" not in values:
+            raise InputError("the setting dataset is missing")
+        kinds = get_type_hints(cls)
+        if isinstance(values.get("seed"), int) and values["seed"].bit_length() < 1000:
+            kinds["seed"] = Any  # is used modulo 2^64
+        for name, value in values.items():
+            check_type(name, value, kinds[name])
         return cls(**values)
 
 
@@ -280,6 +292,60 @@ def check_seed(seed: Any) -> None:
     """Raise unless the seed is a whole number."""
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise InputError(f"seed must be a whole number, got {seed!r}")
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raise unless a value that was read from a file has a type, all that it holds included.
+
+    Args:
+        name: What the message calls it.
+        value: Plain values, as YAML and JSON give them.
+        kind: str, bool, int (of 64 bits), float (finite), Any, a Literal, a list,
+            tuple (a list in the file) or dict of one of them, one of them or None, or a TypedDict,
+            which may hold more keys than it names.
+
+    Raises:
+        InputError: If it is another, naming the part that is.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Union or origin is type(int | str):
+        (kind,) = (part for part in parts if part is not type(None))
+        if value is not None:
+            check_type(name, value, kind)
+    elif is_typeddict(kind):
+        check_type(name, value, dict[str, Any])
+        for key in sorted(kind.__required_keys__ - value.keys()):
+            raise InputError(f"{name} has no {key}")
+        for key, part in get_type_hints(kind).items():
+            if key in value:
+                check_type(f"{name}.{key}", value[key], part)
+    elif origin in (list, tuple) and isinstance(value, list):
+        for number, item in enumerate(value):
+            check_type(f"{name}[{number}]", item, parts[0])
+    elif origin is dict and isinstance(value, dict):
+        for key, item in value.items():
+            check_type(f"a key of {name}", key, parts[0])
+            check_type(f"{name}.{key}", item, parts[1])
+    elif not _is_plain(value, kind):
+        wanted = getattr(kind, "__name__", str(kind).replace("typing.", ""))
+        is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
+        shown = repr(value) if is_short else type(value).__name__  # no text of a linked file
+        raise InputError(f"{name} must be {wanted}, got {shown}")
+
+
+def _is_plain(value: Any, kind: Any) -> bool:
+    """Say whether a value has a type that is not made of others."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is int:
+        return isinstance(value, int) and -(2**63) <= value < 2**63
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e300  # not NaN, not infinite
+    if get_origin(kind) is not None:  # a list, tuple or dict, which another value is not
+        return False
+    return kind is Any or isinstance(value, kind)
 
 
 def count_parts(partition: Any, n_rows: int) -> int:

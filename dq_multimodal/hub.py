@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dq_multimodal import card, folder, subset
+from dq_multimodal import card, documents, folder, subset
 from dq_multimodal.atomic import expand_home
 from dq_multimodal.card import FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
@@ -111,13 +111,16 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
         InputError: If the Hub is out of reach, refuses the token, or fails; if the repository
             holds other things, changes meanwhile, or is public and a private one was asked for.
     """
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run(run.path if isinstance(run, Run) else run)
+    run.check_whole()
     figures = [run.path / FIGURES / name for name in FIGURE_TEXTS]
     figures = [path for path in figures if path.is_file()]
     paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path) + figures
     contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
-    config, manifest = public_config(run.config), _public_manifest(run)
-    contents[folder.CONFIG] = folder.format_config(config).encode()
+    config = public_config(run.config)
+    config_text = folder.format_config(config)
+    manifest = folder.record_config(_public_manifest(run), config_text)
+    contents[folder.CONFIG] = config_text.encode()
     contents[folder.MANIFEST] = folder.format_manifest(manifest).encode()
 
     def fill(remote: Remote) -> set[str]:
@@ -344,7 +347,7 @@ def _is_ours(repo_id: str, kind: Kind, commit: str, files: set[str]) -> bool:
         return found.get("format") == MODEL_FORMAT
     versions = found.get("versions")
     is_older = isinstance(versions, dict) and "dq-multimodal" in versions
-    return found.get("format") == folder.FORMAT or (
+    return found.get("format") == documents.FORMAT or (
         "format" not in found and is_older and folder.CONFIG in files
     )
 

@@ -1,7 +1,7 @@
 """The patch records of a run: made block by block, resumable, read as one column of the subset."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.atomic import read_table, write_table
+from dq_multimodal.atomic import open_parquet, write_table
 from dq_multimodal.config import InputError
 from dq_multimodal.patches.fields import FIELDS
 from dq_multimodal.vision.pixels import count_pixels, decode_image, read_bytes, undecoded
@@ -136,8 +136,8 @@ class PatchColumn:
         import pyarrow as pa
 
         first, last = start // BLOCK_ROWS, -(-(start + length) // BLOCK_ROWS)
-        tables = [read_table(path, columns=["record"]) for path in self.files[first:last]]
-        return pa.concat_tables(tables)["record"].slice(start - first * BLOCK_ROWS, length)
+        table = pa.concat_tables(_read(self.files[first:last], ["record"]))
+        return table["record"].slice(start - first * BLOCK_ROWS, length)
 
     def summarise(self) -> dict[str, Any]:
         """Say what manifest.json records: who kept the original and why, PSNR, answers, bytes.
@@ -146,8 +146,7 @@ class PatchColumn:
         """
         import pyarrow as pa
 
-        tables = [read_table(path) for path in self.files]
-        table = pa.concat_tables([part.drop_columns(["record"]) for part in tables])
+        table = pa.concat_tables([part.drop_columns(["record"]) for part in _read(self.files)])
         reasons = np.array(table["reason"].to_pylist(), dtype=object)
         rows = table["row"].to_numpy()
         is_coded = np.array([reason is None for reason in reasons])
@@ -170,6 +169,12 @@ class PatchColumn:
         }
 
 
+def _read(files: list[Path], columns: list[str] | None = None) -> "Iterator[pa.Table]":
+    for path in files:
+        with open_parquet(path) as file:
+            yield file.read(columns=columns)
+
+
 def _mean_and_lowest(values: list[float | None]) -> dict[str, float | None]:
     """Summarise PSNRs in dB; images without any loss (infinite ones) do not count."""
     finite = [value for value in values if value is not None and np.isfinite(value)]
@@ -180,13 +185,11 @@ def _mean_and_lowest(values: list[float | None]) -> dict[str, float | None]:
 
 def stored_bytes(files: list[Path], column: str) -> int:
     """Count the bytes that a column takes in parquet files, masks and sizes included."""
-    import pyarrow.parquet as pq
-
     leaves = {f"{column}.{name}" for name in FIELDS}
     total = 0
     for file in files:
-        with file.open("rb") as opened:
-            meta = pq.read_metadata(opened)
+        with open_parquet(file) as opened:
+            meta = opened.metadata
         for group in range(meta.num_row_groups):
             for k in range(meta.num_columns):
                 leaf = meta.row_group(group).column(k)

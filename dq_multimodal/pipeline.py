@@ -107,14 +107,14 @@ def compress(
     target = expand_home(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
         source = source or open_source(request)
+        spare_inputs(target, request, source)
         world.post("source", pin=pin_of(source.origin))
         subset.check_columns(source.dataset)
         adapter = choose_adapter(source.dataset, request)
         label_column = label_column_of(adapter, request)
         strata, labels, unlabelled = survey(source, adapter, request, label_column)
         config = make_config(request, source, adapter, label_column)
-        has_report = not report or (target / REPORT_FILE).exists()
-        if not overwrite and has_report and is_finished(target, config):
+        if not overwrite and is_finished(target, config, with_report=report):
             return found_complete(target)
         note_model(config, adapter, request, source.dataset.column_names)
         is_adaptive = request.method == "adq"
@@ -124,7 +124,6 @@ def compress(
 
             dropper = make_dropper(source.dataset, request, adapter)
             config["patches"] = dropper.describe()
-        spare_inputs(target, request)
         if limit is not None:
             need = estimate_memory(
                 source.dataset, strata, adapter, request, config, with_report=report

@@ -1,5 +1,7 @@
 """What stands before the first stage of a run: the request, its config.yaml, its manifest."""
 
+import glob
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,17 +185,22 @@ def describe_model(adapter: Adapter, request: CompressConfig) -> dict[str, Any]:
         ) from error
 
 
-def spare_inputs(target: Path, request: CompressConfig) -> None:
+def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
     """Raise before a run would overwrite the very files it is made from."""
-    for name in (request.embeddings, request.dataset):
-        if name and target.resolve() in Path(name).resolve().parents:
-            raise InputError(f"{name} lies in the output folder {target}: name another")
+    names = [request.dataset, request.embeddings, request.image_folder]
+    names += [getattr(request, name) for name in MODELS]
+    names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
+    for name in filter(None, names):
+        path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
+        found = [path] if Path(path).exists() else glob.glob(path, recursive=True)  # noqa: PTH207
+        for place in map(Path, found):
+            folder.check_apart(target, place, name)
 
 
 def start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str, Any]:
     """Read the manifest of a run that was stopped, or begin one."""
     before = folder.read_manifest(target)
-    if before:
+    if "state" in before and "rows" in before:
         return before
     files = source.origin.get("files")
     return {

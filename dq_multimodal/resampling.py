@@ -20,7 +20,15 @@ from dq_multimodal.config import (
     Norm,
 )
 from dq_multimodal.core import Bins
-from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
+from dq_multimodal.run import (
+    Run,
+    begin,
+    blaming_damage,
+    default_folder,
+    finish,
+    found_complete,
+    is_finished,
+)
 from dq_multimodal.selection import (
     BinsKind,
     bin_rows,
@@ -32,10 +40,10 @@ from dq_multimodal.selection import (
     order_by_method,
     read_kept,
     read_scores,
-    read_selection,
     write_selection,
 )
 from dq_multimodal.source import reload_source
+from dq_multimodal.stream import reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,6 +86,7 @@ def resample(
     changes |= {"alpha": alpha, "importance": importance, "norm": norm}
     changes = {name: value for name, value in changes.items() if value is not None}
     request = replace(run.request, keep_ratio=keep_ratio, **changes)
+    run.check_tables()
     scores = read_scores(run.path)
     lone = [name for name in ("alpha", "importance", "norm") if name in changes]
     if lone and request.method != "adq":
@@ -85,12 +94,13 @@ def resample(
     if request.method == "adq":
         check_scores(scores)
     target = expand_home(output_dir) if output_dir is not None else default_folder(request)
-    if target.resolve() == run.path.resolve():
+    if run.path.resolve() in (target.resolve(), *target.resolve().parents):
         raise InputError(f"{target} is the run to resample from: name another output folder")
     started = time.perf_counter()
-    with folder.claim_folder(target):
+    with blaming_damage(run), folder.claim_folder(target):
+        folder.check_apart(target, run.path, str(run.path))
         bins, kind = _bins_for(run, request)
-        unreadable = read_selection(run.path)[1].get("unreadable")
+        unreadable = run.unreadable
         n_kept = count_subset(bins.stratum, request, unreadable)
         config = {**run.config, "request": request.as_dict(), "bins": kind}
         if not overwrite and is_finished(target, config):
@@ -125,7 +135,7 @@ def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
             f"{request.method} needs bins that {run.path} does not have (its method was "
             f"{run.request.method}), nor {embedding.FILE}: compress the source anew"
         )
-    rows = embedding.open_embeddings(run.path)
+    rows = run.open_embeddings()
     n_left = count_left(run.config)
     bins = bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity, n_left)
     return bins, needed
@@ -133,10 +143,15 @@ def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
 
 def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
     """Find source rows: in the subset of the run if it holds them all, else in the source."""
-    held = run.subset
-    numbers = held.with_format("numpy")["dq_row"][:]
+    n_held = int(run.manifest["kept"])
+    written = subset.read_numbers(run.path, n_held)
+    if not written.equals(subset.name_numbers(read_kept(run.path))):
+        raise InputError(f"the subset of {run.path} does not hold the rows marked as kept")
+    numbers = written["dq_row"].to_numpy()
     missing = np.setdiff1d(kept, numbers)
     if not len(missing):
+        with reading(f"the subset of {run.path}"):
+            held = run.subset
         return held.remove_columns(list(subset.OWN_COLUMNS)), np.searchsorted(numbers, kept)
     if run.request.drop_ratio:
         raise InputError(

@@ -2,31 +2,47 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dq_multimodal import __version__, card, embedding, folder, patch_records, scoring, subset
+from dq_multimodal import (
+    __version__,
+    card,
+    documents,
+    embedding,
+    folder,
+    patch_records,
+    scoring,
+    subset,
+)
 from dq_multimodal.atomic import expand_home
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
 )
 from dq_multimodal.core import Bins
+from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.local_data import short_name
 from dq_multimodal.report import FILE, write_report
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
+    bins_kind,
+    count_left,
     read_kept,
     read_selection,
+    read_table,
 )
 from dq_multimodal.source import pin_of, reload_source
+from dq_multimodal.stream import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,10 +64,11 @@ class Run:
     was_complete = False
 
     def __init__(self, path: str | Path) -> None:
-        """Open a run folder.
+        """Open a run folder, whoever wrote it.
 
         Raises:
-            InputError: If it is none, or its run has not finished.
+            InputError: If it is none, or its run has not finished; if config.yaml or manifest.json
+                is not what a run writes.
         """
         self.path = expand_home(path)
         config = folder.read_config(self.path) if self.path.is_dir() else None
@@ -65,6 +82,11 @@ class Run:
         missing = [name for name in files if not (self.path / name).exists()]
         if missing:
             raise InputError(f"the run in {path} is not whole: {', '.join(missing)} is missing")
+        if bins_kind(self.request.method) not in ("none", config["bins"]):
+            raise InputError(
+                f"{self.path / folder.CONFIG} is not the config.yaml of a run: its method is "
+                f"{self.request.method}, and its bins are {config['bins']}"
+            )
 
     @property
     def request(self) -> CompressConfig:
@@ -77,9 +99,25 @@ class Run:
         return subset.open_subset(self.path)
 
     @cached_property
+    def _selection(self) -> tuple[Bins, dict[str, ndarray]]:
+        """selection.parquet, once it fits config.yaml and manifest.json."""
+        bins, places = read_selection(self.path)
+        n_rows, n_strata = self.manifest["rows"], len(self.manifest["labels"])
+        has_bins = not read_table(self.path, SELECTION_FILE)["bin"].null_count
+        if len(bins) != n_rows or self.config["source"]["rows"] != n_rows:
+            fault = f"{len(bins):,} rows, and not the {n_rows:,} of {folder.MANIFEST}"
+        elif int(bins.stratum.max()) >= n_strata:
+            fault = f"more strata than the {n_strata:,} labels of {folder.MANIFEST}"
+        elif has_bins == (self.config["bins"] == "none"):
+            fault = f"other bins than {folder.CONFIG}, which has {self.config['bins']}"
+        else:
+            return bins, places
+        raise InputError(f"{self.path / SELECTION_FILE} has {fault}")
+
+    @property
     def bins(self) -> Bins:
         """Bin, rank, gain and stratum of every source row; zeros where no bins were made."""
-        return read_selection(self.path)[0]
+        return self._selection[0]
 
     @property
     def stratum_rows(self) -> list[int]:
@@ -89,12 +127,17 @@ class Run:
     @property
     def order(self) -> Int[ndarray, " n"]:
         """Place of every source row in the order of the method."""
-        return read_selection(self.path)[1]["order"]
+        return self._selection[1]["order"]
 
     @property
     def kept(self) -> Int[ndarray, " k"]:
         """Numbers of the kept source rows, ascending."""
-        return np.flatnonzero(read_selection(self.path)[1]["kept"])
+        return np.flatnonzero(self._selection[1]["kept"])
+
+    @property
+    def unreadable(self) -> Bool[ndarray, " n"] | None:
+        """Marks the rows whose image cannot be decoded; None where none was looked for."""
+        return self._selection[1].get("unreadable")
 
     def resample(self, keep_ratio: float, **options: Any) -> "Run":
         """Draw another subset; see `dq_multimodal.resample`."""
@@ -121,22 +164,85 @@ class Run:
         """
         place = expand_home(embeddings_of or self.path)
         has_rows = (place / embedding.FILE).is_file()
-        rows = embedding.open_embeddings(place) if has_rows else None
-        if rows is not None and len(rows) != self.manifest["rows"]:
+        if embeddings_of is not None and not has_rows:
+            raise InputError(f"{place} has no {embedding.FILE}")
+        with blaming_damage(self):
+            self.check_tables()
+            rows = self.open_embeddings(place) if has_rows else None
+            try:
+                dataset = reload_source(
+                    self.config["source"], streaming=self.request.streaming
+                ).dataset
+            except InputError:
+                dataset = None
+            with folder.claim_folder(self.path):
+                write_report(
+                    self.path, self.config, self.manifest, embeddings=rows, dataset=dataset
+                )
+                card.write_card(self.path, self.config, self.manifest)
+                if "files" in self.manifest:  # those of the report are others now
+                    self.manifest = folder.record_files(self.path, self.manifest)
+                    folder.write_manifest(self.path, self.manifest)
+        return self.path / FILE
+
+    def check_whole(self) -> None:
+        """Raise unless the files are those that the run wrote, and none of them is a link.
+
+        Raises:
+            InputError: If they are not.
+        """
+        damage = self.find_damage()
+        for name in sorted(damage.keys() - {folder.CONFIG, folder.MANIFEST}):
+            raise InputError(f"the run in {self.path} is damaged: {name} {damage[name]}")
+        links = [path for path in self.path.rglob("*") if path.is_symlink()]
+        if links:
+            raise InputError(f"{links[0]} is a link: what it leads to was not written by the run")
+        self.check_tables()
+
+    def check_tables(self) -> None:
+        """Raise unless selection.parquet and bins.parquet fit each other and the documents.
+
+        Raises:
+            InputError: If they do not, or cannot be read.
+        """
+        numbers = read_table(self.path, BINS_FILE)["bin"]
+        if set(numbers.to_pylist()) - (
+            {None} if self.config["bins"] == "none" else set(self.bins.bin.tolist())
+        ):
+            raise InputError(f"{self.path / BINS_FILE} has other bins than {SELECTION_FILE}")
+
+    def open_embeddings(self, place: Path | None = None) -> Float[ndarray, "n d"]:
+        """Open embeddings.npy of this run, or of one that it was resampled from.
+
+        Raises:
+            InputError: If it does not hold a finite vector for every row.
+        """
+        place = place or self.path
+        n_left = count_left(self.config)
+        try:
+            rows = embedding.open_embeddings(place)
+            if rows.dtype != np.float32 or n_left >= rows.shape[1]:
+                raise ValueError(f"it holds {rows.dtype} of shape {rows.shape}")
+            as_matrix(rows)
+        except (OSError, ValueError, EOFError, IndexError) as error:
+            raise InputError(
+                f"cannot read {place / embedding.FILE}: {first_line(error)}"
+            ) from error
+        if len(rows) != self.manifest["rows"]:
             raise InputError(
                 f"{place} holds {len(rows):,} embeddings, and the source of {self.path} has "
                 f"{self.manifest['rows']:,} rows"
             )
-        if embeddings_of is not None and rows is None:
-            raise InputError(f"{place} has no {embedding.FILE}")
-        try:
-            dataset = reload_source(self.config["source"], streaming=self.request.streaming).dataset
-        except InputError:
-            dataset = None
-        with folder.claim_folder(self.path):
-            write_report(self.path, self.config, self.manifest, embeddings=rows, dataset=dataset)
-            card.write_card(self.path, self.config, self.manifest)
-        return self.path / FILE
+        return rows
+
+    def find_damage(self) -> dict[str, str]:
+        """Say which files are not those that the run recorded, and how; see verify."""
+        found = folder.find_damage(self.path, self.manifest, is_deep=True)
+        optional = {embedding.FILE, *folder.SHOWN}  # on the Hub there are fewer
+        found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
+        if not documents.is_sealed(self.manifest):
+            found[folder.MANIFEST] = "has another content"
+        return found
 
     def __repr__(self) -> str:
         rows, n_kept = self.manifest["rows"], self.manifest["kept"]
@@ -150,36 +256,78 @@ def default_folder(request: CompressConfig) -> Path:
     return Path("runs") / f"{name}-{request.method}-{request.keep_ratio:g}"
 
 
-def is_finished(target: Path, config: dict[str, Any]) -> bool:
+SEALED = ("complete", "files", "digest")
+"""What only the manifest of a finished run has."""
+STAGES = {
+    "embeddings": (embedding.FILE,),
+    "selection": (SELECTION_FILE, BINS_FILE),
+    "subset": (subset.FOLDER,),
+    "report": folder.SHOWN,
+}
+"""Which stage of a run writes which files."""
+
+
+def is_finished(target: Path, config: dict[str, Any], *, with_report: bool = False) -> bool:
     """Say whether the very run that config asks for is in a folder, finished and whole."""
-    before = folder.read_config(target)
-    if before is None or _differences(before, config):
+    before, manifest = _read_before(target)
+    if before is None or _differences(before, config) or not manifest.get("complete"):
         return False
-    files = (SELECTION_FILE, BINS_FILE, subset.FOLDER, folder.CARD)
-    is_whole = all((target / name).exists() for name in files)
-    return is_whole and bool(folder.read_manifest(target).get("complete"))
+    lost = set(_find_lost(target, manifest))
+    if with_report:
+        return not lost and (target / FILE).exists()
+    return not lost - set(folder.SHOWN)
 
 
 def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Start a run in a claimed folder, or go on with the same one.
 
+    What a finished run has lost, or what is not as long as it was, counts as not done.
+
     Raises:
-        InputError: If another run is there and may not be overwritten.
+        InputError: If another run is there and may not be overwritten, or others put something
+            where a run writes.
     """
-    before = folder.read_config(target)
+    before, manifest = _read_before(target, is_strict=not overwrite)
     differing = _differences(before, config) if before is not None else []
     has_work = any((target / name).exists() for name in (embedding.FILE, embedding.PROGRESS))
-    manifest = folder.read_manifest(target)
-    if differing and not overwrite and (has_work or manifest.get("complete")):
+    is_complete = bool(manifest.get("complete"))
+    if not overwrite and (has_work or is_complete) and (differing or before is None):
+        found = "; ".join(differing) or f"its {folder.CONFIG} is missing"
         raise InputError(
-            f"{target} holds another run ({'; '.join(differing)}): "
-            "use --overwrite or another output folder"
+            f"{target} holds another run ({found}): use --overwrite or another output folder"
         )
-    if before is None or differing or (overwrite and manifest.get("complete")):
+    folder.check_strangers(target)
+    if before is None or differing or (overwrite and is_complete):
+        folder.write_manifest(target, {"state": {}})  # the mark, before and after all else
+        card.clear_card(target, before or {}, manifest)
         folder.clear_folder(target)
-    elif manifest.pop("complete", False):  # a file of it was lost
-        folder.write_manifest(target, manifest)
+    elif is_complete:
+        lost = _find_lost(target, manifest)
+        for stage, files in STAGES.items():
+            if any(name.startswith(files) for name in lost):
+                manifest.get("state", {}).pop(stage, None)
+        folder.write_manifest(target, {k: v for k, v in manifest.items() if k not in SEALED})
     folder.write_config(target, config)
+
+
+def _read_before(
+    target: Path, *, is_strict: bool = True
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Read the documents of what is in a folder; unless strict, damaged ones count as none."""
+    try:
+        manifest = folder.read_manifest(target)
+        if manifest.get("complete") and not documents.is_sealed(manifest):
+            raise InputError(f"{target / folder.MANIFEST} was changed after the run")
+        return folder.read_config(target), manifest
+    except InputError as error:
+        if is_strict:
+            raise InputError(f"{error}: use --overwrite or another output folder") from error
+        return None, {}
+
+
+def _find_lost(target: Path, manifest: dict[str, Any]) -> list[str]:
+    """Name files of a finished run that are gone or cut; config.yaml is compared by content."""
+    return [name for name in folder.find_damage(target, manifest) if name != folder.CONFIG]
 
 
 def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
@@ -226,5 +374,26 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
     shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now
-    folder.write_manifest(target, {"complete": True, **manifest})
+    finished = folder.record_files(target, {"complete": True, **manifest})
+    folder.write_manifest(target, finished)
     return Run(target)
+
+
+@contextmanager
+def blaming_damage(run: Run) -> Iterator[None]:
+    """Say of a run that was changed since it was made that this is why something failed.
+
+    What a file of anybody may hold has no end: whatever it makes of the code ends in one line.
+
+    Raises:
+        InputError: In place of any other error, if a file is not what the run wrote.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        damage = [f"{name} {what}" for name, what in run.find_damage().items()]
+        if not damage:
+            raise
+        raise InputError(f"the run in {run.path} is damaged: {damage[0]} (see verify)") from error

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dq_multimodal.atomic import read_table, write_table
+from dq_multimodal.atomic import open_parquet, write_table
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
@@ -28,6 +28,7 @@ from dq_multimodal.core import (
 )
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.shares import make_bins_together
+from dq_multimodal.stream import first_line
 from dq_multimodal.summary import show_name
 from dq_multimodal.vision.columns import read_classes
 
@@ -44,6 +45,34 @@ SCORES = ("representativeness", "diversity", "importance")
 
 SELECTION_FILE = "selection.parquet"
 BINS_FILE = "bins.parquet"
+TYPES = {
+    SELECTION_FILE: {
+        "row": "int64",
+        "stratum": "int32",
+        "bin": "int32",
+        "rank": "int32",
+        "gain": "double",
+        "order": "int64",
+        "kept": "bool",
+    },
+    BINS_FILE: {
+        "stratum": "int32",
+        "label": "string",
+        "bin": "int32",
+        "size": "int64",
+        **dict.fromkeys(SCORES, "double"),
+        "weight": "double",
+        "kept": "int64",
+    },
+}
+"""Columns of the two tables, with their types."""
+EXTRA_TYPES = {"unreadable": "bool"}
+"""Columns that selection.parquet may have or not."""
+MAY_BE_NULL = ("bin", "rank", "gain", *SCORES)
+BELOW_ROWS = {SELECTION_FILE: ("row", "stratum", "bin", "rank", "order"), BINS_FILE: ("bin",)}
+"""Numbers of at least 0 and less than the rows of the table."""
+MAX_ROWS_A_BYTE = 4
+"""An order of rows takes some two bytes a row at least: a file that claims more than this lies."""
 
 
 def bins_kind(method: Method) -> BinsKind:
@@ -334,12 +363,46 @@ def _name_strata(codes: Int[ndarray, " k"], labels: list[str]) -> str:
     return f"{len(codes):,} {noun} of {len(labels):,} ({shown})"
 
 
+def read_table(folder: Path, name: str) -> "pa.Table":
+    """Read selection.parquet or bins.parquet, whoever wrote it.
+
+    No row is read before the footer says that the columns have their types and that so few bytes
+    can hold so many rows.
+
+    Raises:
+        InputError: If it is not what a run writes, or holds a number that no row or bin has.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    path = folder / name
+    try:
+        with open_parquet(path) as file:
+            found = {field.name: str(field.type) for field in file.schema_arrow}
+            wanted = TYPES[name] | {k: v for k, v in EXTRA_TYPES.items() if k in found}
+            if list(found.items()) != list(wanted.items()):
+                raise InputError(f"the columns of {path} must be {wanted}, got {found}"[:1000])
+            n_rows = file.metadata.num_rows
+            if not 1 <= n_rows <= 1000 + MAX_ROWS_A_BYTE * path.stat().st_size:
+                raise InputError(f"{path} cannot hold the {n_rows:,} rows that it claims")
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}") from error
+    for column in found:
+        if column not in MAY_BE_NULL and table[column].null_count:
+            raise InputError(f"{path} has rows without {column}")
+    for column in BELOW_ROWS[name]:
+        low, high = pc.min_max(table[column]).as_py().values()
+        if low is not None and not 0 <= low <= high < n_rows:
+            raise InputError(
+                f"{column} in {path} must lie in 0 ... {n_rows - 1}, got {low}, {high}"
+            )
+    return table
+
+
 def read_scores(folder: Path) -> Scores | None:
     """Read the scores of the bins from bins.parquet; None where there are none."""
-    try:
-        table = read_table(folder / BINS_FILE, columns=["bin", *SCORES])
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / BINS_FILE}: {error}") from error
+    table = read_table(folder, BINS_FILE)
     if table["importance"].null_count == len(table) or table["bin"].null_count:
         return None
     numbers = table["bin"].to_numpy()
@@ -355,15 +418,18 @@ def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
     """Read selection.parquet: the bins (zeros where there are none), order, kept, unreadable.
 
     The last is left out where there is no such column.
+
+    Raises:
+        InputError: If some rows have bins and some have none, or it cannot be read.
     """
-    try:
-        table = read_table(folder / SELECTION_FILE)
-        columns: dict[str, Any] = {
-            name: (table[name].fill_null(0) if table[name].null_count else table[name]).to_numpy()
-            for name in ("stratum", "bin", "rank", "gain", "order", "kept")
-        }
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"cannot read {folder / SELECTION_FILE}: {error}") from error
+    table = read_table(folder, SELECTION_FILE)
+    n_null = {name: table[name].null_count for name in ("bin", "rank", "gain")}
+    if len({*n_null.values()}) > 1 or n_null["bin"] not in (0, len(table)):
+        raise InputError(f"all rows of {folder / SELECTION_FILE} must have a bin, or none")
+    columns: dict[str, Any] = {
+        name: (table[name].fill_null(0) if table[name].null_count else table[name]).to_numpy()
+        for name in ("stratum", "bin", "rank", "gain", "order", "kept")
+    }
     bins = Bins(
         bin=columns["bin"].astype(np.int64),
         rank=columns["rank"].astype(np.int64),
@@ -378,6 +444,5 @@ def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
 
 def read_kept(folder: Path) -> "pa.Table":
     """Read row, bin and rank of the kept rows, by row number."""
-    return read_table(
-        folder / SELECTION_FILE, columns=["row", "bin", "rank"], filters=[("kept", "=", True)]
-    )
+    table = read_table(folder, SELECTION_FILE)
+    return table.filter(table["kept"]).select(["row", "bin", "rank"])

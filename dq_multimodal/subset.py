@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,15 +11,18 @@ from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
+from dq_multimodal.atomic import open_parquet
 from dq_multimodal.config import InputError
 from dq_multimodal.row_files import NO_FILES, admit, count_outside, embed
-from dq_multimodal.stream import Stream
+from dq_multimodal.stream import Stream, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
 FOLDER = "subset"
+PART = r"part-\d{5}\.parquet"
+"""Names of its files."""
 PARTIAL = "subset.partial"
 OWN_COLUMNS = ("dq_row", "dq_bin", "dq_rank")
 SHARD_BYTES = 500_000_000
@@ -197,9 +201,49 @@ def subset_files(folder: Path) -> list[Path]:
     """List the files of folder/subset.
 
     Raises:
-        InputError: If there are none.
+        InputError: If there are none, or others than a run writes.
     """
     files = sorted((folder / FOLDER).glob("*.parquet"))
     if not files:
         raise InputError(f"no subset in {folder}")
+    for file in files:
+        if not re.fullmatch(PART, file.name):
+            raise InputError(f"{file} was not written by a run: move it away")
     return files
+
+
+def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
+    """Read dq_row, dq_bin and dq_rank of folder/subset.
+
+    Args:
+        folder: The run folder.
+        n_rows: Rows that the subset has to have.
+
+    Raises:
+        InputError: If it has others, or cannot be read.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema({"dq_row": pa.int64(), "dq_bin": pa.int32(), "dq_rank": pa.int32()})
+    tables: list[pa.Table] = []
+    try:
+        for path in subset_files(folder):
+            with open_parquet(path) as file:
+                found = sum(map(len, tables)) + file.metadata.num_rows
+                if found > n_rows:
+                    break
+                tables.append(file.read(columns=schema.names).replace_schema_metadata())
+            if not tables[-1].schema.equals(schema):
+                raise InputError(
+                    f"the subset of {folder} must have {schema}, got {tables[-1].schema}"
+                )
+        if found != n_rows:
+            raise InputError(f"the subset of {folder} does not have {n_rows:,} rows")
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read the subset of {folder}: {first_line(error)}") from error
+    return pa.concat_tables(tables)
+
+
+def name_numbers(kept: "pa.Table") -> "pa.Table":
+    """Give row, bin and rank of kept rows the names that they have in the subset."""
+    return kept.rename_columns(list(OWN_COLUMNS))

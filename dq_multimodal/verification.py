@@ -1,5 +1,7 @@
 """verify(): does a run hold what its config.yaml says?"""
 
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -7,24 +9,29 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dq_multimodal import embedding, subset
-from dq_multimodal.atomic import read_table
+from dq_multimodal.atomic import open_parquet
 from dq_multimodal.config import InputError
-from dq_multimodal.core import make_bins
-from dq_multimodal.patches.store import find_patch_columns, is_of_file
-from dq_multimodal.row_files import embed
+from dq_multimodal.core import Bins, make_bins
+from dq_multimodal.core.importance import group_rows
+from dq_multimodal.folder import CARD, MANIFEST
+from dq_multimodal.patches.fields import FIELDS
+from dq_multimodal.patches.store import is_of_file
+from dq_multimodal.row_files import NO_FILES, embed, read_bytes
 from dq_multimodal.run import Run
 from dq_multimodal.selection import (
     BINS_FILE,
+    SELECTION_FILE,
     count_left,
     count_subset,
     order_by_method,
     read_kept,
     read_scores,
-    read_selection,
+    read_strata,
+    read_table,
     tabulate_bins,
 )
 from dq_multimodal.source import first_line, reload_source
-from dq_multimodal.vision.pixels import read_bytes, undecoded
+from dq_multimodal.vision.pixels import undecoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,52 +55,79 @@ class Check:
     detail: str
 
 
+Found = Check | list[str] | tuple[list[str], str]
+"""What a comparison gives: why it was skipped, or faults and what was compared."""
+
+
 def verify(run: Run | str | Path) -> list[Check]:
     """Recompute what can be recomputed of a run and compare.
 
     - order and kept, from the bins in selection.parquet, the scores in bins.parquet and the
-      settings in config.yaml; with them importance, weight and kept rows of every bin
+      settings in config.yaml; with them all of bins.parquet, and rows, kept and labels of
+      manifest.json
     - the row numbers, bins and ranks of the subset, from selection.parquet
-    - the rows of the subset, against the source at its recorded revision, where it can be had (of
-      images with dropped patches, the kept pixels)
-    - the bins, from embeddings.npy, where it is there
+    - types, features and rows of the subset, and the strata, against the source at its recorded
+      revision, where it can be had (of images with dropped patches, the kept pixels)
+    - the bins: their sizes and ranks, and from embeddings.npy, where it is there, every bin, rank
+      and gain; ready embeddings against their recorded SHA-256
+    - all files and manifest.json, against the bytes and SHA-256 that the run recorded
+
+    A comparison that some damage makes impossible has failed, and says why.
 
     Raises:
-        InputError: If it is no finished run.
+        InputError: If it is no finished run, or config.yaml or manifest.json is not that of one.
     """
-    run = run if isinstance(run, Run) else Run(run)
-    return [check(run) for check in (_check_order, _check_numbers, _check_rows, _check_bins)]
+    run = Run(run.path if isinstance(run, Run) else run)  # as it is now
+    checks: dict[str, Callable[[Run], Found]] = {
+        "order and kept": _check_order,
+        "numbers of the subset": _check_numbers,
+        "rows of the subset against the source": _check_rows,
+        "bins": _check_bins,
+        "files and manifest": _check_files,
+    }
+    return [_attempt(name, check, run) for name, check in checks.items()]
 
 
-def _check_order(run: Run) -> Check:
-    bins, written = read_selection(run.path)
-    request, scores = run.request, read_scores(run.path)
-    unreadable = written.get("unreadable")
-    order = order_by_method(bins, request, scores, unreadable)
-    n_kept = count_subset(bins.stratum, request, unreadable)
-    n_wrong = int((order != written["order"]).sum())
+def _attempt(name: str, check: "Callable[[Run], Found]", run: Run) -> Check:
+    try:
+        found = check(run)
+    except Exception as error:  # whatever broken files make of a reader
+        found = [f"cannot be compared: {first_line(error)}"]
+    if isinstance(found, Check):
+        return found
+    faults, detail = (found, "") if isinstance(found, list) else found
+    return Check(name, "failed" if faults else "passed", "; ".join(faults) or detail)
+
+
+def _check_order(run: Run) -> Found:
+    request, scores, labels = run.request, read_scores(run.path), run.manifest["labels"]
+    written = read_table(run.path, SELECTION_FILE)
+    unreadable = run.unreadable
+    order = order_by_method(run.bins, request, scores, unreadable)
+    n_kept = count_subset(run.bins.stratum, request, unreadable)
     is_kept = order < n_kept
-    n_wrong_kept = int((is_kept != written["kept"]).sum())
-    labels = run.manifest["labels"]
-    table = tabulate_bins(bins, run.config["bins"], is_kept, request, labels, scores, unreadable)
-    wrong = _differing_columns(table, run.path / BINS_FILE)
-    return _judge(
-        "order and kept",
-        n_wrong + n_wrong_kept + len(wrong),
-        f"{len(order):,} rows, {n_kept:,} kept",
-        f"{n_wrong:,} orders and {n_wrong_kept:,} kept marks differ"
-        + (f"; in {BINS_FILE}: {', '.join(wrong)}" if wrong else ""),
-    )
+    columns = {"row": np.arange(len(order)), "order": order, "kept": is_kept}
+    faults = [
+        f"{name} of {n_wrong:,} rows differs"
+        for name, values in columns.items()
+        if (n_wrong := int((values != written[name].to_numpy()).sum()))
+    ]
+    kind = run.config["bins"]
+    table = tabulate_bins(run.bins, kind, is_kept, request, labels, scores, unreadable)
+    wrong = _differing_columns(table, read_table(run.path, BINS_FILE))
+    faults += [f"in {BINS_FILE}: {', '.join(wrong)}"] if wrong else []
+    if run.manifest["kept"] != n_kept:
+        faults.append(f"{MANIFEST} says that {run.manifest['kept']:,} rows are kept")
+    return faults, f"{len(order):,} rows, {n_kept:,} kept"
 
 
-def _differing_columns(table: "pa.Table", path: Path) -> list[str]:
-    """Name the columns of a file that are not those of a table; floats to 1e-9."""
+def _differing_columns(table: "pa.Table", written: "pa.Table") -> list[str]:
+    """Name the columns of a table that differ in another one of the same types; floats to 1e-9."""
     import pyarrow as pa
 
-    written = read_table(path)
-    wrong = [name for name in table.column_names if name not in written.column_names]
-    if wrong or len(written) != len(table):
-        return wrong or ["number of rows"]
+    if len(written) != len(table):
+        return ["number of rows"]
+    wrong = []
     for name in table.column_names:
         ours, theirs = table[name].combine_chunks(), written[name].combine_chunks()
         if pa.types.is_floating(ours.type):
@@ -105,59 +139,104 @@ def _differing_columns(table: "pa.Table", path: Path) -> list[str]:
     return wrong
 
 
-def _check_numbers(run: Run) -> Check:
-    import pyarrow as pa
-
-    name = "numbers of the subset"
-    columns = list(subset.OWN_COLUMNS)
-    try:
-        files = subset.subset_files(run.path)
-        found = pa.concat_tables([read_table(path, columns=columns) for path in files])
-    except (InputError, OSError, pa.ArrowInvalid) as error:
-        return Check(name, "failed", f"cannot read it: {first_line(error)}")
-    wanted = read_kept(run.path).rename_columns(columns)
-    is_same = found.to_pydict() == wanted.to_pydict()
-    detail = f"{len(found):,} rows"
-    return _judge(name, not is_same, detail, "they are not those marked as kept")
+def _check_numbers(run: Run) -> Found:
+    wanted = subset.name_numbers(read_kept(run.path))
+    found = subset.read_numbers(run.path, len(wanted))
+    faults = [] if found.equals(wanted) else ["they are not those marked as kept"]
+    return faults, f"{len(found):,} rows"
 
 
-def _check_rows(run: Run) -> Check:
+def _check_rows(run: Run) -> Found:
     name = "rows of the subset against the source"
     try:
         source = reload_source(run.config["source"], streaming=run.request.streaming).dataset
     except InputError as error:
         return Check(name, "skipped", str(error))
-    try:
-        held = run.subset
-    except Exception as error:  # whatever a reader of broken files raises
-        return Check(name, "failed", f"cannot read the subset: {first_line(error)}")
-    rows = held.with_format("numpy")["dq_row"][:]
-    if len(rows) and (rows.min() < 0 or rows.max() >= len(source)):
-        return Check(name, "failed", "a row number lies outside the source")
-    images = find_patch_columns(held)
-    ours = held.remove_columns([*subset.OWN_COLUMNS, *images]).with_format("arrow")
+    images = _record_columns(run) if run.request.drop_ratio else []
+    faults = _differing_features(run, source, images) + _differing_strata(run, source)
+    if faults:
+        return faults
     theirs = source.remove_columns(images).with_format("arrow")
-    n_wrong = 0
-    for start in range(0, len(rows) if ours.column_names else 0, BLOCK_ROWS):
-        block = ours[start : start + BLOCK_ROWS]
-        wanted = theirs[rows[start : start + BLOCK_ROWS].tolist()]
-        n_wrong += not _is_same(block, wanted, theirs.features)
-    if images and not n_wrong:
-        return _check_records(name, held, source, images[0])
-    return _judge(name, n_wrong, f"{len(rows):,} rows", f"{n_wrong:,} blocks of rows differ")
+    n_rows = n_wrong = n_lossy = 0
+    for table in _blocks(run):
+        rows = table["dq_row"].to_pylist()
+        n_rows += len(rows)
+        block = table.drop_columns([*subset.OWN_COLUMNS, *images])
+        wanted = theirs[rows]
+        n_wrong += bool(block.column_names) and not _is_same(block, wanted, theirs.features)
+        for column in images:
+            files = map(read_bytes, undecoded(source, column)[rows][column])
+            for record, file in zip(table[column].to_pylist(), files, strict=True):
+                n_lossy += record is not None and record["coding"] == "webp"
+                n_wrong += not is_of_file(record, file)
+    detail = f"{n_rows:,} rows"
+    if images:
+        detail += ", images " + ("by size only (lossy)" if n_lossy else "by their kept pixels")
+    return [f"{n_wrong:,} blocks of rows or images differ"] if n_wrong else [], detail
 
 
-def _check_records(name: str, held: "Dataset", source: "Dataset", column: str) -> Check:
-    """Compare the kept pixels of patch records with the images of the source."""
-    n_wrong = n_lossy = 0
-    for start in range(0, len(held), BLOCK_ROWS):
-        part = held[start : start + BLOCK_ROWS]
-        files = undecoded(source, column)[part["dq_row"]][column]
-        for record, file in zip(part[column], map(read_bytes, files), strict=True):
-            n_lossy += record is not None and record["coding"] == "webp"
-            n_wrong += not is_of_file(record, file)
-    what = "images, kept pixels bit for bit" if not n_lossy else "images, sizes only (lossy)"
-    return _judge(name, n_wrong, f"{len(held):,} rows and {what}", f"{n_wrong:,} images differ")
+def _blocks(run: Run) -> "Iterator[pa.Table]":
+    """Read the subset from its files, whatever a cache may hold."""
+    import pyarrow as pa
+
+    for path in subset.subset_files(run.path):
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(BLOCK_ROWS):
+                yield pa.Table.from_batches([batch])
+
+
+def _record_columns(run: Run) -> list[str]:
+    """Name the columns of patch records."""
+    from datasets import Features
+
+    with open_parquet(subset.subset_files(run.path)[0]) as file:
+        found = Features.from_arrow_schema(file.schema_arrow)
+    return [
+        name
+        for name, kind in found.items()
+        if isinstance(kind, dict) and kind.keys() == FIELDS.keys()
+    ]
+
+
+def _differing_features(run: Run, source: "Dataset", images: list[str]) -> list[str]:
+    """Name the columns of the subset whose types or class names are not those of the source."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features, Value
+
+    own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
+    record = {name: Value(kind) for name, kind in FIELDS.items()}
+    wanted = Features({**source.features, **dict.fromkeys(images, record), **own})
+    as_file = io.BytesIO()
+    pq.write_table(pa.Table.from_batches([], wanted.arrow_schema), as_file)
+    schema = pq.read_schema(as_file)
+    for path in subset.subset_files(run.path):
+        with open_parquet(path) as file:
+            written = file.schema_arrow
+        found = Features.from_arrow_schema(written)
+        if written.names != schema.names:
+            return [f"{path.name} has the columns {', '.join(written.names)}"[:200]]
+        wrong = [
+            name
+            for name in schema.names
+            if written.field(name).type != schema.field(name).type or found[name] != wanted[name]
+        ]
+        if wrong or (written.metadata or {}).keys() != schema.metadata.keys():
+            return [f"the type or the class names of {', '.join(wrong) or 'all columns'} differ"]
+    return []
+
+
+def _differing_strata(run: Run, source: "Dataset") -> list[str]:
+    """Compare strata and their labels with the labels of the source, or those of a partition."""
+    labels = run.manifest["labels"]
+    if run.request.partition is not None and run.config["bins"] != "none":
+        is_same = labels == [f"part {number}" for number in range(len(labels))]
+    else:
+        strata, found, _ = read_strata(source, run.config["label_column"])
+        is_same = found == labels and np.array_equal(strata, run.bins.stratum)
+    return [] if is_same else ["strata or labels differ from those of the source"]
 
 
 def _is_same(block: "pa.Table", wanted: "pa.Table", features: "Features") -> bool:
@@ -166,27 +245,71 @@ def _is_same(block: "pa.Table", wanted: "pa.Table", features: "Features") -> boo
         return False
     # As the subset is written, and was by releases that left more of a path.
     wanted = embed(subset.conform(wanted, block.schema), features)
-    block = embed(block, features)
+    block = embed(block, features, NO_FILES, "the subset")
     return block.equals(wanted) or repr(block.to_pylist()) == repr(wanted.to_pylist())
 
 
-def _check_bins(run: Run) -> Check:
-    kind, request = run.config["bins"], run.request
+def _check_bins(run: Run) -> Found:
+    kind, request, written = run.config["bins"], run.request, run.bins
     if kind == "none":
         return Check("bins", "skipped", "random selection makes none")
-    if not (run.path / embedding.FILE).is_file():
-        return Check("bins", "skipped", f"{embedding.FILE} is not there")
-    written = run.bins
     n_bins = 1 if kind == "graphcut" else request.n_bins
-    rows = embedding.open_embeddings(run.path)
+    if not _is_parted(written, n_bins):
+        return ["sizes of the bins or ranks in them are not those of a run"]
+    if not (run.path / embedding.FILE).is_file():
+        return Check("bins", "skipped", f"{embedding.FILE} is not there: only sizes and ranks fit")
+    rows, facts = run.open_embeddings(), run.config["embedding"] or {}
+    recorded = facts.get("sha256_of_float32")
+    if facts.get("dimension", rows.shape[1]) != rows.shape[1]:
+        return [f"{embedding.FILE} has {rows.shape[1]:,} numbers a row"]
+    if recorded is not None and hashlib.sha256(rows.data).hexdigest() != recorded:
+        return [f"{embedding.FILE} does not hold the embeddings that were given"]
     n_left = count_left(run.config)
     bins = make_bins(rows, n_bins, request.similarity, written.stratum, n_left=n_left)
     n_wrong = int(np.sum((bins.bin != written.bin) | (bins.rank != written.rank)))
+    close = 1e-7 * np.abs(bins.gain).max()  # another device adds in another order
+    n_off = int((~np.isclose(bins.gain, written.gain, rtol=1e-6, atol=close)).sum())
     detail = f"{len(bins):,} rows, {n_bins} bins"
     if request.partition is not None:
         detail += f" in each of the {len(run.manifest['labels'])} parts written down"
-    return _judge("bins", n_wrong, detail, f"bin or rank of {n_wrong:,} rows differs")
+    faults = [f"bin or rank of {n_wrong:,} rows differs"] if n_wrong else []
+    return faults or ([f"gain of {n_off:,} rows differs"] if n_off else []), detail
 
 
-def _judge(name: str, n_wrong: int, detail: str, fault: str) -> Check:
-    return Check(name, "failed" if n_wrong else "passed", fault if n_wrong else detail)
+def _is_parted(bins: Bins, n_bins: int) -> bool:
+    """Say whether every stratum has bins of equal size, larger ones first, ranked from 0."""
+    strata, numbers, sizes = group_rows(bins)
+    for stratum in np.unique(strata):
+        of_it = strata == stratum
+        n_rows = int(sizes[of_it].sum())
+        wanted = n_rows // n_bins + (np.arange(min(n_bins, n_rows)) < n_rows % n_bins)
+        is_numbered = np.array_equal(numbers[of_it], np.arange(len(wanted)))
+        if not is_numbered or not np.array_equal(sizes[of_it], wanted):
+            return False
+    at = np.lexsort((bins.rank, bins.bin, bins.stratum))
+    firsts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.array_equal(bins.rank[at], np.arange(len(bins)) - firsts)
+
+
+def _check_files(run: Run) -> Found:
+    sizes, files = run.manifest["bytes"], run.config["source"].get("files")
+    found = {
+        "subset_files": sum(path.stat().st_size for path in subset.subset_files(run.path)),
+        "source_files": sum(file["bytes"] for file in files) if files else None,
+    }
+    faults = [
+        f"{MANIFEST} says {sizes[key]} bytes of {key}, and not {value}"
+        for key, value in found.items()
+        if sizes[key] != value
+    ]
+    faults += [f"{name} {what}" for name, what in run.find_damage().items()]
+    record = run.manifest.get("files")
+    if record is None and not faults:
+        return Check("files and manifest", "skipped", "recorded by an earlier release")
+    gone = [name for name in record or {} if not (run.path / name).is_file()]
+    rest = [CARD, *(f"{name} (not here)" for name in gone)]
+    detail = (
+        f"{len(record or {}) - len(gone)} files and {MANIFEST} are as they were written, its "
+        "notes, seconds and versions by nothing but its digest; not compared: "
+    )
+    return faults, detail + ", ".join(rest)

@@ -55,7 +55,7 @@ def test_adq_is_the_default_and_its_files_tell_the_whole_story(run):
     np.testing.assert_array_equal(run.order, order_rows(run.bins, weights))
     assert found.kept.sum() == 80
     assert len(set(found.kept)) > 1, "the sample is uniform: the scores did nothing"
-    assert [check.result for check in verify(run)] == ["passed"] * 4
+    assert [check.result for check in verify(run)] == ["passed"] * 5
     left = {path.name for path in run.path.iterdir()}
     assert not left & {"middle.npy", "texture.npy", "scores", embedding.PROGRESS}
     assert "alpha" in (run.path / "README.md").read_text()

@@ -12,7 +12,7 @@ LEVELS = [
     {"config"},
     {"byte_sizes"},
     {"options", "summary", "row_files", "markdown"},
-    {"core", "world", "atomic", "splits"},
+    {"core", "world", "atomic", "splits", "documents"},
     {"model_source", "launch"},
     {"vision"},
     {"adapters", "patches"},

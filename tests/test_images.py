@@ -60,7 +60,7 @@ def test_labels_become_strata_in_proportion(labelled, small_classifier, tmp_path
     assert by_bin["label"] == [name for name in ("cat", "dog", "emu") for _ in range(3)]
     vectors = np.load(run.path / "embeddings.npy")
     np.testing.assert_array_equal(run.bins.bin, make_bins(vectors, 3, strata=labels).bin)
-    assert [check.result for check in verify(run)] == ["passed"] * 4
+    assert [check.result for check in verify(run)] == ["passed"] * 5
 
 
 def test_embeddings_are_the_pooled_features_of_the_model(labelled, small_classifier, tmp_path):
@@ -176,7 +176,7 @@ def test_the_bytes_of_a_folder_are_those_of_its_files(small_classifier, tmp_path
     monkeypatch.setattr(local_data, "MAX_LISTED", 10)
     again = compress(str(tmp_path / "pictures"), output_dir=tmp_path / "s", **settings)
     assert [file["name"] for file in again.config["source"]["files"]] == ["16 files"]
-    assert [check.result for check in verify(again)] == ["passed"] * 4
+    assert [check.result for check in verify(again)] == ["passed"] * 5
     (tmp_path / "pictures" / "cat" / "0.png").write_bytes(save(picture((40, 40), seed=99)))
     assert verify(again)[2].result == "skipped"
     monkeypatch.setattr(subset, "BLOCK_BYTES", 10_000)
@@ -255,7 +255,7 @@ def test_dropped_patches_are_stored_and_restored(labelled, small_classifier, tmp
     assert said["patches"]["coded"] == 36
     assert said["patches"]["kept_share"] == 0.75
     assert said["patches"]["answers"]["compared"] == 36
-    assert [check.result for check in verify(run)] == ["passed"] * 4
+    assert [check.result for check in verify(run)] == ["passed"] * 5
     assert "restore(subset" in (run.path / "README.md").read_text()
     assert not (run.path / "patches").exists()
 
@@ -346,7 +346,7 @@ def test_images_alone_grey_and_lossy(small_classifier, tmp_path):
     assert modes == {"L", "RGB"}
     rows.to_parquet(tmp_path / "rows.parquet")
     local = compress(str(tmp_path / "rows.parquet"), output_dir=tmp_path / "b", **settings)
-    assert [check.result for check in verify(local)] == ["passed"] * 4
+    assert [check.result for check in verify(local)] == ["passed"] * 5
     settings |= {"patch_coding": "webp", "patch_quality": 60}
     lossy = compress(str(tmp_path / "rows.parquet"), output_dir=tmp_path / "c", **settings)
     kept = lossy.manifest["patches"]["psnr_of_kept"]
@@ -488,4 +488,4 @@ def test_real_cifar_shrinks_and_keeps_its_classes(real_data, small_classifier, t
         original = np.asarray(source[row["dq_row"]]["img"])
         same = (np.asarray(row["img"]) == original).all(axis=2)
         assert same.mean() >= 0.75
-    assert [check.result for check in verify(run)] == ["passed"] * 4
+    assert [check.result for check in verify(run)] == ["passed"] * 5

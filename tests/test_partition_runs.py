@@ -53,12 +53,12 @@ def test_the_command_line_from_end_to_end(cli, data):
     assert sum(table["size"]) == N
 
     checks = json.loads(cli("verify", "run", "--json").stdout)
-    assert [check["result"] for check in checks] == ["passed"] * 4
+    assert [check["result"] for check in checks] == ["passed"] * 5
     assert "in each of the 3 parts" in checks[-1]["detail"]
     cli("resample", "run", "--keep-ratio", "0.1", "--draw", "rank", "--output-dir", "small")
     ranked = order_rows(bins, draw="rank")
     np.testing.assert_array_equal(Run(data / "small").order, ranked)
-    assert cli("verify", "small").stdout.count("passed") == 3
+    assert cli("verify", "small").stdout.count("passed") == 4
     refused = cli(*ASKED, "--partition", "kmeans:4", "--output-dir", "run", code=2)
     assert "partition 'kmeans:3' there, 'kmeans:4' asked" in refused.stderr
 
@@ -109,7 +109,7 @@ def test_adq_scores_bins_over_all_parts(data, small_encoder):
     assert run.bins.stratum.max() == 2
     table = pq.read_table(run.path / "bins.parquet").to_pandas()
     assert (table.groupby("bin").importance.nunique() == 1).all()
-    assert [check.result for check in verify(run)] == ["passed"] * 4
+    assert [check.result for check in verify(run)] == ["passed"] * 5
     plain = run.resample(0.2, method="dq", output_dir=data / "dq")
     np.testing.assert_array_equal(
         run.resample(0.2, alpha=0.0, output_dir=data / "zero").order, plain.order
@@ -122,7 +122,7 @@ def test_the_hub_round_trip(cli, data):
         pushed = ("--output-dir", "run", "--push-to-hub", "me/parts")
         cli(*ASKED, "--partition", "kmeans:3", *pushed, env=env)
         cli("resample", "me/parts", "--keep-ratio", "0.1", "--output-dir", "small", env=env)
-        assert cli("verify", "me/parts", env=env).stdout.count("passed") == 3
+        assert cli("verify", "me/parts", env=env).stdout.count("passed") == 4
     run = Run(data / "run")
     np.testing.assert_array_equal(Run(data / "small").order, run.order)
     np.testing.assert_array_equal(Run(data / "small").bins.stratum, run.bins.stratum)

@@ -1,6 +1,6 @@
 """All that the report says, collected once: the page, the map file and the figures draw on it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.atomic import read_table
 from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
@@ -20,6 +19,8 @@ from dq_multimodal.selection import (
     SCORES,
     SELECTION_FILE,
     count_left,
+    read_selection,
+    read_table,
     readable_rows,
     strata_to_share,
 )
@@ -123,7 +124,7 @@ def collect(
     dataset: "Dataset | None",
 ) -> Facts:
     """Read the tables of a run folder and measure all that the report shows."""
-    selection = read_selection(folder)
+    selection = read_facts(folder)
     reader = RowReader(dataset, config["rows"])
     facts = Facts(config, manifest, selection, _read_scores(folder, selection.n_bins), reader)
     if embeddings is not None and len(embeddings) == len(selection):
@@ -133,24 +134,20 @@ def collect(
     return facts
 
 
-def read_selection(folder: Path) -> Selection:
+def read_facts(folder: Path) -> Selection:
     """Read selection.parquet; bins of null are none."""
-    table = read_table(folder / SELECTION_FILE)
-    has_bins = table["bin"].null_count < len(table)
-    found: dict[str, Any] = {}
-    for name in {part.name for part in fields(Selection)} & set(table.column_names):
-        column = table[name].fill_null(0) if table[name].null_count else table[name]
-        found[name] = column.to_numpy()
-    for name in ("stratum", "bin", "rank", "order"):
-        found[name] = found[name].astype(np.int64)
-    if not has_bins:
-        found |= {"bin": None, "rank": None, "gain": None}
-    return Selection(**found)
+    bins, places = read_selection(folder)
+    has_bins = not read_table(folder, SELECTION_FILE)["bin"].null_count
+    return Selection(
+        bins.stratum,
+        *((bins.bin, bins.rank, bins.gain) if has_bins else (None, None, None)),
+        **places,
+    )
 
 
 def _read_scores(folder: Path, n_bins: int) -> dict[str, list[float | None]]:
     """Read the scores of every bin number; empty where no bin has any."""
-    table = read_table(folder / BINS_FILE)
+    table = read_table(folder, BINS_FILE)
     scores: dict[str, list[float | None]] = {name: [None] * n_bins for name in SCORES}
     for name in SCORES:
         for number, value in zip(table["bin"].to_pylist(), table[name].to_pylist(), strict=True):

@@ -1,0 +1,273 @@
+"""Run folders of anybody: verify finds what it claims to check, and every command says one line."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Value
+
+from dq_multimodal import InputError, Run, compress, resample, verify
+from dq_multimodal.documents import describe_file, seal
+
+N = 60
+ORDER, NUMBERS, ROWS, BINS, FILES = range(5)
+SUBSET = "subset/part-00000.parquet"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A run of a source with class names, a float and a number."""
+    place = tmp_path_factory.mktemp("tampered")
+    kinds = {"text": "string", "x": "float32", "n": "int64"}
+    features = Features({k: Value(v) for k, v in kinds.items()} | {"l": ClassLabel(2, ["a", "b"])})
+    rows = {"text": [f"row {k}" for k in range(N)], "x": np.linspace(0, 1, N), "n": range(N)}
+    rows["l"] = [k % 2 for k in range(N)]
+    Dataset.from_dict(rows, features=features).to_parquet(place / "d.parquet")
+    np.save(place / "e.npy", np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32))
+    options = {"method": "dq", "embeddings": str(place / "e.npy"), "label_column": "l"}
+    return compress(
+        str(place / "d.parquet"), n_bins=3, report=False, output_dir=place / "run", **options
+    )
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy to be spoilt."""
+    shutil.copytree(made.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def change_table(run, name, column, change):
+    table = pq.read_table(run / name)
+    at = table.column_names.index(column)
+    pq.write_table(table.set_column(at, column, change(table[column])), run / name)
+
+
+def change_features(run, old, new):
+    table = pq.read_table(run / SUBSET)
+    text = table.schema.metadata[b"huggingface"].decode().replace(old, new)
+    pq.write_table(table.replace_schema_metadata({"huggingface": text}), run / SUBSET)
+
+
+def change_document(run, name, change):
+    is_config = name == "config.yaml"
+    text = (run / name).read_text()
+    document = yaml.safe_load(text) if is_config else json.loads(text)
+    change(document)
+    (run / name).write_text((yaml.safe_dump if is_config else json.dumps)(document))
+
+
+def record_again(run):
+    """Make the manifest say that all is as it was written, as one who forges can."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["files"] = {name: describe_file(run / name) for name in manifest["files"]}
+    manifest["bytes"]["subset_files"] = manifest["files"][SUBSET]["bytes"]
+    (run / "manifest.json").write_text(json.dumps(seal(manifest)))
+
+
+def swap(column):
+    values = column.to_pylist()
+    return pa.array([values[-1], *values[1:-1], values[0]], column.type)
+
+
+def scaled(column):
+    return pa.array([2 * value for value in column.to_pylist()], column.type)
+
+
+SPOILT = {
+    "class names": (ROWS, lambda run: change_features(run, '["a", "b"]', '["b", "a"]')),
+    "class dropped": (ROWS, lambda run: change_features(run, '["a", "b"]', '["a", "b", "c"]')),
+    "float64": (ROWS, lambda run: change_table(run, SUBSET, "x", lambda c: c.cast("float64"))),
+    "text for n": (ROWS, lambda run: change_table(run, SUBSET, "n", lambda c: c.cast("string"))),
+    "int32 for n": (ROWS, lambda run: change_table(run, SUBSET, "n", lambda c: c.cast("int32"))),
+    "no values": (ROWS, lambda run: change_table(run, SUBSET, "n", lambda c: pa.nulls(len(c)))),
+    "values": (ROWS, lambda run: change_table(run, SUBSET, "x", swap)),
+    "lists": (
+        ROWS,
+        lambda run: change_table(run, SUBSET, "text", lambda c: pa.array([[v.as_py()] for v in c])),
+    ),
+    "dq_row": (NUMBERS, lambda run: change_table(run, SUBSET, "dq_row", swap)),
+    "dq_row text": (
+        NUMBERS,
+        lambda run: change_table(run, SUBSET, "dq_row", lambda c: c.cast("string")),
+    ),
+    "no dq_row": (
+        NUMBERS,
+        lambda run: pq.write_table(
+            pq.read_table(run / SUBSET).drop_columns(["dq_row"]), run / SUBSET
+        ),
+    ),
+    "dq_rank": (NUMBERS, lambda run: change_table(run, SUBSET, "dq_rank", swap)),
+    "row": (ORDER, lambda run: change_table(run, "selection.parquet", "row", swap)),
+    "order": (ORDER, lambda run: change_table(run, "selection.parquet", "order", swap)),
+    "kept": (
+        ORDER,
+        lambda run: change_table(
+            run, "selection.parquet", "kept", lambda c: pa.array([not v.as_py() for v in c])
+        ),
+    ),
+    "order of another type": (
+        ORDER,
+        lambda run: change_table(run, "selection.parquet", "order", lambda c: c.cast("int32")),
+    ),
+    "gain": (BINS, lambda run: change_table(run, "selection.parquet", "gain", swap)),
+    "gains": (BINS, lambda run: change_table(run, "selection.parquet", "gain", scaled)),
+    "rank": (BINS, lambda run: change_table(run, "selection.parquet", "rank", swap)),
+    "stratum": (
+        ORDER,
+        lambda run: change_table(
+            run, "selection.parquet", "stratum", lambda c: pa.array([9] * N, pa.int32())
+        ),
+    ),
+    "label": (ORDER, lambda run: change_table(run, "bins.parquet", "label", swap)),
+    "weight": (ORDER, lambda run: change_table(run, "bins.parquet", "weight", scaled)),
+    "size": (ORDER, lambda run: change_table(run, "bins.parquet", "size", scaled)),
+    "scaled embeddings": (
+        BINS,
+        lambda run: np.save(run / "embeddings.npy", 2 * np.load(run / "embeddings.npy")),
+    ),
+    "embeddings of float64": (
+        BINS,
+        lambda run: np.save(run / "embeddings.npy", np.load(run / "embeddings.npy").astype(float)),
+    ),
+    "no embeddings": (BINS, lambda run: (run / "embeddings.npy").write_bytes(b"x")),
+    "labels": (
+        ORDER,
+        lambda run: change_document(run, "manifest.json", lambda m: m["labels"].reverse()),
+    ),
+    "kept rows": (
+        ORDER,
+        lambda run: change_document(run, "manifest.json", lambda m: m.update(kept=3)),
+    ),
+    "bytes": (
+        FILES,
+        lambda run: change_document(
+            run, "manifest.json", lambda m: m["bytes"].update(source_files=3)
+        ),
+    ),
+    "dimension": (
+        BINS,
+        lambda run: change_document(
+            run, "config.yaml", lambda c: c["embedding"].update(dimension=5)
+        ),
+    ),
+    "seed": (
+        ORDER,
+        lambda run: change_document(run, "config.yaml", lambda c: c["request"].update(seed=5)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_verify_finds_a_forgery_that_is_recorded_as_right(run, name):
+    at, spoil = SPOILT[name]
+    spoil(run)
+    record_again(run)
+    checks = verify(run)
+    assert checks[at].result == "failed", checks
+
+
+UNSEEN = {
+    "notes": lambda run: change_document(
+        run, "manifest.json", lambda m: m["notes"].append("all is well")
+    ),
+    "a hash of the source": lambda run: change_document(
+        run, "config.yaml", lambda c: c["source"]["files"][0].update(sha256="0" * 64)
+    ),
+    "seconds": lambda run: change_document(run, "manifest.json", lambda m: m["seconds"].clear()),
+    "no digest": lambda run: change_document(run, "manifest.json", lambda m: m.pop("digest")),
+    "no record": lambda run: change_document(run, "manifest.json", lambda m: m.pop("files")),
+    "one byte": lambda run: (run / "bins.parquet").open("ab").write(b"x"),
+    "one more file": lambda run: shutil.copy(run / SUBSET, run / "subset/part-00001.parquet"),
+    "no card": lambda run: (run / "README.md").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_verify_compares_files_and_manifest_with_what_was_recorded(run, name):
+    assert [check.result for check in verify(run)] == ["passed"] * 5
+    UNSEEN[name](run)
+    assert verify(run)[FILES].result == "failed"
+
+
+ALIASES = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n"
+    for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+)
+HOSTILE = {
+    "aliases": (lambda text: ALIASES + text, "it has YAML anchors"),
+    "nested": (lambda text: text + f"z: {'[' * 20000}{']' * 20000}\n", "nested more than 20 deep"),
+    "long": (lambda text: text + f"z: {'x' * 10**6}\n", "larger than 1,000,000 bytes"),
+    "code": (lambda text: text + "z: !!python/object/apply:os.getcwd []\n", "it is no YAML"),
+    "date": (lambda text: text.replace("split: train", "split: 2001-99-99"), "it is no YAML"),
+    "a list": (lambda _: "- request\n", "config must be dict, got list"),
+    "bytes": (lambda _: b"\xff\xfe\x00", "it is no YAML"),
+    "number": (lambda text: text.replace("n_bins: 3", "n_bins: '3'"), "n_bins must be int"),
+    "much": (lambda text: text.replace("n_bins: 3", f"n_bins: {2**70}"), "n_bins must be int"),
+    "nan": (lambda text: text.replace("alpha: 0.6", "alpha: .nan"), "alpha must be float, got nan"),
+    "flag": (lambda text: text.replace("streaming: false", "streaming: 0"), "must be bool, got 0"),
+    "setting": (lambda text: text.replace("  draw:", "  drew:"), "does not know: drew"),
+    "rows": (lambda text: text.replace("rows: 60", "rows: many"), "source.rows must be int"),
+    "origin": (lambda text: text.replace("kind: file", "kind: [x]"), "source.kind must be"),
+    "other bins": (lambda text: text.replace("bins: dq", "bins: graphcut"), "its method is dq"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_config_of_anybody_ends_in_one_line(run, tmp_path, name):
+    change, message = HOSTILE[name]
+    file = run / "config.yaml"
+    changed = change(file.read_text())
+    file.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    for call in (Run, verify, lambda run: resample(run, 0.1, output_dir=tmp_path / "out")):
+        with pytest.raises(InputError, match=f"config.yaml is not the config.yaml.*{message}"):
+            call(run)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("selection.parquet", "bin", 2**31 - 1),
+        ("selection.parquet", "rank", -1),
+        ("selection.parquet", "stratum", N),
+        ("selection.parquet", "order", 2**62),
+        ("bins.parquet", "bin", 2**31 - 1),
+        ("bins.parquet", "stratum", None),
+        (SUBSET, "dq_row", 2**62),
+    ],
+)
+def test_no_number_of_a_table_asks_for_memory(run, tmp_path, name, column, value):
+    def put(old):
+        return pa.array([value, *old.to_pylist()[1:]], old.type)
+
+    change_table(run, name, column, put)
+    with pytest.raises(InputError, match=name if "sub" not in name else "does not hold the rows"):
+        resample(run, 0.1, output_dir=tmp_path / "out")
+    assert "failed" in {check.result for check in verify(run)}
+
+
+def test_a_table_of_more_rows_than_its_bytes_can_hold_is_not_read(run, tmp_path):
+    table = pq.read_table(run / "selection.parquet").take(pa.array(np.zeros(3 * 10**6, int)))
+    pq.write_table(table, run / "selection.parquet", compression="zstd")
+    with pytest.raises(InputError, match="cannot hold the 3,000,000 rows that it claims"):
+        resample(run, 0.1, output_dir=tmp_path / "out")
+
+
+def test_the_command_line_says_one_line_of_every_damage(run, cli, tmp_path):
+    (run / "config.yaml").write_text(ALIASES + (run / "config.yaml").read_text())
+    done = cli("resample", "run", "--keep-ratio", 0.1, "--output-dir", "out", code=2)
+    assert done.stderr.count("\n") == 1 and "it has YAML anchors" in done.stderr
+    shutil.copytree(run, tmp_path / "two")
+    change_document(tmp_path / "two", "config.yaml", lambda c: [c.pop(k) for k in "abcdefghij"])
+    change_table(tmp_path / "two", SUBSET, "n", lambda c: c.cast("string"))
+    done = cli("verify", "two", code=2)
+    assert "failed   rows of the subset against the source" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: two is not what it says: rows")
+    (tmp_path / "two" / "README.md").unlink()
+    done = cli("push", "two", "me/two", code=2)
+    assert done.stderr.startswith("error: the run in two is damaged: README.md is missing")

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,10 @@ class RowFiles:
     folder: str | None = None
     is_own: bool = False
 
+    @cached_property
+    def _real_folder(self) -> str:
+        return os.path.realpath(self.folder or "")
+
     def find(self, path: str) -> str | None:
         """Give where the file lies that a row names; None for one that it may not name."""
         if "\0" in path:
@@ -102,8 +106,9 @@ class RowFiles:
             return None if os.path.lexists(path) else path
         if self.folder is not None:
             place = os.path.join(self.folder, path)  # noqa: PTH118 - keeps what is absolute
-            is_inside = Path(os.path.realpath(place)).is_relative_to(os.path.realpath(self.folder))
-            return place if is_inside and _may_open(place) else None
+            real = os.path.realpath(place)
+            is_inside = real.startswith(os.path.join(self._real_folder, ""))  # noqa: PTH118
+            return place if is_inside and _may_open(real) else None
         return path if self.is_own and _may_open(path) else None
 
 
@@ -195,18 +200,17 @@ def admit(dataset: "Dataset", own: RowFiles, name: str) -> "Dataset":
 
     table, features = dataset.data.table, dataset.features
     indices = None if dataset._indices is None else dataset._indices.column(0).to_numpy()
-    is_moved = False
+    places: dict[str, str | None] = {}
     for column, rows, paths in named_files(table, features):
-        places = {path: own.find(path) for path in set(paths)}
+        places |= {path: own.find(path) for path in set(paths) - places.keys()}
         bad = {int(r): p for r, p in zip(rows, paths, strict=True) if places[p] is None}
         at = list(bad) if indices is None else np.flatnonzero(np.isin(indices, list(bad))).tolist()
         if at:
             raise _refuse(name, column, at[0], bad[at[0] if indices is None else indices[at[0]]])
-        is_moved |= own.folder is not None or own.is_own
-    if not is_moved:
+    if not places or not (own.folder or own.is_own):
         return dataset
     wide = widen(features)
-    moved = _map_files(table, features, lambda file, _: _move(file, own), wide)
+    moved = _map_files(table, features, lambda file, _: _move(file, places), wide)
     info = dataset.info.copy()
     info.features = wide
     mark = update_fingerprint(dataset._fingerprint, "row_files", {"folder": own.folder})
@@ -460,14 +464,14 @@ def _map(array: "pa.Array", kind: Any, change: Change) -> "pa.Array":
     return pa.LargeListArray.from_arrays(offsets, changed, mask=array.is_null())
 
 
-def _move(file: "pa.StructArray", own: RowFiles) -> "pa.StructArray":
+def _move(file: "pa.StructArray", places: dict[str, str | None]) -> "pa.StructArray":
     """Name the place where each file lies, in a struct that can hold its bytes."""
     import pyarrow as pa
 
     data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
     data = data if "binary" in str(data.type) else data.cast(pa.binary())
-    places = [own.find(name) for name in path.filter(is_named).to_pylist()]
-    return _pack(file, data, _replace(path, is_named, places))
+    moved = [places[name] for name in path.filter(is_named).to_pylist()]
+    return _pack(file, data, _replace(path, is_named, moved))
 
 
 def _embed(file: "pa.StructArray", kind: Any, own: RowFiles | None) -> "pa.StructArray":

@@ -26,7 +26,7 @@ from dq_multimodal.stream import Stream, first_line, open_stream, reading
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TABLES = ("arrow", "cache", "csv", "json", "pandas", "parquet", "sql", "text", "xml")
+TABLES = ("arrow", "cache", "csv", "hdf5", "iceberg", "json", "lance", "pandas", "parquet", "sql")
 """Builders of `datasets` whose rows come from a table that another may have written."""
 HASHED_ROWS = 1000
 LICENCE = ("license", "license_name", "license_link")

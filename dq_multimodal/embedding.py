@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["FILE", "FILES", "MIDDLE", "PARTIAL", "TEXTURE", "plan_batches"]
 
 PROGRESS = "embeddings.progress.json"
-ALIKE_ROWS = 1000
+ALIKE_ROWS, ALIKE_NUMBERS = 1000, 2**23
 ALIKE_COSINE = 0.99
 EQUAL_SQUARE = {True: 2e-4, False: 1e-12}
 """Squared distance, over the greatest squared norm, up to which two embeddings count as equal: a
@@ -152,7 +152,8 @@ def note_alike(rows: Float[ndarray, "n d"], *, by_cosine: bool) -> list[str]:
         rows: The embeddings.
         by_cosine: Whether the cosine of two rows says how alike they are; else only equal rows do.
     """
-    places = np.unique(np.linspace(0, len(rows) - 1, ALIKE_ROWS).astype(int))
+    size = min(ALIKE_ROWS, 2 + ALIKE_NUMBERS // rows.shape[1])
+    places = np.unique(np.linspace(0, len(rows) - 1, size).astype(int))
     some = rows[places].astype(np.float64)
     if by_cosine:
         norms = np.linalg.norm(some, axis=1, keepdims=True)

@@ -346,8 +346,10 @@ def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
     keys = (old.keys() & new.keys()) - {"revision"}
     if not found and any(old[key] != new[key] for key in keys):
         found = ["its embeddings had another content"]
-    templates = [(part["rows"] or {}).get("template") for part in (before, config)]
-    if not found and config["bins"] != "none" and templates[0] != templates[1]:
+    templates = [(part.get("rows") or {}).get("template") for part in (before, config)]
+    asked = config["request"]
+    is_read = config["bins"] != "none" and (not asked["embeddings"] or asked["method"] == "adq")
+    if not found and is_read and templates[0] != templates[1]:
         found = ["its text was put together by another template"]
     return found
 

@@ -498,3 +498,5 @@ def one_line(what: str, advice: str) -> Iterator[None]:
         raise InputError(f"cannot {what}: the Hub is out of reach; {advice}") from error
     except RuntimeError as error:  # what an upload that failed for good raises
         raise InputError(f"cannot {what}: {first_line(error)}; {advice}") from error
+    except ValueError as error:  # a front matter that the Hub does not take
+        raise InputError(f"cannot {what}: {' '.join(str(error).split())}") from error

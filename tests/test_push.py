@@ -220,7 +220,9 @@ def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path):
         assert "config.yaml" in hub.files(f"me/d{status}")
     hub.fail_next("POST", "/commit/", 429, Retry_After="3600")
     hub.fail_next("POST", "/commit/", 503, times=2, Retry_After="0")
-    long, twice = push(("a", "me/e"), ("a", "me/f"))
+    hub.fail_next("POST", "validate-yaml", 400)
+    unfit, long, twice = push(*[("a", name) for name in ("me/e", "me/e", "me/f")])
+    assert unfit.startswith("error: cannot push to me/e: Invalid metadata")
     assert "asks to wait 3,600 s" in long
     assert "503" in twice
     hub.fail_next("POST", "/commit/", 503, times=2, Retry_After="0")

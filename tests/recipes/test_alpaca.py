@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,11 +108,17 @@ def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
         (["--keep_ratio", "2"], "error: keep_ratio must lie in (0, 1], got 2.0"),
         (["--model_name_or_path", "no/model"], "error: the Hub is out of reach and model no/model"),
         (["--dataset_name", "no/data"], "error: the Hub is out of reach and no/data"),
+        (["--push_subset_to_hub", "me/x"], "error: cannot push to me/x"),
+        (["--trust_remote_code", "true"], "error: trust_remote_code: code that comes with a model"),
         (["--config", "gone.yaml"], "error: cannot read the configuration gone.yaml"),
         (["--frobnicate", "1"], "--frobnicate"),
     ],
 )
 def test_bad_flags_end_with_2(parts, small_encoder, tmp_path, flags, message, monkeypatch, capsys):
+    assert message in refuse(parts, small_encoder, tmp_path, flags, monkeypatch, capsys)
+
+
+def refuse(parts, small_encoder, tmp_path, flags, monkeypatch, capsys):
     given = flags_of(parts, small_encoder, tmp_path / "out", *flags)
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *given])
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -120,9 +127,28 @@ def test_bad_flags_end_with_2(parts, small_encoder, tmp_path, flags, message, mo
         runpy.run_path(str(RECIPE), run_name="__main__")
     said = capsys.readouterr().err
     assert ended.value.code == 2
-    assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "metrics.json").exists()
+    return said
+
+
+class Harm:
+    def __reduce__(self):
+        return open, ("run", "w")
+
+
+def test_a_pickle_of_more_than_weights_is_not_read(
+    parts, small_encoder, tmp_path, monkeypatch, capsys
+):
+    import torch
+
+    model = shutil.copytree(parts / "llama", tmp_path / "llama")
+    (model / "model.safetensors").unlink()
+    torch.save({"harm": Harm()}, model / "pytorch_model.bin")
+    flags = ("--model_name_or_path", model, "--method", "random")
+    said = refuse(parts, small_encoder, tmp_path, flags, monkeypatch, capsys)
+    assert "a pickle of more than weights" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "recipes" / "configs").glob("*.yaml")))

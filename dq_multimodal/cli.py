@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
 INTERRUPTED = 130
+MAX_LINE = 2000
+"""A value in a message may be a whole file."""
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WRONG_PATH = (
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -220,7 +222,7 @@ def _end(run: "Run", as_json: bool, repo_id: str | None, private: bool) -> None:
 def _say(text: str) -> None:
     """Print the answer of a command; a reader that has left (`| head -1`) is no fault of it."""
     try:
-        typer.echo(text)
+        typer.echo(_escape(text))
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         if not isinstance(error, BrokenPipeError):
@@ -300,7 +302,13 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
 
 
 def _one_line(message: str) -> str:
-    return "error: " + " ".join(message.split())
+    line = _escape(" ".join(message.split()))
+    return "error: " + (line if len(line) <= MAX_LINE else line[:MAX_LINE] + " ...")
+
+
+def _escape(text: str) -> str:
+    """Escape what would steer a terminal, such as colours or a change of direction in a name."""
+    return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

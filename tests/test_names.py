@@ -64,7 +64,8 @@ def test_the_command_line_takes_names_as_a_shell_does(cli, rows):
     assert json.loads(done.stdout)["output_dir"] == str(rows.parent / "🙂:1")
     assert "source   rows\\U0001f642.jsonl" in cli(*asked, "--output-dir=~/🙂:1", env=env).stdout
     assert cli("verify", "~/🙂:1", env=env).stdout.count("passed") == 3
-    for name, what in (("x" * 300, "File name too long"), ("caf\udce9", "must be UTF-8")):
+    wrong = [("x" * 300, "File name too long"), ("caf\udce9", "must be UTF-8")]
+    for name, what in [*wrong, (f"{rows.name}/\x1b[31m", r"jsonl/\x1b[31m: Not a directory")]:
         done = cli(*asked, "--output-dir", name, code=2)
         assert what in done.stderr
         assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "dq_multimodal"
 
 LEVELS = [
     {"config"},
-    {"byte_sizes"},
+    {"byte_sizes", "messages"},
     {"options", "summary"},
     {"core", "world", "atomic", "splits"},
     {"model_source", "launch"},

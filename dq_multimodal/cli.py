@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
 INTERRUPTED = 130
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 
 app = typer.Typer(
     help="Make training sets smaller without making models worse (Dataset Quantization).",
@@ -230,9 +231,12 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
     except exceptions.TyperException as error:
         return 2, _one_line(error.format_message().replace("Value error, ", ""))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in CANNOT_WRITE:
             raise
-        return 2, f"error: cannot write: {error.strerror}; the same command goes on when it can"
+        what = f"cannot write{f' {error.filename}' if error.filename else ''}"
+        return 2, _one_line(
+            f"{what}: {os.strerror(error.errno)}; the same command goes on when it can"
+        )
     except Stopped as stop:
         return stop.fault.code, _one_line(stop.fault.line)
     except (exceptions.Abort, KeyboardInterrupt):

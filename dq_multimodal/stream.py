@@ -83,6 +83,7 @@ class Passes:
                 first.schema.remove_metadata()
             )
             row_bytes = max(1, _convert(first, self.features).nbytes // len(first))
+        self.chunk_bytes = self.chunk_rows * row_bytes
         while self.chunk_rows < CHUNK_ROWS and 2 * self.chunk_rows * row_bytes <= CHUNK_BYTES:
             self.chunk_rows *= 2
 
@@ -101,6 +102,7 @@ class Passes:
                 assert n_read % self.chunk_rows == 0, "a short chunk before the last"
                 self._check(len(table), n_read)
                 n_read += len(table)
+                self.chunk_bytes = max(self.chunk_bytes, table.nbytes)
                 if columns is None:
                     table = _convert(table, self.features)
                     n_bytes += table.nbytes
@@ -212,6 +214,11 @@ class Stream:
         """
         if self._coming is not None:
             self._chunk(len(self))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the largest chunk seen so far."""
+        return self._passes.chunk_bytes
 
     @property
     def n_bytes(self) -> int | None:

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.row_sizes import cut_rows, measure_rows
 from dq_multimodal.stream import Stream
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ PARTIAL = "subset.partial"
 OWN_COLUMNS = ("dq_row", "dq_bin", "dq_rank")
 SHARD_BYTES = 500_000_000
 PROBED_ROWS = 64
-BLOCK_BYTES = 64_000_000
-"""Rows are read and written (as one row group) in blocks of about so many bytes."""
+BLOCK_ROWS, BLOCK_BYTES = 100_000, 64_000_000
+"""Rows are read and written (as one row group) in blocks of so many at most, or of one row."""
 
 
 class RecordColumn(Protocol):
@@ -84,12 +86,12 @@ def write_subset(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     source = dataset.with_format("arrow")
-    block_rows = max(1, min(100_000, BLOCK_BYTES // _row_bytes(dataset, picks)))
+    blocks = list(cut_rows(measure_picks(dataset, picks), BLOCK_ROWS, BLOCK_BYTES))
     n_bytes, n_shards, shard_bytes = 0, 0, 0
     writer = None
     try:
-        for start in tqdm(range(0, len(picks), block_rows), desc="write", unit="block"):
-            table = source[picks[start : start + block_rows].tolist()]
+        for start, stop in tqdm(blocks, desc="write", unit="block"):
+            table = source[picks[start:stop].tolist()]
             if records is not None:
                 at = table.column_names.index(records.name)
                 table = table.set_column(at, records.name, records.slice(start, len(table)))
@@ -97,7 +99,7 @@ def write_subset(
             n_bytes += table.nbytes
             shard_bytes += table.nbytes
             for name in ("row", "bin", "rank"):
-                table = table.append_column(f"dq_{name}", kept[name].slice(start, block_rows))
+                table = table.append_column(f"dq_{name}", kept[name].slice(start, stop - start))
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
                 writer = pq.ParquetWriter(path, schema, **_writer_options(schema, records))
@@ -159,10 +161,35 @@ def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict
     }
 
 
-def _row_bytes(dataset: "Dataset", picks: Int[ndarray, " k"]) -> int:
-    """Estimate the bytes of a row from the first few, files outside the table included."""
-    some = dataset.select(picks[:PROBED_ROWS])
-    return max(1, (count_bytes(some) or 0) // len(some))
+def measure_picks(
+    dataset: "Dataset | Stream", picks: Int[ndarray, " k"] | None = None
+) -> Int[ndarray, " k"]:
+    """Give the bytes of some rows, None for all, files outside the table included.
+
+    Those of a stream are all taken to be like its first few.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    picks = np.arange(len(dataset)) if picks is None else picks
+    if isinstance(dataset, Stream):
+        some = dataset.select(picks[:PROBED_ROWS])
+        return np.full(len(picks), some.data.nbytes // len(some) + 1)
+    sizes = measure_rows(dataset)[picks]
+    places = picks if dataset._indices is None else dataset._indices.column(0).to_numpy()[picks]
+    for name in _outside(dataset):
+        column = dataset.data.column(name)
+        if _has_paths(column):
+            inside = pc.is_valid(pc.struct_field(column, "bytes"))
+            paths = pc.if_else(inside, None, pc.struct_field(column, "path"))
+            found = paths.take(pa.array(places)).to_pylist()
+            sizes += [_file_bytes({"bytes": None, "path": path}) for path in found]
+    return sizes
+
+
+def _outside(dataset: "Dataset") -> list[str]:
+    """Name the columns whose files may lie outside the table."""
+    return [name for name, kind in dataset.features.items() if hasattr(kind, "embed_storage")]
 
 
 def count_bytes(dataset: "Dataset | Stream") -> int | None:
@@ -173,11 +200,12 @@ def count_bytes(dataset: "Dataset | Stream") -> int | None:
     if isinstance(dataset, Stream):
         return dataset.n_bytes
     n_bytes = dataset.data.nbytes if dataset._indices is None else 0
-    outside = [name for name, kind in dataset.features.items() if hasattr(kind, "embed_storage")]
+    outside = _outside(dataset)
     if dataset._indices is None and not outside:
         return n_bytes
     columns = dataset.with_format("arrow")
-    for table in columns.iter(batch_size=1000):
+    for start, stop in cut_rows(measure_rows(dataset), 1000, BLOCK_BYTES):
+        table = columns[start:stop]
         n_bytes += table.nbytes if dataset._indices is not None else 0
         for name in outside:
             n_bytes += sum(

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "dq_multimodal"
 
 LEVELS = [
     {"config"},
-    {"byte_sizes", "messages"},
+    {"byte_sizes", "messages", "row_sizes"},
     {"options", "summary"},
     {"core", "world", "atomic", "splits"},
     {"model_source", "launch"},

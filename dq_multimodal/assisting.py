@@ -90,7 +90,7 @@ def embed_share(
         return
     check()
     mine = chain([first], mine)
-    out = plan.open_shared(Path(folder))
+    out = plan.open_files(Path(folder))
     for found in embed_batches(
         adapter, plan, mine, out, view, embedding.SAVE_SECONDS, world.n_here
     ):

@@ -1,5 +1,6 @@
 """Batches of a plan through an encoder into files: read ahead, shared, and noted when done."""
 
+import errno
 import hashlib
 import io
 import json
@@ -85,18 +86,22 @@ class Progress:
         return together
 
 
-class SharedRows:
-    """Rows of a .npy file that several processes write at once.
+class RowsFile:
+    """Rows of a .npy file that is being written, maybe by several processes at once.
 
-    A memory map would not do on a file system of a network: machines write back whole pages, and
-    with them rows of others as they were before. So every row is written by itself, and the file
-    is open for writing only and out of the cache, so that no page of it is known as a whole.
+    A memory map would not do: on a full disk it ends the process without a word. And on a file
+    system of a network, machines write back whole pages, and with them rows of others as they
+    were before. So rows are written by themselves, and the file is open for writing only and out
+    of the cache, so that no page of it is known as a whole.
 
     Args:
         path: The file.
         shape: Rows and columns.
         kind: Type of the numbers.
-        is_new: Make the file, all zeros.
+        is_new: Make the file, all zeros, its room on the disk taken.
+
+    Raises:
+        OSError: If there is no room; a file that was to be made is gone then.
     """
 
     def __init__(
@@ -108,27 +113,46 @@ class SharedRows:
         facts = {"descr": self._kind.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, facts)  # as a memory map would begin
         self._offset = header.tell()
+        if is_new:
+            path.unlink(missing_ok=True)
         flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if is_new else 0)
         self._descriptor = os.open(path, flags, 0o666)
         weakref.finalize(self, os.close, self._descriptor)
         if is_new:
-            os.ftruncate(self._descriptor, self._offset + shape[0] * self._row_bytes)
-            os.pwrite(self._descriptor, header.getvalue(), 0)
-            self.flush()
+            try:
+                _allocate(self._descriptor, self._offset + shape[0] * self._row_bytes)
+                self._write(header.getvalue(), 0)
+                self.flush()
+            except OSError:
+                path.unlink()
+                raise
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def __setitem__(self, rows: Int[ndarray, " b"], values: ndarray) -> None:
         values = np.ascontiguousarray(values, dtype=self._kind)
-        for row, value in zip(rows.tolist(), values, strict=True):
-            data, place = value.tobytes(), self._offset + row * self._row_bytes
-            while data:  # a full disk takes a part, and then none
-                written = os.pwrite(self._descriptor, data, place)
-                data, place = data[written:], place + written
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        for row, part in zip(rows[starts].tolist(), np.split(values, starts[1:]), strict=True):
+            self._write(part.tobytes(), self._offset + row * self._row_bytes)
+
+    def _write(self, data: bytes, place: int) -> None:
+        while data:  # a full disk takes a part, and then none
+            written = os.pwrite(self._descriptor, data, place)
+            data, place = data[written:], place + written
 
     def flush(self) -> None:
         """Bring all to the disk."""
         os.fsync(self._descriptor)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a new file its size and its room on the disk, as far as the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:  # not on every system
+        if getattr(error, "errno", None) not in (None, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        os.ftruncate(descriptor, size)
 
 
 def plan_batches(
@@ -164,14 +188,18 @@ class Plan:
     shapes: dict[str, tuple[int, Any]]
     key: str
 
-    def open_shared(self, folder: Path, *, is_new: bool = False) -> dict[str, Any]:
-        """Open the files, or make them, for several processes to write."""
-        return {
-            file: SharedRows(
-                place, (len(self.rows), self.shapes[file][0]), self.shapes[file][1], is_new=is_new
-            )
-            for file, place in self.places(folder).items()
-        }
+    def open_files(self, folder: Path, *, is_new: bool = False) -> dict[str, RowsFile]:
+        """Open the files, or make all of them or none, for several processes to write."""
+        places = self.places(folder)
+        opened: dict[str, RowsFile] = {}
+        try:
+            for file, (size, kind) in self.shapes.items():
+                opened[file] = RowsFile(places[file], (len(self.rows), size), kind, is_new=is_new)
+        except OSError:
+            for file in opened if is_new else ():
+                places[file].unlink()
+            raise
+        return opened
 
     def places(self, folder: Path) -> dict[str, Path]:
         """Give the paths of the files while they are made."""
@@ -200,7 +228,7 @@ def embed_batches(
     adapter: Adapter,
     plan: Plan,
     numbers: Iterable[int],
-    out: dict[str, Any],
+    out: dict[str, RowsFile],
     view: int | None,
     save_seconds: float,
     n_sharing: int = 1,
@@ -223,7 +251,11 @@ def embed_batches(
     batches = ((number, plan.rows[plan.batches[number]]) for number in numbers)
     for number, batch, odd in load_ahead(adapter, batches, view, n_sharing):
         looks = adapter.embed(batch)
-        values = {FILE: looks.embedding, MIDDLE: looks.middle, TEXTURE: looks.texture}
+        values: dict[str, Any] = {
+            FILE: looks.embedding,
+            MIDDLE: looks.middle,
+            TEXTURE: looks.texture,
+        }
         if looks.middle is not None:
             values[MIDDLE] = np.clip(looks.middle, *HALF_RANGE)
         for file, array in out.items():

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 MAX_LINE = 2000
 """A value in a message may be a whole file."""
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 WRONG_PATH = (
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EIO, errno.ESTALE),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
 )
 """Faults of files that somebody named, or that changed on the way."""
 
@@ -283,7 +283,10 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
         return 2, _one_line(error.format_message().replace("Value error, ", ""))
     except OSError as error:
         if error.errno in CANNOT_WRITE:
-            return 2, f"error: cannot write: {error.strerror}; the same command goes on when it can"
+            what = f"cannot write{f' {error.filename}' if error.filename else ''}"
+            return 2, _one_line(
+                f"{what}: {os.strerror(error.errno)}; the same command goes on when it can"
+            )
         if error.errno not in WRONG_PATH or error.filename is None:
             raise
         return 2, _one_line(f"cannot use {error.filename}: {error.strerror}")

@@ -22,11 +22,13 @@ from dq_multimodal.batches import (
     TEXTURE,
     Found,
     Progress,
+    RowsFile,
     embed_batches,
     make_plan,
     plan_batches,
 )
 from dq_multimodal.config import InputError
+from dq_multimodal.row_sizes import BLOCK_BYTES, read_blocks
 from dq_multimodal.splits import split_ranges
 from dq_multimodal.world import ALONE, World
 
@@ -83,17 +85,7 @@ def embed_rows(
     is_new = not progress.is_done.any() or not all(place.exists() for place in places.values())
     if is_new:
         progress.forget()  # before the new files of zeros are there
-        for place in places.values():
-            place.unlink(missing_ok=True)
-    if world.is_alone:
-        out: dict[str, Any] = {
-            file: np.lib.format.open_memmap(
-                places[file], "w+" if is_new else "r+", kind, (len(plan.rows), size)
-            )
-            for file, (size, kind) in plan.shapes.items()
-        }
-    else:
-        out = plan.open_shared(folder, is_new=is_new)
+    out = plan.open_files(folder, is_new=is_new)
     left = np.flatnonzero(~progress.is_done)
     world.post(
         "embed",
@@ -196,19 +188,13 @@ def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]
 
 def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) -> None:
     """Write ready embeddings into folder/embeddings.npy as float32; see `describe_given`."""
-    out, start = None, 0
+    out, start, partial = None, 0, folder / (FILE + PARTIAL)
     for block in read_given(given, dataset, split):
-        if out is None:
-            shape = (len(dataset), block.shape[1])
-            out = np.lib.format.open_memmap(
-                folder / (FILE + PARTIAL), mode="w+", dtype=np.float32, shape=shape
-            )
-        out[start : start + len(block)] = block
+        shape = (len(dataset), block.shape[1])
+        out = out or RowsFile(partial, shape, np.float32, is_new=True)
+        out[np.arange(start, start + len(block))] = block
         start += len(block)
-    assert out is not None
-    out.flush()
-    del out
-    put_in_place(folder / (FILE + PARTIAL), folder / FILE)
+    put_in_place(partial, folder / FILE)
 
 
 def read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
@@ -248,13 +234,7 @@ def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
     path = Path(os.path.expanduser(given))  # noqa: PTH111
     if not path.is_file():
         raise InputError(f"no embeddings {given}: neither a .npy file nor a column of the dataset")
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"cannot read {given} as .npy: {error}") from error
-    if not isinstance(values, ndarray) or values.ndim != 2 or values.dtype.kind != "f":
-        got = getattr(values, "dtype", "an archive"), getattr(values, "shape", "")
-        raise InputError(f"{given} must be an (n, d) array of floats, got {got[0]} {got[1]}")
+    values = _open_npy(path, given)
     ranges = [(0, len(values))]
     if len(values) != n_rows:
         with suppress(InputError):  # a slice that does not fit so many rows
@@ -265,8 +245,32 @@ def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
             f"got shape {values.shape}"
         )
     for first, stop in ranges:
-        for start in range(first, stop, BLOCK_ROWS):
-            yield np.asarray(values[start : min(start + BLOCK_ROWS, stop)], dtype=np.float32)
+        step = max(1, BLOCK_BYTES // (4 * values.shape[1]))
+        for start in range(first, stop, step):
+            with np.errstate(over="ignore"):  # infinity is refused
+                block = np.asarray(values[start : min(start + step, stop)], dtype=np.float32)
+            yield block
+
+
+def _open_npy(path: Path, given: str) -> ndarray:
+    """Map a .npy file; of any other, say in one line what it is."""
+    wanted = f"{given} must be a .npy file of an (n, d) array of float16, float32 or float64"
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+        values = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise InputError(f"cannot read {given}: {error.strerror or error}") from error
+    except Exception as error:  # a header can be wrong in many ways
+        got = {b"": "an empty file", b"PK": "an archive (.npz)"}.get(head)
+        if got is None:
+            is_objects = "Python objects" in str(error)
+            reason = " ".join(str(error).split())
+            got = "an array of Python objects" if is_objects else f"another file ({reason})"
+        raise InputError(f"{wanted}, got {got}") from error
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise InputError(f"{wanted}, got {values.dtype} of shape {values.shape}")
+    return values
 
 
 def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
@@ -274,8 +278,9 @@ def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
     import pyarrow.compute
 
     column = dataset.select_columns([name]).with_format("arrow")
-    for start in range(0, len(dataset), BLOCK_ROWS):
-        array = column[start : start + BLOCK_ROWS][name].combine_chunks()
+    start = 0
+    for table in read_blocks(column, BLOCK_ROWS):
+        array = table[name].combine_chunks()
         wrong_type = InputError(f"column {name} must hold lists of numbers, got {array.type}")
         is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
         if not (is_list or pa.types.is_fixed_size_list(array.type)):
@@ -289,7 +294,9 @@ def _column_blocks(name: str, dataset: "Dataset") -> Iterator[ndarray]:
                 f"column {name} must hold vectors of one size, got {sizes.min()} to {sizes.max()}"
             )
         try:
-            flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+            with np.errstate(over="ignore"):  # infinity is refused
+                flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         except (ValueError, TypeError) as error:
             raise wrong_type from error
         yield flat.reshape(len(array), -1)
+        start += len(array)

@@ -79,6 +79,13 @@ def claim_folder(folder: Path) -> Iterator[None]:
         try:
             _check_writable(folder)
             yield
+        except FileNotFoundError as error:
+            if folder.exists() and f"'{folder}{os.sep}" not in str(error):
+                raise
+            name = folder if error.filename is None else error.filename
+            raise InputError(
+                f"{name} was removed while the run needed it: the same command makes it again"
+            ) from error
         finally:
             with suppress(OSError):  # of the first that holds something
                 for place in made:

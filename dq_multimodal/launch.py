@@ -1,13 +1,18 @@
 """What a launcher (`torchrun`, `accelerate launch`) says to each of the processes it starts."""
 
 import io
+import ipaddress
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
+from typing import Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.world import ALONE, JOIN_SECONDS, World, is_launched
+
+LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
@@ -38,12 +43,40 @@ def _meet() -> World:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost store is one line, not frames
     from torch.distributed import PrefixStore, rendezvous
 
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    wait = timedelta(seconds=JOIN_SECONDS)
+    # The agent of torchrun holds the store itself, for all networks.
+    is_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not is_agent and os.environ.get("MASTER_ADDR") in (None, "", "localhost"):
+        os.environ["MASTER_ADDR"] = LOOPBACK
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT")
+    is_holder = os.environ.get("RANK") == "0" and not is_agent
     try:
-        met = rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))
-        store, rank, size = next(iter(met))
-    except (RuntimeError, ValueError) as error:
+        if is_holder and port and is_loopback(address):
+            size = int(os.environ["WORLD_SIZE"])
+            store, rank = _open_here(address, int(port), size, wait), 0
+        else:
+            store, rank, size = next(iter(rendezvous("env://", timeout=wait)))
+    except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"cannot meet the other processes at {place}: {reason}") from error
+        raise InputError(
+            f"cannot meet the other processes at {address}:{port}: {reason}"
+        ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return World(PrefixStore(f"dq-multimodal/{attempt}", store), rank, size)
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether an address, which is no name, can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _open_here(address: str, port: int, size: int, wait: timedelta) -> Any:
+    """Hold the store at one address: by itself it would listen to all networks."""
+    from torch.distributed import TCPStore
+
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    holder = socket.create_server((address, port), family=kind)
+    return TCPStore(address, port, size, True, wait, master_listen_fd=holder.detach())

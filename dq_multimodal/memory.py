@@ -15,6 +15,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.text import BLOCK_ROWS as TEXT_ROWS
 from dq_multimodal.byte_sizes import format_bytes
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import count_working_bytes
@@ -24,8 +25,10 @@ from dq_multimodal.patch_records import LARGEST_PIXELS, STEP_PIXELS
 from dq_multimodal.report.coverage import MAX_PAIRS
 from dq_multimodal.report.duplicates import MAX_ROWS
 from dq_multimodal.report.facts import MAX_POINTS
+from dq_multimodal.row_sizes import BLOCK_BYTES as READ_BYTES
 from dq_multimodal.selection import count_subset
-from dq_multimodal.subset import BLOCK_BYTES
+from dq_multimodal.stream import N_HELD, Stream
+from dq_multimodal.subset import BLOCK_BYTES, measure_picks
 from dq_multimodal.vision.columns import find_image_column
 from dq_multimodal.vision.pixels import count_pixels, read_bytes, undecoded
 
@@ -47,6 +50,10 @@ MAP_PAIR = 40
 """Bytes a pair of points of the map: inner products and what is made of them, float64."""
 WIDENED = 28
 """Bytes a number of the rows that the report compares: float64, two steps of it, and float32."""
+PYTHON = 6
+"""Rows as Python objects, to as many bytes of Arrow: some letters make a text of 4 bytes each."""
+TOKENS = (100, 40)
+"""Bytes a character of the longest text while it becomes tokens, and of all texts of its batch."""
 TILE = 64_000_000
 """Inner products of one tile of pairs, in the report."""
 PATCH_PIXEL = 70
@@ -121,18 +128,20 @@ def estimate_memory(
     """
     n_rows = len(dataset)
     n_kept = count_subset(strata, request)
-    some = dataset if hasattr(dataset, "data") else dataset.select(range(min(256, n_rows)))
-    row_bytes = max(1, some.data.nbytes // max(1, some.data.num_rows))
+    row_sizes = measure_picks(dataset)
+    largest_first = np.sort(row_sizes)[::-1]
+    block = max(BLOCK_BYTES, int(largest_first[0]))
     width = (config["embedding"] or {}).get("dimension", 0)
     has_model = adapter is not None and (request.method == "adq" or "model" in _embedding(config))
     stages: dict[str, int] = {"selection": ORDER_ROW * n_rows}
-    mapped = row_bytes * n_rows
+    stages["rows"] = PYTHON * min(max(READ_BYTES, int(largest_first[0])), int(row_sizes.sum()))
+    mapped = int(row_sizes.sum())
     if config["bins"] != "none":
         largest = np.sort(np.bincount(strata))[-(os.cpu_count() or 1) :]  # side by side
         stages["selection"] += count_working_bytes(largest.tolist(), width)
         mapped += 4 * n_rows * width
     if has_model and adapter is not None:
-        stages["embeddings"] = LENGTH_ROW * n_rows + request.batch_size * _pass_bytes(adapter)
+        stages["embeddings"] = LENGTH_ROW * n_rows + _pass_bytes(adapter, request.batch_size)
         if request.method == "adq":
             middle = adapter.middle_dimension
             mapped += 2 * n_rows * middle + 8 * n_rows
@@ -142,13 +151,17 @@ def estimate_memory(
             learning = sum(counts) * (features * 24 + OUT * 16)
             stages["scores"] = learning + 3 * BLOCK_ROWS * 8 * max(counts)
             stages["scores"] = max(stages["scores"], stages["embeddings"])
-    stages["subset"] = 4 * min(BLOCK_BYTES, row_bytes * n_kept)
+    stages["subset"] = 4 * min(block, int(largest_first[:n_kept].sum()))
     if request.drop_ratio:
         column = find_image_column(dataset, request.image_column)
-        stages["patches"] = _patch_bytes(dataset, column)
+        stages["patches"] = _patch_bytes(dataset, column, row_sizes)
     if with_report:
         kind = (config["rows"] or {}).get("modality", "none")
-        stages["report"] = _report_bytes(n_rows, n_kept, width, MAX_POINTS[kind])
+        stages["report"] = _report_bytes(n_rows, n_kept, width, MAX_POINTS[kind]) + stages["rows"]
+    if isinstance(dataset, Stream):
+        part = min(1.0, TEXT_ROWS / dataset.chunk_rows)
+        held = int((N_HELD + PYTHON * part) * dataset.chunk_bytes)
+        stages = {name: size + held for name, size in stages.items()}
     return Memory(resident_bytes(), stages, mapped)
 
 
@@ -181,9 +194,10 @@ def _report_bytes(n_rows: int, n_kept: int, width: int, points: int) -> int:
     return imports + max(MAP_PAIR * shown**2, rows + min(TILE, 4 * max(queries, searched) ** 2))
 
 
-def _patch_bytes(dataset: "Dataset", column: str) -> int:
-    """Give what coding the patches takes, from the largest of the first images."""
-    files = undecoded(dataset.select(range(min(PATCH_ROWS, len(dataset)))), column)[column]
+def _patch_bytes(dataset: "Dataset", column: str, sizes: Int[ndarray, " n"]) -> int:
+    """Give what coding the patches takes, from the largest of the first and the largest files."""
+    rows = {*range(min(PATCH_ROWS, len(sizes))), *np.argsort(-sizes)[:PATCH_ROWS].tolist()}
+    files = undecoded(dataset.select(sorted(rows)), column)[column]
     largest = max((count_pixels(read_bytes(value)) for value in files), default=0)
     largest = min(largest, LARGEST_PIXELS)
     return PATCH_PIXEL * max(largest, min(STEP_PIXELS, PATCH_ROWS * largest))
@@ -193,14 +207,20 @@ def _embedding(config: dict[str, Any]) -> dict[str, Any]:
     return config["embedding"] or {}
 
 
-def _pass_bytes(adapter: Adapter) -> int:
-    """Give the bytes a row of one batch takes: on its way through the model, and read ahead."""
-    longest = np.array([int(np.argmax(adapter.lengths()))])
-    batch, _ = adapter.load(longest)
+def _pass_bytes(adapter: Adapter, batch_size: int) -> int:
+    """Give the bytes of the longest rows: on their way through the model, and read ahead."""
+    lengths = adapter.lengths()
+    longest = np.argsort(-lengths, kind="stable")
+    batch, _ = adapter.load(longest[:1])
     with measured_tensors() as meter:
         adapter.embed(batch)
     n_readers = max(1, min(8, (os.cpu_count() or 2) - 1))  # as embedding reads ahead
-    return int(KERNELS * meter.peak) + (3 * n_readers + 1) * _held_bytes(batch)
+    ahead = lengths[longest[: (3 * n_readers + 1) * batch_size]].sum() / lengths[longest[0]]
+    found = batch_size * int(KERNELS * meter.peak) + int(ahead * _held_bytes(batch))
+    if isinstance(batch, list):  # texts are cut short only when they are tokens
+        found += TOKENS[0] * int(lengths[longest[0]])
+        found += TOKENS[1] * int(lengths[longest[:batch_size]].sum())
+    return found
 
 
 def _held_bytes(batch: Any) -> int:

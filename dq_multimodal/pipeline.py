@@ -1,5 +1,6 @@
 """compress(): load, embed, bins, order, subset."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from dq_multimodal.preparation import (
     start_manifest,
     survey,
 )
+from dq_multimodal.probes import foresee_picks
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
@@ -165,13 +167,24 @@ def compress(
                     if request.partition is not None:
                         strata, labels = part_rows(embedded, request.partition, request.similarity)
                         manifest["labels"] = labels
+                    n_left = count_left(config)
+                    long = foresee_picks(
+                        embedded,
+                        strata,
+                        1 if config["bins"] == "graphcut" else request.n_bins,
+                        request.similarity,
+                        n_left,
+                        can_part=len(labels) == 1 and not n_left,
+                    )
+                    if long is not None:
+                        print(long, file=sys.stderr, flush=True)  # noqa: T201
                     bins = bin_rows(
                         embedded,
                         strata,
                         config["bins"],
                         request.n_bins,
                         request.similarity,
-                        count_left(config),
+                        n_left,
                         folder=target,
                         world=world,
                     )

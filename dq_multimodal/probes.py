@@ -18,6 +18,7 @@ from dq_multimodal.batches import load_ahead, plan_batches
 from dq_multimodal.config import CompressConfig, Similarity
 from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
 from dq_multimodal.core.diversity import OUT, count_steps, diversity, learn_directions
+from dq_multimodal.model_source import accelerator
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
@@ -37,7 +38,9 @@ FEWEST, MOST = 3, 96
 
 GROWTH = 1.2
 """Exponent in n of the time of the greedy picks; refit it when core/graph_cut.py changes."""
+MOST_GROWTH = 2.2
 PICK_ROWS = 4096
+LONG_SECONDS = 120.0
 TABLE_ROWS = 100_000
 LEARN_ROWS, DIVERSITY_ROWS = 512, 512
 SUBSET_BYTES, SUBSET_ROWS = 32_000_000, 20_000
@@ -143,26 +146,63 @@ def time_picks(
     n_bins: int,
     similarity: Similarity,
     n_left: int = 0,
+    device: str | None = None,
 ) -> float:
     """Give the seconds that the greedy picks of all strata will take.
 
     The real picks are timed on some rows and on a quarter of them; the exponent of their growth
-    is the mean of what that shows and of GROWTH.
+    is the mean of what that shows and of GROWTH. Where they may take long, four times the rows
+    are timed too, and show the exponent: rows all alike in distance take their square.
     """
     sizes = np.bincount(strata)
-    size = min(PICK_ROWS, int(sizes.max()))
-    rows = stretch(vectors, size)
-    make_bins(rows, min(n_bins, size), similarity, n_left=n_left)  # warms up
-    started = time.perf_counter()
-    make_bins(rows, min(n_bins, size), similarity, n_left=n_left)
-    whole = time.perf_counter() - started
-    growth = GROWTH
-    if size == PICK_ROWS:
+    largest = int(sizes.max())
+
+    def clock(size: int) -> float:
+        rows = stretch(vectors, size)
         started = time.perf_counter()
-        make_bins(stretch(rows, size // 4), min(n_bins, size // 4), similarity, n_left=n_left)
-        seen = np.log(whole / (time.perf_counter() - started)) / np.log(4)
+        make_bins(rows, min(n_bins, size), similarity, n_left=n_left, device=device)
+        return time.perf_counter() - started
+
+    size = min(PICK_ROWS, largest)
+    clock(size)  # warms up
+    whole, growth = clock(size), GROWTH
+    if size == PICK_ROWS:
+        seen = np.log(whole / clock(size // 4)) / np.log(4)
         growth = (GROWTH + float(np.clip(seen, 1.0, 1.5))) / 2
+    if largest >= 4 * size and whole * (largest / size) ** MOST_GROWTH > LONG_SECONDS:
+        more = clock(4 * size)
+        growth = float(np.clip(np.log(more / whole) / np.log(4), 1.0, MOST_GROWTH))
+        whole, size = more, 4 * size
     return float((whole * (sizes / size) ** growth).sum())
+
+
+def foresee_picks(
+    vectors: Float[ndarray, "n d"],
+    strata: Int[ndarray, " n"],
+    n_bins: int,
+    similarity: Similarity,
+    n_left: int,
+    *,
+    can_part: bool,
+) -> str | None:
+    """Say in one line about how long the greedy picks will take, where that is long.
+
+    Args:
+        vectors: All rows.
+        strata: Stratum of every row.
+        n_bins: Bins of a stratum.
+        similarity: "cosine" or "euclidean".
+        n_left: Numbers of the left factor where rows are outer products.
+        can_part: Whether the rows may be parted instead.
+    """
+    if np.bincount(strata).max() < 8 * PICK_ROWS:
+        return None
+    seconds = time_picks(vectors, strata, n_bins, similarity, n_left, accelerator())
+    if seconds < LONG_SECONDS:
+        return None
+    long = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.0f} hours"
+    advice = "; --partition kmeans picks within parts of similar rows, in much less" * can_part
+    return f"the selection will take about {long}, slower as it goes on{advice}"
 
 
 def probe_tables(

@@ -263,6 +263,19 @@ def count_outside(table: "pa.Table", features: "Features") -> int:
     return sum(_size_of(path) for _, _, paths in named_files(table, features) for path in paths)
 
 
+def measure_outside(
+    table: "pa.Table", features: "Features", rows: Int[ndarray, " k"]
+) -> Int[ndarray, " k"]:
+    """Give the bytes of the files that each of some rows names."""
+    sizes = np.zeros(len(table), dtype=np.int64)
+    is_asked = np.zeros(len(table), dtype=bool)
+    is_asked[rows] = True
+    for _, at, paths in named_files(table, features):
+        asked = np.flatnonzero(is_asked[at])
+        np.add.at(sizes, at[asked], [_size_of(paths[k]) for k in asked])
+    return sizes[rows]
+
+
 def named_files(
     table: "pa.Table", features: "Features"
 ) -> Iterator[tuple[str, Int[ndarray, " n"], list[str]]]:

@@ -90,6 +90,7 @@ class Passes:
             if own.folder is not None:
                 self.features = widen(self.features)
             row_bytes = max(1, self.convert(first, self.features, 0).nbytes // len(first))
+        self.chunk_bytes = self.chunk_rows * row_bytes
         while self.chunk_rows < CHUNK_ROWS and 2 * self.chunk_rows * row_bytes <= CHUNK_BYTES:
             self.chunk_rows *= 2
 
@@ -107,6 +108,7 @@ class Passes:
             for table in parts:
                 assert n_read % self.chunk_rows == 0, "a short chunk before the last"
                 self._check(len(table), n_read)
+                self.chunk_bytes = max(self.chunk_bytes, table.nbytes)
                 if columns is None:
                     table = self.convert(table, self.features, n_read)
                     n_bytes += table.nbytes
@@ -235,6 +237,11 @@ class Stream:
         """
         if self._coming is not None:
             self._chunk(len(self))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the largest chunk seen so far."""
+        return self._passes.chunk_bytes
 
     @property
     def n_bytes(self) -> int | None:

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.atomic import open_parquet
 from dq_multimodal.config import InputError
-from dq_multimodal.row_files import NO_FILES, admit, count_outside, embed
+from dq_multimodal.row_files import NO_FILES, admit, count_outside, embed, measure_outside
+from dq_multimodal.row_sizes import cut_rows, measure_rows
 from dq_multimodal.stream import Stream, first_line
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ PARTIAL = "subset.partial"
 OWN_COLUMNS = ("dq_row", "dq_bin", "dq_rank")
 SHARD_BYTES = 500_000_000
 PROBED_ROWS = 64
-BLOCK_BYTES = 64_000_000
-"""Rows are read and written (as one row group) in blocks of about so many bytes."""
+BLOCK_ROWS, BLOCK_BYTES = 100_000, 64_000_000
+"""Rows are read and written (as one row group) in blocks of so many at most, or of one row."""
 
 
 class RecordColumn(Protocol):
@@ -89,12 +91,12 @@ def write_subset(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     source = dataset.with_format("arrow")
-    block_rows = max(1, min(100_000, BLOCK_BYTES // _row_bytes(dataset, picks)))
+    blocks = list(cut_rows(measure_picks(dataset, picks), BLOCK_ROWS, BLOCK_BYTES))
     n_bytes, n_shards, shard_bytes = 0, 0, 0
     writer = None
     try:
-        for start in tqdm(range(0, len(picks), block_rows), desc="write", unit="block"):
-            table = source[picks[start : start + block_rows].tolist()]
+        for start, stop in tqdm(blocks, desc="write", unit="block"):
+            table = source[picks[start:stop].tolist()]
             if records is not None:
                 at = table.column_names.index(records.name)
                 table = table.set_column(at, records.name, records.slice(start, len(table)))
@@ -102,7 +104,7 @@ def write_subset(
             n_bytes += table.nbytes
             shard_bytes += table.nbytes
             for name in ("row", "bin", "rank"):
-                table = table.append_column(f"dq_{name}", kept[name].slice(start, block_rows))
+                table = table.append_column(f"dq_{name}", kept[name].slice(start, stop - start))
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
                 options = _writer_options(schema, records)
@@ -165,10 +167,20 @@ def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict
     }
 
 
-def _row_bytes(dataset: "Dataset", picks: Int[ndarray, " k"]) -> int:
-    """Estimate the bytes of a row from the first few, files outside the table included."""
-    some = dataset.select(picks[:PROBED_ROWS])
-    return max(1, (count_bytes(some) or 0) // len(some))
+def measure_picks(
+    dataset: "Dataset | Stream", picks: Int[ndarray, " k"] | None = None
+) -> Int[ndarray, " k"]:
+    """Give the bytes of some rows, None for all, files outside the table included.
+
+    Those of a stream are all taken to be like its first few.
+    """
+    picks = np.arange(len(dataset)) if picks is None else picks
+    if isinstance(dataset, Stream):
+        some = dataset.select(picks[:PROBED_ROWS])
+        return np.full(len(picks), some.data.nbytes // len(some) + 1)
+    places = picks if dataset._indices is None else dataset._indices.column(0).to_numpy()[picks]
+    outside = measure_outside(dataset.data.table, dataset.features, places)
+    return measure_rows(dataset)[picks] + outside
 
 
 def count_bytes(dataset: "Dataset | Stream") -> int | None:
@@ -180,7 +192,9 @@ def count_bytes(dataset: "Dataset | Stream") -> int | None:
         return dataset.n_bytes
     if dataset._indices is None:
         return dataset.data.nbytes + count_outside(dataset.data.table, dataset.features)
-    tables = dataset.with_format("arrow").iter(batch_size=1000)
+    columns = dataset.with_format("arrow")
+    blocks = cut_rows(measure_rows(dataset), 1000, BLOCK_BYTES)
+    tables = (columns[start:stop] for start, stop in blocks)
     return sum(table.nbytes + count_outside(table, dataset.features) for table in tables)
 
 

@@ -10,7 +10,6 @@ member (that of NCCL for ten minutes), a key of the store can be waited for with
 
 import json
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.messages import pack, unpack
 
 WAIT_SECONDS = 0.02
 BEAT_SECONDS = 1.0
@@ -35,6 +35,7 @@ GRACE_SECONDS = 15.0
 """A process that does not come back from a long call by then is ended: no file suffers from it."""
 PART_BYTES = 2**21
 """The store takes values of 8 MiB at most."""
+MOST_PARTS = 8192
 END = "end"
 RESUMES = "the same command goes on where it stopped"
 TERMINATED = 128 + signal.SIGTERM
@@ -108,7 +109,11 @@ class World:
         number = 0
         while not self._ask("check", [END]):  # a slow one leaves out what others have done
             if self._ask("check", [f"task/{number}"]):
-                yield self._take(f"task/{number}")
+                match self._take(f"task/{number}"):
+                    case (str() as name, dict() as given):
+                        yield name, given
+                    case other:
+                        raise InputError(f"got a task of rank 0 that is none: {str(other)[:80]}")
                 number += 1
             else:
                 time.sleep(WAIT_SECONDS)
@@ -248,8 +253,11 @@ class World:
             return Fault(code, line, is_ours=True)
 
     def _read_fault(self, entry: bytes) -> Fault:
-        rank, code, line = json.loads(entry)
-        return Fault(code, line, is_ours=rank == self.rank)
+        try:
+            rank, code, line = json.loads(entry)
+            return Fault(int(code), str(line), is_ours=rank == self.rank)
+        except (ValueError, TypeError, RecursionError):
+            return Fault(1, "another process ended in a way that cannot be read", is_ours=True)
 
     def _without_store(self) -> Fault:
         """Say that the store has gone, and who held it; one process of each machine says so."""
@@ -275,18 +283,27 @@ class World:
         return True
 
     def _put(self, key: str, value: Any) -> None:
-        blob = pickle.dumps(value)
+        blob = pack(value)
         starts = range(0, len(blob), PART_BYTES)
+        if len(starts) > MOST_PARTS:
+            raise InputError(
+                f"{len(blob):,} bytes are too many for other processes: use fewer rows"
+            )
         for number, start in enumerate(starts):
             self._ask("set", f"{key}/{number}", blob[start : start + PART_BYTES])
         self._ask("set", key, str(len(starts)))
 
     def _take(self, key: str, *, is_last: bool = False) -> Any:
-        parts = [f"{key}/{number}" for number in range(int(self._ask("get", key)))]
-        blob = b"".join(self._ask("get", part) for part in parts)
+        n_parts = self._ask("get", key)
+        if not n_parts.isdigit() or not 0 < int(n_parts) <= MOST_PARTS:
+            raise InputError(f"got a message of another process in {n_parts[:20]!r} parts")
+        parts = [f"{key}/{number}" for number in range(int(n_parts))]
+        if not self._ask("check", parts):
+            raise InputError("got a message of another process without some of its parts")
+        blob = bytearray().join(self._ask("get", part) for part in parts)
         for used in (key, *parts) if is_last else ():
             self._ask("delete_key", used)
-        return pickle.loads(blob)
+        return unpack(blob)
 
 
 ALONE = World()

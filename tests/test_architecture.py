@@ -10,7 +10,7 @@ PACKAGE = ROOT / "dq_multimodal"
 
 LEVELS = [
     {"config"},
-    {"byte_sizes"},
+    {"byte_sizes", "messages", "row_sizes"},
     {"options", "summary", "row_files", "markdown"},
     {"core", "world", "atomic", "splits", "documents"},
     {"model_source", "launch"},

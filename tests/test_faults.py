@@ -1,6 +1,7 @@
 """kill -9 at random moments, then the same command: the same files in the end."""
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, Image
 from nasty_images import picture, save
@@ -90,6 +93,10 @@ def test_kill_at_any_moment_then_the_same_command(tmp_path, small_encoder):
     assert n_kills >= 2, "no kill met a running command"
 
 
+CHANGES = {Path: ("replace", "unlink", "mkdir"), shutil: ("rmtree",)}
+CHANGES |= {os: ("fsync", "posix_fallocate")}
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing in the package may catch it."""
 
@@ -131,29 +138,33 @@ def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
     }
 
 
-def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch):
-    """Stop before the k-th rename, removal or new folder, for every k; twice in a row; go on."""
+@pytest.mark.parametrize("stop", [Killed, partial(OSError, errno.ENOSPC, "full")])
+def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch, stop):
+    """Stop before the k-th change of the folder, for every k; twice in a row; go on."""
     monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
     left = [10**9]  # changes before the stop
 
     def stopping(change):
         def changed(path, *args, **options):
-            if tmp_path in Path(path).parents:
+            name = Path(f"/proc/self/fd/{path}").readlink() if isinstance(path, int) else path
+            if tmp_path in Path(name).parents:
                 left[0] -= 1
                 if left[0] < 0:
-                    raise Killed
+                    raise stop()
             return change(path, *args, **options)
 
         return changed
 
-    for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (shutil, "rmtree")):
-        monkeypatch.setattr(owner, name, stopping(getattr(owner, name)))
+    for owner, names in CHANGES.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, stopping(getattr(owner, name)))
 
     def attempt(name, n_changes, **options):
         left[0] = n_changes
         try:
             compress(**job, output_dir=tmp_path / name, **options)
-        except Killed:
+        except (Killed, OSError) as error:
+            assert isinstance(error, Killed) or error.errno == errno.ENOSPC
             assert not is_finished(tmp_path / name)
             return False
         finally:
@@ -162,7 +173,7 @@ def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch):
 
     assert attempt("whole", 10**9)
     wanted = content(tmp_path / "whole")
-    for first in range(1, 100):
+    for first in range(1, 200):
         second = 1 if first % 2 else 3
         name = f"run{first}"
         if attempt(name, first):
@@ -172,6 +183,77 @@ def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch):
         assert attempt(name, 10**9)
         assert content(tmp_path / name) == wanted, f"stopped at {first}, then {second}"
     pytest.fail("the run never ended")
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A file of 3,000 rows and their embeddings, 768 kB; gives the flags and what they make."""
+    Dataset.from_dict({"text": [f"the fox {k}" for k in range(3000)]}).to_parquet(
+        tmp_path / "data.parquet"
+    )
+    vectors = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32)
+    np.save(tmp_path / "e.npy", vectors)
+    options = {"dataset": str(tmp_path / "data.parquet"), "embeddings": str(tmp_path / "e.npy")}
+    options |= {"method": "dq", "report": False}
+    compress(**options, output_dir=tmp_path / "whole")
+    flags = (options["dataset"], "--embeddings", options["embeddings"], "--method", "dq")
+    return ("compress", *flags, "--no-report"), options
+
+
+def check_one_line(done, folder, reason):
+    """Check that there is one line, and that nothing looks whole."""
+    lines = done.stderr.replace("\r", "\n").splitlines()
+    assert [line for line in lines if "error" in line.lower()] == [
+        f"error: cannot write: {reason}; the same command goes on when it can"
+    ]
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in folder.iterdir()} == {"config.yaml"}
+
+
+def test_a_limit_of_file_size_is_one_line(cli, tmp_path, given):
+    import resource
+
+    flags, options = given
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, hard))
+    done = cli(*flags, "--output-dir", "run", code=2, preexec_fn=limit)
+    check_one_line(done, tmp_path / "run", "File too large")
+    compress(**options, output_dir=tmp_path / "run")
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_line(cli, tmp_path, given):
+    flags, options = given
+    disk = tmp_path / "full"
+    disk.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk))
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to make a small disk")
+    try:
+        done = cli(*flags, "--output-dir", "full/run", code=2)
+        check_one_line(done, disk / "run", "No space left on device")
+        subprocess.run(("mount", "-o", "remount,size=9m", str(disk)), check=True)
+        compress(**options, output_dir=disk / "run")
+        assert content(disk / "run") == content(tmp_path / "whole")
+    finally:
+        subprocess.run(("umount", str(disk)), check=True)
+
+
+def test_a_folder_that_is_removed_on_the_way_is_one_line(tmp_path, given, monkeypatch):
+    from dq_multimodal import pipeline
+
+    plain = pipeline.bin_rows
+
+    def remove(*args, **options):
+        shutil.rmtree(tmp_path / "run")
+        return plain(*args, **options)
+
+    monkeypatch.setattr(pipeline, "bin_rows", remove)
+    with pytest.raises(InputError, match=r"run.* was removed while the run needed it"):
+        compress(**given[1], output_dir=tmp_path / "run")
+    monkeypatch.undo()
+    compress(**given[1], output_dir=tmp_path / "run")
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
 
 
 def test_a_stop_while_another_run_is_overwritten(tmp_path, monkeypatch):

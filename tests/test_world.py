@@ -3,15 +3,18 @@
 Here the processes are threads on a store in memory, and the encoder is a formula.
 """
 
+import pickle
 import random
+import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from dq_multimodal import embedding
 from dq_multimodal.adapters.base import Looks
@@ -19,6 +22,8 @@ from dq_multimodal.assisting import embed_share
 from dq_multimodal.config import InputError
 from dq_multimodal.core import make_bins
 from dq_multimodal.folder import check_folder, share_folder
+from dq_multimodal.launch import _meet
+from dq_multimodal.messages import pack, unpack
 from dq_multimodal.model_source import own_device
 from dq_multimodal.shares import bin_share, deal_strata, make_bins_together
 from dq_multimodal.world import ALONE, World
@@ -249,6 +254,121 @@ def test_messages_of_any_size_arrive_in_order():
         assert mine[0::2] == [("add", 0), ("add", 1)]
         for array in mine[1::2]:
             np.testing.assert_array_equal(array, big + rank)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(
+    st.recursive(
+        PLAIN,
+        lambda inner: (
+            st.lists(inner)
+            | st.tuples(inner, inner)
+            | st.dictionaries(st.integers() | st.text() | st.tuples(st.integers()), inner)
+        ),
+    )
+)
+def test_messages_survive_exactly(message):
+    found = unpack(bytearray(pack(message)))
+    assert repr(found) == repr(message)  # 1, 1.0 and True are equal
+
+
+@pytest.mark.parametrize("kind", ["?", "i1", "<i8", ">i4", "f2", "f4", ">f8", "u2"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (2, 3)])
+def test_arrays_survive_exactly(kind, shape):
+    array = np.asarray(np.random.default_rng(0).normal(size=shape) * 9).astype(kind)
+    found = unpack(bytearray(pack({3: [array, array.T, "after"]})))[3]
+    for ours, wanted in zip(found, (array, array.T), strict=False):
+        assert (ours.dtype, ours.shape) == (wanted.dtype, wanted.shape)
+        np.testing.assert_array_equal(ours, wanted)
+    assert found[2] == "after"
+
+
+def message(text, behind=b""):
+    return len(text).to_bytes(8, "big") + text.encode() + behind
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        pickle.dumps(("bins", {})),
+        b"",
+        message("[1, 2"),
+        message("[" * 100_000),
+        message('{"code": "print()"}'),
+        message('{"array": ["<f4", [3]]}', bytes(8)),
+        message('{"array": ["<f4", [3]]}', bytes(16)),
+        message('{"array": ["<f4", [-3]]}', bytes(12)),
+        message('{"array": ["O", [1]]}', bytes(8)),
+        message('{"array": ["<f4", [4611686018427387904]]}', bytes(8)),
+        message('{"dict": [[[1], 2]]}'),
+        message('{"dict": 7}'),
+        message('["bins"]'),
+    ],
+    ids=range(13),
+)
+def test_a_message_that_is_none_is_refused_in_one_line(blob):
+    store = HashStore()
+    store.set("task/0/0", blob)
+    store.set("task/0", "1")
+    with pytest.raises(InputError, match=r"^got a (message|task) of [^\n]*$"):
+        next(World(store, 1, 2).tasks())
+
+
+@pytest.mark.parametrize("n_parts", ["many", "-1", "0", "10000000000", "2"])
+def test_a_message_of_a_wrong_number_of_parts_is_refused(n_parts):
+    store = HashStore()
+    store.set("task/0/0", pack(("bins", {})))
+    store.set("task/0", n_parts)
+    with pytest.raises(InputError, match=r"^got a message of another process [^\n]*parts$"):
+        next(World(store, 1, 2).tasks())
+
+
+def test_objects_are_not_sent():
+    for value in (object(), {1, 2}, np.array([None])):
+        with pytest.raises(TypeError, match="a message cannot hold"):
+            pack([value])
+
+
+@pytest.mark.parametrize("address", [None, "localhost", "127.0.0.1", "::1"])
+def test_the_store_of_one_machine_is_for_this_machine(monkeypatch, address):
+    for name in ("LOCAL_WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    kind = socket.AF_INET6 if address == "::1" else socket.AF_INET
+    with socket.socket(kind) as free:
+        free.bind((address or "127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    for name, value in (flags | ({"MASTER_ADDR": address} if address else {})).items():
+        monkeypatch.setenv(name, value)
+
+    def wait_for_listener():
+        while True:
+            lines = [
+                line.split()
+                for table in ("tcp", "tcp6")
+                for line in Path("/proc/net", table).read_text().splitlines()[1:]
+            ]
+            listening = [place for _, place, _, state, *_ in lines if state == "0A"]
+            if found := [place for place in listening if place.endswith(f":{port:04X}")]:
+                return found
+
+    found = []
+
+    def other():
+        found.extend(wait_for_listener())
+        host = "::1" if address == "::1" else "127.0.0.1"
+        found.append(TCPStore(host, port, 2, False))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    world = _meet()
+    thread.join()
+    assert world.size == 2
+    assert [place.split(":")[0] for place in found[:-1]] == [
+        "0" * 24 + "01000000" if address == "::1" else "0100007F"
+    ]
 
 
 def test_one_process_speaks_for_all():

@@ -14,11 +14,14 @@ from numpy import ndarray
 from dq_multimodal.adapters.base import LONGER, Looks, Problems
 from dq_multimodal.adapters.encoder import load_encoder
 from dq_multimodal.config import InputError
+from dq_multimodal.row_sizes import cut_rows, read_blocks
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 BLOCK_ROWS = 4096
+TOKENIZED = 1_000_000
+"""Characters that become tokens together to be counted: each takes about 100 bytes."""
 LONG_WORD = 20
 """Letters a word on average, above which a text is taken for one without white space."""
 
@@ -388,8 +391,8 @@ class TextAdapter:
 
         counts = np.zeros((int(bins.max()) + 1, self._encoder.n_tokens))
         with tqdm(total=len(bins), desc="count tokens", unit="row") as bar:
-            for start in range(0, len(bins), BLOCK_ROWS):
-                rows = np.arange(start, min(start + BLOCK_ROWS, len(bins)))
+            for start, stop in cut_rows(self.lengths(), BLOCK_ROWS, TOKENIZED):
+                rows = np.arange(start, stop)
                 ids = self._encoder.token_ids(self.load(rows)[0])
                 at = np.repeat(bins[rows], [len(part) for part in ids])
                 np.add.at(counts, (at, np.concatenate(ids)), 1)
@@ -445,7 +448,7 @@ def scan_rows(
     parts = []
     problems: Problems = {}
     start = 0
-    for block in dataset.iter(batch_size=BLOCK_ROWS):
+    for block in read_blocks(dataset, BLOCK_ROWS):
         part = np.zeros(len(block[layout.columns[0]]), dtype=np.int64)
         for column in layout.columns:
             for row, value in enumerate(block[column], start):

@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from dq_multimodal.adapters.text import field_texts, share_out
 from dq_multimodal.config import InputError
+from dq_multimodal.row_sizes import cut_rows, measure_rows
 from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
 
 if TYPE_CHECKING:
@@ -103,8 +106,8 @@ class RowReader:
         """Read the texts of rows, one for each column, cut to 500 characters together."""
         found = {}
         numbers = list(rows)
-        for start in range(0, len(numbers), READ_ROWS):
-            part = numbers[start : start + READ_ROWS]
+        for start, stop in self._cut(numbers):
+            part = numbers[start:stop]
             for row, values in zip(part, self._read(part), strict=True):
                 found[row] = _fields(values)
             if on_rows is not None:
@@ -118,13 +121,21 @@ class RowReader:
         found: dict[int, Picture | None] = {}
         numbers = list(rows)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(numbers), READ_ROWS):
-                part = numbers[start : start + READ_ROWS]
+            for start, stop in self._cut(numbers):
+                part = numbers[start:stop]
                 files = [None if values is None else values[0] for values in self._read(part)]
                 found |= dict(zip(part, pool.map(_draw_small, files), strict=True))
                 if on_rows is not None:
                     on_rows(len(part))
         return found
+
+    def _cut(self, rows: list[int]) -> Iterable[tuple[int, int]]:
+        """Cut rows into blocks to read at once."""
+        if self.kind == "none" or not hasattr(self._source, "data"):
+            sizes = np.zeros(len(rows), dtype=np.int64)
+        else:
+            sizes = measure_rows(self._source)[rows]
+        return cut_rows(sizes, READ_ROWS)
 
     def _read(self, rows: list[int]) -> list[list[Any] | None]:
         """Read the columns of rows; None for a row that cannot be read."""

@@ -7,6 +7,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
+from dq_multimodal.row_sizes import read_blocks
 from dq_multimodal.vision.pixels import image_columns
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def read_classes(
     names = getattr(dataset.features[column], "names", None)
     met: dict[Any, int] = {}
     parts = [np.zeros(0, dtype=np.int64)]
-    for block in dataset.select_columns([column]).iter(batch_size=BLOCK_ROWS):
+    for block in read_blocks(dataset.select_columns([column]), BLOCK_ROWS):
         values = [None if v is None or v != v else v for v in block[column]]
         if names is not None:
             codes = [-1 if v is None or not 0 <= v < len(names) else v for v in values]

@@ -142,7 +142,7 @@ def compress(
                     )
                 elif adapter is not None and config["bins"] != "none":
                     embedding.embed_rows(adapter, target, request.batch_size, world=world)
-                note_rows(manifest, adapter, strata, labels)
+                note_rows(manifest, source, adapter, strata, labels)
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)
@@ -172,6 +172,7 @@ def compress(
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, source.dataset, dropper, manifest)
+                source.check()
                 manifest["bytes"]["source_data"] = subset.count_bytes(source.dataset)
         if report:
             with _stage(target, manifest, "report", REPORT_FILE) as is_due:

@@ -60,6 +60,7 @@ def open_source(request: CompressConfig) -> Source:
         split=request.split,
         config_name=request.config_name,
         revision=request.revision,
+        field=request.field,
         streaming=request.streaming,
     )
 
@@ -175,11 +176,12 @@ def start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str,
 
 def note_rows(
     manifest: dict[str, Any],
+    source: Source,
     adapter: Adapter | None,
     strata: Int[ndarray, " n"],
     labels: list[str],
 ) -> None:
-    """Write down what is odd about the rows."""
+    """Write down what is odd about the rows, and what lies beside them."""
     problems: Problems = {}
     if adapter is not None:
         adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
@@ -190,6 +192,8 @@ def note_rows(
     manifest["notes"] = [note_problem(what, rows) for what, rows in problems.items()]
     if adapter is not None:
         manifest["notes"] = adapter.notes + manifest["notes"]
+    if source.note is not None:
+        manifest["notes"].append(source.note)
     manifest["problems"] = {
         what: {"count": len(rows), "rows": rows[:MAX_LISTED]} for what, rows in problems.items()
     }

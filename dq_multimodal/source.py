@@ -1,9 +1,10 @@
 """Where the rows come from: a Hub dataset, local files or a folder, or a dataset in memory."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
@@ -14,6 +15,7 @@ from dq_multimodal.stream import Stream, first_line, open_stream, reading
 if TYPE_CHECKING:
     from datasets import Dataset
 
+OLD_PIN = ", or an earlier release pinned it, without the folders of its files: compress it again"
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
 
@@ -27,10 +29,16 @@ class Source:
         origin: What config.yaml records: kind, name, split, and what pins the content (the commit
             of a Hub dataset, the hashes of local files, the fingerprint of an object), and the
             number of rows, of a stream once they have been counted.
+        files: The data files themselves, where they are on this machine.
+        check: Raises if one of these files has changed since it was pinned.
+        note: What lies beside these files in their folder and is not read.
     """
 
     dataset: "Dataset | Stream"
     origin: dict[str, Any]
+    files: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
+    note: str | None = None
 
 
 def load_source(
@@ -39,6 +47,7 @@ def load_source(
     split: str = "train",
     config_name: str | None = None,
     revision: str | None = None,
+    field: str | None = None,
     streaming: bool = False,
     n_rows: int | None = None,
 ) -> Source:
@@ -48,8 +57,9 @@ def load_source(
         name: OWNER/NAME on the Hub; a .parquet, .json, .jsonl or .csv file or glob of one kind; a
             folder made by `save_to_disk`; or a folder of such files.
         split: Name or slice, as `datasets.load_dataset` takes it.
-        config_name: Configuration of a Hub dataset.
+        config_name: Configuration of a Hub dataset or of a folder.
         revision: Branch, tag or commit of a Hub dataset.
+        field: Key of local JSON files under which the list of rows is.
         streaming: Read the rows as a stream, pass by pass.
         n_rows: Rows of that stream, where they are known.
 
@@ -58,11 +68,21 @@ def load_source(
     """
     with reading(name):
         if not is_local(name):
+            if field is not None:
+                raise InputError(f"field is for local .json files, and {name} is on the Hub")
             source = _load_from_hub(name, split, config_name, revision, streaming, n_rows)
-        elif config_name is not None or revision is not None:
-            raise InputError(f"config_name and revision are for the Hub, and {name} is local")
+        elif revision is not None:
+            raise InputError(f"revision is for the Hub, and {name} is local")
         else:
-            source = Source(*load_local(name, split, streaming=streaming, n_rows=n_rows))
+            found = load_local(
+                name,
+                split,
+                config_name=config_name,
+                field=field,
+                streaming=streaming,
+                n_rows=n_rows,
+            )
+            source = Source(found.dataset, found.origin, found.files, found.check, found.note)
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     return source
@@ -83,20 +103,29 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
         split=origin["split"],
         config_name=origin.get("config_name"),
         revision=origin.get("revision"),
+        field=origin.get("field"),
         streaming=streaming,
         n_rows=origin["rows"],
     )
     source.origin.setdefault("rows", origin["rows"])
-    if pin_of(source.origin) != pin_of(origin):
-        raise InputError(f"{origin['name']} is not what it was: its content has changed")
+    if not is_same_source(origin, source.origin):
+        old = "" if "names" in origin or origin["kind"] != "folder" else OLD_PIN
+        raise InputError(f"{origin['name']} is not what it was: its content has changed{old}")
     return source
 
 
-def pin_of(origin: dict[str, Any]) -> Any:
+def is_same_source(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Say whether two origins are of the same rows, one of an earlier release as far as it says."""
+    has_names = "names" in before
+    return pin_of(before, has_names) == pin_of(now, has_names)
+
+
+def pin_of(origin: dict[str, Any], has_names: bool = True) -> Any:
     """Give the part of an origin that says which rows it was."""
-    part = (origin.get("rows"), origin["split"], origin.get("config_name"))
+    part = (origin.get("rows"), origin["split"], origin.get("config_name"), origin.get("field"))
     if "files" in origin:
-        return [file["sha256"] for file in origin["files"]], *part
+        names = [file["name"] for file in origin["files"]] if has_names else None
+        return [file["sha256"] for file in origin["files"]], names, *part
     return origin.get("revision") or origin.get("fingerprint"), *part
 
 
@@ -143,9 +172,8 @@ def _load_from_hub(
         licence = getattr(info.card_data, "license", None) if info.card_data else None
         loaded: Dataset | Stream
         if streaming:
-            loaded = open_stream(
-                name, name, config_name, split=split, n_rows=n_rows, revision=commit
-            )
+            make = partial(datasets.load_dataset_builder, name, config_name, revision=commit)
+            loaded = open_stream(name, make, split=split, n_rows=n_rows)
         else:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
     except RevisionNotFoundError as error:

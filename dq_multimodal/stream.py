@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from dq_multimodal.config import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, Features, IterableDataset
+    from datasets import Dataset, DatasetBuilder, Features, IterableDataset
 
 CHUNK_ROWS = 16384
 CHUNK_BYTES = 64_000_000
@@ -25,30 +26,28 @@ N_HELD = 3
 
 def open_stream(
     name: str,
-    *place: str | None,
+    make: "Callable[[], DatasetBuilder]",
+    *,
     split: str,
     n_rows: int | None = None,
     check: Callable[[], None] = lambda: None,
-    **options: Any,
 ) -> "Stream":
     """Open a source as a stream; no row but the first few is read.
 
     Args:
         name: The source, for messages.
-        place: What `datasets.load_dataset` takes.
+        make: Makes what reads it.
         split: Name of a split.
         n_rows: Its rows, where they are known.
         check: Called before every pass: raises if the source has changed.
-        options: What `datasets.load_dataset` takes.
 
     Raises:
         InputError: If it cannot be read, or has no rows.
     """
-    import datasets
 
     def begin(columns: list[str] | None) -> "IterableDataset":
         check()
-        builder = datasets.load_dataset_builder(*place, **options)
+        builder = make()
         if columns is not None and hasattr(builder.config, "columns"):
             builder.config.columns = columns  # parquet: the others are not even fetched
         return builder.as_streaming_dataset(split=split)
@@ -78,7 +77,7 @@ class Passes:
         self.chunk_rows = LEAST_ROWS
         with reading(name):
             rows = begin(None)
-            first = next(rows.with_format("arrow").iter(batch_size=LEAST_ROWS))
+            first = next(_read_tables(rows, LEAST_ROWS))
             self.features: Features = rows.features or Features.from_arrow_schema(
                 first.schema.remove_metadata()
             )
@@ -96,8 +95,7 @@ class Passes:
         """
         n_read = n_bytes = 0
         with reading(self.name):
-            parts = self._begin(columns).with_format("arrow").iter(batch_size=self.chunk_rows)
-            for table in parts:
+            for table in _read_tables(self._begin(columns), self.chunk_rows):
                 assert n_read % self.chunk_rows == 0, "a short chunk before the last"
                 self._check(len(table), n_read)
                 n_read += len(table)
@@ -228,14 +226,14 @@ class Stream:
             table = self._chunk(number)
             if table is None:
                 raise IndexError(f"the stream has {len(self):,} rows, asked for {rows.max():,}")
-            parts.append(table.take(pa.array(rows[chunks == number] - number * self.chunk_rows)))
+            parts.append(_take_rows(table, rows[chunks == number] - number * self.chunk_rows))
         if len(parts) == 1:
             return parts[0]
         if not parts:
             return self.features.arrow_schema.empty_table()
         found = pa.concat_tables(parts)
         place = np.argsort(np.argsort(chunks, kind="stable"))
-        return found if (np.diff(chunks) >= 0).all() else found.take(pa.array(place))
+        return found if (np.diff(chunks) >= 0).all() else _take_rows(found, place)
 
     def _chunk(self, number: int) -> "pa.Table | None":
         """Give a chunk, from those held or by going on; None beyond the last."""
@@ -267,6 +265,32 @@ class Stream:
 
         # A fingerprint of its own would be computed from all the data.
         return Dataset(table, info=DatasetInfo(features=self.features), fingerprint="stream")
+
+
+def _read_tables(rows: "IterableDataset", n_rows: int) -> "Iterator[pa.Table]":
+    """Yield the rows of a pass as tables of so many; the last may have fewer."""
+    from datasets import Dataset
+
+    if rows._ex_iterable.iter_arrow or rows.features is None:
+        yield from rows.with_format("arrow").iter(batch_size=n_rows)
+        return
+    # Left to itself, `datasets` makes a table of every example, of types that it guesses anew.
+    features = rows.features
+    examples = (example for _, example in rows._ex_iterable)
+    while block := list(islice(examples, n_rows)):
+        columns = {name: [example.get(name) for example in block] for name in features}
+        yield Dataset.from_dict(columns, features).data.table
+
+
+def _take_rows(table: "pa.Table", rows: np.ndarray) -> "pa.Table":
+    """Give rows of a table by their numbers."""
+    import pyarrow as pa
+    from datasets.table import InMemoryTable
+
+    try:
+        return table.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:  # views, such as string_view
+        return InMemoryTable(table).fast_gather(rows).combine_chunks()
 
 
 def _convert(table: "pa.Table", features: "Features") -> "pa.Table":

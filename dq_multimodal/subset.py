@@ -1,6 +1,5 @@
 """The kept rows on disk: parquet, all source columns untouched, plus where each row stood."""
 
-import glob
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.local_data import read_parquet
 from dq_multimodal.stream import Stream
 
 if TYPE_CHECKING:
@@ -206,10 +206,7 @@ def _file_bytes(value: Any) -> int:
 
 def open_subset(folder: Path) -> "Dataset":
     """Load folder/subset as a datasets.Dataset."""
-    import datasets
-
-    files = [glob.escape(str(path)) for path in subset_files(folder)]
-    return datasets.load_dataset("parquet", data_files=files, split="train")
+    return read_parquet(subset_files(folder))
 
 
 def subset_files(folder: Path) -> list[Path]:

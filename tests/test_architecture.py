@@ -12,7 +12,7 @@ LEVELS = [
     {"config"},
     {"byte_sizes"},
     {"options", "summary"},
-    {"core", "world", "atomic", "splits"},
+    {"core", "world", "atomic", "splits", "listing", "pinned_files", "text_tables"},
     {"model_source", "launch"},
     {"vision"},
     {"adapters", "patches"},

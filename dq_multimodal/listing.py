@@ -7,6 +7,7 @@ of the files. `datasets` itself walks the folder once for each of about sixty pa
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ PROBED_FILES = 50_000
 LEAST_SHARE = 0.1
 """Of so many files so large a share has to be of one kind of data, or it is no data folder."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLES = ("parquet", "arrow", "json", "csv")
 BESIDE = ("text", "xml", "harbor")
 """Readers of what lies beside pictures: lists, annotations. They win over fewer pictures only."""
 
@@ -59,11 +61,12 @@ def list_data(root: Path, name: str) -> Listing:
         n_found = sum(map(len, found[2].values())) if found and found[0] in BESIDE else 0
         is_beside = found is None or n_found > 0
     except ValueError:  # its splits hold files of different kinds
-        if not n_pictures:
+        if not n_pictures or _count_readers(files).keys() & set(TABLES):
             raise
         is_beside, n_found = True, 0
     if is_beside and n_pictures and n_pictures >= n_found:
         found = _choose(root, pictures)
+    files = [file for file in files if file.rpartition("/")[2] not in FILES_TO_IGNORE]
     if found is None:
         held = f"; it holds {_describe(files)}" if files else ""
         raise InputError(
@@ -72,7 +75,7 @@ def list_data(root: Path, name: str) -> Listing:
     reader, options, by_split = found
     read = {file for part in by_split.values() for file in part}
     _check_share(len(read), files, name)
-    rest = [f for f in files if f not in read and f.rpartition("/")[2] not in FILES_TO_IGNORE]
+    rest = [file for file in files if file not in read]
     notes = []
     if rest:
         what = "file" if len(rest) == 1 else "files"
@@ -109,21 +112,28 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
                 continue
             n_before = len(files)
             for entry in entries:
+                path = place + entry.name
                 if entry.name.startswith("."):
                     continue
-                path = place + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     if not entry.name.startswith("__"):
                         pending.append(path + "/")
-                elif entry.is_file():
+                elif _leads_to(entry.is_file):
                     files.append(path)
-                elif entry.is_symlink() and entry.is_dir():
+                elif entry.is_symlink() and _leads_to(entry.is_dir):
                     closed.append(path)
             bar.update(len(files) - n_before)
             if len(files) >= n_probed:
                 _check_share(max(_count_readers(files).values(), default=0), files, name)
                 n_probed = 2 * len(files)
     return sorted(files), sorted(closed)
+
+
+def _leads_to(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a link to where we may not look
+        return False
 
 
 def _check_share(n_read: int, files: list[str], name: str) -> None:

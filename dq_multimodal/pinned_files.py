@@ -27,7 +27,7 @@ class PinnedFiles:
 
     Args:
         paths: The files.
-        root: Folder that their recorded names are relative to.
+        root: Folder that they lie in, which their recorded names leave out.
         name: What they are the data of, for messages.
         beside: Files that only tell the types of the columns: watched, not hashed.
         is_text: Whether they must be UTF-8.
@@ -48,7 +48,7 @@ class PinnedFiles:
         from tqdm import tqdm
 
         self.paths, self.name = paths, name
-        self._names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+        self._names = [path.removeprefix(f"{root}/") for path in paths]
         self._stamps = [(path, _stamp(path)) for path in [*paths, *(beside or [])]]
         batches = [paths[k : k + BATCH_FILES] for k in range(0, len(paths), BATCH_FILES)]
         self._hashes: list[str] = []

@@ -83,7 +83,7 @@ def list_data(root: Path, name: str) -> Listing:
     if closed:
         what = "folder" if len(closed) == 1 else "folders"
         notes.append(
-            f"{len(closed):,} {what} in it not entered (a link, or not readable): {closed[0]}"
+            f"{len(closed):,} {what} in it not entered (links, runs, or not readable): {closed[0]}"
         )
     return Listing(reader, options, by_split, "; ".join(notes) or None)
 
@@ -110,6 +110,9 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
             except OSError:  # not ours to read
                 closed.append(place)
                 continue
+            if place and _is_run(root / place, entries):
+                closed.append(place)
+                continue
             n_before = len(files)
             for entry in entries:
                 path = place + entry.name
@@ -127,6 +130,14 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
                 _check_share(max(_count_readers(files).values(), default=0), files, name)
                 n_probed = 2 * len(files)
     return sorted(files), sorted(closed)
+
+
+def _is_run(place: Path, entries: list[os.DirEntry[str]]) -> bool:
+    """Say whether a folder is a run of ours: what came out of the data is not part of it."""
+    if not {"config.yaml", "manifest.json"} <= {entry.name for entry in entries}:
+        return False
+    with (place / "config.yaml").open("rb") as file:
+        return b"dq-multimodal" in file.readline(200)
 
 
 def _leads_to(test: Callable[[], bool]) -> bool:

@@ -1,6 +1,7 @@
 """Datasets on this machine: data files, folders of them, folders made by save_to_disk."""
 
 import glob
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -27,6 +28,8 @@ READERS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+MAX_LISTED = 100
+"""More files than this (the images of a folder) are recorded as one."""
 TEXT_READERS = ("json", "csv", "text")
 NAMES = "relative"
 """The pin names files by their place in the folder; earlier releases left the folders out."""
@@ -148,7 +151,11 @@ def load_local(
         bases = {name_split(found.by_split, p, name) for p in split_parts(split, found.by_split)}
         files = sorted(file for base in bases for file in found.by_split[base])
         others = [f for key, part in found.by_split.items() if key not in bases for f in part]
-        is_text = found.reader in TEXT_READERS
+        is_table = found.reader in TEXT_READERS
+
+        def is_text(file: str) -> bool:
+            return is_table or file.endswith(METADATA[:2])
+
         pinned = PinnedFiles(files, found.root, name, beside=others, is_text=is_text)
         if found.reader == "csv" and found.make is None:
             found.options.setdefault("sep", find_separator(files))
@@ -156,7 +163,7 @@ def load_local(
                 origin["separator"] = found.options["sep"]
         dataset = _read(found, pinned, name, split, field, streaming, n_rows)
         note = found.note
-    origin["files"] = pinned.describe()
+    origin["files"] = pinned.describe(MAX_LISTED)
     if not streaming:
         origin["rows"] = len(dataset)
     return LocalData(dataset, origin, tuple(pinned.paths), pinned.check, note)
@@ -229,10 +236,13 @@ def _read_card(root: Path) -> dict[str, Any]:
     import yaml
     from huggingface_hub import metadata_load
 
-    card = metadata_load(root / "README.md") if (root / "README.md").is_file() else None
-    beside = root / ".huggingface.yaml"
-    more = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-    return {**(card or {}), **(more or {})}
+    card, beside = root / "README.md", root / ".huggingface.yaml"
+    try:
+        told = metadata_load(card) if card.is_file() else None
+        more = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the card {card}: {first_line(error)}") from error
+    return {**(told or {}), **(more or {})}
 
 
 def _cache_folder() -> Path:
@@ -258,7 +268,7 @@ def _read(
     by_split = found.by_split
     place = _cache_folder() / pinned.key(found.reader, by_split, found.options, field)
     if found.reader == "imagefolder" and found.make is None and _is_plain(by_split):
-        load = partial(_list_pictures, by_split)
+        load = partial(_list_pictures, by_split, place)
         if not streaming:
             return take_splits(load, by_split, split, name)
         pictures = take_splits(load, by_split, split, name)
@@ -279,10 +289,16 @@ def _read(
         )
     else:
         rows = _prepare(make(str(place)), split)
+        rows._fingerprint = _fingerprint(place, split)
         pinned.check()
     if field is None and found.reader == "json":
         _check_rows(rows, name)
     return rows
+
+
+def _fingerprint(place: Path, split: str) -> str:
+    """Give what `datasets` knows rows by; its own would be that of all files of a kind."""
+    return hashlib.sha256(f"{place.name} {split}".encode()).hexdigest()[:16]
 
 
 def _make_builder(
@@ -324,11 +340,9 @@ def _check_rows(rows: "Dataset | Stream", name: str) -> None:
     import pyarrow as pa
 
     first = next(rows.with_format("arrow").iter(2))
-    nested = [
-        field.name
-        for field in first.schema
-        if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type)
-    ]
+    lists = [field for field in first.schema if pa.types.is_list(field.type)]
+    nested = [field.name for field in lists if pa.types.is_struct(field.type.value_type)]
+    nested = nested or [field.name for field in lists if first.num_columns == 1]
     if len(first) == 1 and nested and not name.lower().endswith(".jsonl"):
         raise InputError(
             f"{name} is one object, and its rows are a list in it: name the key of the list "
@@ -343,7 +357,7 @@ def _is_plain(by_split: dict[str, list[str]]) -> bool:
     )
 
 
-def _list_pictures(by_split: dict[str, list[str]], split: str) -> "Dataset":
+def _list_pictures(by_split: dict[str, list[str]], place: Path, split: str) -> "Dataset":
     """Make the rows of pictures as the reader of `datasets` does, which takes minutes for many.
 
     The names of their folders are labels if they are several, all equally deep. As there, a split
@@ -376,7 +390,8 @@ def _list_pictures(by_split: dict[str, list[str]], split: str) -> "Dataset":
             found if is_labelled[split] else [None] * len(files), pa.int64()
         )
     table = pa.table(columns, schema=features.arrow_schema)
-    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint="pictures")
+    info = datasets.DatasetInfo(features=features)
+    return datasets.Dataset(table, info, fingerprint=_fingerprint(place, split))
 
 
 def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", PinnedFiles]:

@@ -11,8 +11,6 @@ from typing import Any
 
 from dq_multimodal.config import InputError
 
-MAX_LISTED = 100
-"""More files than this are recorded as one."""
 CHUNK_BYTES = 1 << 20
 BATCH_FILES = 200
 PACKED = (".gz", ".bz2", ".xz", ".zst")
@@ -30,7 +28,7 @@ class PinnedFiles:
         root: Folder that they lie in, which their recorded names leave out.
         name: What they are the data of, for messages.
         beside: Files that only tell the types of the columns: watched, not hashed.
-        is_text: Whether they must be UTF-8.
+        is_text: Says of a file whether it must be UTF-8.
 
     Raises:
         InputError: If one is text and not UTF-8.
@@ -43,7 +41,7 @@ class PinnedFiles:
         name: str,
         *,
         beside: list[str] | None = None,
-        is_text: bool = False,
+        is_text: Callable[[str], bool] = lambda _: False,
     ) -> None:
         from tqdm import tqdm
 
@@ -56,19 +54,19 @@ class PinnedFiles:
             ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool,
             tqdm(total=len(paths), desc="hash", unit="file", delay=1) as bar,
         ):
-            for found in pool.map(lambda batch: [hash_file(p, is_text) for p in batch], batches):
+            for found in pool.map(lambda batch: [hash_file(p, is_text(p)) for p in batch], batches):
                 self._hashes += found
                 bar.update(len(found))
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Give name, bytes and SHA-256 of each; many (the images of a folder) become one entry."""
+    def describe(self, max_listed: int) -> list[dict[str, Any]]:
+        """Give name, bytes and SHA-256 of each; of more files than that, all in one entry."""
         found: list[dict[str, Any]] = [
             {"name": name, "bytes": stamp[0], "sha256": digest}
             for name, (_, stamp), digest in zip(
                 self._names, self._stamps, self._hashes, strict=False
             )
         ]
-        if len(found) <= MAX_LISTED:
+        if len(found) <= max_listed:
             return found
         total = sum(file["bytes"] for file in found)
         digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
@@ -113,6 +111,8 @@ def hash_file(path: str, is_text: bool = False) -> str:
     elif is_text:
         import fsspec
 
+        if path.lower().endswith(".zst") and "zstd" not in fsspec.available_compressions():
+            raise InputError(f"{path} needs the package zstandard to be read: install or unpack it")
         see = _Utf8(path).see
         with fsspec.open(path, compression="infer") as file:
             for chunk in _chunks(file.read):

@@ -86,6 +86,8 @@ def _rows_of(file: IO[str], field: str, path: str) -> list[dict[str, Any]]:
         held = f"only {', '.join(map(str, content))}" if isinstance(content, dict) else "no object"
         raise InputError(f"{path} has no key {field!r}, {held}")
     rows = content[field]
+    if isinstance(rows, list):
+        rows = [{"text": row} if isinstance(row, str) else row for row in rows]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{field!r} of {path} must be a list of rows, such as [{{...}}, {{...}}]")
     return rows

@@ -14,10 +14,11 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 from nasty_images import picture, save
 
-from dq_multimodal import InputError, Run, compress, listing, pinned_files, verify
+from dq_multimodal import InputError, Run, compress, listing, local_data, pinned_files, verify
 from dq_multimodal.source import load_source, reload_source
 
 N = 40
+OWN = ["dq_row", "dq_bin", "dq_rank"]
 
 
 def rows(word="row", n=N):
@@ -44,7 +45,8 @@ def write_pictures(folder, names):
 
 def draw(source, folder, **options):
     options = {"method": "random", "keep_ratio": 1.0, "report": False, **options}
-    return compress(str(source), output_dir=folder, **options)
+    source = source if isinstance(source, Dataset) else str(source)
+    return compress(source, output_dir=folder, **options)
 
 
 def keep_times(path, other):
@@ -68,6 +70,9 @@ def test_a_file_replaced_with_its_time_kept_gives_the_new_rows(name, tmp_path):
     second = draw(source, tmp_path / "b")
     assert second.subset["text"][:] == [row["text"] for row in rows("new")]
     assert [check.result for check in verify(second)][:3] == ["passed"] * 3
+    draw(first.subset.remove_columns(OWN), tmp_path / "c")
+    with pytest.raises(InputError, match="its source had another content"):
+        draw(second.subset.remove_columns(OWN), tmp_path / "c")
 
 
 def test_a_subset_damaged_with_its_time_kept_is_seen(tmp_path):
@@ -116,7 +121,7 @@ def test_a_file_replaced_between_hash_and_reading_is_an_error(name, tmp_path, mo
 
 @pytest.mark.parametrize("limit", [100, 3])
 def test_a_renamed_class_folder_is_another_source(limit, tmp_path, monkeypatch):
-    monkeypatch.setattr(pinned_files, "MAX_LISTED", limit)
+    monkeypatch.setattr(local_data, "MAX_LISTED", limit)
     source = write_pictures(tmp_path / "p", ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"])
     run = draw(source, tmp_path / "r")
     names = [file["name"] for file in run.config["source"]["files"]]
@@ -135,7 +140,7 @@ def test_a_pin_of_an_earlier_release_is_compared_as_far_as_it_goes(tmp_path, mon
     del origin["names"]  # that release wrote neither this nor the folders
     origin["files"] = [{**file, "name": file["name"][4:]} for file in origin["files"]]
     assert len(reload_source(origin).dataset) == 2
-    monkeypatch.setattr(pinned_files, "MAX_LISTED", 1)
+    monkeypatch.setattr(local_data, "MAX_LISTED", 1)
     with pytest.raises(InputError, match="or an earlier release pinned it"):
         reload_source({**origin, "files": [{"name": "2 files", "bytes": 9, "sha256": "0"}]})
 
@@ -172,6 +177,10 @@ def test_a_folder_of_pictures_has_the_rows_that_datasets_reads(layout, tmp_path)
 
 
 def test_pictures_described_by_metadata_are_read_with_it(tmp_path):
+    latin = write_pictures(tmp_path / "l", ["a.png"])
+    (latin / "metadata.csv").write_text("file_name,word\na.png,café\n", encoding="latin-1")
+    with pytest.raises(InputError, match=r"l/metadata\.csv is not UTF-8 text"):
+        load_source(str(latin))
     source = write_pictures(tmp_path / "p", ["a.png", "b.png"])
     (source / "metadata.csv").write_text("file_name,word\nb.png,x\na.png,y\n")
     for streaming in (False, True):
@@ -188,7 +197,7 @@ def test_what_a_folder_holds_and_is_not_read_is_said(tmp_path, cli):
     done = cli("compress", "p", "--method", "random", "--output-dir", "r", "--no-report")
     note = "3 files of the folder not read: 2 .avif, 1 .heic, such as dog/x.avif"
     assert done.stdout.count(note) == 1
-    assert "1 folder in it not entered (a link, or not readable): more" in done.stdout
+    assert "1 folder in it not entered (links, runs, or not readable): more" in done.stdout
     assert Run(tmp_path / "r").manifest["rows"] == 12
     (source / "train_1.png").write_bytes(save(picture((8, 8))))
     split = draw(source, tmp_path / "s")
@@ -234,6 +243,16 @@ def test_a_huge_tree_that_is_no_data_ends_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"is no folder of data: of the first [0-9]+ files in it"):
         draw(tmp_path / "home", tmp_path / "r")
     assert draw(write(tmp_path / "home/0/a.json", rows()), tmp_path / "r").manifest["rows"] == N
+
+
+def test_a_run_inside_the_folder_is_no_part_of_it(tmp_path, cli):
+    write(tmp_path / "d" / "a.json", rows())
+    common = ("compress", ".", "--method", "random", "--no-report", "--output-dir", "runs/r")
+    (tmp_path / "d" / "a.json").rename(tmp_path / "a.json")
+    (tmp_path / "d").rmdir()
+    cli(*common)
+    assert "already complete" in cli(*common).stdout
+    assert Run(tmp_path / "runs" / "r").manifest["rows"] == N
 
 
 def test_data_saved_with_a_format_is_read_without_it(tmp_path):
@@ -383,10 +402,14 @@ def test_rows_under_a_key_of_a_json_file(tmp_path, cli):
     assert "no key 'rows', only version, data" in cli(*common, "--field", "rows", code=2).stderr
     cli(*common, "--field", "data")
     run = Run(tmp_path / "r")
-    assert run.subset.remove_columns(["dq_row", "dq_bin", "dq_rank"]).to_list() == found
+    assert run.subset.remove_columns(OWN).to_list() == found
     assert [check.result for check in verify(run)][:3] == ["passed"] * 3
     stream = draw(tmp_path / "d.json", tmp_path / "s", field="data", streaming=True)
     assert stream.subset["code"][:] == run.subset["code"][:]
+    (tmp_path / "l.json").write_text(json.dumps({"lines": ["one", "two"]}))
+    with pytest.raises(InputError, match=r"\(--field lines\)"):
+        draw(tmp_path / "l.json", tmp_path / "l")
+    assert draw(tmp_path / "l.json", tmp_path / "l", field="lines").subset["text"][0] == "one"
     with pytest.raises(InputError, match=r"field is for \.json files"):
         draw(write(tmp_path / "d.csv", rows()), tmp_path / "t", field="data")
 

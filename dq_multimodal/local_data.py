@@ -148,7 +148,11 @@ def load_local(
         found = find(path, name, config_name)
         if field is not None and (found.reader != "json" or found.make is not None):
             raise InputError(f"field is for .json files, and {name} has others")
-        bases = {name_split(found.by_split, p, name) for p in split_parts(split, found.by_split)}
+        parts = split_parts(split, found.by_split)
+        try:
+            bases = {name_split(found.by_split, part, name) for part in parts}
+        except InputError as error:
+            raise InputError(f"{error} ({found.note})" if found.note else str(error)) from error
         files = sorted(file for base in bases for file in found.by_split[base])
         others = [f for key, part in found.by_split.items() if key not in bases for f in part]
         is_table = found.reader in TEXT_READERS

@@ -14,7 +14,7 @@ from dq_multimodal.config import InputError
 from dq_multimodal.listing import METADATA, list_data
 from dq_multimodal.pinned_files import PACKED, PinnedFiles
 from dq_multimodal.splits import name_split, split_parts, take_slice, take_splits
-from dq_multimodal.stream import Passes, Stream, first_line, open_stream
+from dq_multimodal.stream import Passes, Stream, first_line, stream_from
 from dq_multimodal.text_tables import find_separator, lift_rows
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def load_local(
         found = find(path, name, config_name)
         if field is not None and (found.reader != "json" or found.make is not None):
             raise InputError(f"field is for .json files, and {name} has others")
-        parts = split_parts(split, found.by_split)
+        parts = split_parts(split, found.by_split) if path.is_dir() else ["train"]
         try:
             bases = {name_split(found.by_split, part, name) for part in parts}
         except InputError as error:
@@ -288,9 +288,7 @@ def _read(
         }
     make = found.make or partial(_make_builder, found.reader, by_split, found.root, found.options)
     if streaming:
-        rows = open_stream(
-            name, partial(make, str(place)), split=split, n_rows=n_rows, check=pinned.check
-        )
+        rows = stream_from(name, partial(make, str(place)), split, n_rows, pinned.check)
     else:
         rows = _prepare(make(str(place)), split)
         rows._fingerprint = _fingerprint(place, split)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
@@ -172,8 +171,9 @@ def _load_from_hub(
         licence = getattr(info.card_data, "license", None) if info.card_data else None
         loaded: Dataset | Stream
         if streaming:
-            make = partial(datasets.load_dataset_builder, name, config_name, revision=commit)
-            loaded = open_stream(name, make, split=split, n_rows=n_rows)
+            loaded = open_stream(
+                name, name, config_name, split=split, n_rows=n_rows, revision=commit
+            )
         else:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
     except RevisionNotFoundError as error:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -25,18 +26,39 @@ N_HELD = 3
 
 
 def open_stream(
-    name: str,
-    make: "Callable[[], DatasetBuilder]",
-    *,
-    split: str,
-    n_rows: int | None = None,
-    check: Callable[[], None] = lambda: None,
+    name: str, *place: str | None, split: str, n_rows: int | None = None, **options: Any
 ) -> "Stream":
     """Open a source as a stream; no row but the first few is read.
 
     Args:
         name: The source, for messages.
-        make: Makes what reads it.
+        place: What `datasets.load_dataset` takes.
+        split: Name of a split.
+        n_rows: Its rows, where they are known.
+        options: What `datasets.load_dataset` takes.
+
+    Raises:
+        InputError: If it cannot be read, or has no rows.
+    """
+    import datasets
+
+    return stream_from(
+        name, partial(datasets.load_dataset_builder, *place, **options), split, n_rows
+    )
+
+
+def stream_from(
+    name: str,
+    make: "Callable[[], DatasetBuilder]",
+    split: str,
+    n_rows: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> "Stream":
+    """Open as a stream what a builder reads; one is made for every pass.
+
+    Args:
+        name: The source, for messages.
+        make: Makes the builder.
         split: Name of a split.
         n_rows: Its rows, where they are known.
         check: Called before every pass: raises if the source has changed.

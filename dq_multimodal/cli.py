@@ -280,7 +280,9 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
     except InputError as error:
         return 2, _one_line(str(error))
     except exceptions.TyperException as error:
-        return 2, _one_line(error.format_message().replace("Value error, ", ""))
+        line = error.format_message().replace("Value error, ", "")
+        is_glob = "unexpected extra argument" in line
+        return 2, _one_line(line + (": put a glob in quotes" if is_glob else ""))
     except OSError as error:
         if error.errno in CANNOT_WRITE:
             what = f"cannot write{f' {error.filename}' if error.filename else ''}"

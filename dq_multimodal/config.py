@@ -64,7 +64,7 @@ class CompressConfig:
     Attributes:
         dataset: Hub id, or a local path: .parquet, .json, .jsonl or .csv file or glob, or a folder.
         split: Split of the source, slices such as "train[:90%]" included.
-        config_name: Configuration of a Hub dataset.
+        config_name: Configuration of a Hub dataset, or of a folder whose card has several.
         revision: Branch, tag or commit of a Hub dataset.
         keep_ratio: Share of the rows to keep, in (0, 1].
         method: "adq" (bins, a sample by their importance), "dq" (bins, uniform sample),

@@ -5,34 +5,84 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
-from dq_multimodal.row_files import (
-    CARD_FILES,
-    admit,
-    check_configs,
-    folder_files,
-    read_configs,
-)
-from dq_multimodal.splits import name_split, take_slice
-from dq_multimodal.stream import Stream, open_stream
+from dq_multimodal.listing import METADATA, list_data
+from dq_multimodal.pinned_files import PACKED, PinnedFiles
+from dq_multimodal.row_files import NO_FILES, RowFiles, admit, check_configs, folder_files
+from dq_multimodal.splits import name_split, split_parts, take_slice, take_splits
+from dq_multimodal.stream import Passes, Stream, first_line, stream_from
+from dq_multimodal.text_tables import find_separator, lift_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetBuilder, IterableDataset
 
-BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+READERS = {
+    ".parquet": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+}
 MAX_LISTED = 100
-"""More files than this are recorded as one."""
+"""More files than this (the images of a folder) are recorded as one."""
+TEXT_READERS = ("json", "csv", "text")
+NAMES = "relative"
+"""The pin names files by their place in the folder; earlier releases left the folders out."""
+WANTED = ".parquet, .json, .jsonl or .csv"
 SAVED_MARKS = ("state.json", "dataset_dict.json")
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """A dataset on this machine.
+
+    Attributes:
+        dataset: Its rows, or a stream of them.
+        origin: What config.yaml records of it.
+        files: Its own data files.
+        check: Raises if one of them has changed since it was pinned.
+        note: What was found beside them and is not read.
+    """
+
+    dataset: "Dataset | Stream"
+    origin: dict[str, Any]
+    files: tuple[str, ...]
+    check: Callable[[], None]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is to be read.
+
+    Attributes:
+        reader: Name of the packaged reader of `datasets`.
+        by_split: Paths of the files of each split.
+        root: Folder that their names in the pin are relative to.
+        options: What the reader is to be given.
+        make: Makes the reader that the card of a folder describes, given a folder for its cache.
+        note: What was found beside the files and is not read.
+    """
+
+    reader: str
+    by_split: dict[str, list[str]]
+    root: Path
+    options: dict[str, Any]
+    make: "Callable[[str], DatasetBuilder] | None" = None
+    note: str | None = None
 
 
 def is_local(name: str) -> bool:
     """Say whether a name means something on this machine, there or not, and no Hub id."""
-    has_suffix = Path(name).suffix.lower() in BUILDERS
-    if has_suffix or name.startswith(("/", ".", "~")) or any(c in name for c in "*?["):
+    if _ending_of(name) in READERS or name.startswith(("/", ".", "~")):
+        return True
+    if any(c in name for c in "*?["):
         return True
     try:
         return Path(name).exists()
@@ -53,25 +103,37 @@ def last_part(name: str) -> str:
     return (Path(name.removeprefix("local-dir:")).name or name) if is_place else name
 
 
+def _ending_of(name: str) -> str:
+    """Give the ending of a data file, that of its compression left aside."""
+    path = Path(name)
+    return Path(path.stem if path.suffix.lower() in PACKED else path.name).suffix.lower()
+
+
 def short_name(name: str) -> str:
     """Give the last part of a path or Hub id, without the ending of a data file."""
     last = Path(name.rstrip("/*"))
-    return last.stem if last.suffix.lower() in BUILDERS else last.name
+    if _ending_of(name) not in READERS:
+        return last.name
+    return Path(last.stem).stem if last.suffix.lower() in PACKED else last.stem
 
 
 def load_local(
     name: str,
     split: str,
     *,
+    config_name: str | None = None,
+    field: str | None = None,
     streaming: bool = False,
     n_rows: int | None = None,
     image_folder: str | None = None,
-) -> tuple["Dataset | Stream", dict[str, Any]]:
+) -> LocalData:
     """Load local data, and say which files it came from and what is in them.
 
     Args:
         name: File, glob or folder.
         split: Name or slice.
+        config_name: Configuration of a folder that has several.
+        field: Key of JSON files under which the list of rows is.
         streaming: Read the rows as a stream.
         n_rows: Rows of that stream, where they are known.
         image_folder: Folder in which rows may name files beside the source's own.
@@ -80,120 +142,300 @@ def load_local(
         InputError: If there is no such thing, it is of no known kind, has no such split, or names
             files that are not its own.
     """
-    dataset: Dataset | Stream
-    own = folder_files(image_folder)
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
     check_path(path)
-    if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
-        if streaming:
-            raise InputError(f"{name} is memory-mapped where it is: leave out --streaming")
-        dataset, files = _load_saved(path, name, split)
-    else:
-        find = _find_folder if path.is_dir() else _find_files
-        place, options, files, own_files = find(path, name, split)
-        own = replace(own, files=own_files, home=str(path.resolve()) if path.is_dir() else None)
-        if streaming:
-            check = _watch(files, name)
-            dataset = open_stream(
-                name, place, split=split, n_rows=n_rows, check=check, own=own, **options
-            )
-        else:
-            import datasets
-
-            dataset = datasets.load_dataset(place, split=split, **options)
-    if not streaming:
-        dataset = admit(dataset, own, name)
-    origin = {
+    own = folder_files(image_folder)
+    chosen = {"config_name": config_name, "field": field}
+    origin: dict[str, Any] = {
         "kind": "folder" if path.is_dir() else "file",
         "name": name,
         "path": str(path.absolute()),
         "split": split,
-        "files": describe_files(files),
+        "names": NAMES,
+        **{key: value for key, value in chosen.items() if value is not None},
     }
-    return dataset, origin if streaming else {**origin, "rows": len(dataset)}
+    dataset: Dataset | Stream
+    if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
+        for key in chosen.keys() & origin.keys():
+            raise InputError(f"{key} is not for a folder made by save_to_disk, and {name} is one")
+        if streaming:
+            raise InputError(f"{name} is memory-mapped where it is: leave out --streaming")
+        dataset, pinned = _load_saved(path, name, split)
+        note = None
+    else:
+        find = _find_folder if path.is_dir() else _find_files
+        found = find(path, name, config_name)
+        if field is not None and (found.reader != "json" or found.make is not None):
+            raise InputError(f"field is for .json files, and {name} has others")
+        parts = split_parts(split, found.by_split) if path.is_dir() else ["train"]
+        try:
+            bases = {name_split(found.by_split, part, name) for part in parts}
+        except InputError as error:
+            raise InputError(f"{error} ({found.note})" if found.note else str(error)) from error
+        files = sorted(file for base in bases for file in found.by_split[base])
+        others = [f for key, part in found.by_split.items() if key not in bases for f in part]
+        is_table = found.reader in TEXT_READERS
+
+        def is_text(file: str) -> bool:
+            return is_table or file.endswith(METADATA[:2])
+
+        pinned = PinnedFiles(files, found.root, name, beside=others, is_text=is_text)
+        if found.reader == "csv" and found.make is None:
+            found.options.setdefault("sep", find_separator(files))
+            if found.options["sep"] != ",":
+                origin["separator"] = found.options["sep"]
+        if path.is_dir():
+            all_files = frozenset(file for part in found.by_split.values() for file in part)
+            own = replace(own, files=all_files, home=str(found.root))
+        dataset = _read(found, pinned, name, split, field, streaming, n_rows, own)
+        note = found.note
+    origin["files"] = pinned.describe(MAX_LISTED)
+    if not isinstance(dataset, Stream):
+        dataset = admit(dataset, own, name)
+        origin["rows"] = len(dataset)
+    return LocalData(dataset, origin, tuple(pinned.paths), pinned.check, note)
 
 
-def _watch(files: list[Path], name: str) -> Callable[[], None]:
-    """Give what raises once a file is not the one it is now, by its size and time."""
-    before = [(file, file.stat()) for file in files]
-
-    def check() -> None:
-        for file, old in before:
-            new = file.stat()
-            if (new.st_size, new.st_mtime_ns) != (old.st_size, old.st_mtime_ns):
-                raise InputError(f"{name} has changed while it was read: {file.name}")
-
-    return check
-
-
-def _find_files(
-    path: Path, name: str, _: str
-) -> tuple[str, dict[str, Any], list[Path], frozenset[str]]:
-    """Say what `datasets` is to load, which files that is, and which of them rows may name."""
+def _find_files(path: Path, name: str, config_name: str | None) -> _Found:
+    """Say which files a path or glob means, and how they are to be read."""
+    if config_name is not None:
+        raise InputError(f"config_name is for the Hub and for folders, and {name} is neither")
     found = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = [Path(file) for file in found if Path(file).is_file()]
+    files = [os.path.abspath(file) for file in found if Path(file).is_file()]  # noqa: PTH100
     if not files:
-        raise InputError(f"no such file or folder: {name} (wanted .parquet, .json, .jsonl or .csv)")
-    kinds = {BUILDERS.get(file.suffix.lower(), file.suffix) for file in files}
-    if len(kinds) != 1 or not kinds <= set(BUILDERS.values()):
+        raise InputError(f"no such file or folder: {name} (wanted {WANTED})")
+    readers = {READERS.get(_ending_of(file), Path(file).suffix) for file in files}
+    if len(readers) != 1 or not readers <= set(READERS.values()):
         raise InputError(
-            f"{name} must be .parquet, .json, .jsonl or .csv files of one kind, "
-            f"got {', '.join(sorted(kinds))}"
+            f"{name} must be {WANTED} files of one kind, got {', '.join(sorted(readers))}"
         )
-    data_files = [glob.escape(str(file)) for file in files]
-    return kinds.pop(), {"data_files": data_files}, files, frozenset()
+    reader = readers.pop()
+    packed = [file for file in files if file.lower().endswith(PACKED)]
+    if reader == "parquet" and packed:
+        raise InputError(f"{packed[0]} is compressed twice: unpack it to a .parquet file")
+    is_tab = {_ending_of(file) == ".tsv" for file in files}
+    if len(is_tab) > 1:
+        raise InputError(f"{name} must be files of one kind, got .csv and .tsv")
+    root = Path(os.path.commonpath([os.path.dirname(file) for file in files]))  # noqa: PTH120
+    return _Found(reader, {"train": files}, root, {"sep": "\t"} if is_tab == {True} else {})
 
 
-def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", list[Path]]:
+def _find_folder(path: Path, name: str, config_name: str | None) -> _Found:
+    """Find the data files of a folder, with the splits that its card or its file names tell."""
+    import datasets
+
+    root = path.resolve()
+    card = _read_card(root)
+    check_configs(card.get("configs"), name)
+    parts = [card.get("configs") or [], card.get("dataset_info") or []]
+    parts = [part if isinstance(part, list) else [part] for part in parts]
+    names = list(
+        dict.fromkeys(c["config_name"] for part in parts for c in part if "config_name" in c)
+    )
+    if config_name is not None and config_name not in names:
+        held = f"only {', '.join(names)}" if names else "it has none"
+        raise InputError(f"{name} has no configuration {config_name!r}, {held}")
+    if not any(parts) and not (root / "dataset_infos.json").is_file():
+        listing = list_data(root, name)
+        by_split = {
+            split: [f"{root}/{file}" for file in files] for split, files in listing.by_split.items()
+        }
+        return _Found(listing.reader, by_split, root, dict(listing.options), note=listing.note)
+    make = partial(datasets.load_dataset_builder, glob.escape(str(path)), config_name)
+    try:
+        builder = make(cache_dir=str(_cache_folder()))
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        if config_name is None and len(names) > 1:
+            raise InputError(
+                f"{name} has several configurations: choose one with --config-name "
+                f"({', '.join(names)})"
+            ) from error
+        raise InputError(
+            f"no data files as its card says in {name}: {first_line(error)}"
+        ) from error
+    by_split = {
+        str(split): list(files) for split, files in (builder.config.data_files or {}).items()
+    }
+    return _Found(builder.name, by_split, root, {}, lambda place: make(cache_dir=place))
+
+
+def _read_card(root: Path) -> dict[str, Any]:
+    """Read what the card of a folder says for `datasets`."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    card, beside = root / "README.md", root / ".huggingface.yaml"
+    try:
+        told = metadata_load(card) if card.is_file() else None
+        more = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the card {card}: {first_line(error)}") from error
+    return {**(told or {}), **(more or {})}
+
+
+def _cache_folder() -> Path:
+    """Give where rows that were read are kept, under the content of their files.
+
+    The cache of `datasets` knows files by path and time, and gives old rows for replaced ones.
+    """
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "by-content"
+
+
+def _read(
+    found: _Found,
+    pinned: PinnedFiles,
+    name: str,
+    split: str,
+    field: str | None,
+    streaming: bool,
+    n_rows: int | None,
+    own: RowFiles,
+) -> "Dataset | Stream":
+    """Read the rows of files, or what is kept of the very same files."""
+    by_split = found.by_split
+    place = _cache_folder() / pinned.key(found.reader, by_split, found.options, field)
+    if found.reader == "imagefolder" and found.make is None and _is_plain(by_split):
+        load = partial(_list_pictures, by_split, place)
+        if not streaming:
+            return take_splits(load, by_split, split, name)
+        pictures = take_splits(load, by_split, split, name)
+
+        def begin(_: list[str] | None) -> "IterableDataset":
+            pinned.check()
+            return pictures.to_iterable_dataset()
+
+        return Stream(Passes(name, begin, n_rows, own))
+    if field is not None:
+        by_split = {
+            key: lift_rows(files, field, place / field / key) for key, files in by_split.items()
+        }
+    make = found.make or partial(_make_builder, found.reader, by_split, found.root, found.options)
+    if streaming:
+        rows = stream_from(name, partial(make, str(place)), split, n_rows, pinned.check, own)
+    else:
+        rows = _prepare(make(str(place)), split)
+        rows._fingerprint = _fingerprint(place, split)
+        pinned.check()
+    if field is None and found.reader == "json":
+        _check_rows(rows, name)
+    return rows
+
+
+def _fingerprint(place: Path, split: str) -> str:
+    """Give what `datasets` knows rows by; its own would be that of all files of a kind."""
+    return hashlib.sha256(f"{place.name} {split}".encode()).hexdigest()[:16]
+
+
+def _make_builder(
+    reader: str, by_split: dict[str, list[str]], root: Path, options: dict[str, Any], place: str
+) -> "DatasetBuilder":
+    """Make a reader of files that are found already."""
+    from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.load import import_main_class
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    builder = import_main_class(_PACKAGED_DATASETS_MODULES[reader][0])
+    assert builder is not None
+    files = DataFilesDict({key: DataFilesList(part, []) for key, part in by_split.items()})
+    return builder(
+        cache_dir=place, data_files=files, base_path=str(root), config_id="default", **options
+    )
+
+
+def _prepare(builder: "DatasetBuilder", split: str) -> "Dataset":
+    builder.download_and_prepare()
+    rows = builder.as_dataset(split)
+    assert not isinstance(rows, dict)
+    return rows
+
+
+def read_parquet(files: list[Path]) -> "Dataset":
+    """Read parquet files of one folder; never what an earlier file of the same name held."""
+    paths = [str(file.absolute()) for file in files]
+    root = files[0].parent.absolute()
+    pinned = PinnedFiles(paths, root, str(files[0].parent))
+    found = _Found("parquet", {"train": paths}, root, {})
+    rows = _read(found, pinned, pinned.name, "train", None, False, None, NO_FILES)
+    assert not isinstance(rows, Stream)
+    return rows
+
+
+def _check_rows(rows: "Dataset | Stream", name: str) -> None:
+    """Raise if a JSON file is one object that holds the rows in a list."""
+    import pyarrow as pa
+
+    first = next(rows.with_format("arrow").iter(2))
+    lists = [field for field in first.schema if pa.types.is_list(field.type)]
+    nested = [field.name for field in lists if pa.types.is_struct(field.type.value_type)]
+    nested = nested or [field.name for field in lists if first.num_columns == 1]
+    if len(first) == 1 and nested and not name.lower().endswith(".jsonl"):
+        raise InputError(
+            f"{name} is one object, and its rows are a list in it: name the key of the list "
+            f"(--field {nested[0]})"
+        )
+
+
+def _is_plain(by_split: dict[str, list[str]]) -> bool:
+    """Say whether a folder of pictures is nothing but pictures, one a file."""
+    return not any(
+        file.endswith((*METADATA, ".zip")) for part in by_split.values() for file in part
+    )
+
+
+def _list_pictures(by_split: dict[str, list[str]], place: Path, split: str) -> "Dataset":
+    """Make the rows of pictures as the reader of `datasets` does, which takes minutes for many.
+
+    The names of their folders are labels if they are several, all equally deep. As there, a split
+    has labels if those up to it are so, and the column is there if the last split has them.
+    """
+    import datasets
+    import pyarrow as pa
+
+    labels: set[str] = set()
+    depths: set[int] = set()
+    is_labelled = {}
+    for key, files in by_split.items():
+        folders = {os.path.dirname(file) for file in files}  # noqa: PTH120
+        labels |= {os.path.basename(folder) for folder in folders}  # noqa: PTH119
+        depths |= {folder.count("/") for folder in folders}
+        is_labelled[key] = len(labels) > 1 and len(depths) == 1
+    files = by_split[split]
+    features = datasets.Features({"image": datasets.Image()})
+    if any(list(is_labelled.values())[-1:]):
+        features["label"] = datasets.ClassLabel(names=sorted(labels))
+    kind = features.arrow_schema.field("image").type
+    paths = {"bytes": pa.nulls(len(files), pa.binary()), "path": pa.array(files, pa.string())}
+    image = pa.StructArray.from_arrays([paths[field.name] for field in kind], fields=list(kind))
+    columns: dict[str, Any] = {"image": image}
+    if "label" in features:
+        number = {label: k for k, label in enumerate(sorted(labels))}
+        folders_of = (os.path.dirname(file) for file in files)  # noqa: PTH120
+        found = [number[os.path.basename(folder)] for folder in folders_of]  # noqa: PTH119
+        columns["label"] = pa.array(
+            found if is_labelled[split] else [None] * len(files), pa.int64()
+        )
+    table = pa.table(columns, schema=features.arrow_schema)
+    info = datasets.DatasetInfo(features=features)
+    return datasets.Dataset(table, info, fingerprint=_fingerprint(place, split))
+
+
+def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", PinnedFiles]:
     """Load what save_to_disk made; a single dataset counts as the split that is asked for."""
     import datasets
 
     loaded = datasets.load_from_disk(str(path))
-    if isinstance(loaded, datasets.DatasetDict):
-        base = name_split(loaded, split, name)
-        loaded, path = loaded[base], path / base
-    state = json.loads((path / "state.json").read_text())
-    files = [path / entry["filename"] for entry in state["_data_files"]]
-    return take_slice(loaded, split), [path / "dataset_info.json", *files]
+    if not isinstance(loaded, datasets.DatasetDict):
+        pinned = PinnedFiles(_saved_files(path), path, name)
+        return take_slice(loaded.with_format(None), split), pinned
+    bases = {name_split(loaded, part, name) for part in split_parts(split, loaded)}
+    files = [file for base in sorted(bases) for file in _saved_files(path / base)]
+    pinned = PinnedFiles(files, path, name)
+    return take_splits(lambda base: loaded[base].with_format(None), loaded, split, name), pinned
 
 
-def _find_folder(
-    path: Path, name: str, split: str
-) -> tuple[str, dict[str, Any], list[Path], frozenset[str]]:
-    """Find the data files of a folder, with the splits that its file names tell."""
-    import datasets
-
-    check_configs(read_configs([path / file for file in CARD_FILES]), name)
-    try:
-        builder = datasets.load_dataset_builder(glob.escape(str(path)))
-        by_split = builder.config.data_files
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise InputError(
-            f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv, or images)"
-        ) from error
-    bases = {name_split(by_split or [], part, name) for part in split.split("+")}
-    files = sorted(Path(str(file)) for base in bases for file in by_split[base])
-    own_files = frozenset(str(file) for base in by_split for file in by_split[base])
-    return glob.escape(str(path)), {}, files, own_files
-
-
-def describe_files(files: list[Path]) -> list[dict[str, Any]]:
-    """Give name, bytes and SHA-256 of files; many (the images of a folder) become one entry."""
-    from tqdm import tqdm
-
-    is_many = len(files) > MAX_LISTED
-    found: list[dict[str, Any]] = [
-        {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
-        for file in tqdm(files, desc="hash", unit="file", disable=not is_many)
-    ]
-    if not is_many:
-        return found
-    hasher = hashlib.sha256(json.dumps(found).encode())
-    total = sum(file["bytes"] for file in found)
-    return [{"name": f"{len(files)} files", "bytes": total, "sha256": hasher.hexdigest()}]
-
-
-def hash_file(path: Path) -> str:
-    """Give the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _saved_files(path: Path) -> list[str]:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    names = ["dataset_info.json", *(entry["filename"] for entry in state["_data_files"])]
+    return [str((path / name).absolute()) for name in names]

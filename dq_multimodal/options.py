@@ -42,7 +42,9 @@ RunOrId = Annotated[
     str, typer.Argument(metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
 ]
 
-ConfigName = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
+ConfigName = Annotated[
+    str | None, typer.Option(help="Configuration of a Hub dataset or of a folder.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 PresetName = Annotated[
     Preset | None, typer.Option(help="Settings of a paper; other flags win.", show_default=False)

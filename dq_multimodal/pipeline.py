@@ -151,7 +151,7 @@ def compress(
                 is_read = request.embeddings is None and config["bins"] != "none"
                 if isinstance(adapter, ImageAdapter) and not (is_read or request.keep_unreadable):
                     adapter.check_images()
-                note_rows(manifest, adapter, request, strata, unlabelled)
+                note_rows(manifest, source, adapter, request, strata, unlabelled)
                 if config["bins"] != "none":
                     by_cosine = request.embeddings is None or request.similarity == "cosine"
                     embedded = embedding.open_embeddings(target)
@@ -202,6 +202,7 @@ def compress(
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, source.dataset, dropper, manifest)
+                source.check()
                 manifest["bytes"]["source_data"] = subset.count_bytes(source.dataset)
         if report:
             with _stage(target, manifest, "report", REPORT_FILE) as is_due:

@@ -70,6 +70,7 @@ def open_source(request: CompressConfig) -> Source:
         split=request.split,
         config_name=request.config_name,
         revision=request.revision,
+        field=request.field,
         streaming=request.streaming,
         image_folder=request.image_folder,
     )
@@ -220,12 +221,16 @@ def start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str,
 
 def note_rows(
     manifest: dict[str, Any],
+    source: Source,
     adapter: Adapter | None,
     request: CompressConfig,
     strata: Int[ndarray, " n"],
     unlabelled: int | None,
 ) -> None:
-    """Write down what is odd about the rows; `unlabelled` is the stratum of those without label."""
+    """Write down what is odd about the rows, and what lies beside them.
+
+    `unlabelled` is the stratum of those without label.
+    """
     problems: Problems = {}
     if adapter is not None:
         adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
@@ -246,6 +251,8 @@ def note_rows(
     if adapter is not None:
         lost = sorted(row for what in left_out for row in problems.get(what, []))
         manifest["notes"] = adapter.notes + note_left_out(adapter, lost) + manifest["notes"]
+    if source.note is not None:
+        manifest["notes"].append(source.note)
     manifest["problems"] = {
         what: {"count": len(rows), "rows": rows[: None if what in left_out else MAX_LISTED]}
         for what, rows in problems.items()

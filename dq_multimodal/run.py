@@ -41,7 +41,7 @@ from dq_multimodal.selection import (
     read_selection,
     read_table,
 )
-from dq_multimodal.source import pin_of, reload_source
+from dq_multimodal.source import is_same_source, reload_source
 from dq_multimodal.stream import first_line
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
         for key, value in config["request"].items()
         if then.get(key) != value
     ]
-    if not found and pin_of(before["source"]) != pin_of(config["source"]):
+    if not found and not is_same_source(before["source"], config["source"]):
         found = ["its source had another content"]
     if not found and before.get("model_folders") != config.get("model_folders"):
         found = ["a model folder held other weights"]

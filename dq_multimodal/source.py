@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ TABLES = ("arrow", "cache", "csv", "hdf5", "iceberg", "json", "lance", "pandas",
 HASHED_ROWS = 1000
 LICENCE = ("license", "license_name", "license_link")
 """Keys of a card that say it."""
+OLD_PIN = ", or an earlier release pinned it, without the folders of its files: compress it again"
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
 
@@ -45,10 +46,16 @@ class Source:
             of a Hub dataset, the hashes of local files, the fingerprint of an object), and the
             number of rows, of a stream once they have been counted; and the folder in which rows
             may name files, where one was given, and the hash of these files.
+        files: The data files themselves, where they are on this machine.
+        check: Raises if one of these files has changed since it was pinned.
+        note: What lies beside these files in their folder and is not read.
     """
 
     dataset: "Dataset | Stream"
     origin: dict[str, Any]
+    files: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
+    note: str | None = None
 
 
 def load_source(
@@ -57,6 +64,7 @@ def load_source(
     split: str = "train",
     config_name: str | None = None,
     revision: str | None = None,
+    field: str | None = None,
     streaming: bool = False,
     n_rows: int | None = None,
     image_folder: str | None = None,
@@ -67,8 +75,9 @@ def load_source(
         name: OWNER/NAME on the Hub; a .parquet, .json, .jsonl or .csv file or glob of one kind; a
             folder made by `save_to_disk`; or a folder of such files.
         split: Name or slice, as `datasets.load_dataset` takes it.
-        config_name: Configuration of a Hub dataset.
+        config_name: Configuration of a Hub dataset or of a folder.
         revision: Branch, tag or commit of a Hub dataset.
+        field: Key of local JSON files under which the list of rows is.
         streaming: Read the rows as a stream, pass by pass.
         n_rows: Rows of that stream, where they are known.
         image_folder: Folder in which rows may name files beside the source's own.
@@ -79,15 +88,23 @@ def load_source(
     """
     with reading(name):
         if not is_local(name):
+            if field is not None:
+                raise InputError(f"field is for local .json files, and {name} is on the Hub")
             own = folder_files(image_folder)
             source = _load_from_hub(name, split, config_name, revision, streaming, n_rows, own)
-        elif config_name is not None or revision is not None:
-            raise InputError(f"config_name and revision are for the Hub, and {name} is local")
+        elif revision is not None:
+            raise InputError(f"revision is for the Hub, and {name} is local")
         else:
-            loaded = load_local(
-                name, split, streaming=streaming, n_rows=n_rows, image_folder=image_folder
+            found = load_local(
+                name,
+                split,
+                config_name=config_name,
+                field=field,
+                streaming=streaming,
+                n_rows=n_rows,
+                image_folder=image_folder,
             )
-            source = Source(*loaded)
+            source = Source(found.dataset, found.origin, found.files, found.check, found.note)
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     if image_folder is not None:
@@ -113,21 +130,30 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
         split=origin["split"],
         config_name=origin.get("config_name"),
         revision=origin.get("revision"),
+        field=origin.get("field"),
         streaming=streaming,
         n_rows=origin["rows"],
         image_folder=origin.get("image_folder"),
     )
     source.origin.setdefault("rows", origin["rows"])
-    if pin_of(source.origin) != pin_of(origin):
-        raise InputError(f"{origin['name']} is not what it was: its content has changed")
+    if not is_same_source(origin, source.origin):
+        old = "" if "names" in origin or origin["kind"] != "folder" else OLD_PIN
+        raise InputError(f"{origin['name']} is not what it was: its content has changed{old}")
     return source
 
 
-def pin_of(origin: dict[str, Any]) -> Any:
+def is_same_source(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Say whether two origins are of the same rows, one of an earlier release as far as it says."""
+    has_names = "names" in before
+    return pin_of(before, has_names) == pin_of(now, has_names)
+
+
+def pin_of(origin: dict[str, Any], has_names: bool = True) -> Any:
     """Give the part of an origin that says which rows it was."""
-    part = [origin.get(key) for key in ("rows", "split", "config_name", "image_files")]
+    part = [origin.get(key) for key in ("rows", "split", "config_name", "field", "image_files")]
     if "files" in origin:
-        return [file["sha256"] for file in origin["files"]], *part
+        names = [file["name"] for file in origin["files"]] if has_names else None
+        return [file["sha256"] for file in origin["files"]], names, *part
     return origin.get("revision") or origin.get("fingerprint"), *part
 
 

@@ -1,6 +1,7 @@
 """Names and slices of splits, such as train[:90%], and which rows they are."""
 
 import re
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
@@ -8,9 +9,14 @@ from dq_multimodal.config import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ALL = "all"
+"""Stands for all splits one after another, as in `datasets`."""
+
 
 def base_split(split: str) -> str:
-    """Give the name of a split without its slice: train[:90%] -> train."""
+    """Give the name of a split without its slice: train[:90%] -> train; all is as train."""
+    if split == ALL:  # what is kept of all splits has to have a name, and this one is reserved
+        return "train"
     return re.split(r"[\[+]", split)[0] or "train"
 
 
@@ -31,6 +37,8 @@ def split_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
     """
     from datasets import ReadInstruction
 
+    if split == ALL:
+        return [(0, n_rows)]
     try:
         parts = ReadInstruction.from_spec(split).to_absolute({base_split(split): n_rows})
     except (ValueError, AssertionError, KeyError) as error:
@@ -47,6 +55,26 @@ def take_slice(dataset: "Dataset", split: str) -> "Dataset":
     if ranges == [(0, len(dataset))]:
         return dataset
     return concatenate_datasets([dataset.select(range(*part)) for part in ranges])
+
+
+def split_parts(split: str, splits: Iterable[str]) -> list[str]:
+    """Give the slices that make up a split: train[:9]+test -> train[:9], test."""
+    return list(splits) if split == ALL else [part.strip() for part in split.split("+")]
+
+
+def take_splits(
+    load: "Callable[[str], Dataset]", splits: Iterable[str], split: str, name: str
+) -> "Dataset":
+    """Give the rows of one or several slices of splits, one after another.
+
+    Raises:
+        InputError: If there is no such split.
+    """
+    from datasets import concatenate_datasets
+
+    parts = split_parts(split, splits)
+    taken = [take_slice(load(name_split(splits, part, name)), part) for part in parts]
+    return taken[0] if len(taken) == 1 else concatenate_datasets(taken)
 
 
 def name_split(splits: Any, split: str, name: str) -> str:

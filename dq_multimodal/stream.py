@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from dq_multimodal.row_files import NO_FILES, RowFiles, embed, widen
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, Features, IterableDataset
+    from datasets import Dataset, DatasetBuilder, Features, IterableDataset
 
 CHUNK_ROWS = 16384
 CHUNK_BYTES = 64_000_000
@@ -29,7 +31,6 @@ def open_stream(
     *place: str | None,
     split: str,
     n_rows: int | None = None,
-    check: Callable[[], None] = lambda: None,
     own: RowFiles = NO_FILES,
     **options: Any,
 ) -> "Stream":
@@ -40,7 +41,6 @@ def open_stream(
         place: What `datasets.load_dataset` takes.
         split: Name of a split.
         n_rows: Its rows, where they are known.
-        check: Called before every pass: raises if the source has changed.
         own: Which files its rows may name.
         options: What `datasets.load_dataset` takes.
 
@@ -49,9 +49,36 @@ def open_stream(
     """
     import datasets
 
+    return stream_from(
+        name, partial(datasets.load_dataset_builder, *place, **options), split, n_rows, own=own
+    )
+
+
+def stream_from(
+    name: str,
+    make: "Callable[[], DatasetBuilder]",
+    split: str,
+    n_rows: int | None = None,
+    check: Callable[[], None] = lambda: None,
+    own: RowFiles = NO_FILES,
+) -> "Stream":
+    """Open as a stream what a builder reads; one is made for every pass.
+
+    Args:
+        name: The source, for messages.
+        make: Makes the builder.
+        split: Name of a split.
+        n_rows: Its rows, where they are known.
+        check: Called before every pass: raises if the source has changed.
+        own: Which files its rows may name.
+
+    Raises:
+        InputError: If it cannot be read, or has no rows.
+    """
+
     def begin(columns: list[str] | None) -> "IterableDataset":
         check()
-        builder = datasets.load_dataset_builder(*place, **options)
+        builder = make()
         if columns is not None and hasattr(builder.config, "columns"):
             builder.config.columns = columns  # parquet: the others are not even fetched
         return builder.as_streaming_dataset(split=split)
@@ -83,7 +110,7 @@ class Passes:
         self.chunk_rows = LEAST_ROWS
         with reading(name):
             rows = begin(None)
-            first = next(rows.with_format("arrow").iter(batch_size=LEAST_ROWS))
+            first = next(_read_tables(rows, LEAST_ROWS))
             self.features: Features = rows.features or Features.from_arrow_schema(
                 first.schema.remove_metadata()
             )
@@ -104,8 +131,7 @@ class Passes:
         """
         n_read = n_bytes = 0
         with reading(self.name):
-            parts = self._begin(columns).with_format("arrow").iter(batch_size=self.chunk_rows)
-            for table in parts:
+            for table in _read_tables(self._begin(columns), self.chunk_rows):
                 assert n_read % self.chunk_rows == 0, "a short chunk before the last"
                 self._check(len(table), n_read)
                 self.chunk_bytes = max(self.chunk_bytes, table.nbytes)
@@ -258,14 +284,14 @@ class Stream:
             table = self._chunk(number)
             if table is None:
                 raise IndexError(f"the stream has {len(self):,} rows, asked for {rows.max():,}")
-            parts.append(table.take(pa.array(rows[chunks == number] - number * self.chunk_rows)))
+            parts.append(_take_rows(table, rows[chunks == number] - number * self.chunk_rows))
         if len(parts) == 1:
             return parts[0]
         if not parts:
             return self.features.arrow_schema.empty_table()
         found = pa.concat_tables(parts)
         place = np.argsort(np.argsort(chunks, kind="stable"))
-        return found if (np.diff(chunks) >= 0).all() else found.take(pa.array(place))
+        return found if (np.diff(chunks) >= 0).all() else _take_rows(found, place)
 
     def _chunk(self, number: int) -> "pa.Table | None":
         """Give a chunk, from those held or by going on; None beyond the last."""
@@ -298,6 +324,32 @@ class Stream:
 
         # A fingerprint of its own would be computed from all the data.
         return Dataset(table, info=DatasetInfo(features=self.features), fingerprint="stream")
+
+
+def _read_tables(rows: "IterableDataset", n_rows: int) -> "Iterator[pa.Table]":
+    """Yield the rows of a pass as tables of so many; the last may have fewer."""
+    from datasets import Dataset
+
+    if rows._ex_iterable.iter_arrow or rows.features is None:
+        yield from rows.with_format("arrow").iter(batch_size=n_rows)
+        return
+    # Left to itself, `datasets` makes a table of every example, of types that it guesses anew.
+    features = rows.features
+    examples = (example for _, example in rows._ex_iterable)
+    while block := list(islice(examples, n_rows)):
+        columns = {name: [example.get(name) for example in block] for name in features}
+        yield Dataset.from_dict(columns, features).data.table
+
+
+def _take_rows(table: "pa.Table", rows: np.ndarray) -> "pa.Table":
+    """Give rows of a table by their numbers."""
+    import pyarrow as pa
+    from datasets.table import InMemoryTable
+
+    try:
+        return table.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:  # views, such as string_view
+        return InMemoryTable(table).fast_gather(rows).combine_chunks()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The kept rows on disk: parquet, all source columns untouched, plus where each row stood."""
 
-import glob
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from dq_multimodal.atomic import open_parquet
 from dq_multimodal.config import InputError
+from dq_multimodal.local_data import read_parquet
 from dq_multimodal.row_files import NO_FILES, admit, count_outside, embed, measure_outside
 from dq_multimodal.row_sizes import cut_rows, measure_rows
 from dq_multimodal.stream import Stream, first_line
@@ -204,11 +204,7 @@ def open_subset(folder: Path) -> "Dataset":
     Raises:
         InputError: If there is none, or a row names a file: `write_subset` puts all into it.
     """
-    import datasets
-
-    files = [glob.escape(str(path.absolute())) for path in subset_files(folder)]
-    loaded = datasets.load_dataset("parquet", data_files=files, split="train")
-    return admit(loaded, NO_FILES, f"the subset of {folder}")
+    return admit(read_parquet(subset_files(folder)), NO_FILES, f"the subset of {folder}")
 
 
 def subset_files(folder: Path) -> list[Path]:

@@ -12,7 +12,10 @@ LEVELS = [
     {"config"},
     {"byte_sizes", "messages", "row_sizes"},
     {"options", "summary", "row_files", "markdown"},
-    {"core", "world", "atomic", "splits", "documents"},
+    {
+        *("core", "world", "atomic", "splits", "documents"),
+        *("listing", "pinned_files", "text_tables"),
+    },
     {"model_source", "launch"},
     {"vision"},
     {"adapters", "patches"},

@@ -1,0 +1,298 @@
+"""Which files of a folder are its data: those that `datasets.load_dataset` reads, and the rest.
+
+The patterns of splits and the choice of a reader are those of `datasets`, matched against one list
+of the files. `datasets` itself walks the folder once for each of about sixty patterns.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dq_multimodal.config import InputError
+
+PROBED_FILES = 50_000
+LEAST_SHARE = 0.1
+"""Of so many files so large a share has to be of one kind of data, or it is no data folder."""
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLES = ("parquet", "arrow", "json", "csv")
+BESIDE = ("text", "xml", "harbor")
+"""Readers of what lies beside pictures: lists, annotations. They win over fewer pictures only."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The data files of a folder.
+
+    Attributes:
+        reader: Name of the packaged reader of `datasets`.
+        options: What that reader is to be given.
+        by_split: Paths of the files of each split, relative to the folder.
+        note: What was found beside them and is not read; None is nothing.
+    """
+
+    reader: str
+    options: dict[str, Any]
+    by_split: dict[str, list[str]]
+    note: str | None
+
+
+def list_data(root: Path, name: str) -> Listing:
+    """Find the data files of a folder and the splits that their names tell.
+
+    Args:
+        root: The folder, resolved.
+        name: The folder as it was asked for, for messages.
+
+    Raises:
+        InputError: If there are none, or hardly any among very many other files.
+    """
+    from datasets.data_files import FILES_TO_IGNORE
+
+    files, closed = list_files(root, name)
+    pictures = list(filter(_is_picture, files))
+    n_pictures = sum(map(_is_image, pictures))
+    try:
+        found = _choose(root, files)
+        n_found = sum(map(len, found[2].values())) if found and found[0] in BESIDE else 0
+        is_beside = found is None or n_found > 0
+    except ValueError:  # its splits hold files of different kinds
+        if not n_pictures or _count_readers(files).keys() & set(TABLES):
+            raise
+        is_beside, n_found = True, 0
+    if is_beside and n_pictures and n_pictures >= n_found:
+        found = _choose(root, pictures)
+    files = [file for file in files if file.rpartition("/")[2] not in FILES_TO_IGNORE]
+    if found is None:
+        held = f"; it holds {_describe(files)}" if files else ""
+        raise InputError(
+            f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv, or images{held})"
+        )
+    reader, options, by_split = found
+    read = {file for part in by_split.values() for file in part}
+    _check_share(len(read), files, name)
+    rest = [file for file in files if file not in read]
+    notes = []
+    if rest:
+        what = "file" if len(rest) == 1 else "files"
+        notes.append(f"{len(rest):,} {what} of the folder not read: {_describe(rest)}")
+    if closed:
+        what = "folder" if len(closed) == 1 else "folders"
+        notes.append(
+            f"{len(closed):,} {what} in it not entered (links, runs, or not readable): {closed[0]}"
+        )
+    return Listing(reader, options, by_split, "; ".join(notes) or None)
+
+
+def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
+    """List a folder to its depth, without what is hidden; links to folders are not followed.
+
+    Returns:
+        Relative paths of the files, sorted, and of the folders that were not entered.
+
+    Raises:
+        InputError: If hardly any of very many files are of a kind that can be read.
+    """
+    from tqdm import tqdm
+
+    files: list[str] = []
+    closed: list[str] = []
+    pending, n_probed = [""], PROBED_FILES
+    with tqdm(desc="list", unit="file", delay=1) as bar:
+        while pending:
+            place = pending.pop()
+            try:
+                entries = list(os.scandir(root / place))
+            except OSError:  # not ours to read
+                closed.append(place)
+                continue
+            if place and _is_run(root / place, entries):
+                closed.append(place)
+                continue
+            n_before = len(files)
+            for entry in entries:
+                path = place + entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith("__"):
+                        pending.append(path + "/")
+                elif _leads_to(entry.is_file):
+                    files.append(path)
+                elif entry.is_symlink() and _leads_to(entry.is_dir):
+                    closed.append(path)
+            bar.update(len(files) - n_before)
+            if len(files) >= n_probed:
+                _check_share(max(_count_readers(files).values(), default=0), files, name)
+                n_probed = 2 * len(files)
+    return sorted(files), sorted(closed)
+
+
+def _is_run(place: Path, entries: list[os.DirEntry[str]]) -> bool:
+    """Say whether a folder is a run of ours: what came out of the data is not part of it."""
+    if not {"config.yaml", "manifest.json"} <= {entry.name for entry in entries}:
+        return False
+    with (place / "config.yaml").open("rb") as file:
+        return b"dq-multimodal" in file.readline(200)
+
+
+def _leads_to(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a link to where we may not look
+        return False
+
+
+def _check_share(n_read: int, files: list[str], name: str) -> None:
+    """Raise if very many files hold hardly any data, as a home folder does."""
+    if len(files) >= PROBED_FILES and n_read < LEAST_SHARE * len(files):
+        raise InputError(
+            f"{name} is no folder of data: of the first {len(files):,} files in it at most "
+            f"{n_read:,} are of one kind that can be read; name the folder that holds the data"
+        )
+
+
+def _count_readers(files: list[str]) -> Counter[str]:
+    from datasets.packaged_modules import _EXTENSION_TO_MODULE
+
+    endings = Counter(map(_ending, files))
+    found: Counter[str] = Counter()
+    for ending, count in endings.items():
+        if ending in _EXTENSION_TO_MODULE:
+            found[_EXTENSION_TO_MODULE[ending][0]] += count
+    return found
+
+
+def _choose(
+    root: Path, files: list[str]
+) -> tuple[str, dict[str, Any], dict[str, list[str]]] | None:
+    """Choose the reader and the files of each split as `datasets` does; None if there is none.
+
+    Raises:
+        FileNotFoundError: If no file can belong to a split.
+        ValueError: If splits hold files of different kinds.
+    """
+    from datasets import packaged_modules as packaged
+    from datasets.data_files import _get_data_files_patterns
+
+    match = _Matcher(files)
+    try:
+        patterns_of = _get_data_files_patterns(match)
+    except FileNotFoundError:
+        return None
+    by_split = {
+        str(split): [
+            file
+            for pattern in patterns
+            for file in match(pattern)
+            if _has_ending(file, _allowed_endings())
+        ]
+        for split, patterns in patterns_of.items()
+    }
+    readers = [_infer_reader(root, part) for part in by_split.values()]
+    if any(reader != readers[0] for reader in readers):
+        found = ", ".join(
+            f"{part}: {r and r[0]}" for part, r in zip(by_split, readers, strict=True)
+        )
+        raise ValueError(f"its splits hold files of different kinds ({found})")
+    if readers[0] is None:
+        return None
+    reader, options = readers[0]
+    endings = packaged._MODULE_TO_EXTENSIONS[reader]
+    endings = {*endings, *packaged._MODULE_TO_METADATA_EXTENSIONS[reader]}
+    names = tuple(packaged._MODULE_TO_METADATA_FILE_NAMES[reader])
+    chosen = {
+        split: [f for f in part if _has_ending(f, endings) or (names and f.endswith(names))]
+        for split, part in by_split.items()
+    }
+    return reader, options, chosen
+
+
+def _infer_reader(root: Path, files: list[str]) -> tuple[str, dict[str, Any]] | None:
+    """Choose a reader by the most frequent ending, as `datasets` does file by file."""
+    from datasets import packaged_modules as packaged
+    from datasets.load import infer_module_for_data_files_list_in_archives
+
+    described = set(packaged._ALL_METADATA_FILENAMES)
+    counts: Counter[tuple[bool, str]] = Counter()
+    for file in files:
+        name = file.rpartition("/")[2]
+        counts.update((name not in described, f".{part.lower()}") for part in name.split(".")[1:])
+    favourites = (".parquet", ".lance", ".vortex", ".arrow", ".jsonl", ".json", ".csv")
+
+    def rank(found: tuple[bool, str]) -> tuple[Any, ...]:
+        return found[0], counts[found], *(found[1] == ending for ending in favourites), found[1]
+
+    for _, ending in sorted(counts, key=rank, reverse=True):
+        if ending in packaged._EXTENSION_TO_MODULE:
+            return packaged._EXTENSION_TO_MODULE[ending]
+        if ending == ".zip":
+            paths = [f"{root}/{file}" for file in files]
+            reader, options = infer_module_for_data_files_list_in_archives(paths)
+            return (reader, options) if reader else None
+    return None
+
+
+class _Matcher:
+    """Finds the files that match a pattern of `datasets`, in its order."""
+
+    def __init__(self, files: list[str]) -> None:
+        self.files, self._found = files, dict[str, list[str]]()
+
+    def __call__(self, pattern: str) -> list[str]:
+        from datasets.data_files import FILES_TO_IGNORE
+        from fsspec.utils import glob_translate
+
+        if pattern not in self._found:
+            fits = re.compile(glob_translate(pattern)).match
+            found = self.files
+            for word in re.findall("[a-z]{2,}", pattern):  # quick to look for, and most have none
+                found = [file for file in found if word in file]
+            found = found if pattern == "**" else list(filter(fits, found))
+            ignored = set(FILES_TO_IGNORE) - {pattern.rpartition("/")[2]}
+            self._found[pattern] = [f for f in found if f.rpartition("/")[2] not in ignored]
+        return self._found[pattern]
+
+
+@cache
+def _allowed_endings() -> frozenset[str]:
+    from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS
+
+    return frozenset(_ALL_ALLOWED_EXTENSIONS)
+
+
+def _has_ending(file: str, endings: Any) -> bool:
+    return any("." + part in endings for part in file.rpartition("/")[2].split(".")[1:])
+
+
+def _ending(file: str) -> str:
+    name = file.rpartition("/")[2]
+    return name[name.rfind(".") :] if "." in name[1:] else ""
+
+
+@cache
+def _image_endings() -> frozenset[str]:
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    return frozenset(ImageFolder.EXTENSIONS)
+
+
+def _is_image(file: str) -> bool:
+    return _ending(file).lower() in _image_endings()
+
+
+def _is_picture(file: str) -> bool:
+    """Say whether a file is one of a folder of pictures: an image, or what describes images."""
+    return _is_image(file) or file.rpartition("/")[2] in METADATA
+
+
+def _describe(files: list[str]) -> str:
+    """Name the endings of files, the most frequent first, and one of the files."""
+    endings = Counter(_ending(file).lower() or "without ending" for file in files)
+    shown = [f"{count:,} {ending}" for ending, count in endings.most_common(5)]
+    more = f" and {len(endings) - 5:,} other kinds" if len(endings) > 5 else ""
+    return f"{', '.join(shown)}{more}, such as {files[0]}"

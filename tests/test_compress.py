@@ -416,7 +416,12 @@ def test_verify_of_a_broken_subset_fails_and_says_so(source, tmp_path):
     run = compress(str(source), output_dir=tmp_path / "run", **options(source))
     file = next((run.path / "subset").glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:100])
-    assert [check.result for check in verify(run)] == ["passed", *["failed"] * 2, "passed", "failed"]
+    assert [check.result for check in verify(run)] == [
+        "passed",
+        *["failed"] * 2,
+        "passed",
+        "failed",
+    ]
 
 
 def test_a_run_never_overwrites_what_it_is_made_from(source, tmp_path):

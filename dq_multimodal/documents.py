@@ -225,6 +225,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         except FileNotFoundError:
             return {}
         document = json.loads(text)
+        json.dumps(document, ensure_ascii=False).encode()  # raises for text that no file can hold
         check_type("manifest", document, Begun)
         if document.get("format", FORMAT) != FORMAT:
             raise InputError(f"its format is not {FORMAT!r}")

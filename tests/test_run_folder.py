@@ -1,7 +1,6 @@
 """Whose a folder is: what a run may write, clear and call complete."""
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -99,8 +98,8 @@ def test_no_input_within_the_output_folder_is_cleared(source, monkeypatch, how):
     inside = run.path / "subset" / "part-00000.parquet"
     monkeypatch.setenv("HOME", str(source))
     (source / "folder").mkdir()
-    os.symlink(inside.absolute(), source / "link.parquet")
-    os.symlink(inside.absolute(), source / "folder" / "x.parquet")
+    (source / "link.parquet").symlink_to(inside.absolute())
+    (source / "folder" / "x.parquet").symlink_to(inside.absolute())
     rows = Dataset.from_dict({"text": ["a"] * 9})
     rows.save_to_disk(run.path / "mine")
     name = {
@@ -123,7 +122,7 @@ def test_no_input_within_the_output_folder_is_cleared(source, monkeypatch, how):
 @pytest.mark.parametrize("option", ["embeddings", "embedding_model", "image_folder"])
 def test_no_other_input_is_cleared_either(source, option):
     run = make()
-    os.symlink(run.path.absolute(), source / "link")
+    (source / "link").symlink_to(run.path.absolute())
     before = content(run.path)
     value = "link/embeddings.npy" if option == "embeddings" else "link"
     options = {"embeddings": None} if option == "embedding_model" else {}
@@ -135,9 +134,9 @@ def test_no_other_input_is_cleared_either(source, option):
 @pytest.mark.parametrize("target", ["run", "link", "run/small", "run/subset", "link/../run"])
 def test_a_run_is_not_resampled_into_itself(source, target):
     run = make()
-    os.symlink(run.path.absolute(), source / "link")
+    (source / "link").symlink_to(run.path.absolute())
     before = content(run.path)
-    with pytest.raises(InputError, match="is the run to resample from|is not a run folder"):
+    with pytest.raises(InputError, match=r"is the run to resample from|is not a run folder"):
         resample("run", 0.1, output_dir=target, overwrite=True)
     assert content(run.path) == before
 

@@ -183,6 +183,9 @@ UNSEEN = {
     "no record": lambda run: change_document(run, "manifest.json", lambda m: m.pop("files")),
     "one byte": lambda run: (run / "bins.parquet").open("ab").write(b"x"),
     "one more file": lambda run: shutil.copy(run / SUBSET, run / "subset/part-00001.parquet"),
+    "half a letter": lambda run: change_document(
+        run, "manifest.json", lambda m: m["notes"].append("\ud800")
+    ),
     "no card": lambda run: (run / "README.md").unlink(),
 }
 
@@ -191,7 +194,11 @@ UNSEEN = {
 def test_verify_compares_files_and_manifest_with_what_was_recorded(run, name):
     assert [check.result for check in verify(run)] == ["passed"] * 5
     UNSEEN[name](run)
-    assert verify(run)[FILES].result == "failed"
+    if name == "half a letter":
+        with pytest.raises(InputError, match="it is no JSON"):
+            verify(run)
+    else:
+        assert verify(run)[FILES].result == "failed"
 
 
 ALIASES = "a: &a [x, x]\n" + "".join(

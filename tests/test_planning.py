@@ -12,8 +12,9 @@ from dq_multimodal.byte_sizes import format_bytes, parse_bytes
 from dq_multimodal.core.diversity import count_sampled, sample_bins
 from dq_multimodal.memory import Memory, bin_sizes, check_memory, measured_tensors, resident_bytes
 from dq_multimodal.planning import npy_bytes
-from dq_multimodal.probes import probe_encoder, spread, stretch, time_picks
+from dq_multimodal.probes import foresee_picks, probe_encoder, spread, stretch, time_picks
 from dq_multimodal.report_probes import count_tiled
+from dq_multimodal.row_sizes import cut_rows, measure_rows, read_blocks
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 
@@ -244,6 +245,65 @@ def test_places_are_spread_and_all_of_them_come():
         assert sorted(found) == list(range(n))
         assert found[: min(n, 2)] == [0, n - 1][: min(n, 2)]
     assert list(spread(9))[2:5] == [4, 2, 6]
+
+
+def test_rows_are_measured_by_their_offsets():
+    rows = [
+        {
+            "text": "a" * k if k % 5 else None,
+            "turns": [{"role": "u", "content": "x" * k}] * (k % 3) if k % 4 else None,
+            "file": {"bytes": b"q" * k, "path": "zz"} if k % 7 else None,
+            "vector": [1.0] * k,
+            "is_odd": k % 2 == 1,
+        }
+        for k in range(120)
+    ]
+    dataset = Dataset.from_list(rows)
+    wanted = [
+        len(row["text"] or "")
+        + sum(1 + len(turn["content"]) for turn in row["turns"] or [])
+        + (len(row["file"]["bytes"]) + 2 if row["file"] else 0)
+        + 8 * len(row["vector"])
+        + 1
+        for row in rows
+    ]
+    assert measure_rows(dataset).tolist() == wanted
+    assert measure_rows(dataset.select(range(30, 77))).tolist() == wanted[30:77]
+    assert measure_rows(dataset.select([5, 99, 3])).tolist() == [wanted[k] for k in (5, 99, 3)]
+    sizes = np.array([1, 2, 300, 1, 1, 1, 1, 400, 90, 10, 1])
+    assert list(cut_rows(sizes, 3, 100)) == [
+        (0, 2),
+        (2, 3),
+        (3, 6),
+        (6, 7),
+        (7, 8),
+        (8, 10),
+        (10, 11),
+    ]
+
+
+def test_long_rows_behind_short_ones_are_seen(tmp_path):
+    texts = [f"short {k}" for k in range(5000)] + ["long " * 600_000] * 6
+    Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "data.parquet")
+    options = {"method": "random", "keep_ratio": 1.0, "report": False}
+    stages = plan(str(tmp_path / "data.parquet"), **options)["memory"]["stages"]
+    assert 2e7 < stages["rows"] < 1e8
+    assert stages["subset"] > 6e7
+    blocks = [len(block["text"]) for block in read_blocks(Dataset.from_dict({"text": texts}), 4096)]
+    assert blocks == [4096, 906, 2, 2]
+
+
+def test_a_long_selection_is_foreseen(monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(300, 12)).astype(np.float32)
+    strata = np.zeros(300, dtype=np.int64)
+    monkeypatch.setattr("dq_multimodal.probes.PICK_ROWS", 32)
+    assert foresee_picks(vectors, strata, 3, "cosine", 0, can_part=True) is None
+    monkeypatch.setattr("dq_multimodal.probes.LONG_SECONDS", 0.0)
+    line = foresee_picks(vectors, strata, 3, "cosine", 0, can_part=True)
+    assert line.startswith("the selection will take about 0 minutes")
+    assert "--partition kmeans" in line
+    line = foresee_picks(vectors, strata, 3, "cosine", 0, can_part=False)
+    assert "partition" not in line
 
 
 def test_stand_ins_for_bins_and_rows():

@@ -120,10 +120,10 @@ def select_rows(
         return compress(dataset_name, output_dir=folder, **options)
     from dq_multimodal.hub import open_run
     from dq_multimodal.resampling import resample
-    from dq_multimodal.source import pin_of
+    from dq_multimodal.source import is_same_source
 
     run = open_run(from_run)
-    if pin_of(run.config["source"]) != pin_of(origin):
+    if not is_same_source(run.config["source"], origin):
         theirs, split = run.config["source"], options.get("split", "train")
         raise InputError(
             f"the run {from_run} is of other rows than {dataset_name}, split {split}: it is of "

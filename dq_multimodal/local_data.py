@@ -16,7 +16,7 @@ from dq_multimodal.pinned_files import PACKED, PinnedFiles
 from dq_multimodal.row_files import NO_FILES, RowFiles, admit, check_configs, folder_files
 from dq_multimodal.splits import name_split, split_parts, take_slice, take_splits
 from dq_multimodal.stream import Passes, Stream, first_line, stream_from
-from dq_multimodal.text_tables import find_separator, lift_rows
+from dq_multimodal.text_tables import Values, find_mixed, find_separator, lift_rows, pack_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -311,16 +311,41 @@ def _read(
         by_split = {
             key: lift_rows(files, field, place / field / key) for key, files in by_split.items()
         }
+    mixed: dict[str, Values] | None = None
+    if found.reader == "json" and found.make is None:
+        mixed = find_mixed([file for files in by_split.values() for file in files])
+    if mixed is not None:
+        by_split = {
+            key: pack_rows(files, mixed, place / "packed" / key) for key, files in by_split.items()
+        }
     make = found.make or partial(_make_builder, found.reader, by_split, found.root, found.options)
     if streaming:
-        rows = stream_from(name, partial(make, str(place)), split, n_rows, pinned.check, own)
+        rows = stream_from(
+            name,
+            partial(make, str(place)),
+            split,
+            n_rows,
+            pinned.check,
+            own,
+            partial(_name_json, mixed),
+        )
     else:
-        rows = _prepare(make(str(place)), split)
+        rows = _name_json(mixed, _prepare(make(str(place)), split))
         rows._fingerprint = _fingerprint(place, split)
         pinned.check()
     if field is None and found.reader == "json":
         _check_rows(rows, name)
     return rows
+
+
+def _name_json(mixed: dict[str, Values] | None, rows: Any) -> Any:
+    """Give rows, or a pass over them, in which texts that were packed count as JSON."""
+    from datasets.utils.json import set_json_types_in_feature
+
+    if not mixed:
+        return rows
+    paths = [[name, *path] for name, values in mixed.items() for path in values.paths()]
+    return rows.cast(set_json_types_in_feature(rows.features, paths))
 
 
 def _fingerprint(place: Path, split: str) -> str:

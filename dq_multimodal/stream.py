@@ -61,6 +61,7 @@ def stream_from(
     n_rows: int | None = None,
     check: Callable[[], None] = lambda: None,
     own: RowFiles = NO_FILES,
+    change: "Callable[[IterableDataset], IterableDataset]" = lambda rows: rows,
 ) -> "Stream":
     """Open as a stream what a builder reads; one is made for every pass.
 
@@ -71,6 +72,7 @@ def stream_from(
         n_rows: Its rows, where they are known.
         check: Called before every pass: raises if the source has changed.
         own: Which files its rows may name.
+        change: Gives the rows of a pass other types.
 
     Raises:
         InputError: If it cannot be read, or has no rows.
@@ -81,7 +83,7 @@ def stream_from(
         builder = make()
         if columns is not None and hasattr(builder.config, "columns"):
             builder.config.columns = columns  # parquet: the others are not even fetched
-        return builder.as_streaming_dataset(split=split)
+        return change(builder.as_streaming_dataset(split=split))
 
     return Stream(Passes(name, begin, n_rows, own))
 

@@ -217,7 +217,7 @@ def subset_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(f"no subset in {folder}")
     for file in files:
-        if not re.fullmatch(PART, file.name):
+        if not re.fullmatch(PART, file.name) or not file.is_file():  # a pipe has no end
             raise InputError(f"{file} was not written by a run: move it away")
     return files
 

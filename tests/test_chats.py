@@ -75,6 +75,13 @@ SHAPES = {
     "parts": lambda k: {
         "messages": [turn("user", f"q {k}" if k % 2 else [{"type": "text", "text": f"q {k}"}])]
     },
+    "texts of JSON": lambda k: {
+        "messages": [
+            turn("user", [{"type": "text", "text": f"q {k}"}] if k % 2 else str(k)),
+            turn("assistant", ["42", "true", "null", '{"a": 1}'][k % 4]),
+        ],
+        "score": k + 0.12345678901234567,
+    },
     "pictures": lambda k: {
         "messages": [
             turn("developer", "be kind", name="x"),
@@ -133,7 +140,7 @@ def test_every_shape_comes_through_untouched(shape, small_encoder, tmp_path):
     run = compress(str(path), output_dir=tmp_path / "run", report=False, **options)
     assert "chats, version" in run.config["rows"]["template"] and not run.manifest["problems"]
     assert_untouched(run.path, rows)
-    assert [check.result for check in verify(run)] == ["passed"] * 4
+    assert [check.result for check in verify(run)] == ["passed"] * 5
     stream = compress(
         str(path), method="random", streaming=True, output_dir=tmp_path / "stream", report=False
     )
@@ -303,12 +310,28 @@ def test_what_a_turn_without_content_says():
     assert field_texts({"from": "Oslo", "to": "Rome"}) == ["Oslo", "Rome"]
 
 
+def test_turns_that_differ_behind_the_first_megabytes(tmp_path):
+    rows = [{"messages": [turn("user", f"{k} " + "x" * 120_000)]} for k in range(100)]
+    rows += [{"messages": [ask(k), call(k, {"a": k}), answer("42")]} for k in range(20)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    for path in (write(tmp_path / "lines.jsonl", rows), tmp_path / "list.json"):
+        run = compress(
+            str(path),
+            method="random",
+            keep_ratio=1.0,
+            output_dir=tmp_path / path.stem,
+            report=False,
+        )
+        assert_untouched(run.path, rows)
+
+
 def test_texts_that_were_read_as_numbers_are_said(tmp_path):
     rows = [
         {"messages": [turn("user", "42" if k else [{"type": "text", "text": "x"}])]} for k in (0, 1)
     ]
+    path = str(write(tmp_path / "numbers.jsonl", rows))
     run = compress(
-        str(write(tmp_path / "numbers.jsonl", rows)),
+        load_dataset("json", data_files=path, split="train"),
         method="random",
         keep_ratio=1.0,
         output_dir=tmp_path / "two",

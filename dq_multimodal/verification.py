@@ -171,7 +171,7 @@ def _check_rows(run: Run) -> Found:
                 n_wrong += not is_of_file(record, file)
     detail = f"{n_rows:,} rows"
     if images:
-        detail += ", images " + ("by size only (lossy)" if n_lossy else "by their kept pixels")
+        detail += " and images, " + ("sizes only (lossy)" if n_lossy else "kept pixels bit for bit")
     return [f"{n_wrong:,} blocks of rows or images differ"] if n_wrong else [], detail
 
 

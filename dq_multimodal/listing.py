@@ -54,7 +54,7 @@ def list_data(root: Path, name: str) -> Listing:
     from datasets.data_files import FILES_TO_IGNORE
 
     files, closed = list_files(root, name)
-    pictures = list(filter(_is_picture, files))
+    pictures = list(filter(is_picture, files))
     n_pictures = sum(map(_is_image, pictures))
     try:
         found = _choose(root, files)
@@ -285,7 +285,7 @@ def _is_image(file: str) -> bool:
     return _ending(file).lower() in _image_endings()
 
 
-def _is_picture(file: str) -> bool:
+def is_picture(file: str) -> bool:
     """Say whether a file is one of a folder of pictures: an image, or what describes images."""
     return _is_image(file) or file.rpartition("/")[2] in METADATA
 

@@ -4,6 +4,8 @@ import glob
 import hashlib
 import json
 import os
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
-from dq_multimodal.listing import METADATA, list_data
+from dq_multimodal.listing import METADATA, is_picture, list_data
 from dq_multimodal.pinned_files import PACKED, PinnedFiles
 from dq_multimodal.row_files import NO_FILES, RowFiles, admit, check_configs, folder_files
 from dq_multimodal.splits import name_split, split_parts, take_slice, take_splits
@@ -35,6 +37,8 @@ TEXT_READERS = ("json", "csv", "text")
 NAMES = "relative"
 """The pin names files by their place in the folder; earlier releases left the folders out."""
 WANTED = ".parquet, .json, .jsonl or .csv"
+JUNK = re.compile(r"(^|/)(\.|__MACOSX/)")
+"""Hidden members of zip files, and what macOS adds."""
 SAVED_MARKS = ("state.json", "dataset_dict.json")
 
 
@@ -403,10 +407,29 @@ def _check_rows(rows: "Dataset | Stream", name: str) -> None:
 
 
 def _is_plain(by_split: dict[str, list[str]]) -> bool:
-    """Say whether a folder of pictures is nothing but pictures, one a file."""
+    """Say whether a folder of pictures is nothing but pictures, one a file or in a zip file."""
     return not any(
-        file.endswith((*METADATA, ".zip")) for part in by_split.values() for file in part
+        name.endswith(METADATA)
+        for part in by_split.values()
+        for file in part
+        for name in (_members(file) if file.endswith(".zip") else [file])
     )
+
+
+def _members(file: str) -> list[str]:
+    """Name the pictures and tables in a zip file."""
+    with zipfile.ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if not JUNK.search(name)]
+    return [name for name in names if is_picture(name)]
+
+
+def _unpack(files: list[str]) -> tuple[list[str], list[str]]:
+    """Give the address of every picture, those in zip files last, and its folder."""
+    loose = [file for file in files if not file.endswith(".zip")]
+    packed = [(file, name) for file in files if file.endswith(".zip") for name in _members(file)]
+    folders = [os.path.dirname(name) for name in loose]  # noqa: PTH120
+    folders += [f"{file}/{os.path.dirname(name)}" for file, name in packed]  # noqa: PTH120
+    return [*loose, *(f"zip://{name}::{file}" for file, name in packed)], folders
 
 
 def _list_pictures(by_split: dict[str, list[str]], place: Path, split: str) -> "Dataset":
@@ -421,12 +444,12 @@ def _list_pictures(by_split: dict[str, list[str]], place: Path, split: str) -> "
     labels: set[str] = set()
     depths: set[int] = set()
     is_labelled = {}
-    for key, files in by_split.items():
-        folders = {os.path.dirname(file) for file in files}  # noqa: PTH120
+    for key, part in by_split.items():
+        folders = set(_unpack(part)[1])
         labels |= {os.path.basename(folder) for folder in folders}  # noqa: PTH119
         depths |= {folder.count("/") for folder in folders}
         is_labelled[key] = len(labels) > 1 and len(depths) == 1
-    files = by_split[split]
+    files, folders_of = _unpack(by_split[split])
     features = datasets.Features({"image": datasets.Image()})
     if any(list(is_labelled.values())[-1:]):
         features["label"] = datasets.ClassLabel(names=sorted(labels))
@@ -436,7 +459,6 @@ def _list_pictures(by_split: dict[str, list[str]], place: Path, split: str) -> "
     columns: dict[str, Any] = {"image": image}
     if "label" in features:
         number = {label: k for k, label in enumerate(sorted(labels))}
-        folders_of = (os.path.dirname(file) for file in files)  # noqa: PTH120
         found = [number[os.path.basename(folder)] for folder in folders_of]  # noqa: PTH119
         columns["label"] = pa.array(
             found if is_labelled[split] else [None] * len(files), pa.int64()

@@ -84,6 +84,7 @@ def rows(path, n=8):
 
 def run(source, folder, **options):
     options = {"method": "random", "keep_ratio": 1.0, "report": False, **options}
+    options.setdefault("keep_unreadable", True)
     return compress(source, output_dir=folder, **options)
 
 
@@ -257,6 +258,19 @@ def test_pictures_in_zip_files_are_read_and_counted(cli, tmp_path, small_classif
     assert stored(run(loaded, tmp_path / "m").path)[3]["image"]["bytes"] == picture(3)
 
 
+def test_folders_in_zip_files_are_classes(tmp_path):
+    (tmp_path / "z").mkdir()
+    with zipfile.ZipFile(tmp_path / "z" / "data.zip", "w") as archive:
+        for k in range(12):
+            archive.writestr(f"top/{'cat' if k % 2 else 'dog'}/{k:02d}.png", picture(k))
+            archive.writestr(f"__MACOSX/top/cat/._{k:02d}.png", b"no picture")
+    made = run(str(tmp_path / "z"), tmp_path / "run")
+    assert made.manifest["labels"] == ["cat", "dog"] and made.manifest["rows"] == 12
+    for row in stored(made.path):
+        k = int(row["image"]["path"][:2])
+        assert row["image"]["bytes"] == picture(k) and row["label"] == 1 - k % 2
+
+
 def test_files_in_lists_count_as_bytes_of_the_source(pictures, tmp_path):
     paths = [[str(pictures / "sub" / f"{k}.png")] * 3 for k in range(8)]
     loaded = Dataset.from_dict({"image": paths}, features=Features({"image": List(Image())}))
@@ -320,8 +334,8 @@ def test_rows_from_the_hub_name_files_of_their_repository(hub, secret, cli, tmp_
 def test_a_hostile_run_steals_nothing(hub, secret, pictures, cli, tmp_path):
     source = write(tmp_path / "d.parquet", rows("sub/1.png"))
     made = run(source, tmp_path / "run", keep_ratio=0.5, image_folder=str(pictures))
-    cli("push", "run", "o/run", env=hub.env(tmp_path))
-    config = hub.files("o/run")["config.yaml"].decode()
+    cli("push", "run", "me/run", env=hub.env(tmp_path))
+    config = hub.files("me/run")["config.yaml"].decode()
     assert str(tmp_path) not in config
     assert "image_folder: pictures" in config
 
@@ -341,8 +355,8 @@ def test_a_hostile_run_steals_nothing(hub, secret, pictures, cli, tmp_path):
     at = held.column_names.index("image")
     evil = held.set_column(at, held.schema.field(at), pa.array(values, held.schema.field(at).type))
     pq.write_table(evil, part)
-    hub.add_repo("o/run", {**hub.files("o/run"), f"subset/{part.name}": part.read_bytes()})
+    hub.add_repo("me/run", {**hub.files("me/run"), f"subset/{part.name}": part.read_bytes()})
     flags = ("--keep-ratio", 0.25, "--output-dir", "no")
-    done = cli("resample", "o/run", *flags, env=hub.env(tmp_path), code=2)
+    done = cli("resample", "me/run", *flags, env=hub.env(tmp_path), code=2)
     assert "names a file that is none of its own" in done.stderr
     assert not (tmp_path / "no" / "subset").exists()

@@ -296,7 +296,7 @@ def test_a_card_names_data_of_its_own_folder_only(tmp_path, place):
             text += "---\n" if file == "README.md" else ""
             (tmp_path / "d" / file).write_text(text)
             if is_fine:
-                assert len(stored(run(str(tmp_path / "d"), tmp_path / "run").path)) == 4
+                assert len(stored(run(str(tmp_path / "d"), tmp_path / key).path)) == 4
             else:
                 with pytest.raises(InputError, match="names data outside it"):
                     run(str(tmp_path / "d"), tmp_path / "no")

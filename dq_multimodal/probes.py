@@ -38,9 +38,10 @@ FEWEST, MOST = 3, 96
 
 GROWTH = 1.2
 """Exponent in n of the time of the greedy picks; refit it when core/graph_cut.py changes."""
-MOST_GROWTH = 2.2
+MOST_GROWTH = 2.5
 PICK_ROWS = 4096
-LONG_SECONDS = 120.0
+LONG_SECONDS, MANY_ROWS = 120.0, 65_536
+"""Fewer rows take less; a word on them would take its time for nothing."""
 TABLE_ROWS = 100_000
 LEARN_ROWS, DIVERSITY_ROWS = 512, 512
 SUBSET_BYTES, SUBSET_ROWS = 32_000_000, 20_000
@@ -151,8 +152,8 @@ def time_picks(
     """Give the seconds that the greedy picks of all strata will take.
 
     The real picks are timed on some rows and on a quarter of them; the exponent of their growth
-    is the mean of what that shows and of GROWTH. Where they may take long, four times the rows
-    are timed too, and show the exponent: rows all alike in distance take their square.
+    is the mean of what that shows and of GROWTH. Of many rows, four times as many are timed too,
+    and show the exponent: rows all alike in distance take their square and more.
     """
     sizes = np.bincount(strata)
     largest = int(sizes.max())
@@ -169,7 +170,7 @@ def time_picks(
     if size == PICK_ROWS:
         seen = np.log(whole / clock(size // 4)) / np.log(4)
         growth = (GROWTH + float(np.clip(seen, 1.0, 1.5))) / 2
-    if largest >= 4 * size and whole * (largest / size) ** MOST_GROWTH > LONG_SECONDS:
+    if largest >= 8 * size:
         more = clock(4 * size)
         growth = float(np.clip(np.log(more / whole) / np.log(4), 1.0, MOST_GROWTH))
         whole, size = more, 4 * size
@@ -195,7 +196,7 @@ def foresee_picks(
         n_left: Numbers of the left factor where rows are outer products.
         can_part: Whether the rows may be parted instead.
     """
-    if np.bincount(strata).max() < 8 * PICK_ROWS:
+    if np.bincount(strata).max() < MANY_ROWS:
         return None
     seconds = time_picks(vectors, strata, n_bins, similarity, n_left, accelerator())
     if seconds < LONG_SECONDS:

@@ -298,6 +298,8 @@ def test_a_long_selection_is_foreseen(monkeypatch):
     strata = np.zeros(300, dtype=np.int64)
     monkeypatch.setattr("dq_multimodal.probes.PICK_ROWS", 32)
     assert foresee_picks(vectors, strata, 3, "cosine", 0, can_part=True) is None
+    monkeypatch.setattr("dq_multimodal.probes.MANY_ROWS", 300)
+    assert foresee_picks(vectors, strata, 3, "cosine", 0, can_part=True) is None
     monkeypatch.setattr("dq_multimodal.probes.LONG_SECONDS", 0.0)
     line = foresee_picks(vectors, strata, 3, "cosine", 0, can_part=True)
     assert line.startswith("the selection will take about 0 minutes")

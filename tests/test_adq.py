@@ -210,7 +210,7 @@ def test_images_are_scored_over_all_strata(small_classifier, tmp_path, kind):
     assert found.shape[0] == 6
     for name in ("representativeness", "diversity", "importance"):
         assert (found[found.stratum == 0][name].to_numpy() == found[name].to_numpy()[3:]).all()
-    assert sorted(found.groupby("stratum").kept.sum()) == [9, 9]
+    assert sorted(found.groupby("stratum").kept.sum()) == [8, 8]  # of the rows that can be read
     levels = [
         measure_texture([Pictures.open(io.BytesIO(save(picture((16, 16), seed=k))))])[0, 0]
         for k in range(90)

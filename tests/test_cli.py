@@ -88,9 +88,15 @@ def test_running_again_says_so_and_writes_nothing(cli, data):
         ("data.parquet --embeddings gone.npy", "no embeddings gone.npy"),
         ("data.parquet --embeddings short.npy", "each of the 40 rows, got shape .39, 4."),
         ("data.parquet --embeddings nan.npy", "row 3 holds NaN"),
-        ("data.parquet --embeddings flat.npy", "array of floats, got float64 .4,."),
-        ("data.parquet --embeddings ints.npy", "array of floats, got int64"),
-        ("data.parquet --embeddings corrupt.npy", "cannot read corrupt.npy"),
+        (
+            "data.parquet --embeddings flat.npy",
+            "array of float16, float32 or float64, got float64 of shape .4,.",
+        ),
+        ("data.parquet --embeddings ints.npy", "array of float16, float32 or float64, got int64"),
+        (
+            "data.parquet --embeddings corrupt.npy",
+            "corrupt.npy must be a .npy file .* got another file",
+        ),
         ("data.parquet --embeddings output", "column output must hold lists of numbers"),
         ("data.parquet --embeddings emb.npy --n-bins 41", "at most the 40 rows, got 41"),
         ("data.parquet --embeddings emb.npy --n-bins 0", "n_bins must be a whole number"),

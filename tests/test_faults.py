@@ -231,7 +231,7 @@ def check_one_line(done, folder, reason):
         f"error: cannot write: {reason}; the same command goes on when it can"
     ]
     assert "Traceback" not in done.stderr
-    assert {path.name for path in folder.iterdir()} == {"config.yaml"}
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "manifest.json"}
 
 
 def test_a_limit_of_file_size_is_one_line(cli, tmp_path, given):

@@ -54,7 +54,7 @@ def test_the_command_line_from_end_to_end(cli, data):
 
     checks = json.loads(cli("verify", "run", "--json").stdout)
     assert [check["result"] for check in checks] == ["passed"] * 5
-    assert "in each of the 3 parts" in checks[-1]["detail"]
+    assert "in each of the 3 parts" in checks[-2]["detail"]
     cli("resample", "run", "--keep-ratio", "0.1", "--draw", "rank", "--output-dir", "small")
     ranked = order_rows(bins, draw="rank")
     np.testing.assert_array_equal(Run(data / "small").order, ranked)

@@ -145,8 +145,9 @@ def test_what_others_write_into_a_card_stays(hub, cli, push, tmp_path):
     text, matter = card_of(hub, "me/e")
     assert "Mine." in text
     assert "coreset" in matter["tags"]
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "README.md").write_text("My notes.\n")
+    compress(cli, tmp_path, "c", "--keep-ratio", 0.5)
+    with (tmp_path / "c" / "README.md").open("a") as card:
+        card.write("My notes.\n")
     for ratio in (0.1, 0.3):
         compress(cli, tmp_path, "c", "--keep-ratio", ratio, "--overwrite")
         text = (tmp_path / "c" / "README.md").read_text()
@@ -215,7 +216,7 @@ def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path):
         hub.fail_next("POST", "/commit/", status, **({"Retry_After": after} if after else {}))
         started = time.time()
         assert push(("a", f"me/d{status}"))[0].startswith("http")
-        assert time.time() - started >= least
+        assert time.time() - started >= 0.9 * least
         assert f"the Hub failed ({status}): one more try in" in push.stderr
         assert "config.yaml" in hub.files(f"me/d{status}")
     hub.fail_next("POST", "/commit/", 429, Retry_After="3600")

@@ -40,6 +40,11 @@ class Origin(TypedDict):
     config_name: NotRequired[str | None]
     revision: NotRequired[str | None]
     fingerprint: NotRequired[str | None]
+    field: NotRequired[str | None]
+    separator: NotRequired[str | None]
+    names: NotRequired[str | None]
+    image_folder: NotRequired[str | None]
+    image_files: NotRequired[str | None]
 
 
 class Columns(TypedDict):
@@ -205,6 +210,8 @@ def read_config(path: Path) -> dict[str, Any]:
                 raise InputError(f"it is nested more than {MAX_DEPTH} deep")
         document = yaml.load(text, Loader=loader)
         check_type("config", document, Config)
+        if (document["rows"] or {}).get("modality") == "image":  # as releases without it did
+            document["request"].setdefault("keep_unreadable", True)
         request = CompressConfig.from_dict(document["request"])
         if request.drop_ratio and "patches" not in document:
             raise InputError("it has no patches")

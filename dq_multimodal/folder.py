@@ -255,8 +255,9 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def format_manifest(manifest: dict[str, Any]) -> str:
-    """Give the text of manifest.json, its mark first."""
-    document = {"format": documents.FORMAT, **manifest}
+    """Give the text of manifest.json, its mark first; one of an earlier release gets none."""
+    is_older = manifest.get("complete") and "files" not in manifest
+    document = manifest if is_older else {"format": documents.FORMAT, **manifest}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

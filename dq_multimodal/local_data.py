@@ -113,6 +113,11 @@ def _ending_of(name: str) -> str:
     return Path(path.stem if path.suffix.lower() in PACKED else path.name).suffix.lower()
 
 
+def is_table(name: str) -> bool:
+    """Say whether a file holds rows of a table, by its ending."""
+    return _ending_of(name) in (*READERS, ".arrow")
+
+
 def short_name(name: str) -> str:
     """Give the last part of a path or Hub id, without the ending of a data file."""
     last = Path(name.rstrip("/*"))
@@ -245,7 +250,7 @@ def _find_folder(path: Path, name: str, config_name: str | None) -> _Found:
             split: [f"{root}/{file}" for file in files] for split, files in listing.by_split.items()
         }
         return _Found(listing.reader, by_split, root, dict(listing.options), note=listing.note)
-    make = partial(datasets.load_dataset_builder, glob.escape(str(path)), config_name)
+    make = partial(datasets.load_dataset_builder, glob.escape(str(root)), config_name)
     try:
         builder = make(cache_dir=str(_cache_folder()))
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
@@ -313,7 +318,7 @@ def _read(
         return Stream(Passes(name, begin, n_rows, own))
     if field is not None:
         by_split = {
-            key: lift_rows(files, field, place / field / key) for key, files in by_split.items()
+            key: lift_rows(files, field, place / "lifted" / key) for key, files in by_split.items()
         }
     mixed: dict[str, Values] | None = None
     if found.reader == "json" and found.make is None:
@@ -472,6 +477,7 @@ def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", PinnedFil
     """Load what save_to_disk made; a single dataset counts as the split that is asked for."""
     import datasets
 
+    path = path.absolute()
     loaded = datasets.load_from_disk(str(path))
     if not isinstance(loaded, datasets.DatasetDict):
         pinned = PinnedFiles(_saved_files(path), path, name)
@@ -485,4 +491,7 @@ def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", PinnedFil
 def _saved_files(path: Path) -> list[str]:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     names = ["dataset_info.json", *(entry["filename"] for entry in state["_data_files"])]
-    return [str((path / name).absolute()) for name in names]
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{path / 'state.json'} names data outside its folder: {name!r}")
+    return [str(path / name) for name in names]

@@ -149,7 +149,7 @@ def compress(
                 elif adapter is not None and config["bins"] != "none":
                     embedding.embed_rows(adapter, target, request.batch_size, world=world)
                 is_read = request.embeddings is None and config["bins"] != "none"
-                if isinstance(adapter, ImageAdapter) and not (is_read or request.keep_unreadable):
+                if isinstance(adapter, ImageAdapter) and not is_read:
                     adapter.check_images()
                 note_rows(manifest, source, adapter, request, strata, unlabelled)
                 if config["bins"] != "none":

@@ -20,6 +20,7 @@ from dq_multimodal.config import (
     check_choice,
     count_parts,
 )
+from dq_multimodal.local_data import is_table
 from dq_multimodal.model_source import hash_weights
 from dq_multimodal.selection import bins_kind, count_subset, read_strata
 from dq_multimodal.source import Source, from_memory, load_source
@@ -36,7 +37,6 @@ MAX_LISTED = 1000
 
 Rows that are left out are all listed.
 """
-DATA_FILES = (".parquet", ".json", ".jsonl", ".csv", ".arrow")
 MAX_NAMED = 20
 """Rows that are left out, named in a note with the names of their files."""
 
@@ -127,7 +127,7 @@ def has_numbered_folders(source: Source, adapter: ImageAdapter, labels: list[str
     if isinstance(source.dataset, Stream):  # its images have lost their folders
         files = source.origin.get("files") or []
         names = [file["name"] for file in files]
-        return source.origin["kind"] == "folder" and not any(n.endswith(DATA_FILES) for n in names)
+        return source.origin["kind"] == "folder" and not any(is_table(n) for n in names)
     return adapter.folder_of(0) in labels
 
 

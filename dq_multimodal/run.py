@@ -74,6 +74,9 @@ class Run:
         config = folder.read_config(self.path) if self.path.is_dir() else None
         if config is None:
             raise InputError(f"{path} is not a run folder: it has no {folder.CONFIG}")
+        if _is_of_hub(self.path):  # whoever pushed it knows no path of this machine
+            for key in ("path", "image_folder"):
+                config["source"].pop(key, None)
         self.config = config
         self.manifest = folder.read_manifest(self.path)
         if not self.manifest.get("complete"):
@@ -192,9 +195,10 @@ class Run:
             InputError: If they are not.
         """
         damage = self.find_damage()
-        for name in sorted(damage.keys() - {folder.CONFIG, folder.MANIFEST}):
+        for name in sorted(damage):
             raise InputError(f"the run in {self.path} is damaged: {name} {damage[name]}")
         links = [path for path in self.path.rglob("*") if path.is_symlink()]
+        links = [path for path in links if not _is_of_hub(path)]
         if links:
             raise InputError(f"{links[0]} is a link: what it leads to was not written by the run")
         self.check_tables()
@@ -247,6 +251,13 @@ class Run:
     def __repr__(self) -> str:
         rows, n_kept = self.manifest["rows"], self.manifest["kept"]
         return f"Run({str(self.path)!r}: {n_kept:,} of {rows:,} rows by {self.request.method})"
+
+
+def _is_of_hub(path: Path) -> bool:
+    """Say whether a file or folder really lies in the cache of the Hub."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return path.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve())
 
 
 def default_folder(request: CompressConfig) -> Path:
@@ -303,8 +314,10 @@ def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
         folder.clear_folder(target)
     elif is_complete:
         lost = _find_lost(target, manifest)
-        for stage, files in STAGES.items():
-            if any(name.startswith(files) for name in lost):
+        is_due = False
+        for stage, files in STAGES.items():  # what follows is done again too, with its notes
+            is_due |= any(name.startswith(files) for name in lost)
+            if is_due:
                 manifest.get("state", {}).pop(stage, None)
         folder.write_manifest(target, {k: v for k, v in manifest.items() if k not in SEALED})
     folder.write_config(target, config)

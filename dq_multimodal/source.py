@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_multimodal.atomic import expand_home
 from dq_multimodal.config import InputError
 from dq_multimodal.local_data import SAVED_MARKS, is_local, load_local
 from dq_multimodal.row_files import (
@@ -108,11 +109,18 @@ def load_source(
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     if image_folder is not None:
-        names = [name for name, kind in source.dataset.features.items() if has_files(kind)]
-        files = source.dataset.select_columns(names).with_format("arrow")
-        source.origin["image_files"] = hash_files(files.iter(HASHED_ROWS), files.features)
-        source.origin["image_folder"] = os.path.abspath(os.path.expanduser(image_folder))  # noqa: PTH100, PTH111
+        source.origin.update(_pin_folder(source.dataset, image_folder))
     return source
+
+
+def _pin_folder(dataset: "Dataset | Stream", image_folder: str) -> dict[str, str]:
+    """Give what an origin records of the folder in which rows name files, and of these files."""
+    names = [name for name, kind in dataset.features.items() if has_files(kind)]
+    files = dataset.select_columns(names).with_format("arrow")
+    return {
+        "image_files": hash_files(files.iter(HASHED_ROWS), files.features),
+        "image_folder": str(expand_home(image_folder).absolute()),
+    }
 
 
 def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
@@ -125,6 +133,8 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
     """
     if origin["kind"] == "memory":
         raise InputError("the source was a dataset in memory, which is not recorded")
+    if origin.get("image_files") and not origin.get("image_folder"):
+        raise InputError("the source names files in a folder of the machine that it was read on")
     source = load_source(
         origin.get("path") or origin["name"],
         split=origin["split"],
@@ -150,10 +160,11 @@ def is_same_source(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def pin_of(origin: dict[str, Any], has_names: bool = True) -> Any:
     """Give the part of an origin that says which rows it was."""
-    part = [origin.get(key) for key in ("rows", "split", "config_name", "field", "image_files")]
+    part = [origin.get(key) for key in ("rows", "split", "config_name")]
+    part += [origin[key] for key in ("field", "image_files") if origin.get(key)]
     if "files" in origin:
-        names = [file["name"] for file in origin["files"]] if has_names else None
-        return [file["sha256"] for file in origin["files"]], names, *part
+        names = [[file["name"] for file in origin["files"]]] if has_names else []
+        return [file["sha256"] for file in origin["files"]], *names, *part
     return origin.get("revision") or origin.get("fingerprint"), *part
 
 
@@ -177,12 +188,15 @@ def from_memory(
     dataset = take_slice(dataset.with_format(None), split)
     if not len(dataset):
         raise InputError("the dataset has no rows")
-    origin = {"kind": "memory", "name": MEMORY, "split": split}
+    origin: dict[str, Any] = {"kind": "memory", "name": MEMORY, "split": split}
     own = folder_files(image_folder)
     is_saved = any(Path(file["filename"]).with_name(SAVED_MARKS[0]).exists() for file in files)
     is_own = not is_saved and dataset.info.builder_name not in TABLES
     admitted = admit(dataset, replace(own, is_own=is_own), MEMORY)
-    return Source(admitted, {**origin, "fingerprint": dataset._fingerprint, "rows": len(dataset)})
+    origin |= {"fingerprint": dataset._fingerprint, "rows": len(dataset)}
+    if image_folder is not None:
+        origin |= _pin_folder(admitted, image_folder)
+    return Source(admitted, origin)
 
 
 def _load_from_hub(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -77,7 +78,7 @@ def _rewrite(
         made.append(str(target))
         if target.exists():
             continue
-        partial = target.with_suffix(".partial")
+        partial = target.with_suffix(f".{os.getpid()}.partial")
         with partial.open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row) + "\n" for row in read(path))
         partial.replace(target)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from dq_multimodal.core import Bins, make_bins
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.folder import CARD, MANIFEST
 from dq_multimodal.patches.fields import FIELDS
-from dq_multimodal.patches.store import is_of_file
+from dq_multimodal.patches.store import find_patch_columns, is_of_file
 from dq_multimodal.row_files import NO_FILES, embed, read_bytes
 from dq_multimodal.run import Run
 from dq_multimodal.selection import (
@@ -152,11 +152,11 @@ def _check_rows(run: Run) -> Found:
         source = reload_source(run.config["source"], streaming=run.request.streaming).dataset
     except InputError as error:
         return Check(name, "skipped", str(error))
-    images = _record_columns(run) if run.request.drop_ratio else []
+    images = _record_columns(run) if run.request.drop_ratio else {}
     faults = _differing_features(run, source, images) + _differing_strata(run, source)
     if faults:
         return faults
-    theirs = source.remove_columns(images).with_format("arrow")
+    theirs = source.remove_columns([*images]).with_format("arrow")
     n_rows = n_wrong = n_lossy = 0
     for table in _blocks(run):
         rows = table["dq_row"].to_pylist()
@@ -185,20 +185,19 @@ def _blocks(run: Run) -> "Iterator[pa.Table]":
                 yield pa.Table.from_batches([batch])
 
 
-def _record_columns(run: Run) -> list[str]:
-    """Name the columns of patch records."""
-    from datasets import Features
+def _record_columns(run: Run) -> dict[str, Any]:
+    """Give the columns of patch records with their types; older ones have no colour profile."""
+    from datasets import Features, Value
 
     with open_parquet(subset.subset_files(run.path)[0]) as file:
         found = Features.from_arrow_schema(file.schema_arrow)
-    return [
-        name
-        for name, kind in found.items()
-        if isinstance(kind, dict) and kind.keys() == FIELDS.keys()
-    ]
+    return {
+        name: {part: Value(FIELDS[part]) for part in found[name]}
+        for name in find_patch_columns(found)
+    }
 
 
-def _differing_features(run: Run, source: "Dataset", images: list[str]) -> list[str]:
+def _differing_features(run: Run, source: "Dataset", images: dict[str, Any]) -> list[str]:
     """Name the columns of the subset whose types or class names are not those of the source."""
     import io
 
@@ -207,8 +206,7 @@ def _differing_features(run: Run, source: "Dataset", images: list[str]) -> list[
     from datasets import Features, Value
 
     own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
-    record = {name: Value(kind) for name, kind in FIELDS.items()}
-    wanted = Features({**source.features, **dict.fromkeys(images, record), **own})
+    wanted = Features({**source.features, **images, **own})
     as_file = io.BytesIO()
     pq.write_table(pa.Table.from_batches([], wanted.arrow_schema), as_file)
     schema = pq.read_schema(as_file)

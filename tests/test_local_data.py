@@ -431,3 +431,26 @@ def test_many_pictures_are_pinned_and_listed_quickly(tmp_path, monkeypatch):
     assert np.unique(found.dataset["label"][:]).tolist() == [0, 1, 2]
     assert len([path for path in calls if str(source) in path]) == 4
     assert len(found.files) == 30
+
+
+def test_saved_data_by_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Dataset.from_list(rows()).save_to_disk("saved")
+    run = draw("saved", "run", keep_ratio=0.5)
+    assert [check.result for check in verify(run)] == [*["passed"] * 3, "skipped", "passed"]
+    assert run.config["source"]["files"][0]["name"] == "dataset_info.json"
+    state = json.loads(Path("saved/state.json").read_text())
+    state["_data_files"][0]["filename"] = "../saved/" + state["_data_files"][0]["filename"]
+    Path("saved/state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="names data outside its folder"):
+        draw("saved", "other")
+
+
+@pytest.mark.parametrize("key", ["packed", "{folder}/outside", "../../../../up"])
+def test_any_key_of_a_json_file_is_a_key_and_no_place(key, tmp_path):
+    key = key.format(folder=tmp_path)
+    found = [{"text": f"t {k}", "answer": ["42", 42, [1]][k % 3], "x": k + 1 / 3} for k in range(N)]
+    (tmp_path / "d.json").write_text(json.dumps({key: found}))
+    run = draw(tmp_path / "d.json", tmp_path / "run", field=key)
+    assert run.subset.remove_columns(OWN).to_list() == found
+    assert {path.name for path in tmp_path.iterdir()} == {"d.json", "run"}

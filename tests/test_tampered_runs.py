@@ -278,3 +278,16 @@ def test_the_command_line_says_one_line_of_every_damage(run, cli, tmp_path):
     (tmp_path / "two" / "README.md").unlink()
     done = cli("push", "two", "me/two", code=2)
     assert done.stderr.startswith("error: the run in two is damaged: README.md is missing")
+
+
+def test_an_edited_manifest_is_not_pushed(run):
+    change_document(run, "manifest.json", lambda found: found["notes"].append("all is well"))
+    with pytest.raises(InputError, match=r"damaged: manifest\.json"):
+        Run(run).push_to_hub("me/x")
+
+
+def test_a_run_of_an_earlier_release_is_verified_as_far_as_it_goes(run):
+    change_document(
+        run, "manifest.json", lambda found: [found.pop(k) for k in ("format", "files", "digest")]
+    )
+    assert [c.result for c in verify(run)] == [*["passed"] * 4, "skipped"]

@@ -18,7 +18,7 @@ from dq_multimodal.patches.mae import load_mae
 from dq_multimodal.vision.pixels import decode_image
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from PIL.Image import Image
 
 Filler = Callable[[UInt8[ndarray, "b h w c"], Bool[ndarray, "b l"], int], UInt8[ndarray, "b h w c"]]
@@ -44,7 +44,7 @@ def restore(dataset: "Dataset", fill: Fill = "mean", *, mae_model: str | None = 
     Raises:
         InputError: If there is no such column, or the fill cannot be had.
     """
-    columns = find_patch_columns(dataset)
+    columns = find_patch_columns(dataset.features)
     if not columns:
         raise InputError(
             f"no column of patch records among {', '.join(dataset.column_names)}: the images "
@@ -94,11 +94,11 @@ class _Restore:
         return self  # datasets copies its formats at every step
 
 
-def find_patch_columns(dataset: "Dataset") -> list[str]:
+def find_patch_columns(features: "Features") -> list[str]:
     """List the columns that hold patch records."""
     return [
         name
-        for name, kind in dataset.features.items()
+        for name, kind in features.items()
         if isinstance(kind, dict) and {*kind, PROFILE} == FIELDS.keys()
     ]
 

@@ -82,7 +82,7 @@ class ImageDataArguments:
         classes, labels = read_classes(dataset, find_label_column(dataset, self.label_column))
         if rows is not None:
             dataset, classes = dataset.select(rows), classes[rows]
-        stored = find_patch_columns(dataset)
+        stored = find_patch_columns(dataset.features)
         if stored:
             read = read_records(dataset, self.image_column or stored[0], fill, mae_model)
         else:

@@ -116,8 +116,8 @@ def train_on_subset(
     source, test_source = data.load(), load_test(data, run)
     pins = {
         "n_processes": accelerator.num_processes,
-        "source": pin_of(source.origin),
-        "test": pin_of(test_source.origin),
+        "source": pin_of(source.origin, has_names=False),
+        "test": pin_of(test_source.origin, has_names=False),
     }
     asked = record.describe_request(asdict(data), asdict(training), asdict(run), pins)
     if record.is_complete(output_dir, asked):

@@ -87,6 +87,12 @@ def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
             f"the run {from_run} is of a dataset in memory, which cannot be loaded again: save the "
             "dataset to a file, compress that, and draw from the run of it"
         )
+    for key in ("field", "image_folder", "image_files"):
+        if source.get(key):
+            raise InputError(
+                f"the run {from_run} was made with {key}, which recipes do not take: train on its "
+                "subset folder"
+            )
     return {
         "dataset_name": source.get("path") or source["name"],
         "dataset_config_name": source.get("config_name"),

@@ -83,6 +83,8 @@ def stream_from(
         builder = make()
         if columns is not None and hasattr(builder.config, "columns"):
             builder.config.columns = columns  # parquet: the others are not even fetched
+        if hasattr(builder.config, "decode_num_threads"):
+            builder.config.decode_num_threads = 0  # files come as they are, not as pictures
         return change(builder.as_streaming_dataset(split=split))
 
     return Stream(Passes(name, begin, n_rows, own))

@@ -306,14 +306,18 @@ def test_a_card_names_data_of_its_own_folder_only(tmp_path, place):
 def test_rows_from_the_hub_name_files_of_their_repository(hub, secret, cli, tmp_path):
     env = hub.env(tmp_path)
     images = {f"{k}.png": picture(k) for k in range(6)}
-    hub.add_repo("o/images", {"README.md": b"# x\n", **images})
+    photo = io.BytesIO()
+    Pillow.open(io.BytesIO(picture(9))).save(photo, "JPEG")  # decoded, it would be another file
+    others = {"8.png": b"no picture", "9.jpg": photo.getvalue()}
+    hub.add_repo("o/images", {"README.md": b"# x\n", **images, **others})
     hub.add_repo("o/zip", {"README.md": b"# x\n", "train.zip": zipped(6)})
     flags = ("--method", "random", "--keep-ratio", 1, "--no-report")
     for name in ("images", "zip"):
         for extra in ((), ("--streaming",)):
             target = f"{name}{len(extra)}"
             cli("compress", f"o/{name}", *flags, *extra, "--output-dir", target, env=env)
-            assert [v["image"]["bytes"] for v in stored(tmp_path / target)] == [*images.values()]
+            wanted = [*images.values(), *([photo.getvalue()] if name == "images" else [])]
+            assert [v["image"]["bytes"] for v in stored(tmp_path / target)] == wanted
 
     hub.add_repo("o/private", {"x.png": SECRET}, private=True)
     for path in (secret, "hf://datasets/o/private/x.png", "hf://datasets/o/images@main/0.png"):

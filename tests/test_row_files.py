@@ -47,12 +47,12 @@ KINDS = {
 }
 
 
-def picture(seed):
+def picture(seed, kind="PNG"):
     from PIL import Image as Pillow
 
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    Pillow.fromarray(pixels).save(file, "PNG")
+    Pillow.fromarray(pixels).save(file, kind)
     return file.getvalue()
 
 
@@ -306,9 +306,8 @@ def test_a_card_names_data_of_its_own_folder_only(tmp_path, place):
 def test_rows_from_the_hub_name_files_of_their_repository(hub, secret, cli, tmp_path):
     env = hub.env(tmp_path)
     images = {f"{k}.png": picture(k) for k in range(6)}
-    photo = io.BytesIO()
-    Pillow.open(io.BytesIO(picture(9))).save(photo, "JPEG")  # decoded, it would be another file
-    others = {"8.png": b"no picture", "9.jpg": photo.getvalue()}
+    photo = picture(9, "JPEG")  # decoded and coded again, it would be another file
+    others = {"8.png": b"no picture", "9.jpg": photo}
     hub.add_repo("o/images", {"README.md": b"# x\n", **images, **others})
     hub.add_repo("o/zip", {"README.md": b"# x\n", "train.zip": zipped(6)})
     flags = ("--method", "random", "--keep-ratio", 1, "--no-report")
@@ -316,7 +315,7 @@ def test_rows_from_the_hub_name_files_of_their_repository(hub, secret, cli, tmp_
         for extra in ((), ("--streaming",)):
             target = f"{name}{len(extra)}"
             cli("compress", f"o/{name}", *flags, *extra, "--output-dir", target, env=env)
-            wanted = [*images.values(), *([photo.getvalue()] if name == "images" else [])]
+            wanted = [*images.values(), *([photo] if name == "images" else [])]
             assert [v["image"]["bytes"] for v in stored(tmp_path / target)] == wanted
 
     hub.add_repo("o/private", {"x.png": SECRET}, private=True)

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dq_multimodal.config import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +35,25 @@ def write_table(table: "pa.Table", path: Path) -> None:
     with temporary.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
     put_in_place(temporary, path)
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """Read a text file that anybody may have written.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        InputError: If it is no plain file (a pipe has no end), too large, or not UTF-8.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path} is no plain file")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise InputError(f"{path} is larger than {most_bytes:,} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be text in UTF-8, and it is not") from error
 
 
 @contextmanager

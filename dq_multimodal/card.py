@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dq_multimodal.atomic import write_text
+from dq_multimodal.atomic import read_text, write_text
 from dq_multimodal.card_parts import LICENCE, Card, Matter, plain_card, read_card
-from dq_multimodal.config import InputError
 from dq_multimodal.local_data import last_part, short_name
 from dq_multimodal.markdown import clean, code, escape, table
 from dq_multimodal.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.splits import base_split
 
 CARD = "README.md"
+MAX_BYTES = 10_000_000
 HUB = "https://huggingface.co/datasets/"
 SAFE_IN_LINKS = ":/?#[]@!$&'()*+,;=%~"
 REPO_ID = "OWNER/NAME"
@@ -86,15 +86,13 @@ def open_card(
     """Read the card beside a run; one of an earlier release that nobody changed is an empty one.
 
     Raises:
-        InputError: If it is no text.
+        InputError: If it is no text file, or too large.
     """
     path = run_folder / CARD
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_BYTES)
     except FileNotFoundError:
         return Card()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} must be text in UTF-8, and it is not") from error
     card = read_card(text)
     if card.has_section:
         return card

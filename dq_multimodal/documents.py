@@ -9,6 +9,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import yaml
 
+from dq_multimodal.atomic import read_text
 from dq_multimodal.config import CompressConfig, InputError, check_type
 
 FORMAT = "dq-multimodal run 1"
@@ -199,7 +200,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     with _reading(path):
-        text = _read(path, MAX_CONFIG_BYTES)
+        text = read_text(path, MAX_CONFIG_BYTES)
         depth = 0
         for event in yaml.parse(text, Loader=loader):
             if getattr(event, "anchor", None) is not None:
@@ -228,7 +229,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     with _reading(path):
         try:
-            text = _read(path, MAX_MANIFEST_BYTES)
+            text = read_text(path, MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             return {}
         document = json.loads(text)
@@ -258,14 +259,6 @@ def _check_counts(manifest: dict[str, Any]) -> None:
         raise InputError("manifest.bytes has no bytes of images")
 
 
-def _read(path: Path, max_bytes: int) -> str:
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise InputError(f"it is larger than {max_bytes:,} bytes")
-    return content.decode("utf-8")
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn whatever is wrong with a document into one line that names the file."""
@@ -285,7 +278,7 @@ def _reading(path: Path) -> Iterator[None]:
 def has_mark(path: Path) -> bool:
     """Say whether a file is the manifest.json of a run of this release, whole or not."""
     try:
-        document = json.loads(_read(path, MAX_MANIFEST_BYTES))
+        document = json.loads(read_text(path, MAX_MANIFEST_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and document.get("format") == FORMAT

@@ -43,7 +43,6 @@ from dq_multimodal.selection import (
     write_selection,
 )
 from dq_multimodal.source import reload_source
-from dq_multimodal.stream import reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -150,8 +149,7 @@ def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarr
     numbers = written["dq_row"].to_numpy()
     missing = np.setdiff1d(kept, numbers)
     if not len(missing):
-        with reading(f"the subset of {run.path}"):
-            held = run.subset
+        held = run.subset
         return held.remove_columns(list(subset.OWN_COLUMNS)), np.searchsorted(numbers, kept)
     if run.request.drop_ratio:
         raise InputError(

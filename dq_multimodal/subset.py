@@ -16,7 +16,7 @@ from dq_multimodal.config import InputError
 from dq_multimodal.local_data import read_parquet
 from dq_multimodal.row_files import NO_FILES, admit, count_outside, embed, measure_outside
 from dq_multimodal.row_sizes import cut_rows, measure_rows
-from dq_multimodal.stream import Stream, first_line
+from dq_multimodal.stream import Stream, first_line, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -202,9 +202,12 @@ def open_subset(folder: Path) -> "Dataset":
     """Load folder/subset as a datasets.Dataset.
 
     Raises:
-        InputError: If there is none, or a row names a file: `write_subset` puts all into it.
+        InputError: If there is none, it cannot be read, or a row names a file: `write_subset` puts
+            all into it.
     """
-    return admit(read_parquet(subset_files(folder)), NO_FILES, f"the subset of {folder}")
+    name = f"the subset of {folder}"
+    with reading(name):
+        return admit(read_parquet(subset_files(folder)), NO_FILES, name)
 
 
 def subset_files(folder: Path) -> list[Path]:

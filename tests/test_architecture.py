@@ -13,10 +13,10 @@ LEVELS = [
     {"byte_sizes", "messages", "row_sizes"},
     {"options", "summary", "row_files", "markdown"},
     {
-        *("core", "world", "atomic", "splits", "documents"),
+        *("core", "world", "atomic", "splits"),
         *("listing", "pinned_files", "text_tables"),
     },
-    {"model_source", "launch"},
+    {"model_source", "launch", "documents"},
     {"vision"},
     {"adapters", "patches"},
     {"stream"},

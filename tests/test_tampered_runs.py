@@ -1,6 +1,7 @@
 """Run folders of anybody: verify finds what it claims to check, and every command says one line."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -212,7 +213,7 @@ HOSTILE = {
     "code": (lambda text: text + "z: !!python/object/apply:os.getcwd []\n", "it is no YAML"),
     "date": (lambda text: text.replace("split: train", "split: 2001-99-99"), "it is no YAML"),
     "a list": (lambda _: "- request\n", "config must be dict, got list"),
-    "bytes": (lambda _: b"\xff\xfe\x00", "it is no YAML"),
+    "bytes": (lambda _: b"\xff\xfe\x00", "must be text in UTF-8"),
     "number": (lambda text: text.replace("n_bins: 3", "n_bins: '3'"), "n_bins must be int"),
     "much": (lambda text: text.replace("n_bins: 3", f"n_bins: {2**70}"), "n_bins must be int"),
     "nan": (lambda text: text.replace("alpha: 0.6", "alpha: .nan"), "alpha must be float, got nan"),
@@ -291,3 +292,17 @@ def test_a_run_of_an_earlier_release_is_verified_as_far_as_it_goes(run):
         run, "manifest.json", lambda found: [found.pop(k) for k in ("format", "files", "digest")]
     )
     assert [c.result for c in verify(run)] == [*["passed"] * 4, "skipped"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "README.md", "config.yaml", SUBSET])
+def test_files_without_an_end_are_one_line(run, name):
+    (run / name).unlink()
+    (run / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError):
+        Run(run).write_report()
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(InputError):
+        Run(run).write_report()
+    with pytest.raises(InputError):
+        resample(run, 0.5, output_dir=run.parent / "other").push_to_hub("me/x")

@@ -241,7 +241,21 @@ def embed(
             for row, path in zip(rows.tolist(), paths, strict=True):
                 if own.find(path) is None:
                     raise _refuse(name, column, start + row, path)
-    return _map_files(table, features, lambda file, kind: _embed(file, kind, own))
+    return _shorten_urls(_map_files(table, features, lambda file, kind: _embed(file, kind, own)))
+
+
+def _shorten_urls(table: "pa.Table") -> "pa.Table":
+    """Leave folders of this machine out of the column that names the tar files of webdataset."""
+    import pyarrow as pa
+
+    if not {"__key__", "__url__"} <= {*table.column_names}:
+        return table
+    at = table.column_names.index("__url__")
+    coded = table.column(at).combine_chunks().dictionary_encode()
+    urls = coded.dictionary.to_pylist()
+    names = [Path(url).name if Path(url).is_absolute() else url for url in urls]
+    short = pa.array(names, coded.dictionary.type).take(coded.indices)
+    return table.set_column(at, table.schema.field(at), short)
 
 
 def hash_files(tables: "Iterable[pa.Table]", features: "Features") -> str:

@@ -317,6 +317,8 @@ def test_webdataset_as_a_stream(tmp_path):
     assert stream.subset.features == plain.subset.features
     undecoded = [run.subset.with_format("arrow")[:].to_pylist() for run in (plain, stream)]
     assert undecoded[0] == undecoded[1]
+    assert {row["__url__"] for row in undecoded[0]} == {"train-0.tar"}  # not where it lies here
+    assert "failed" not in {check.result for run in (plain, stream) for check in verify(run)}
 
 
 def test_configurations_of_a_folder(tmp_path, cli):

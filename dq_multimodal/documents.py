@@ -297,7 +297,8 @@ def is_sealed(manifest: dict[str, Any]) -> bool:
 
 
 def seal(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Give a manifest with the digest of all else that it holds."""
+    """Give a manifest with the digest of all else that it holds, but for how the work went."""
     rest = {key: value for key, value in manifest.items() if key != "digest"}
-    text = json.dumps(rest, sort_keys=True)
+    lasting = {key: value for key, value in rest.items() if key not in ("seconds", "resumed")}
+    text = json.dumps(lasting, sort_keys=True)
     return {**rest, "digest": hashlib.sha256(text.encode()).hexdigest()}

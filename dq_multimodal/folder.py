@@ -273,6 +273,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def record_files(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Give a manifest with bytes and SHA-256 of all files of the run, and its own digest."""
     names = [CONFIG, selection.SELECTION_FILE, selection.BINS_FILE, embedding.FILE, *SHOWN]
+    names.remove(report.FILE)  # tells how long the work took
     paths = [path for name in names if (path := folder / name).is_file()]
     paths += subset.subset_files(folder)
     files = {path.relative_to(folder).as_posix(): documents.describe_file(path) for path in paths}
@@ -314,6 +315,9 @@ def find_damage(folder: Path, manifest: dict[str, Any], *, is_deep: bool = False
             found[name] = f"has {path.stat().st_size:,} bytes and not {written['bytes']:,}"
         elif is_deep and documents.describe_file(path) != written:
             found[name] = "has another content"
+    page = folder / report.FILE
+    if page.is_file() and not page.read_bytes().rstrip().endswith(b"</html>"):
+        found[report.FILE] = "is torn"
     for name in (CARD, *(() if parts else (subset.FOLDER,))):
         if _is_torn(folder / name):  # a card may be edited, and has no record
             found[name] = "is missing"

@@ -6,6 +6,7 @@ of the files. `datasets` itself walks the folder once for each of about sixty pa
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any
 from dq_multimodal.config import InputError
 
 PROBED_FILES = 50_000
+PROBED_SECONDS = 15.0
 LEAST_SHARE = 0.1
-"""Of so many files so large a share has to be of one kind of data, or it is no data folder."""
+"""Of so many files, or those found in so long, a larger share has to be of one kind of data, or it
+is no data folder."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = ("parquet", "arrow", "json", "csv")
 BESIDE = ("text", "xml", "harbor")
@@ -74,7 +77,8 @@ def list_data(root: Path, name: str) -> Listing:
         )
     reader, options, by_split = found
     read = {file for part in by_split.values() for file in part}
-    _check_share(len(read), files, name)
+    if len(files) >= PROBED_FILES:
+        _check_share(len(read), files, name)
     rest = [file for file in files if file not in read]
     notes = []
     if rest:
@@ -101,7 +105,7 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
 
     files: list[str] = []
     closed: list[str] = []
-    pending, n_probed = [""], PROBED_FILES
+    pending, n_probed, until = [""], PROBED_FILES, time.monotonic() + PROBED_SECONDS
     with tqdm(desc="list", unit="file", delay=1) as bar:
         while pending:
             place = pending.pop()
@@ -126,15 +130,16 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
                 elif entry.is_symlink() and _leads_to(entry.is_dir):
                     closed.append(path)
             bar.update(len(files) - n_before)
-            if len(files) >= n_probed:
+            if len(files) >= n_probed or time.monotonic() > until:
                 _check_share(max(_count_readers(files).values(), default=0), files, name)
-                n_probed = 2 * len(files)
+                n_probed, until = 2 * len(files), time.monotonic() + PROBED_SECONDS
     return sorted(files), sorted(closed)
 
 
 def _is_run(place: Path, entries: list[os.DirEntry[str]]) -> bool:
     """Say whether a folder is a run of ours: what came out of the data is not part of it."""
-    if not {"config.yaml", "manifest.json"} <= {entry.name for entry in entries}:
+    files = {entry.name for entry in entries if _leads_to(entry.is_file)}
+    if not {"config.yaml", "manifest.json"} <= files:
         return False
     with (place / "config.yaml").open("rb") as file:
         return b"dq-multimodal" in file.readline(200)
@@ -149,7 +154,7 @@ def _leads_to(test: Callable[[], bool]) -> bool:
 
 def _check_share(n_read: int, files: list[str], name: str) -> None:
     """Raise if very many files hold hardly any data, as a home folder does."""
-    if len(files) >= PROBED_FILES and n_read < LEAST_SHARE * len(files):
+    if n_read <= LEAST_SHARE * len(files):
         raise InputError(
             f"{name} is no folder of data: of the first {len(files):,} files in it at most "
             f"{n_read:,} are of one kind that can be read; name the folder that holds the data"

@@ -16,6 +16,7 @@ from dq_multimodal.core.importance import group_rows
 from dq_multimodal.folder import CARD, MANIFEST
 from dq_multimodal.patches.fields import FIELDS
 from dq_multimodal.patches.store import find_patch_columns, is_of_file
+from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.row_files import NO_FILES, embed, read_bytes
 from dq_multimodal.run import Run
 from dq_multimodal.selection import (
@@ -305,9 +306,9 @@ def _check_files(run: Run) -> Found:
     if record is None and not faults:
         return Check("files and manifest", "skipped", "recorded by an earlier release")
     gone = [name for name in record or {} if not (run.path / name).is_file()]
-    rest = [CARD, *(f"{name} (not here)" for name in gone)]
+    rest = [CARD, REPORT_FILE, *(f"{name} (not here)" for name in gone)]
     detail = (
         f"{len(record or {}) - len(gone)} files and {MANIFEST} are as they were written, its "
-        "notes, seconds and versions by nothing but its digest; not compared: "
+        "notes and versions by nothing but its digest; not compared: its seconds, "
     )
     return faults, detail + ", ".join(rest)

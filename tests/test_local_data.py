@@ -456,3 +456,11 @@ def test_any_key_of_a_json_file_is_a_key_and_no_place(key, tmp_path):
     run = draw(tmp_path / "d.json", tmp_path / "run", field=key)
     assert run.subset.remove_columns(OWN).to_list() == found
     assert {path.name for path in tmp_path.iterdir()} == {"d.json", "run"}
+
+
+def test_a_pipe_in_a_folder_does_not_hold_up_the_listing(tmp_path):
+    write(tmp_path / "d" / "a.jsonl", rows())
+    (tmp_path / "d" / "run").mkdir()
+    for name in ("config.yaml", "manifest.json", "b.jsonl"):
+        os.mkfifo(tmp_path / "d" / "run" / name)
+    assert len(load_source(str(tmp_path / "d")).dataset) == N

@@ -183,10 +183,10 @@ def load_local(
             raise InputError(f"{error} ({found.note})" if found.note else str(error)) from error
         files = sorted(file for base in bases for file in found.by_split[base])
         others = [f for key, part in found.by_split.items() if key not in bases for f in part]
-        is_table = found.reader in TEXT_READERS
+        has_text = found.reader in TEXT_READERS
 
         def is_text(file: str) -> bool:
-            return is_table or file.endswith(METADATA[:2])
+            return has_text or file.endswith(METADATA[:2])
 
         pinned = PinnedFiles(files, found.root, name, beside=others, is_text=is_text)
         if found.reader == "csv" and found.make is None:

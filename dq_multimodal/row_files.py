@@ -32,6 +32,7 @@ TEXT_KINDS = ("string", "large_string", "string_view")
 PACKERS = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
 CARD_FILES = ("README.md", ".huggingface.yaml")
 """Files in which a dataset says which its data files are."""
+MAX_PLACES = 100_000
 SHOWN = 120
 """Characters of a path that a message shows."""
 
@@ -146,8 +147,15 @@ def check_configs(configs: Any, name: str, repository: str | None = None) -> Non
         repository: OWNER/NAME on the Hub.
     """
     of_hub = f"hf://datasets/{repository}"
+    n_places = 0
 
     def check(value: Any) -> None:
+        nonlocal n_places
+        n_places += 1
+        if n_places > MAX_PLACES:  # YAML aliases make a short card name billions
+            raise InputError(
+                f"the README.md of {name} names more than {MAX_PLACES:,} places of data"
+            )
         if isinstance(value, dict | list):
             for part in value.values() if isinstance(value, dict) else value:
                 check(part)

@@ -303,6 +303,18 @@ def test_a_card_names_data_of_its_own_folder_only(tmp_path, place):
         (tmp_path / "d" / file).unlink()
 
 
+def test_a_card_whose_aliases_multiply_is_one_line(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.jsonl").write_text('{"text": "a"}\n' * 4)
+    card = "---\nx0: &a0 [a.jsonl, a.jsonl]\n"
+    for k in range(1, 10):
+        card += f"x{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n"
+    card += "configs:\n- config_name: default\n  data_files: *a9\n---\n"
+    (tmp_path / "d" / "README.md").write_text(card)
+    with pytest.raises(InputError, match="more than 100,000 places"):
+        run(str(tmp_path / "d"), tmp_path / "no")
+
+
 def test_rows_from_the_hub_name_files_of_their_repository(hub, secret, cli, tmp_path):
     env = hub.env(tmp_path)
     images = {f"{k}.png": picture(k) for k in range(6)}

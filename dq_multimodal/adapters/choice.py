@@ -18,41 +18,12 @@ from dq_multimodal.vision.pixels import image_columns
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NAME_PARTS = set(
-    [
-        "id",
-        "ids",
-        "uid",
-        "uuid",
-        "key",
-        "index",
-        "file",
-        "filename",
-        "path",
-        "filepath",
-        "name",
-        "url",
-        "uri",
-        "link",
-        "source",
-        "split",
-        "hash",
-        "sha",
-        "md",
-        "license",
-        "licence",
-        "dataset",
-        "date",
-        "time",
-        "timestamp",
-        "created",
-        "label",
-        "labels",
-        "class",
-        "category",
-        "type",
-    ]
-)
+NAME_PARTS = {
+    *("id", "ids", "uid", "uuid", "key", "index", "file", "filename", "path", "filepath", "name"),
+    *("url", "uri", "link", "source", "split", "hash", "sha", "md", "license", "licence"),
+    *("dataset", "date", "time", "timestamp", "created"),
+    *("label", "labels", "class", "category", "type"),
+}
 """Words in the names of columns whose text names a row or its kind, and says nothing of it."""
 
 

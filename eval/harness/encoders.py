@@ -1,0 +1,202 @@
+"""Where data and pretrained models are, and what an encoder makes of rows; used by `prepare`.
+
+A place is text: a path or glob, in which `{data}` stands for the folder of test data
+(DQ_TEST_DATA); `package:NAME/GLOB`, files inside an installed Python package; or a name that a
+library resolves (a Hub id, a timm model). A list of places stands for the first that is there.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dq_multimodal.config import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+PACKAGE = "package:"
+WEIGHT_KEYS = {"timm", "weights", "image_size", "mean", "std", "crop"}
+NEEDED_KEYS = {"timm", "weights", "image_size"}
+IMAGENET_HALF = (0.5, 0.5, 0.5)
+
+
+def find_place(wanted: str | Sequence[str]) -> str:
+    """Find the first place that is there.
+
+    A package is found without importing it. A library's name counts as there: nothing is asked of
+    the network. Where a package before it is missing, stderr says how to get that.
+
+    Returns:
+        The path of the only file or folder that fits, the absolute glob where several do, or the
+        library's name as it is.
+
+    Raises:
+        InputError: If nothing is there; it says what would bring it.
+    """
+    places = [wanted] if isinstance(wanted, str) else list(wanted)
+    missing = []
+    for place in places:
+        if not isinstance(place, str) or not place:
+            raise InputError(f"a place must be text, got {place!r}")
+        found, hint = _look(place)
+        if found:
+            if missing:
+                print(f"note: {'; '.join(missing)}: taking {found}", file=sys.stderr)
+            return found
+        missing.append(hint)
+    raise InputError("; ".join(missing) or "no place was given")
+
+
+def _look(place: str) -> tuple[str | None, str]:
+    """Give what is at a place, or None and a line that says what would bring it."""
+    if place.startswith(PACKAGE):
+        name, _, inside = place.removeprefix(PACKAGE).partition("/")
+        if not name.isidentifier() or not inside:
+            raise InputError(f"wanted package:NAME/GLOB, got {place}")
+        spec = find_spec(name)
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        if not folders:
+            return None, f"no package {name} (pip install {name.replace('_', '-')})"
+        return _match(f"{glob.escape(folders[0])}/{inside}"), f"no {inside} in the package {name}"
+    pattern = place.replace("{data}", glob.escape(str(DATA))) if "{data}" in place else place
+    pattern = os.path.expanduser(pattern)  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    found = _match(pattern)
+    is_path = "{data}" in place or place.startswith(("/", ".", "~")) or set(place) & set("*?[")
+    if found is None and not is_path and place.count("/") < 2:
+        return place, ""
+    return found, f"no {pattern}" + (" (set DQ_TEST_DATA)" if "{data}" in place else "")
+
+
+def _match(pattern: str) -> str | None:
+    """Give the absolute path that a glob means, or the glob where it means several."""
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute ones
+    place = found[0] if len(found) == 1 else pattern
+    return str(Path(place).absolute()) if found else None
+
+
+def find_encoder(wanted: str | Sequence[str] | Mapping[str, Any], work_folder: Path) -> str:
+    """Give what `compress(embedding_model=...)` takes for the `encoder` of a suite's task.
+
+    Args:
+        wanted: A place or a list of them; or, for weights that are stored under other names, the
+            keys `timm` (architecture), `weights` (place of a .pth file), `image_size` (pixels),
+            and, if other than 0.5 a channel and 1, `mean`, `std` and `crop` (share of the shorter
+            side of an image that is looked at).
+        work_folder: Where a folder for timm is made of such weights.
+
+    Raises:
+        InputError: If nothing is there, or the weights are not of that architecture.
+    """
+    if not isinstance(wanted, Mapping):
+        return find_place(wanted)
+    if not NEEDED_KEYS <= set(wanted) <= WEIGHT_KEYS:
+        raise InputError(
+            f"encoder must have the keys {', '.join(sorted(NEEDED_KEYS))} and may have "
+            f"{', '.join(sorted(WEIGHT_KEYS - NEEDED_KEYS))}, got {', '.join(map(str, wanted))}"
+        )
+    return str(make_timm_folder(wanted, work_folder))
+
+
+def make_timm_folder(wanted: Mapping[str, Any], work_folder: Path) -> Path:
+    """Write weights with other names into a folder that timm reads; see `find_encoder`.
+
+    The tensors are matched by their order: the k-th of the file becomes the k-th of the
+    architecture. Both must have as many, of the same shapes.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    name, weights = str(wanted["timm"]), find_place(wanted["weights"])
+    if not timm.is_model(name):
+        raise InputError(f"timm knows no model {name}")
+    net = timm.create_model(name, pretrained=False)
+    try:
+        found = torch.load(weights, map_location="cpu", weights_only=True)
+        shapes = [tuple(tensor.shape) for tensor in found.values()]
+    except Exception as error:  # files that are no weights fail in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{weights} must hold named tensors and nothing else: {reason}") from None
+    names = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+    if shapes != list(names.values()):
+        pairs = zip(shapes, names.values(), strict=False)
+        place = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(shapes), len(names)))
+        raise InputError(
+            f"{weights} is not {name}: wanted {len(names)} tensors, got {len(shapes)}, and they "
+            f"differ from number {place + 1} on"
+        )
+    tensors = {key: t.contiguous() for key, t in zip(names, found.values(), strict=True)}
+    side = wanted["image_size"]
+    config = {
+        "architecture": name,
+        "num_classes": net.num_classes,
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            "mean": list(wanted.get("mean", IMAGENET_HALF)),
+            "std": list(wanted.get("std", IMAGENET_HALF)),
+            "crop_pct": float(wanted.get("crop", 1)),
+            "interpolation": "bicubic",
+        },
+    }
+    folder = work_folder / f"{name}-{side}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)  # it must not describe other weights
+    save_file(tensors, folder / "model.safetensors")
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    temporary.replace(folder / "config.json")
+    return folder
+
+
+def embed(
+    dataset: str,
+    encoder: str,
+    work_folder: Path,
+    *,
+    split: str = "train",
+    label_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Embed all rows by the embedding stage of `compress`, (n, d) float32.
+
+    A run in a folder of its own below the work folder holds them; asked for again, they are read.
+
+    Args:
+        dataset: Path, glob or Hub id.
+        encoder: What `find_encoder` gave.
+        work_folder: Where to.
+        split: Split of a Hub dataset or of a folder.
+        label_column: Column of classes; None finds that of images. It makes the run's selection,
+            of which nothing is used, quicker.
+        text_columns: Columns of text that are embedded; None finds them.
+        batch_size: Rows that go through the encoder together.
+
+    Raises:
+        InputError: If the rows or the encoder cannot be read.
+    """
+    from dq_multimodal import compress
+    from dq_multimodal.model_source import hash_weights
+
+    options: dict[str, Any] = {"split": split, "batch_size": batch_size}
+    options |= {"label_column": label_column, "text_columns": text_columns}
+    asked = json.dumps([dataset, encoder, hash_weights(encoder), options], sort_keys=True)
+    run = compress(
+        dataset,
+        **options,
+        method="dq",
+        n_bins=1,
+        keep_ratio=1.0,
+        embedding_model=encoder,
+        output_dir=work_folder / f"embed-{hashlib.sha256(asked.encode()).hexdigest()[:12]}",
+        report=False,
+    )
+    return np.load(run.path / "embeddings.npy")

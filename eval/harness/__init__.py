@@ -1,0 +1,1 @@
+"""The comparison harness behind eval/bench.py: suites, bundles, trainers, results, tables."""

@@ -1,0 +1,433 @@
+"""Train the cells of a suite: several at a time, within a budget, each one line of the results.
+
+Every worker is a process of its own that trains one cell after the other. The parent hands cells
+out in the order of the suite, writes the lines and keeps the time.
+"""
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dq_multimodal.config import InputError
+from harness.bundle import Bundle
+from harness.results import appending, digest, key_of, read_lines
+from harness.suite import Cell, Job, Suite, read_suite, trainer_of
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "numpy")
+CUDA_JOBS = 4
+SPARE_SHARE = 0.1
+"""What of a device's memory stays free beside what the cells are known to take."""
+SURE_SECONDS = 5.0
+"""So long a cell runs before its speed says when it would end."""
+CLOSE_SECONDS = 10.0
+"""Workers that have not stopped so long after the end of the budget are killed."""
+
+
+class OverBudget(Exception):
+    """A cell would not end within the budget."""
+
+
+@dataclass
+class Plan:
+    """What the workers of one run share.
+
+    Attributes:
+        suite: Name or file of the suite.
+        bundle: Folder of the bundle.
+        device: cpu or cuda.
+        threads: CPU threads of each worker.
+        deadline: End of the budget by `time.time()`; infinity where there is none.
+    """
+
+    suite: str
+    bundle: Path
+    device: str
+    threads: int
+    deadline: float
+
+
+@dataclass
+class Choices:
+    """The kept rows of every cell, as `prepare` wrote them.
+
+    Attributes:
+        lines: (task, selection, keep, draw) to the row of the table.
+    """
+
+    bundle: Bundle
+    lines: dict[tuple[str, str, str, int], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for task in self.bundle.about["tasks"]:
+            for line in self.bundle.table(f"{task}/selections").to_pylist():
+                self.lines[(task, line["selection"], line["keep"], line["draw"])] = line
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        """Give what was chosen for a cell.
+
+        Raises:
+            InputError: If the bundle was prepared from another state of the suite.
+        """
+        try:
+            return self.lines[(cell.task, cell.selection, str(cell.keep), cell.draw)]
+        except KeyError:
+            raise InputError(
+                f"the bundle has no rows of {cell.selection}, {cell.keep}, draw {cell.draw} of "
+                f"{cell.task}: prepare it anew"
+            ) from None
+
+
+def describe(cell: Cell, suite: Suite, choices: Choices) -> dict[str, Any]:
+    """Give all that is known of a cell before it is trained; its digest tells it apart."""
+    chosen = choices.of(cell)
+    settings, options = suite.settings[cell.protocol], json.loads(chosen["options"])
+    data = choices.bundle.about["tasks"][cell.task]["digest"]
+    rows = np.asarray(chosen["rows"], dtype=np.int64)
+    return {
+        "suite": suite.name,
+        "task": cell.task,
+        "selection": cell.selection,
+        "options": options,
+        "keep": cell.keep,
+        "keep_ratio": chosen["keep_ratio"],
+        "rows": len(rows),
+        "bytes": chosen["bytes"],
+        "protocol": cell.protocol,
+        "settings": settings,
+        "net": cell.net,
+        "draw": cell.draw,
+        "seed": cell.seed,
+        "training_seed": cell.training_seed,
+        "is_fixed": cell.is_fixed,
+        "data": data,
+        "digest": digest(settings, options, chosen["rows_digest"], data),
+    }
+
+
+def run_suite(
+    name: str,
+    bundle_folder: Path,
+    output: Path,
+    *,
+    budget_minutes: float | None = None,
+    n_jobs: int | None = None,
+    device: str = "auto",
+    started: float | None = None,
+) -> int:
+    """Train the cells that the results file does not hold yet.
+
+    Args:
+        name: Name or file of the suite.
+        bundle_folder: What `prepare` wrote.
+        output: Results file, to which lines are appended.
+        budget_minutes: Minutes from `started` after which everything has ended; None is no limit.
+        n_jobs: Cells at a time. None is one for each CPU core, or on a GPU as many as its memory
+            holds, 4 at most.
+        device: cpu, cuda, or auto.
+        started: When the budget began, by `time.time()`; None is now.
+
+    Returns:
+        Number of cells that failed.
+
+    Raises:
+        InputError: If the suite, the bundle or the results file cannot be used.
+    """
+    started = time.time() if started is None else started
+    suite, choices = read_suite(name), Choices(Bundle(bundle_folder))
+    device = choose_device(device)
+    n_cores = os.cpu_count() or 1
+    n_jobs = n_jobs or (min(CUDA_JOBS, n_cores) if device == "cuda" else n_cores)
+    threads = 1 if device == "cpu" else max(1, n_cores // n_jobs)
+    deadline = float("inf") if budget_minutes is None else started + 60 * budget_minutes
+    plan = Plan(name, bundle_folder, device, threads, deadline)
+    done = read_lines(output)
+    known = {key_of(line) for line in done}
+    asked = [(cell, describe(cell, suite, choices)) for cell in suite.cells]
+    left = [(cell, about) for cell, about in asked if key_of(about, device) not in known]
+    with (
+        appending(output) as append,
+        tqdm(total=len(asked), initial=len(asked) - len(left), desc=suite.name, unit="cell") as bar,
+    ):
+        crew = Crew(plan, min(n_jobs, max(1, len(left))), done)
+        try:
+            return crew.work(left, append, bar)
+        finally:
+            crew.stop()
+
+
+def choose_device(asked: str) -> str:
+    """Give cpu or cuda.
+
+    Raises:
+        InputError: If cuda was asked for and there is none.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if asked == "cuda" and not has_cuda:
+        raise InputError("device cuda was asked for, and PyTorch sees none here")
+    return asked if asked != "auto" else "cuda" if has_cuda else "cpu"
+
+
+@dataclass
+class Worker:
+    """A process that trains cells, and the one that it trains now."""
+
+    process: Any
+    pipe: Connection
+    cell: Cell | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class Crew:
+    """The workers of a run.
+
+    Attributes:
+        plan: What they share.
+        n_jobs: Cells at a time.
+        done: Lines of finished cells, by which seconds and memory of others are estimated.
+    """
+
+    def __init__(self, plan: Plan, n_jobs: int, done: list[dict[str, Any]]) -> None:
+        self.plan, self.n_jobs = plan, n_jobs
+        self.done = [line for line in done if line["device"]["type"] == plan.device]
+        self.workers: list[Worker] = []
+
+    def work(
+        self, left: list[tuple[Cell, dict[str, Any]]], append: Callable[[dict], None], bar: tqdm
+    ) -> int:
+        """Hand out the cells, write what comes back, and give the number of failures."""
+        left, n_failed = list(left), 0
+        while True:
+            self.hand_out(left)
+            busy = {w.pipe: w for w in self.workers if w.cell is not None}
+            if not busy:
+                break
+            patience = min(1.0, self.plan.deadline + CLOSE_SECONDS - time.time())
+            for pipe in wait(list(busy), timeout=max(0.0, patience)):
+                worker = busy[pipe]
+                kind, found = self.receive(worker)
+                cell, about = worker.cell, worker.about
+                worker.cell = None
+                if kind == "done":
+                    line = about | found
+                    append(line)
+                    self.done.append(line)
+                    bar.update()
+                elif kind == "memory" and self.n_jobs > 1:
+                    self.n_jobs -= 1
+                    left.insert(0, (cell, about))
+                    self.dismiss(worker)
+                elif kind != "over":
+                    n_failed += 1
+                    bar.write(f"failed: {name_of(about)}: {found}", file=sys.stderr)
+            if time.time() > self.plan.deadline + CLOSE_SECONDS:
+                break
+        return n_failed
+
+    def hand_out(self, left: list[tuple[Cell, dict[str, Any]]]) -> None:
+        """Give every free worker the next cell that would end within the budget."""
+        while sum(w.cell is not None for w in self.workers) < self.n_jobs:
+            at = next((k for k, (_, about) in enumerate(left) if self.would_end(about)), None)
+            if at is None or not self.has_room(left[at][1]):
+                return
+            cell, about = left.pop(at)
+            worker = next((w for w in self.workers if w.cell is None), None) or self.hire()
+            worker.cell, worker.about = cell, about
+            worker.pipe.send(cell)
+
+    def would_end(self, about: dict[str, Any]) -> bool:
+        """Say whether a cell would end in time, by the seconds of those done that are most alike.
+
+        A cell like none that is done is begun, and ends itself where it proves too long.
+        """
+        remaining = self.plan.deadline - time.time()
+        if remaining <= 0:
+            return False
+        alike = [x for x in self.done if all(x[k] == about[k] for k in ("task", "protocol", "net"))]
+        same = [x for x in alike if x["keep_ratio"] == about["keep_ratio"]]
+        if same:
+            return statistics.median(x["seconds"]["training"] for x in same) <= remaining
+        scaled = [x["seconds"]["training"] * max(1.0, about["rows"] / x["rows"]) for x in alike]
+        return not scaled or min(scaled) <= remaining
+
+    def has_room(self, about: dict[str, Any]) -> bool:
+        """Say whether the memory of the device holds one cell more; one always runs."""
+        if self.plan.device != "cuda" or not any(w.cell is not None for w in self.workers):
+            return True
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        alike = [
+            x["device"]["peak_bytes"]
+            for x in self.done
+            if all(x[k] == about[k] for k in ("task", "protocol", "net"))
+        ]
+        need = max(alike) if alike else total / self.n_jobs
+        return need + SPARE_SHARE * total <= free
+
+    def hire(self) -> Worker:
+        """Start a worker."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(self.plan, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        self.workers.append(Worker(process, ours))
+        return self.workers[-1]
+
+    def receive(self, worker: Worker) -> tuple[str, Any]:
+        """Give what a worker says: done, over, memory or failed; and what it found."""
+        try:
+            return worker.pipe.recv()
+        except EOFError:
+            self.dismiss(worker)
+            return "failed", f"its process ended with code {worker.process.exitcode}"
+
+    def dismiss(self, worker: Worker) -> None:
+        """End a worker that is not wanted any more."""
+        worker.pipe.close()
+        worker.process.join(CLOSE_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        self.workers.remove(worker)
+
+    def stop(self) -> None:
+        """End all workers, at work or not."""
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
+
+
+def name_of(about: dict[str, Any]) -> str:
+    """Say which cell it is."""
+    place = f"{about['task']}, {about['selection']}, {about['keep']}, {about['protocol']}"
+    return f"{place}, {about['net']}, draw {about['draw']}, seed {about['seed']}"
+
+
+def serve(plan: Plan, pipe: Connection) -> None:
+    """Train the cells that come through the pipe until it is closed; runs in a worker."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    torch.set_num_threads(plan.threads)
+    suite, bundle = read_suite(plan.suite), Bundle(plan.bundle)
+    choices = Choices(bundle)
+    while True:
+        try:
+            cell = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(("done", train_cell(cell, suite, choices, plan)))
+        except OverBudget:
+            pipe.send(("over", None))
+        except torch.cuda.OutOfMemoryError as error:
+            pipe.send(("memory", str(error).splitlines()[0]))
+        except InputError as error:
+            pipe.send(("failed", str(error)))
+        except Exception as error:  # one cell must not stop the others
+            traceback.print_exc()
+            pipe.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def train_cell(cell: Cell, suite: Suite, choices: Choices, plan: Plan) -> dict[str, Any]:
+    """Train one cell, and give what its line holds beside what was known before."""
+    import torch
+
+    started = time.time()
+    chosen, settings = choices.of(cell), suite.settings[cell.protocol]
+    weights = chosen["weights"]
+    job = Job(
+        cell.task,
+        suite.protocol(cell.protocol),
+        cell.net,
+        np.asarray(chosen["rows"], dtype=np.int64),
+        chosen["keep_ratio"],
+        cell.training_seed,
+        None if weights is None else np.asarray(weights, dtype=np.float32),
+    )
+    device = torch.device(plan.device)
+    if plan.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    train = trainer_of(settings["trainer"]).train
+    found = train(job, choices.bundle, device, Watch(plan.deadline))
+    is_cuda = plan.device == "cuda"
+    return found | {
+        "seconds": {
+            "selection": chosen["selection_seconds"],
+            "proxy": chosen["proxy_seconds"],
+            "training": round(time.time() - started, 3),
+        },
+        "device": {
+            "type": plan.device,
+            "name": torch.cuda.get_device_name() if is_cuda else processor_name(),
+            "threads": plan.threads,
+            "peak_bytes": torch.cuda.max_memory_reserved() if is_cuda else None,
+        },
+        "versions": versions(),
+    }
+
+
+class Watch:
+    """Ends a cell, through `OverBudget`, as soon as it is plain that it would not end in time."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.first: tuple[float, float] | None = None
+
+    def __call__(self, share: float) -> None:
+        """Take note that so much of the work of the cell is done, in [0, 1]."""
+        now = time.time()
+        if self.first is None:  # what was before is done once: data, compilation
+            self.first = (now, share)
+        passed, gained = now - self.first[0], share - self.first[1]
+        if now > self.deadline:
+            raise OverBudget
+        if passed < SURE_SECONDS or gained <= 0:
+            return
+        if now + (1 - share) * passed / gained > self.deadline:
+            raise OverBudget
+
+
+def processor_name() -> str:
+    """Give the model of the CPU and the number of its cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Give the releases of Python and of the packages that train."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

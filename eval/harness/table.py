@@ -1,0 +1,391 @@
+"""From results lines to statistics, Markdown tables and a figure.
+
+What is never put into one row: cells of different tasks, protocols, settings, data, nets, metrics,
+kinds of device (CPU, CUDA), keep ratios, selections and options of a selection. Where lines of one
+protocol were made with several settings or data (an older state of a suite), each makes a table of
+its own, which names what differs.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import grid
+from jaxtyping import Int
+from numpy import ndarray
+
+BASELINE = "random"
+"""The selection that the others are compared with."""
+N_RESAMPLES, SEED = 10_000, 0
+LEVELS = (2.5, 97.5)
+"""Percentiles that bound a 95 % interval."""
+ENOUGH_DRAWS = 6
+"""Of fewer draws all fall on one side of 0 by chance in more than 5 % of cases: 2^(1 - draws)."""
+SIZES = {"response_tokens": "response tokens", "bytes": "bytes"}
+SPENT = ("selection", "proxy", "training")
+
+Cells = dict[tuple[int, int], float]
+"""(draw, training seed) -> value; (0, 0) for a fixed line."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of draws and its 95 % interval, which is None where there are less than two draws."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    n_draws: int
+    n_cells: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """All cells of one selection at one keep ratio.
+
+    `size` is the mean of the response tokens or bytes, `best` that of the best epochs (None where
+    a cell has none), `seconds` those of selection, proxy and training.
+    """
+
+    keep_ratio: float
+    selection: str
+    rows: float
+    size: float | None
+    steps: float
+    value: Estimate
+    best: float | None
+    difference: Estimate | None
+    seconds: tuple[float, ...] | None
+    is_fixed: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that may be compared; `note` names settings or data that tell it from its like."""
+
+    suite: str
+    task: str
+    protocol: str
+    net: str
+    device: str
+    device_names: tuple[str, ...]
+    metric: str
+    note: str
+    size_name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def is_higher_better(self) -> bool:
+        """Say whether more of the metric is better: of an accuracy it is, of a loss it is not."""
+        return is_higher_better(self.metric)
+
+
+def is_higher_better(metric: str) -> bool:
+    """Say whether more of a metric is better.
+
+    Raises:
+        ValueError: If its name tells neither.
+    """
+    names = [word for word in ("accuracy", "loss") if word in metric]
+    if len(names) != 1:
+        raise ValueError(f"wanted a metric with 'accuracy' or 'loss' in its name, got {metric!r}")
+    return names == ["accuracy"]
+
+
+def summarise(lines: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """Put the cells of results lines together, in the order in which their groups came.
+
+    Of two lines of the same cell with the same settings, options and data the later one counts.
+    """
+    places: dict[tuple[str, ...], dict[tuple[str, str], dict[Any, dict[Any, Any]]]] = {}
+    for line in lines:
+        for metric in line["metrics"]:
+            is_higher_better(metric)
+            of_suite = (line["suite"], line["task"], line["protocol"], line["net"])
+            version = (canonical(line["settings"]), canonical(line.get("data")))
+            options = canonical(line.get("options"))
+            row = (line["keep_ratio"], line["selection"], options, line["is_fixed"])
+            cell = (0, 0) if line["is_fixed"] else (line["draw"], line["seed"])
+            versions = places.setdefault((*of_suite, line["device"]["type"], metric), {})
+            versions.setdefault(version, {}).setdefault(row, {})[cell] = line
+    return [
+        make_group(place, rows, describe(version, list(versions)))
+        for place, versions in places.items()
+        for version, rows in versions.items()
+    ]
+
+
+def canonical(value: Any) -> str:
+    """Write a value so that equal ones are equal strings."""
+    return json.dumps(value, sort_keys=True)
+
+
+def describe(version: tuple[str, str], among: list[tuple[str, str]]) -> str:
+    """Name the settings (and the data) of a version that are not those of all its like."""
+    settings = [flat(json.loads(other)) for other, _ in among]
+    own = flat(json.loads(version[0]))
+    names = sorted({name for other in settings for name in other})
+    differ = [n for n in names if any(other.get(n) != own.get(n) for other in settings)]
+    said = [f"{name} {own.get(name, 'not set')}" for name in differ]
+    if len({data for _, data in among}) > 1:
+        said.append(f"data {json.loads(version[1])}")
+    return ", ".join(said)
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Give the leaves of nested settings by their dotted names."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    inner = (flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items())
+    return {key: leaf for part in inner for key, leaf in part.items()}
+
+
+def make_group(place: tuple[str, ...], found: dict[Any, dict[Any, Any]], note: str) -> Group:
+    """Work out the rows of one group."""
+    suite, task, protocol, net, device, metric = place
+    lines = [line for cells in found.values() for line in cells.values()]
+    size = next((key for key in SIZES if any(line.get(key) is not None for line in lines)), "")
+    names = name_rows(list(found))
+    values = {key: read(cells, metric, "last") for key, cells in found.items()}
+    baselines = {key[0]: key for key, name in names.items() if name == BASELINE}
+    rows = []
+    for key, cells in found.items():
+        base = baselines.get(key[0])
+        pairs: Cells = {}
+        if base is not None and base != key:
+            pairs = subtract(values[key], values[base], key[-1], base[-1])
+        best = read(cells, metric, "best")
+        rows.append(
+            Row(
+                keep_ratio=key[0],
+                selection=names[key],
+                rows=mean(line["rows"] for line in cells.values()),
+                size=mean_or_none(line.get(size) for line in cells.values()),
+                steps=mean(line["steps"] for line in cells.values()),
+                value=estimate(values[key]),
+                best=None if any(np.isnan(list(best.values()))) else estimate(best).mean,
+                difference=estimate(pairs) if pairs else None,
+                seconds=mean_seconds(list(cells.values())),
+                is_fixed=key[-1],
+            )
+        )
+    order = list(dict.fromkeys(row.selection for row in rows))
+    rows.sort(key=lambda r: (r.keep_ratio, r.selection != BASELINE, order.index(r.selection)))
+    devices = tuple(sorted({line["device"]["name"] for line in lines}))
+    about = (suite, task, protocol, net, device, devices, metric, note)
+    return Group(*about, SIZES.get(size, ""), tuple(rows))
+
+
+def name_rows(keys: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """Name rows by their selection, and by its options where several share the name."""
+    names = {}
+    for key in keys:
+        _, selection, options, is_fixed = key
+        like = [k for k in keys if k[1] == selection]
+        said = describe((options, ""), list(dict.fromkeys((k[2], "") for k in like)))
+        if len({k[3] for k in like if k[0] == key[0] and k[2] == options}) > 1:
+            said += " fixed" if is_fixed else " not fixed"
+        names[key] = f"{selection} ({said.strip()})" if said else selection
+    return names
+
+
+def read(cells: dict[Any, Any], metric: str, which: str) -> Cells:
+    """Read a metric of all cells of a row; NaN where it has none."""
+    found = {cell: line["metrics"][metric].get(which) for cell, line in cells.items()}
+    return {cell: np.nan if value is None else float(value) for cell, value in found.items()}
+
+
+def subtract(own: Cells, base: Cells, is_fixed: bool, is_base_fixed: bool) -> Cells:
+    """Give the differences of cells with the same draw and training seed.
+
+    A fixed line is the same for every draw, so it is paired with all of them.
+    """
+    if is_fixed and not is_base_fixed:
+        return {cell: own[0, 0] - value for cell, value in base.items()}
+    if is_base_fixed and not is_fixed:
+        return {cell: value - base[0, 0] for cell, value in own.items()}
+    return {cell: value - base[cell] for cell, value in own.items() if cell in base}
+
+
+def estimate(cells: Cells) -> Estimate:
+    r"""Give the mean of the draws' means, and its percentile interval by the bootstrap over draws.
+
+    With $m_1 ... m_n$ the means over the training seeds of each draw, in the order of the draws,
+    the b-th resample is the mean of $m_i$ over n indices i drawn with replacement, row b of
+    `default_rng(SEED).integers(n, size=(N_RESAMPLES, n))`; the interval runs from the 2.5th to the
+    97.5th percentile of the resamples (Efron and Tibshirani 1993, chapter 13). A draw is resampled
+    as a whole because its training seeds share its rows.
+    """
+    of_draws: dict[int, list[float]] = {}
+    for (draw, _), value in sorted(cells.items()):
+        of_draws.setdefault(draw, []).append(value)
+    means = np.array([np.mean(values) for values in of_draws.values()])
+    interval = None
+    if len(means) > 1:
+        low, high = np.percentile(means[resamples(len(means))].mean(axis=1), LEVELS)
+        interval = (float(low), float(high))
+    return Estimate(float(means.mean()), interval, len(means), len(cells))
+
+
+@lru_cache
+def resamples(n: int) -> Int[ndarray, "resamples n"]:
+    """Draw indices with replacement, the same ones every time."""
+    return np.random.default_rng(SEED).integers(n, size=(N_RESAMPLES, n))
+
+
+def mean(values: Iterable[float]) -> float:
+    """Give the mean."""
+    return float(np.mean(list(values)))
+
+
+def mean_or_none(values: Iterable[float | None]) -> float | None:
+    """Give the mean, or None where a value is missing."""
+    found = list(values)
+    return None if any(value is None for value in found) else mean(found)  # type: ignore[arg-type]
+
+
+def mean_seconds(lines: list[Any]) -> tuple[float, ...] | None:
+    """Give the mean seconds of selection, proxy and training."""
+    if not all(line.get("seconds") for line in lines):
+        return None
+    return tuple(mean(line["seconds"].get(name) or 0.0 for line in lines) for name in SPENT)
+
+
+def judge(row: Row, group: Group) -> str:
+    """Say whether a difference is better or worse than none; with "?" where draws are few."""
+    found = row.difference
+    if found is None or found.interval is None:
+        return ""
+    low, high = found.interval
+    if not (low > 0 or high < 0):
+        return ""
+    word = "better" if (low > 0) == group.is_higher_better else "worse"
+    return f"**{word}**" if found.n_draws >= ENOUGH_DRAWS else f"{word}?"
+
+
+def markdown(groups: list[Group]) -> str:
+    """Lay out the groups, a table each, and say how to read them."""
+    parts = [f"{headline(group)}\n\n{lay_out(group)}" for group in groups]
+    said = (
+        "In brackets: 95 % intervals, bootstrap over draws. Differences are paired: same draw, "
+        f"same training seed. **better**, **worse**: the interval excludes 0; with a question mark "
+        f"where it is of fewer than {ENOUGH_DRAWS} draws, which all fall on one side by chance in "
+        "more than one case of twenty."
+    )
+    return "\n\n".join([*parts, said]) if parts else "No cell has finished yet."
+
+
+def headline(group: Group) -> str:
+    """Say what the rows of a group have in common."""
+    note = f" [{group.note}]" if group.note else ""
+    better = "higher" if group.is_higher_better else "lower"
+    device = f"{group.device} ({', '.join(group.device_names)})"
+    what = f"{group.task}, protocol {group.protocol}{note}, {group.net}"
+    return f"**{what}**, on {device}; {unit(group)}, {better} is better:"
+
+
+def unit(group: Group) -> str:
+    """Name the metric with its unit."""
+    return f"{group.metric}, {'%' if group.is_higher_better else 'nats a token'}"
+
+
+def lay_out(group: Group) -> str:
+    """Lay out one group; columns that no row fills are left out."""
+    digits = 2 if group.is_higher_better else 4
+    last = any(row.best is not None for row in group.rows)
+    head = ("kept", "selection", "rows", group.size_name, "steps")
+    head += (f"{group.metric}, last epoch" if last else group.metric,)
+    head += (f"difference to {BASELINE}", "", "best epoch, picked by the test rows", "cells")
+    table: list[tuple[str, ...]] = [(*head, "seconds: selection + proxy + training")]
+    for row in group.rows:
+        difference = row.difference
+        cells = (f"{100 * row.keep_ratio:.4g} %", row.selection, f"{row.rows:,.0f}")
+        cells += ("" if row.size is None else f"{row.size:,.0f}", f"{row.steps:,.0f}")
+        cells += (show(row.value, digits, row.is_fixed),)
+        cells += ("" if difference is None else show(difference, digits, sign="+"),)
+        cells += (judge(row, group), "" if row.best is None else f"{row.best:.{digits}f}")
+        cells += (count(row),)
+        seconds = row.seconds or ()
+        table.append((*cells, " + ".join(f"{value:,.1f}" for value in seconds)))
+    used = [any(row[k] for row in table[1:]) for k in range(len(head) + 1)]
+    return grid([tuple(c for c, is_used in zip(r, used, strict=True) if is_used) for r in table])
+
+
+def show(found: Estimate, digits: int, is_fixed: bool = False, sign: str = "") -> str:
+    """Write a mean with its interval, or say why it has none."""
+    shown = f"{found.mean:{sign}.{digits}f}"
+    if found.interval is not None:
+        low, high = (f"{value:{sign}.{digits}f}" for value in found.interval)
+        return f"{shown} [{low}, {high}]"
+    return shown + (
+        " (fixed)" if is_fixed else " (one cell)" if found.n_cells == 1 else " (one draw)"
+    )
+
+
+def count(row: Row) -> str:
+    """Count cells, their draws, and pairs where a cell has no partner."""
+    value, paired = row.value, row.difference
+    said = f"{value.n_cells}"
+    if value.n_cells > value.n_draws:
+        said += f" ({value.n_draws} draws)" if value.n_draws > 1 else " (1 draw)"
+    if paired is not None and not row.is_fixed and paired.n_cells != value.n_cells:
+        said += f", {paired.n_cells} paired"
+    return said
+
+
+def figure(groups: list[Group], path: Path) -> bool:
+    """Draw the difference to the baseline over the keep ratio, a panel a group, a line a selection.
+
+    Returns:
+        False, and no file, where no row has a difference.
+    """
+    from figures import STYLES, label, save, start
+
+    shown = [group for group in groups if any(row.difference for row in group.rows)]
+    if not shown:
+        return False
+    names = list(
+        dict.fromkeys(r.selection for g in shown for r in g.rows if r.difference is not None)
+    )
+    n_columns = min(2, len(shown))
+    n_rows = -(-len(shown) // n_columns)
+    title = f"{shown[0].suite}: difference to {BASELINE}, 95 % intervals over draws"
+    drawing, panels = start(n_rows, n_columns, 0.9 + 2.6 * n_rows, title)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, group in zip(panels.flat, shown, strict=False):
+        axes.axhline(0, c="#1d2129", lw=0.8)
+        ratios = sorted({row.keep_ratio for row in group.rows if row.difference})
+        for k, name in enumerate(names):
+            colour, dash, mark = STYLES[k % len(STYLES)]
+            # Side by side on the logarithmic axis, so that no interval hides another.
+            shift = 1 + 0.03 * (k - (len(names) - 1) / 2)
+            points = [(r.keep_ratio, r.difference) for r in group.rows if r.selection == name]
+            points = [(100 * ratio * shift, found) for ratio, found in points if found]
+            if not points:
+                continue
+            x, y = [p for p, _ in points], [found.mean for _, found in points]
+            axes.plot(x, y, mark, ls=dash, c=colour, ms=4, lw=1.2, label=name)
+            bounds = [(p, f.interval) for p, f in points if f.interval]
+            if bounds:
+                places, ends = zip(*bounds, strict=True)
+                axes.vlines(places, *zip(*ends, strict=True), colors=colour, lw=1)
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks([100 * r for r in ratios], [f"{100 * r:g}" for r in ratios])
+        axes.margins(x=0.15)
+        head = f"{group.task}, {group.protocol}, {group.net}, {group.device}"
+        better = "up" if group.is_higher_better else "down"
+        label(axes, head, "rows kept, %", f"{unit(group)}\n(better: {better})")
+    handles: dict[str, Any] = {}
+    for axes in panels.flat:
+        found_handles, found_names = axes.get_legend_handles_labels()
+        handles |= dict(zip(found_names, found_handles, strict=True))
+    wanted = [name for name in names if name in handles]
+    legend = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 7}
+    drawing.legend([handles[name] for name in wanted], wanted, **legend)
+    save(drawing, path)
+    return True

@@ -23,8 +23,9 @@ BASELINE = "random"
 N_RESAMPLES, SEED = 10_000, 0
 LEVELS = (2.5, 97.5)
 """Percentiles that bound a 95 % interval."""
-ENOUGH_DRAWS = 6
-"""Of fewer draws all fall on one side of 0 by chance in more than 5 % of cases: 2^(1 - draws)."""
+ENOUGH_DRAWS = 10
+"""Percentile intervals are too short where draws are few: of normal numbers they hold the mean in
+92 % of cases with 10 draws, 87 % with 6 and 76 % with 3 (3,000 trials each)."""
 SIZES = {"response_tokens": "response tokens", "bytes": "bytes"}
 SPENT = ("selection", "proxy", "training")
 
@@ -271,9 +272,9 @@ def markdown(groups: list[Group]) -> str:
     parts = [f"{headline(group)}\n\n{lay_out(group)}" for group in groups]
     said = (
         "In brackets: 95 % intervals, bootstrap over draws. Differences are paired: same draw, "
-        f"same training seed. **better**, **worse**: the interval excludes 0; with a question mark "
-        f"where it is of fewer than {ENOUGH_DRAWS} draws, which all fall on one side by chance in "
-        "more than one case of twenty."
+        "same training seed. **better**, **worse**: the interval excludes 0, which a few of many "
+        f"do by chance; with a question mark where it is of fewer than {ENOUGH_DRAWS} draws, which "
+        "make it too short."
     )
     return "\n\n".join([*parts, said]) if parts else "No cell has finished yet."
 

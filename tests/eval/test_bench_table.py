@@ -195,16 +195,16 @@ def test_seeds_of_one_draw_have_no_interval():
 @pytest.mark.parametrize(
     ("metric", "shift", "n_draws", "said"),
     [
-        ("test accuracy", 1, 6, "**better**"),
-        ("test accuracy", -1, 6, "**worse**"),
-        ("loss: gsm8k", 1, 6, "**worse**"),
-        ("loss: gsm8k", -1, 6, "**better**"),
-        ("test accuracy", 1, 5, "better?"),
-        ("test accuracy", 0, 6, ""),
+        ("test accuracy", 1, 10, "**better**"),
+        ("test accuracy", -1, 10, "**worse**"),
+        ("loss: gsm8k", 1, 10, "**worse**"),
+        ("loss: gsm8k", -1, 10, "**better**"),
+        ("test accuracy", 1, 9, "better?"),
+        ("test accuracy", 0, 10, ""),
     ],
 )
 def test_differences_are_marked_where_the_interval_excludes_0(metric, shift, n_draws, said):
-    noise = (0.2, -0.3, 0.4, -0.1, 0.3, -0.4)
+    noise = (0.2, -0.3, 0.4, -0.1, 0.3, -0.4, 0.1, -0.2, 0.3, -0.2)
     lines = []
     for draw in range(n_draws):
         about = {"draw": draw, "metric": metric}

@@ -3,13 +3,13 @@
     python eval/adq_scores.py [--sets alpaca cifar10] [--classifier DIR]
         [--output eval/results/adq_scores.json]
 
-Reads the folder of real data (DQ_TEST_DATA, default ../shared/data), and the runs of
-eval/adq_ablation.py where they are: scores of the same bins with several seeds, which draw other
-rows, other views and other weights of the discriminator. CIFAR-10 is embedded by `--classifier`, a
-folder made by recipes/train_extractor.py, and its texture is measured on all rows; Alpaca (but its
-last 2 %) is binned by its ready embeddings and scored by the default sentence encoder: surprisal on
-all rows, texture on the sampled ones. For every pair of seeds the rank correlation (Spearman) of
-the bins' scores is given.
+Reads the folder of real data (DQ_TEST_DATA, default ../shared/data), and scores the same bins with
+several seeds, which draw other rows, other views and other weights of the discriminator. CIFAR-10
+is embedded by `--classifier`, made by `accelerate launch recipes/train_extractor.py --model
+resnet10-narrow --num_train_epochs 4 --output_dir runs/extractor-4`, and its texture is measured on
+all rows; Alpaca (but its last 2 %) is binned by its ready embeddings and scored by the default
+sentence encoder: surprisal on all rows, texture on the sampled ones. For every pair of seeds the
+rank correlation (Spearman) of the bins' scores is given.
 
 The cost is measured side by side on the first 10,000 rows: the embedding stage alone, then the same
 with middle features and texture, and the scores. For CIFAR-10 also with the resnet18 that
@@ -29,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import known_model, write
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 COST_ROWS = 10_000
+SCORED_RATIO = 0.98  # of Alpaca: its last rows are held out of selections
 SCORES = ("representativeness", "diversity", "importance")
 SEEDS = {"alpaca, surprisal": 2, "alpaca, texture": 2, "cifar10": 5}
 
@@ -42,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=list(SEEDS))
     parser.add_argument("--classifier", default="runs/extractor-4/model")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs"))
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/adq-scores"))
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/adq_scores.json")
     args = parser.parse_args()
     import torch
@@ -77,20 +79,20 @@ def main() -> None:
 
 
 def score(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Score the bins of a set with one seed, as eval/adq_ablation.py does, and read the scores."""
+    """Score the bins of a set with one seed, and read the scores."""
     from dq_multimodal import Run
     from dq_multimodal.core import bin_importance
     from dq_multimodal.selection import read_scores
 
     if name.startswith("alpaca"):
         measure = "texture" if name.endswith("texture") else "surprisal"
-        data = args.work_dir / "adq-text" / "data"
-        is_first = measure == "surprisal" and seed == 0  # as eval/adq_ablation.py names it
-        folder = data.parent / f"selection-{measure}{'' if is_first else f'-{seed}'}"
+        data = args.work_dir / "alpaca"
+        write_rows(data)
+        folder = args.work_dir / f"{measure}-{seed}"
         options: list[object] = [data / "train.parquet", "--embeddings", data / "embeddings.npy"]
         options += ["--representativeness", measure]
     else:
-        folder = args.work_dir / "adq-images" / f"selection-{seed}"
+        folder = args.work_dir / f"cifar10-{seed}"
         options = [DATA / "cifar10" / "train-*.parquet", "--embedding-model", args.classifier]
     options += ["--keep-ratio", 0.1, "--seed", seed, "--no-report", "--output-dir", folder]
     command = [sys.executable, "-m", "dq_multimodal.cli", "compress", *map(str, options)]
@@ -106,6 +108,21 @@ def score(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         "diversity": scores.diversity.tolist(),
         "importance": bin_importance(scores).tolist(),
     }
+
+
+def write_rows(folder: Path) -> None:
+    """Write the rows of Alpaca but the last 2 %, and their embeddings."""
+    import pyarrow.parquet as pq
+
+    if (folder / "embeddings.npy").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pq.read_table(DATA / "alpaca.parquet")
+    n_rows = round(SCORED_RATIO * len(table))
+    pq.write_table(table.slice(0, n_rows), folder / "train.parquet")
+    temporary = folder / "embeddings.tmp.npy"
+    np.save(temporary, np.load(DATA / "alpaca_minilm_f16.npy")[:n_rows])
+    temporary.replace(folder / "embeddings.npy")
 
 
 def correlate(a: list[float], b: list[float]) -> float:
@@ -128,7 +145,7 @@ def untrained(model: str, work_dir: Path) -> str:
     """Make a classifier for CIFAR-10 as recipes/train_extractor.py does, and do not train it."""
     from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
 
-    folder = work_dir / "adq-scores" / model
+    folder = work_dir / model
     labels = tuple(map(str, range(10)))
     half = (0.5, 0.5, 0.5)
     description = Classifier(model, 32, len(labels), labels, half, half)
@@ -149,7 +166,7 @@ def measure_cost(name: str, model: str | None, args: argparse.Namespace) -> dict
 
     net = "all-MiniLM-L6-v2" if model is None else known_model(model)
     kind = name.split(",")[0]
-    work = args.work_dir / "adq-scores" / f"{kind}-{net}"
+    work = args.work_dir / "costs" / f"{kind}-{net}"
     result = work.with_name(work.name + ".json")
     if result.is_file():
         known = json.loads(result.read_text())
@@ -195,18 +212,6 @@ def add_up(name: str, cost: dict[str, Any]) -> dict[str, Any]:
     taken = seconds["embed_and_look"] + seconds["scores"]
     taken += seconds["surprisal"] if name.endswith("surprisal") else 0
     return {**cost, "extra_share": taken / seconds["embed"] - 1}
-
-
-def known_model(folder: str) -> str:
-    """Read the name of the model of a folder made by recipes/train_extractor.py."""
-    return json.loads((Path(folder) / "classifier.json").read_text())["model"]
-
-
-def write(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

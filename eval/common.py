@@ -1,17 +1,23 @@
-"""What scripts beside this one do alike: run Python, fail, take the time, lay out a table."""
+"""What scripts beside this one do alike: fail, take the time, write JSON, lay out a table."""
 
-import subprocess
+import json
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 
-def command(*arguments: object) -> None:
-    """Run a Python command; stop when it fails."""
-    done = subprocess.run([sys.executable, *map(str, arguments)])
-    if done.returncode:
-        sys.exit(done.returncode)
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def known_model(folder: str) -> str:
+    """Read the name of the model of a folder made by recipes/train_extractor.py."""
+    return json.loads((Path(folder) / "classifier.json").read_text())["model"]
 
 
 def fail(message: str) -> NoReturn:

@@ -1,10 +1,10 @@
-"""Draw the papers' figures from the committed results, and from runs on this machine.
+"""Draw the figures of the docs from the committed results, and from runs on this machine.
 
     python eval/figures.py [--run NAME=FOLDER ...] [--results FOLDER] [--output_dir FOLDER]
 
-scores.png is ADQ's Fig. 2, ablation.png its table, trajectories.png Fig. 4, keep_ratio.png Fig. 5,
-alpha.png Fig. 6; selection.png is the benchmark; bins_NAME.png the bins of a run by t-SNE (appendix
-of DQ). Without results a figure is left out; stderr says what makes them. Same results, same bytes.
+scores.png is ADQ's Fig. 2; selection.png is the benchmark; bins_NAME.png the bins of a run by t-SNE
+(appendix of DQ). Without results a figure is left out; stderr says what makes them. Same results,
+same bytes. The figures of the suites are drawn by `eval/bench.py table SUITE`.
 """
 
 import argparse
@@ -38,21 +38,10 @@ STYLES = (
     ("#a33a68", (0, (3, 1, 1, 1)), "P"),
 )
 """Colour, dash and mark of each line: none is told apart by its colour alone."""
-SWEPT = dict(zip(("random", "dq", "+ IS"), STYLES, strict=False))
 NAMES = {"alpaca": "Alpaca", "cifar10": "CIFAR-10"}
-ALPHA, SAMPLE = 0.6, 3_000  # the default; rows that t-SNE lays out
-ABLATION = "python eval/adq_ablation.py"
-SWEEP = "images --keep_ratios ... --alphas ... --output eval/results/adq_sweeps.json"
-SWEEPS = {"adq_sweeps": f"{ABLATION} {SWEEP}"}
-SOURCES: dict[str, dict[str, str]] = {
-    "scores": {"adq_scores": "python eval/adq_scores.py"},
-    "ablation": {"adq_images": f"{ABLATION} images", "adq_text": f"{ABLATION} text"},
-    "keep_ratio": SWEEPS,
-    "alpha": SWEEPS,
-    "trajectories": {"trajectories": "python eval/trajectories.py"},
-    "selection": {"selection_benchmark": "python eval/selection_benchmark.py"},
-}
-"""The results files of each figure, and the commands that make them."""
+SAMPLE = 3_000  # rows that t-SNE lays out
+SOURCES = {"scores": "adq_scores", "selection": "selection_benchmark"}
+"""The results file of each figure, made by the script of that name."""
 
 
 def main() -> None:
@@ -67,18 +56,12 @@ def main() -> None:
         if not (folder / "selection.parquet").is_file():
             print(f"error: --run {name}={folder}: wanted NAME=RUN_FOLDER", file=sys.stderr)
             sys.exit(2)
-    drawn = (draw_scores, draw_ablation, draw_keep_ratio, draw_alpha, draw_trajectories)
-    for (name, sources), draw in zip(SOURCES.items(), (*drawn, draw_selection), strict=True):
-        found = {}
-        for file, made_by in sources.items():
-            if (path := args.results / f"{file}.json").is_file():
-                found[file] = json.loads(path.read_text())
-            else:
-                print(f"{name}.png: no {path}, made by `{made_by}`", file=sys.stderr)
-        if found and (figure := draw(found)) is not None:
-            save(figure, args.output_dir / f"{name}.png")
-        elif found:
-            print(f"{name}.png: too few lines in {', '.join(found)}.json", file=sys.stderr)
+    for (name, source), draw in zip(SOURCES.items(), (draw_scores, draw_selection), strict=True):
+        path = args.results / f"{source}.json"
+        if path.is_file():
+            save(draw(json.loads(path.read_text())), args.output_dir / f"{name}.png")
+        else:
+            print(f"{name}.png: no {path}, made by `python eval/{source}.py`", file=sys.stderr)
     for name, folder in runs.items():
         save(draw_bins(NAMES.get(name, name), folder), args.output_dir / f"bins_{name}.png")
     if not runs:
@@ -119,9 +102,9 @@ def save(figure: "Figure", path: Path) -> None:
     print(path)
 
 
-def draw_scores(found: dict[str, Any]) -> "Figure":
+def draw_scores(document: dict[str, Any]) -> "Figure":
     """Draw the scores of the bins, a row of panels a dataset, a line a seed."""
-    sets = found["adq_scores"]["sets"]
+    sets = document["sets"]
     keys = {"representativeness": "RS", "diversity": "DS", "importance": "IS"}
     title = "Scores of the bins, each scaled to 0 ... 1, a line a seed"
     figure, panels = start(len(sets), 3, 0.6 + 2.1 * len(sets), title)
@@ -140,115 +123,16 @@ def draw_scores(found: dict[str, Any]) -> "Figure":
     return figure
 
 
-def draw_ablation(found: dict[str, Any]) -> "Figure":
-    """Draw the lines of the ablation with their intervals, a panel a modality."""
-    figure, panels = start(1, len(found), 3.3, "Every seed, the mean, and its 95 % interval")
-    for axes, (file, document) in zip(panels[0], found.items(), strict=True):
-        lines = document["lines"]
-        for k, (line, (colour, _, mark)) in enumerate(zip(lines, cycle(STYLES), strict=False)):
-            dots = np.full(len(line["values"]), k + 0.2)
-            axes.plot(line["values"], dots, "o", c=colour, ms=3, alpha=0.6, mew=0)
-            half = line["half_of_95"]
-            axes.errorbar(line["mean"], k, xerr=half, fmt=mark, c=colour, ms=6, capsize=3)
-        axes.set_yticks(range(len(lines)), [line["line"] for line in lines])
-        axes.invert_yaxis()
-        data = "Alpaca, small Llama" if file == "adq_text" else f"CIFAR-10, {name_net()}"
-        kept = " and ".join({f"{100 * line['keep_ratio']:g} %": 0 for line in lines})
-        label(axes, f"{data},\n{kept} kept, {count_seeds(lines)}", document["what"])
-    return figure
-
-
-def count_seeds(lines: list[dict[str, Any]]) -> str:
-    """Say how many seeds the lines have."""
-    return " or ".join(str(n) for n in sorted({len(x["values"]) for x in lines})) + " seeds"
-
-
 def name_net(recorded: str = "model") -> str:
     """Name a net; a folder of ours, called model, holds that of the short schedule."""
     own = yaml.safe_load((ROOT / "recipes/configs/cifar10_short.yaml").read_text())["model"]
     return own if Path(recorded).name == "model" else Path(recorded).name
 
 
-def draw_line(axes: "Axes", points: list[tuple[float, dict[str, Any]]], name: str) -> None:
-    """Draw seeds as dots, their means as a line, intervals where there are three seeds."""
-    colour, dash, mark = SWEPT[name]
-    points = sorted(points, key=lambda point: point[0])
-    for x, line in points:
-        dots = np.full(len(line["values"]), x)
-        axes.plot(dots, line["values"], "o", c=colour, ms=3, alpha=0.5, mew=0)
-        if len(dots) >= 3:
-            axes.errorbar(x, line["mean"], yerr=line["half_of_95"], c=colour, capsize=3, lw=1)
-    mean = ([x for x, _ in points], [line["mean"] for _, line in points])
-    axes.plot(*mean, mark, ls=dash, c=colour, ms=5, label=name)
-
-
-def draw_alpha(found: dict[str, Any]) -> "Figure | None":
-    """Draw accuracy over alpha, dq being alpha 0, a panel a keep ratio."""
-    document = found["adq_sweeps"]
-    pairs = {(line["keep_ratio"], line["alpha"]) for line in document["lines"] if line["alpha"]}
-    ratios = sorted({ratio for ratio, _ in pairs if sum(r == ratio for r, _ in pairs) > 1})
-    if not ratios:
-        return None
-    swept = [line for line in document["lines"] if line["keep_ratio"] in ratios]
-    title = f"Weight of the importance: CIFAR-10, {name_net()}, {count_seeds(swept)} (dots)"
-    figure, panels = start(1, len(ratios), 3.4, f"{title}; alpha 0 is dq")
-    for axes, ratio in zip(panels[0], ratios, strict=True):
-        lines = [line for line in swept if line["keep_ratio"] == ratio]
-        points = [(x["alpha"] or 0.0, x) for x in lines if x["line"] in ("dq", "+ IS")]
-        draw_line(axes, points, "+ IS")
-        for mean in [line["mean"] for line in lines if line["line"] == "random"]:
-            axes.axhline(mean, c=SWEPT["random"][0], ls="--", label="random, mean")
-        label(axes, f"{100 * ratio:g} % of the rows kept", "alpha", document["what"])
-        axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_keep_ratio(found: dict[str, Any]) -> "Figure | None":
-    """Draw accuracy over the keep ratio for random, dq and adq."""
-    document = found["adq_sweeps"]
-    lines = [line for line in document["lines"] if line["alpha"] in (None, ALPHA)]
-    if len({line["keep_ratio"] for line in lines}) < 2:
-        return None
-    title = f"Share of the rows: CIFAR-10, {name_net()}, {count_seeds(lines)} (dots)"
-    figure, ((axes,),) = start(1, 1, 3.6, f"{title}; + IS is adq with alpha {ALPHA:g}")
-    for k, name in enumerate(SWEPT):  # side by side, so that none hides another
-        own = [line for line in lines if line["line"] == name]
-        draw_line(axes, [(100 * line["keep_ratio"] + 0.2 * (k - 1), line) for line in own], name)
-    label(axes, "", "rows kept, %", document["what"])
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_trajectories(found: dict[str, Any]) -> "Figure":
-    """Draw the distance of the students from the expert, and how well each of them ends."""
-    document = found["trajectories"]
-    runs, names = document["runs"], list(document["runs"][0]["students"])
-    title = f"Students from thirds by texture or by chance: {document['dataset']}, "
-    title += f"{document['model']}, seed {', '.join(str(run['seed']) for run in runs)}"
-    figure, panels = start(1, 3, 3.3, title)
-    for axes, unit in zip(panels[0], ("epochs", "steps"), strict=False):
-        for name, (colour, dash, mark) in zip(names, STYLES, strict=False):
-            of_seeds = [run["students"][name][f"equal_{unit}"] for run in runs]
-            x = [point[unit] for point in of_seeds[0]]
-            y = np.array([[point["distance"] for point in one] for one in of_seeds])
-            axes.plot(x, y.T, c=colour, lw=0.7, alpha=0.6)
-            axes.plot(x, y.mean(axis=0), mark, c=colour, ls=dash, ms=5, label=name)
-        axes.set(ylim=(0, None), xticks=x)
-        label(axes, f"after equal {unit}", unit, "L2 distance from the expert")
-    panels[0, 0].legend(frameon=False, fontsize=8)
-    ends = {name: [run["students"][name]["accuracy"] for run in runs] for name in names}
-    ends["Expert"] = [run["expert"]["accuracy_at_steps_of_students"] for run in runs]
-    for (name, values), (colour, _, mark) in zip(ends.items(), STYLES, strict=False):
-        panels[0, 2].plot([name] * len(values), 100 * np.array(values), mark, c=colour, ms=6)
-    panels[0, 2].tick_params(axis="x", rotation=40)
-    label(panels[0, 2], f"after {x[-1]:,} steps", "", "test accuracy, %")
-    return figure
-
-
-def draw_selection(found: dict[str, Any]) -> "Figure":
+def draw_selection(document: dict[str, Any]) -> "Figure":
     """Draw seconds and memory of the selection over the rows: see eval/selection_figure.py."""
     draw = runpy.run_path(str(ROOT / "eval" / "selection_figure.py"))["draw"]
-    return draw(found["selection_benchmark"], start, label, STYLES)
+    return draw(document, start, label, STYLES)
 
 
 def draw_bins(name: str, folder: Path) -> "Figure":

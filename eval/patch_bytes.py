@@ -1,16 +1,16 @@
 """Bytes of images with dropped patches, by coding, against the best lossless coding of the whole.
 
-    python eval/patch_bytes.py [--classifier runs/cifar10-small/extractor/model]
+    python eval/patch_bytes.py [--classifier runs/extractor/model]
 
 Reads the folder of real data (DQ_TEST_DATA, default ../shared/data): CIFAR-10 and photographs of
 flickr8k. A quarter of the patches is dropped, at random and, where a classifier is named, by
 GradCAM++. "Best lossless" is the smallest of PNG and several settings of lossless WebP, image by
 image. Bytes of a store are those of the data and of the masks. PSNR is that of the kept pixels.
+The classifier is made by `accelerate launch recipes/train_extractor.py --model resnet10-narrow`.
 """
 
 import argparse
 import io
-import json
 import math
 import os
 from collections import defaultdict
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import known_model, write
 from PIL import Image
 
 from dq_multimodal.patches import encode_patches
@@ -42,8 +43,8 @@ def main() -> None:
     args = parser.parse_args()
     document: dict[str, Any] = {
         "command": "python eval/patch_bytes.py"
-        + (" --classifier runs/cifar10-small/extractor/model" if args.classifier else ""),
-        "classifier": "resnet10-narrow of eval/cifar10_small.py" if args.classifier else None,
+        + (f" --classifier {args.classifier}" if args.classifier else ""),
+        "classifier": known_model(args.classifier) if args.classifier else None,
         "drop_ratio": DROP_RATIO,
     }
     sources = {
@@ -67,9 +68,7 @@ def main() -> None:
             for kind, keep in masks.items():
                 found["stores"] += measure(images, keep, patch_size, kind, sum(whole))
         document[name] = found
-    temporary = args.output.with_name(args.output.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(args.output)
+    write(args.output, document)
     for name in sources:
         for line in document[name]["stores"]:
             if line["is_lossless"]:

@@ -6,9 +6,10 @@
 
 Runs the real command line on the folder of real data (DQ_TEST_DATA, default ../shared/data): all
 of Alpaca by the default sentence encoder, and all of CIFAR-10 by `--classifier`, a folder made by
-recipes/train_extractor.py; with `--rows`, the first N rows of each. Sets that the output holds
-from other calls stay in it. Every ratio is what happened over what was said. Peak memory is the
-largest resident size of the process, mapped files included. Let nothing else run on the machine.
+`accelerate launch recipes/train_extractor.py --model resnet10-narrow`; with `--rows`, the first N
+rows of each. Sets that the output holds from other calls stay in it. Every ratio is what happened
+over what was said. Peak memory is the largest resident size of the process, mapped files included.
+Let nothing else run on the machine.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import fail
+from common import fail, write
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--rows", type=int, help="so many rows of each; default all")
     parser.add_argument("--method", default="adq")
-    parser.add_argument("--classifier", default="runs/cifar10-small/extractor/model")
+    parser.add_argument("--classifier", default="runs/extractor/model")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/plan-accuracy"))
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/plan_accuracy.json")
     args = parser.parse_args()
@@ -53,9 +54,7 @@ def main() -> None:
     before = json.loads(args.output.read_text())["sets"] if args.output.exists() else {}
     document = {"sets": before | {name: about | found for name, found in sets.items()}}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_name(args.output.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(args.output)
+    write(args.output, document)
     for name, found in sets.items():
         print(name, json.dumps(found["ratio"]))
 

@@ -1,61 +1,56 @@
-"""Write the tables of README.md from the committed results files.
+"""Write the tables of README.md and docs/*.md from the committed results files.
 
     python eval/readme.py
 
-A line `<!-- KIND: FILE -->` is followed by a table of that file: `results` is a comparison of text
-runs, `images` one of image runs, `facts` what eval/alpaca_compression.py measured, `bytes` what
-eval/patch_bytes.py did without loss and `frontier` with it, `speed` what eval/image_speed.py did.
-`coder` is of that file too; `ablation` is what eval/adq_ablation.py measured, `scores` what
-eval/adq_scores.py did, `trajectories` what eval/trajectories.py did and `partition` what
-eval/partition_loss.py did. `selection` is what eval/selection_benchmark.py measured; `goals` is of
-that file, or of that of eval/text_speed.py; `plan` is what eval/plan_accuracy.py measured, and
-`large` what eval/large_source.py did. What stands there up to the next blank line is replaced.
+After a line `<!-- KIND: FILE -->` stands a table of that file; what is there up to the next blank
+line is replaced. `facts` is what eval/alpaca_compression.py measured, `bytes` what
+eval/patch_bytes.py did without loss and `frontier` with it, `speed` and `coder` what
+eval/image_speed.py did, `scores` what eval/adq_scores.py did, `partition` what
+eval/partition_loss.py did, `selection` what eval/selection_benchmark.py did; `goals` is of that
+file, or of that of eval/text_speed.py; `plan` is what eval/plan_accuracy.py measured, and `large`
+what eval/large_source.py did.
+
+`bench` is of the results lines of a suite (or of a demo): all tables of it, up to the line
+`<!-- end -->`.
 """
 
 import json
 import re
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import grid
+from harness.results import read_lines
+from harness.table import markdown, summarise
 from selection_tables import goals, large, partition_loss, plans, selections
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = re.compile(
-    r"(<!-- (results|images|facts|bytes|frontier|speed|coder|ablation|scores|trajectories|"
-    r"partition|selection|goals|plan|large): (\S+) -->\n)"
-    r"\n?(?:\|.*\n)*\n?"
-)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MARK = re.compile(r"(<!-- ([a-z]+): (\S+\.json) -->\n)\n?(?:\|.*\n)*\n?")
+BENCH_MARK = re.compile(r"(<!-- bench: (\S+\.jsonl) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 def main() -> None:
     """Replace the tables."""
-    page = ROOT / "README.md"
-    page.write_text(render(page.read_text()))
+    for page in PAGES:
+        page.write_text(render(page.read_text()))
 
 
 def render(text: str) -> str:
-    """Give the page with the tables that the results files hold now."""
+    """Give a page with the tables that the results files hold now."""
 
     def fill(match: re.Match[str]) -> str:
         head, kind, file = match.groups()
-        document = json.loads((ROOT / file).read_text())
-        made = TABLES[kind](document)
+        made = TABLES[kind](json.loads((ROOT / file).read_text()))
         return f"{head}\n{made}\n\n"
 
-    return MARK.sub(fill, text)
+    def fill_bench(match: re.Match[str]) -> str:
+        head, file, end = match.groups()
+        return f"{head}\n{markdown(summarise(read_lines(ROOT / file)))}\n\n{end}"
 
-
-def as_printed_by(script: str) -> Callable[[dict[str, Any]], str]:
-    """Lay out a comparison as the script that made it prints it."""
-
-    def lay_out(document: dict[str, Any]) -> str:
-        return import_module(script).table(document["lines"])
-
-    return lay_out
+    return BENCH_MARK.sub(fill_bench, MARK.sub(fill, text))
 
 
 def stores(document: dict[str, Any]) -> str:
@@ -107,23 +102,6 @@ def speeds(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
-def ablation(document: dict[str, Any]) -> str:
-    """Lay out what eval/adq_ablation.py measured, with 95 % intervals."""
-    is_loss = "loss" in document["what"]
-    rows: list[tuple[str, ...]] = [("rows kept by", "rows", "steps", document["what"], "seeds")]
-    for line in document["lines"]:
-        name = line["line"]
-        if line["alpha"] is not None and {x["alpha"] for x in document["lines"]} - {None, 0.6}:
-            name += f", alpha {line['alpha']:g}"
-        digits = 4 if is_loss else 2
-        shown = f"{line['mean']:.{digits}f}"
-        if line["half_of_95"] is not None:
-            shown += f" ± {line['half_of_95']:.{digits}f}"
-        kept = f"{line['rows']:,} ({100 * line['keep_ratio']:g} %)"
-        rows.append((name, kept, f"{line['steps']:,}", shown, str(len(line["values"]))))
-    return grid(rows)
-
-
 def score_noise(document: dict[str, Any]) -> str:
     """Lay out what eval/adq_scores.py measured."""
     names = ("representativeness", "diversity", "importance")
@@ -137,28 +115,6 @@ def score_noise(document: dict[str, Any]) -> str:
         costs = [f"{100 * c['extra_share']:.0f} % ({c['model']})" for c in found["costs"]]
         pairs = str(len(of_score["diversity"]))
         rows.append((name, f"{found['rows']:,}", each, pairs, *cells, ", ".join(costs)))
-    return grid(rows)
-
-
-def trajectories(document: dict[str, Any]) -> str:
-    """Lay out what eval/trajectories.py measured at its end, the mean over its seeds."""
-    epochs, runs = document["epochs"], document["runs"]
-    steps = runs[0]["students"]["High"]["equal_steps"][-1]["steps"]
-    head = ("trained on", "mean texture", f"distance after {epochs} epochs each")
-    rows = [(*head, f"after {steps} steps each", "test accuracy %")]
-    for name in runs[0]["students"]:
-        found = [run["students"][name] for run in runs]
-        level = document["mean_texture"].get(name)
-        ends = (
-            sum(f[key][-1]["distance"] for f in found) / len(found)
-            for key in ("equal_epochs", "equal_steps")
-        )
-        accuracy = 100 * sum(f["accuracy"] for f in found) / len(found)
-        shown = (f"{end:.2f}" for end in ends)
-        texture = "" if level is None else f"{level:.3f}"
-        rows.append((f"{name.lower()} third", texture, *shown, f"{accuracy:.1f}"))
-    accuracy = 100 * sum(run["expert"]["accuracy_at_steps_of_students"] for run in runs) / len(runs)
-    rows.append(("all rows, at the same steps", "", "", "", f"{accuracy:.1f}"))
     return grid(rows)
 
 
@@ -194,16 +150,12 @@ def facts(found: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "results": as_printed_by("comparison"),
-    "images": as_printed_by("image_comparison"),
     "facts": facts,
     "bytes": stores,
     "frontier": frontier,
     "speed": speeds,
     "coder": coder_speeds,
-    "ablation": ablation,
     "scores": score_noise,
-    "trajectories": trajectories,
     "partition": partition_loss,
     "selection": selections,
     "goals": goals,

@@ -1,17 +1,15 @@
-"""Tables of README.md about bins, their speed and what a run takes; see readme.py."""
+"""Tables of the docs about bins, their speed and what a run takes; see readme.py."""
 
-import statistics
 from typing import Any
 
 from common import grid
 
 
 def partition_loss(document: dict[str, Any]) -> str:
-    """Lay out what eval/partition_loss.py measured; the loss where it trained."""
-    has_loss = "response_loss" in document["lines"][0]
+    """Lay out what eval/partition_loss.py measured."""
     head = ("parts", "rows a part", "k-means s", "bins s", "same bin")
     head += ("same rows, rank draw", "same rows, hash draw", "distance to the nearest kept row")
-    rows: list[tuple[str, ...]] = [(*head, *(("held-out response loss",) if has_loss else ()))]
+    rows: list[tuple[str, ...]] = [head]
     for line in document["lines"]:
         if line["asked"] is None:
             cells: tuple[str, ...] = ("random rows, no bins", "", "", "", "", "")
@@ -25,10 +23,6 @@ def partition_loss(document: dict[str, Any]) -> str:
         found = line["dq"]["coverage"]
         cells += (f"{100 * line['dq']['jaccard']:.0f} %",)
         cells += (f"{found['mean']:.4f} (95 %: {found['p95']:.4f})",)
-        if has_loss:
-            losses = line["response_loss"]
-            spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-            cells += (f"{statistics.mean(losses):.4f}{spread} ({len(losses)} seeds)",)
         rows.append(cells)
     return grid(rows)
 

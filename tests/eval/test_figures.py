@@ -14,17 +14,10 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn comes with the extra `demo`")
 from PIL import Image
 
-FIGURES = ["scores", "ablation", "keep_ratio", "alpha", "trajectories", "selection"]
+FIGURES = ["scores", "selection"]
 
 
 script = load_script("figures")
-
-
-def make_line(name, ratio=0.1, alpha=None, n_seeds=3):
-    values = [50 + 10 * ratio + (alpha or 0) + 0.5 * k for k in range(n_seeds)]
-    half = 1.2 if n_seeds > 1 else None
-    about = {"line": name, "keep_ratio": ratio, "alpha": alpha, "rows": 10, "steps": 5}
-    return {**about, "values": values, "mean": float(np.mean(values)), "half_of_95": half}
 
 
 def make_benchmark():
@@ -42,36 +35,13 @@ def make_benchmark():
 
 def make_results(folder):
     folder.mkdir()
-    ablation = [make_line("random"), make_line("dq"), make_line("+ IS", alpha=0.6)]
-    sweeps = [
-        make_line(name, ratio, alpha, n_seeds=1 if name == "random" else 3)
-        for ratio in (0.1, 0.2)
-        for name, alpha in [("random", None), ("dq", None), ("+ IS", 0.6), ("+ IS", 1.0)]
-    ]
     scores = {key: [[1, 2, 3], [2, 2, 2]] for key in ("representativeness", "diversity")}
     scores["importance"] = [[0.5, 0.1, 2.0], [1, 2, 0]]
     one = {"rows": 30, "rows_a_bin": [5, 5], "seeds": [0, 4], "scores": scores}
     one["costs"] = [{"model": "model"}]
-    student = {
-        "equal_epochs": [{"epochs": k, "distance": 1.0 / k} for k in (1, 2)],
-        "equal_steps": [{"steps": 5 * k, "distance": 2.0 / k} for k in (1, 2)],
-        "accuracy": 0.4,
-    }
-    runs = [
-        {
-            "seed": seed,
-            "expert": {"accuracy_at_steps_of_students": 0.5},
-            "students": dict.fromkeys(("High", "Medium", "Low", "Random"), student),
-        }
-        for seed in (0, 1)
-    ]
     documents = {
         "adq_scores": {"sets": {"alpaca": one, "cifar10": one}},
-        "adq_images": {"what": "test accuracy, %", "lines": ablation},
-        "adq_text": {"what": "held-out response loss, nats", "lines": ablation},
-        "adq_sweeps": {"what": "test accuracy, %", "lines": sweeps},
         "selection_benchmark": make_benchmark(),
-        "trajectories": {"dataset": "CIFAR-10", "model": "resnet10-narrow", "runs": runs},
     }
     for name, document in documents.items():
         (folder / f"{name}.json").write_text(json.dumps(document))
@@ -123,33 +93,13 @@ def test_every_figure_and_the_same_bytes_again(tmp_path, monkeypatch, capsys):
 
 def test_missing_results_are_named_with_their_command(tmp_path, monkeypatch, capsys):
     results = make_results(tmp_path / "results")
-    for name in ("adq_scores", "adq_text", "adq_sweeps"):
-        (results / f"{name}.json").unlink()
+    (results / "adq_scores.json").unlink()
     draw(monkeypatch, "--results", results, "--output_dir", tmp_path / "out")
-    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [
-        "ablation",
-        "selection",
-        "trajectories",
-    ]
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 5
-    assert said[0].startswith("scores.png: no ")
-    assert "adq_scores.json, made by `python eval/adq_scores.py`" in said[0]
-    assert "python eval/adq_ablation.py text" in said[1]
-    assert "--output eval/results/adq_sweeps.json" in said[2]
-    assert said[3].startswith("alpha.png: no ")
-    assert said[4].startswith("bins_NAME.png: no --run")
-
-
-def test_results_of_one_point_draw_no_line(tmp_path, monkeypatch, capsys):
-    results = make_results(tmp_path / "results")
-    lines = [make_line("dq"), make_line("+ IS", alpha=0.6)]
-    document = {"what": "test accuracy, %", "lines": lines}
-    (results / "adq_sweeps.json").write_text(json.dumps(document))
-    draw(monkeypatch, "--results", results, "--output_dir", tmp_path / "out")
-    assert not (tmp_path / "out" / "alpha.png").exists()
-    assert not (tmp_path / "out" / "keep_ratio.png").exists()
-    assert capsys.readouterr().err.count("too few lines in adq_sweeps.json") == 2
+    assert [path.stem for path in (tmp_path / "out").iterdir()] == ["selection"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("scores.png: no ")
+    assert "adq_scores.json, made by `python eval/adq_scores.py`" in first
+    assert second.startswith("bins_NAME.png: no --run")
 
 
 def test_a_run_that_is_none_is_one_line(tmp_path, monkeypatch, capsys):

@@ -36,7 +36,7 @@ def main() -> None:
         of[name].add_argument("--bundle", type=Path, required=True, help="Folder of the bundle.")
     for name in ("run", "table"):
         of[name].add_argument("--results", type=Path, help="[default: eval/results/SUITE.jsonl]")
-    of["prepare"].add_argument("--work", type=Path, help="[default: runs/bench/SUITE]")
+    of["prepare"].add_argument("--work", type=Path, help="Folder of the runs between.  [default: runs/bench]")
     of["run"].add_argument("--budget-minutes", type=float, help="End after so many minutes.")
     of["run"].add_argument("--jobs", type=int, help="Cells at a time.  [default: what fits]")
     of["run"].add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -62,7 +62,7 @@ def act(args: argparse.Namespace) -> int:
     if args.command == "prepare":
         from harness.prepare import prepare
 
-        prepare(args.suite, args.bundle, args.work or Path("runs") / "bench" / name)
+        prepare(args.suite, args.bundle, args.work or Path("runs") / "bench")
         return 0
     results = args.results or ROOT / "eval" / "results" / f"{name}.jsonl"
     if args.command == "run":

@@ -1,10 +1,12 @@
 """A suite: one YAML file that says which selections are compared on which data, and how.
 
     decides: The question that this suite answers.
-    tasks:        # name: the data, and what embeds it
-    selections:   # name: options of `compress`, or a row list
+    tasks:        # optional: data beside that of eval/datasets.yaml
     protocols:    # optional: settings beside those of eval/protocols.yaml
+    selections:   # name: options of `compress`, or a row list
     compare:      # groups of cells, in the order of worth
+
+An entry of tasks or protocols may say `like: NAME` and change some of that one.
 
 A cell is one training run: a task, a selection with a keep ratio and a draw, a protocol, a net and
 a training seed.
@@ -138,13 +140,13 @@ def read_suite(name: str) -> Suite:
         there = ", ".join(sorted(p.stem for p in (EVAL / "suites").glob("*.yaml")))
         raise InputError(f"no suite {name}: wanted a .yaml file or one of {there}")
     found = _read_yaml(path)
-    _check_keys(path.name, found, PARTS, PARTS - {"protocols"})
-    settings = resolve_protocols(
-        _read_yaml(EVAL / "protocols.yaml") | (found.get("protocols") or {})
+    _check_keys(path.name, found, PARTS, PARTS - {"protocols", "tasks"})
+    tasks, settings = (
+        resolve(what, _read_yaml(EVAL / file) | (found.get(what) or {}))
+        for what, file in (("tasks", "datasets.yaml"), ("protocols", "protocols.yaml"))
     )
-    suite = Suite(
-        path.stem, found["decides"].strip(), found["tasks"], found["selections"], settings, []
-    )
+    decides, selections = found["decides"].strip(), found["selections"]
+    suite = Suite(path.stem, decides, tasks, selections, settings, [])
     cells = [cell for group in found["compare"] for cell in _cells_of(group, suite)]
     suite.cells.extend(dict.fromkeys(cells))
     for protocol in {cell.protocol for cell in cells}:
@@ -152,17 +154,17 @@ def read_suite(name: str) -> Suite:
     return suite
 
 
-def resolve_protocols(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Fill every entry that says `like: NAME` with the settings of that one."""
+def resolve(what: str, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Fill every entry that says `like: NAME` with what that one says."""
 
-    def resolve(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-        if name not in found or name in seen:
-            raise InputError(f"no protocol {name}: there are {', '.join(found)}")
+    def fill(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+        if name not in found or name in seen or not isinstance(found[name], dict):
+            raise InputError(f"{what}: no {name} with keys of its own among {', '.join(found)}")
         own = dict(found[name])
         base = own.pop("like", None)
-        return own if base is None else resolve(base, (*seen, name)) | own
+        return own if base is None else fill(base, (*seen, name)) | own
 
-    return {name: resolve(name) for name in found}
+    return {name: fill(name) for name in found}
 
 
 def _cells_of(group: dict[str, Any], suite: Suite) -> Iterator[Cell]:

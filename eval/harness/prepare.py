@@ -1,0 +1,302 @@
+"""Make a bundle: the selections of a suite, and the rows that its cells train and test on."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from dq_multimodal.config import InputError
+from harness.bundle import INDEX, Bundle, BundleWriter
+from harness.encoders import embed, find_place
+from harness.results import digest
+from harness.selections import Chooser
+from harness.suite import Cell, Suite, read_suite
+
+if TYPE_CHECKING:
+    from dq_multimodal.source import Source
+    from dq_multimodal.training.image_data import ImageDataArguments
+
+BOTH = {
+    *("kind", "dataset", "split", "config_name", "test", "test_split", "encoder", "embeddings"),
+    "label_column",
+}
+TASK = {
+    "image": BOTH | {"image_column", "image_size"},
+    "text": BOTH | {"text_columns", "held_out", "tests", "models", "max_length"},
+}
+"""Keys of a task, by its kind."""
+SCHEMA = pa.schema(
+    {
+        "selection": pa.string(),
+        "keep": pa.string(),
+        "draw": pa.int32(),
+        "rows": pa.list_(pa.int32()),
+        "weights": pa.list_(pa.float32()),
+        "keep_ratio": pa.float64(),
+        "options": pa.string(),
+        "rows_digest": pa.string(),
+        "bytes": pa.int64(),
+        "selection_seconds": pa.float64(),
+        "proxy_seconds": pa.float64(),
+    }
+)
+"""One line a selection, keep ratio and draw; `rows` are positions in the packed rows."""
+
+
+def prepare(name: str, folder: Path, work: Path) -> None:
+    """Write the bundle of a suite; an unfinished call goes on from the runs in the work folder.
+
+    Args:
+        name: Name or file of the suite.
+        folder: The bundle; empty, new, or a bundle before, which is replaced.
+        work: Folder of the runs of `compress` that make the selections.
+
+    Raises:
+        InputError: If the suite, its data or its models cannot be used.
+    """
+    suite = read_suite(name)
+    used = dict.fromkeys(cell.task for cell in suite.cells)
+    data = {task: suite.tasks[task] for task in used}
+    asked = digest(data, suite.selections, [repr(cell) for cell in suite.cells])
+    if (folder / INDEX).is_file() and Bundle(folder).about.get("asked") == asked:
+        print(f"{folder} is already complete")
+        return
+    writer = BundleWriter(folder)
+    about = {}
+    for task in used:
+        kind = suite.tasks[task].get("kind")
+        if kind not in TASK:
+            raise InputError(f"task {task}: kind must be image or text, got {kind!r}")
+        strange = set(suite.tasks[task]) - TASK[kind]
+        if strange:
+            known = ", ".join(sorted(TASK[kind]))
+            raise InputError(f"task {task}: no key {', '.join(sorted(strange))}; keys are {known}")
+        made = ImageTask if kind == "image" else TextTask
+        about[task] = made(suite, task, work / task, writer).prepare()
+    writer.finish({"suite": suite.name, "asked": asked, "tasks": about})
+    print(f"{folder}: {Bundle(folder).n_bytes:,} bytes for {len(suite.cells):,} cells")
+
+
+@dataclass
+class Task:
+    """Prepares the rows of one task.
+
+    Attributes:
+        suite: The suite.
+        name: Name of the task in it.
+        work: Folder for runs and files between.
+        writer: Of the bundle.
+    """
+
+    suite: Suite
+    name: str
+    work: Path
+    writer: BundleWriter
+
+    def prepare(self) -> dict[str, Any]:
+        """Write all parts of the task, and give what bundle.json says of it."""
+        from dq_multimodal.source import pin_of
+
+        lines = self.choose_all()
+        used = np.unique(np.concatenate([line["rows"] for line in lines]))
+        for line in lines:
+            line["bytes"] = self.count_bytes(line["rows"])
+            line["rows_digest"] = digest(line["rows"].tolist())
+            line["rows"] = np.searchsorted(used, line["rows"]).astype(np.int32)
+        self.writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
+        self.pack(used)
+        if "probe" in {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}:
+            self.pack_features(used)
+        pins = [pin_of(self.source.origin, has_names=False), self.spec]
+        return {"kind": self.spec["kind"], "rows": self.n_rows, "digest": digest(pins)}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The cells of the task."""
+        return [cell for cell in self.suite.cells if cell.task == self.name]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What the suite says of the task."""
+        return self.suite.tasks[self.name]
+
+    @cached_property
+    def place(self) -> str:
+        """Where the rows to choose from are."""
+        return find_place(self.spec["dataset"])
+
+    @property
+    def embeddings(self) -> str | None:
+        """File of their embeddings, where the suite names one."""
+        return find_place(self.spec["embeddings"]) if "embeddings" in self.spec else None
+
+    @property
+    def numbers(self) -> np.ndarray | None:
+        """Their numbers in row lists; None if these are 0 ... n-1."""
+        return None
+
+    @cached_property
+    def source(self) -> "Source":
+        """The rows to choose from."""
+        from dq_multimodal.source import load_source
+
+        return load_source(self.place, **self.which)
+
+    @property
+    def n_rows(self) -> int:
+        """How many they are."""
+        return len(self.source.dataset)
+
+    @property
+    def which(self) -> dict[str, Any]:
+        """Which part of the dataset they are."""
+        return {
+            "split": self.spec.get("split", "train"),
+            "config_name": self.spec.get("config_name"),
+        }
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns that the suite names, as `compress` takes them."""
+        names = ("label_column", "image_column", "text_columns")
+        return {name: self.spec[name] for name in names if name in self.spec}
+
+    @cached_property
+    def test(self) -> tuple[str, str]:
+        """Where the test rows are, and their split: of local files the only one."""
+        if "test" not in self.spec:
+            raise InputError(f"task {self.name}: test is missing")
+        place = find_place(self.spec["test"])
+        usual = "train" if Path(place).is_absolute() else "test"
+        return place, self.spec.get("test_split", usual)
+
+    @cached_property
+    def chooser(self) -> Chooser:
+        """What chooses the rows."""
+        used = dict.fromkeys(cell.selection for cell in self.cells)
+        lists = {str(cell.keep) for cell in self.cells if isinstance(cell.keep, str)}
+        return Chooser(
+            self.place,
+            {**self.which, **self.columns, "modality": self.spec["kind"]},
+            {name: self.suite.selections[name] for name in {**used, **dict.fromkeys(lists)}},
+            self.work,
+            self.n_rows,
+            self.spec.get("encoder"),
+            self.embeddings,
+            self.numbers,
+        )
+
+    def choose_all(self) -> list[dict[str, Any]]:
+        """Choose the rows of every selection, keep ratio and draw."""
+        asked = dict.fromkeys((cell.selection, cell.keep, cell.draw) for cell in self.cells)
+        lines = []
+        for selection, keep, draw in tqdm(asked, desc=f"{self.name}, selections"):
+            seed = self.suite.draw_seed(selection, draw)
+            line = self.chooser.choose(selection, keep, seed)
+            options = json.dumps(self.suite.selections[selection])
+            lines.append(
+                {
+                    "selection": selection,
+                    "keep": str(keep),
+                    "draw": draw,
+                    "options": options,
+                    **line,
+                }
+            )
+        return lines
+
+    def pack_features(self, used: np.ndarray) -> None:
+        """Write the embeddings of the used and the test rows, and their classes."""
+        from dq_multimodal.vision.columns import find_label_column, match_classes, read_classes
+
+        place, split = self.test
+        encoder = self.chooser.encoder_place
+        if encoder is None:
+            raise InputError(f"task {self.name}: the probe needs an encoder")
+        columns = {k: v for k, v in self.columns.items() if k != "image_column"}
+        ready = self.chooser.ready
+        train = np.load(ready) if ready else embed(self.place, encoder, self.work, **columns)
+        test = embed(place, encoder, self.work, split=split, **columns)
+        self.writer.add_array(f"{self.name}/train/features", train[used].astype(np.float32))
+        self.writer.add_array(f"{self.name}/test/features", test.astype(np.float32))
+        if self.spec["kind"] == "image":
+            return  # the classes are there with the images
+        from dq_multimodal.source import load_source
+
+        rows, tests = self.source.dataset, load_source(place, split=split).dataset
+        column = find_label_column(rows, self.spec.get("label_column"))
+        classes, labels = read_classes(rows, column)
+        of_test = match_classes(*read_classes(tests, column), labels)
+        self.writer.add_array(f"{self.name}/train/labels", classes[used].astype(np.int64))
+        self.writer.add_array(f"{self.name}/test/labels", of_test.astype(np.int64))
+
+    def count_bytes(self, rows: np.ndarray) -> int | None:
+        """Give the bytes of the images of some rows; None where there are none."""
+        return None
+
+    def pack(self, used: np.ndarray) -> None:
+        """Write the used rows and those of the tests."""
+        raise NotImplementedError
+
+
+class ImageTask(Task):
+    """Prepares images and their classes."""
+
+    def pack(self, used: np.ndarray) -> None:
+        """Write square images, uint8, and classes."""
+        from dq_multimodal.source import load_source
+        from dq_multimodal.vision.columns import match_classes
+
+        size = self.data.find_size(self.source.dataset)
+        place, split = self.test
+        test_rows = load_source(place, split=split).dataset
+        train, labels = self.data.pictures(self.source.dataset, size, used, name="decode")
+        test, test_labels = self.data.pictures(test_rows, size, name="decode test")
+        test.classes = match_classes(test.classes, test_labels, labels)
+        for part, pictures in (("train", train), ("test", test)):
+            if pictures.unused or (pictures.classes < 0).any():
+                raise InputError(
+                    f"task {self.name}: {part} rows without an image that can be read, or with a "
+                    f"class of their own: {pictures.unused[:5]} and others"
+                )
+            images, classes = pictures.__getitems__(list(range(len(pictures))))
+            self.writer.add_array(f"{self.name}/{part}/images", images)
+            self.writer.add_array(f"{self.name}/{part}/labels", classes.astype(np.int64))
+
+    @cached_property
+    def data(self) -> "ImageDataArguments":
+        """What reads the images."""
+        from dq_multimodal.training.image_data import ImageDataArguments
+
+        names = ("image_column", "label_column", "image_size")
+        return ImageDataArguments(self.place, **{name: self.spec.get(name) for name in names})
+
+    @cached_property
+    def sizes(self) -> np.ndarray | None:
+        """Bytes of each image file, (n,); None where the rows only name files."""
+        import pyarrow.compute as pc
+
+        from dq_multimodal.vision.columns import find_image_column
+        from dq_multimodal.vision.pixels import undecoded
+
+        column = find_image_column(self.source.dataset, self.spec.get("image_column"))
+        rows = undecoded(self.source.dataset, column).select_columns([column])
+        blocks = rows.with_format("arrow").iter(1000)
+        lengths = [
+            pc.binary_length(pc.struct_field(b[column].combine_chunks(), "bytes")) for b in blocks
+        ]
+        found = pa.chunked_array(lengths)
+        return None if found.null_count else found.to_numpy().astype(np.int64)
+
+    def count_bytes(self, rows: np.ndarray) -> int | None:
+        """Give the bytes of the image files of some rows."""
+        return None if self.sizes is None else int(self.sizes[rows].sum())
+
+
+class TextTask(Task):
+    """Prepares instruction rows as tokens of every model."""

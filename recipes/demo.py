@@ -5,7 +5,8 @@
 Makes an instruction dataset from the documentation of the installed Python packages, a tokenizer
 and a small Llama, and runs recipes/alpaca_20pct.py with recipes/configs/demo.yaml three times:
 on all rows, on 20 % drawn at random and on 20 % chosen by Dataset Quantization, each for the same
-number of steps; of so few rows the scores of adq would embed a large part twice. Prints one table.
+number of steps; of so few rows the scores of adq would embed a large part twice. Prints one table,
+and writes its lines to results-SEED.jsonl, as README.md shows them (eval/results/demo.jsonl).
 Interrupted, it goes on where it stopped.
 """
 
@@ -14,6 +15,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from dq_multimodal.training.result_lines import lay_out, read_line, write_lines
 
 RECIPES = Path(__file__).resolve().parent
 METHODS = ("full", "random", "dq")
@@ -45,8 +48,12 @@ def main() -> None:
             *("--model_name_or_path", model, "--method", method, "--output_dir", folder),
             *("--selection_seed", seed, "--seed", seed),
         )
-    table = ("--output", out / f"comparison-{seed}.json")
-    run(RECIPES.parent / "eval" / "comparison.py", *folders, *table)
+    lines = [
+        read_line(folder, "demo", "Python docs", method, "small Llama")
+        for method, folder in zip(METHODS, folders, strict=True)
+    ]
+    write_lines(out / f"results-{seed}.jsonl", lines)
+    print(lay_out(lines))
     place = folders[-1] / "selection"
     print(f"\nThe compressed dataset is in {place}: start with its report.html.")
 

@@ -5,24 +5,28 @@
 Writes scikit-learn's digits as an image dataset, trains a small extractor and a small masked
 autoencoder on them, and runs recipes/cifar10.py, each time for the same number of steps: on all
 rows, on 10 % drawn at random, on 10 % chosen by Dataset Quantization, and on 12.5 % of the rows
-with 20 % of their patches dropped, stored, and filled again. Prints one table. Interrupted, it
-goes on where it stopped.
+with 20 % of their patches dropped, stored, and filled again. Prints one table, and writes its lines
+to results.jsonl, as README.md shows them (eval/results/demo_images.jsonl). Interrupted, it goes on
+where it stopped.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from dq_multimodal.training.result_lines import lay_out, read_line, write_lines
+
 RECIPES = Path(__file__).resolve().parent
 
 LINES: dict[str, dict[str, Any]] = {
-    "full 100 %": {"method": "full"},
-    "random 10 %": {"method": "random", "keep_ratio": 0.1},
-    "dq 10 %": {"method": "dq", "keep_ratio": 0.1},
-    "dq 12.5 %, 20 % of patches dropped": {"method": "dq", "keep_ratio": 0.125, "drop_ratio": 0.2},
+    "full": {"method": "full"},
+    "random": {"method": "random", "keep_ratio": 0.1},
+    "dq": {"method": "dq", "keep_ratio": 0.1},
+    "dq, 20 % of patches dropped": {"method": "dq", "keep_ratio": 0.125, "drop_ratio": 0.2},
 }
 
 
@@ -56,7 +60,7 @@ def main() -> None:
         per_device_train_batch_size=64,
         output_dir=out / "mae",
     )
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name, options in LINES.items():
         kept = "-".join(str(options.get(key, 1)) for key in ("keep_ratio", "drop_ratio"))
         folders = [out / f"{options['method']}-{kept}-{seed}" for seed in range(args.seeds)]
@@ -80,10 +84,18 @@ def main() -> None:
                 output_dir=folder,
                 **settings,
             )
-        lines.append(f"{name}={','.join(map(str, folders))}")
-    table = ("--command", "make demo-images", "--output", out / "comparison.json")
-    run(RECIPES.parent / "eval" / "image_comparison.py", *lines, *table)
+        models = (options["method"] == "dq") * ["extractor"] + ("drop_ratio" in options) * ["mae"]
+        spent = sum(seconds_of(out / model) for model in models)
+        about = ("demo-images", "digits", name, "resnet10-narrow", spent)
+        lines += [read_line(folder, *about) for folder in folders]
+    write_lines(out / "results.jsonl", lines)
+    print(lay_out(lines))
     print(f"\nThe compressed dataset is in {folders[0] / 'selection'}: start with its README.md.")
+
+
+def seconds_of(folder: Path) -> float:
+    """Read how long it took to train a model."""
+    return json.loads((folder / "metrics.json").read_text())["seconds"]
 
 
 def launch(name: str, **options: object) -> None:

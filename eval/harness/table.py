@@ -48,7 +48,7 @@ class Row:
     """All cells of one selection at one keep ratio.
 
     `size` is the mean of the response tokens or bytes, `best` that of the best epochs (None where
-    a cell has none), `seconds` those of selection, proxy and training.
+    a cell has none), `seconds` those of selection, proxy and training (NaN where not known).
     """
 
     keep_ratio: float
@@ -249,10 +249,10 @@ def mean_or_none(values: Iterable[float | None]) -> float | None:
 
 
 def mean_seconds(lines: list[Any]) -> tuple[float, ...] | None:
-    """Give the mean seconds of selection, proxy and training."""
-    if not all(line.get("seconds") for line in lines):
-        return None
-    return tuple(mean(line["seconds"].get(name) or 0.0 for line in lines) for name in SPENT)
+    """Give the mean seconds of selection, proxy and training, NaN where a line does not say."""
+    found = [line.get("seconds") or {} for line in lines]
+    parts = [mean_or_none(of_line.get(name) for of_line in found) for name in SPENT]
+    return None if not any(found) else tuple(np.nan if p is None else p for p in parts)
 
 
 def judge(row: Row, group: Group) -> str:
@@ -276,7 +276,9 @@ def markdown(groups: list[Group]) -> str:
         f"do by chance; with a question mark where it is of fewer than {ENOUGH_DRAWS} draws, which "
         "make it too short."
     )
-    return "\n\n".join([*parts, said]) if parts else "No cell has finished yet."
+    rows = [row for group in groups for row in group.rows]
+    parts += [said] if any(row.value.interval for row in rows) else []
+    return "\n\n".join(parts) or "No cell has finished yet."
 
 
 def headline(group: Group) -> str:
@@ -290,7 +292,7 @@ def headline(group: Group) -> str:
 
 def unit(group: Group) -> str:
     """Name the metric with its unit."""
-    return f"{group.metric}, {'%' if group.is_higher_better else 'nats a token'}"
+    return f"{group.metric}, {'%' if group.is_higher_better else 'nats a response token'}"
 
 
 def lay_out(group: Group) -> str:
@@ -310,7 +312,8 @@ def lay_out(group: Group) -> str:
         cells += (judge(row, group), "" if row.best is None else f"{row.best:.{digits}f}")
         cells += (count(row),)
         seconds = row.seconds or ()
-        table.append((*cells, " + ".join(f"{value:,.1f}" for value in seconds)))
+        spent = ("?" if np.isnan(value) else f"{value:,.1f}" for value in seconds)
+        table.append((*cells, " + ".join(spent)))
     used = [any(row[k] for row in table[1:]) for k in range(len(head) + 1)]
     return grid([tuple(c for c, is_used in zip(r, used, strict=True) if is_used) for r in table])
 

@@ -1,4 +1,4 @@
-"""The README says what is there: its tables, commands, files and links."""
+"""README.md and docs/*.md say what is there: their tables, commands, files and links."""
 
 import re
 import subprocess
@@ -9,21 +9,43 @@ import pytest
 from eval_scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {page: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+ALL = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"```bash\n(.*?)```", ALL, re.DOTALL)
 COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
+    *(
+        line.split("#")[0].strip()
+        for block in BLOCKS
+        for line in block.replace("\\\n", " ").splitlines()
+    ),
+    *(
+        " ".join(text.split())
+        for text in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", ALL, flags=re.DOTALL))
+        if re.match(r"(python|accelerate launch|make|dq-multimodal) ", text)
+    ),
 ]
 
 
 def test_tables_are_those_of_the_results_files():
     module = load_script("readme")
-    assert module.render(README) == README, "run python eval/readme.py"
-    kinds = re.findall(r"<!-- (\w+): ", README)
-    assert set(kinds) == set(module.TABLES)
-    assert len(kinds) == 19
+    assert set(module.PAGES) == set(PAGES)
+    for text in PAGES.values():
+        assert module.render(text) == text, "run python eval/readme.py"
+    marks = re.findall(r"<!-- (\w+): (\S+) -->", ALL)
+    assert {kind for kind, _ in marks} == {*module.TABLES, "bench"}
+    assert ALL.count("<!-- end -->") == sum(kind == "bench" for kind, _ in marks)
+    shown = {ROOT / file for _, file in marks}
+    assert set((ROOT / "eval" / "results").glob("*.json")) <= shown
+
+
+def test_a_number_that_is_not_of_its_file_is_found():
+    module = load_script("readme")
+    for page, text in PAGES.items():
+        first_cells = r"(<!-- \w+: \S+ -->\n(?:(?!<!--).*\n)*?\| --- .*\n\| )"
+        changed = re.sub(first_cells, r"\g<1>7", text)
+        has_tables = "| --- |" in text and "<!-- " in text
+        assert (changed != text) == has_tables, page
+        assert module.render(changed) == text, page
 
 
 def help_of(command):
@@ -34,10 +56,12 @@ def help_of(command):
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("dq-multimodal")])
+@pytest.mark.parametrize(
+    "command", sorted({c for c in COMMANDS if c.startswith("dq-multimodal ") and "--" in c})
+)
 def test_flags_of_the_command_line_exist(command):
     words = command.split()
-    known = help_of(["-m", "dq_multimodal.cli", words[1]])
+    known = help_of(["-m", "dq_multimodal.cli", *(words[1:2] if words[1] != "--help" else [])])
     for flag in re.findall(r"--[a-z-]+", command):
         assert flag in known
 
@@ -49,22 +73,52 @@ SCRIPTS = sorted({s for c in COMMANDS for s in re.findall(r"(?:recipes|eval)/\w+
 def test_flags_of_the_scripts_exist(script):
     known = help_of([script])
     for command in (c for c in COMMANDS if script in c):
-        for flag in re.findall(r"--\w+", command.split(script)[1]):
+        rest = command.split(script)[1]
+        if script == "eval/bench.py":
+            known = help_of([script, rest.split()[0]])
+        for flag in re.findall(r"--[\w-]+", rest):
             assert flag in known
         for path in re.findall(r"recipes/configs/\S+\.yaml", command):
             assert (ROOT / path).is_file()
 
 
+def test_suites_of_the_commands_exist():
+    suites = re.findall(r"eval/bench\.py (?:prepare|run|table) (\w+)", " ".join(COMMANDS))
+    assert suites
+    for name in set(suites) - {"SUITE"}:
+        assert (ROOT / "eval" / "suites" / f"{name}.yaml").is_file()
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = [c.split()[1] for c in COMMANDS if c.startswith("make ")]
-    assert targets == ["demo", "test"]
+    targets = {c.split()[1] for c in COMMANDS if c.startswith("make ")}
+    assert targets >= {"demo", "demo-images", "test"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_resolve(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if not link.startswith("https://"):
+            assert (page.parent / link).exists(), link
+
+
+def test_files_that_are_named_exist():
+    text = re.sub(r"runs/\S+", "", ALL)
+    names = re.findall(r"`((?:eval|recipes|tests|docs|dq_multimodal)/[\w./-]+)", text)
+    assert len(names) > 10
+    for name in names:
+        assert (ROOT / name).exists(), name
+
+
+def test_every_page_is_linked_from_the_readme():
+    for page in PAGES:
+        assert page.parent == ROOT or f"](docs/{page.name})" in PAGES[ROOT / "README.md"]
+
+
 def test_the_map_names_every_module():
-    tree = re.search(r"## What is where\n\n```\n(.*?)```", README, re.DOTALL).group(1)
+    tree = re.search(r"## What is where\n\n```\n(.*?)```", ALL, re.DOTALL).group(1)
     for path in (ROOT / "dq_multimodal").iterdir():
         if path.name not in ("__init__.py", "__pycache__"):
             assert path.name in tree
@@ -73,7 +127,7 @@ def test_the_map_names_every_module():
 def test_python_examples_use_names_that_exist():
     import dq_multimodal
 
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", ALL, re.DOTALL):
         compile(block, "README.md", "exec")
         for names in re.findall(r"from dq_multimodal import (.*)", block):
             for name in names.split(", "):

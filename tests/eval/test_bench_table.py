@@ -239,6 +239,16 @@ def test_a_run_that_diverged_is_shown():
     assert table.judge(rows_of(groups)[0.1, "dq"], groups[0]) == ""
 
 
+@pytest.mark.parametrize(("n_draws", "said"), [(3, 0.76), (6, 0.87), (10, 0.92)])
+def test_intervals_of_few_draws_are_as_short_as_the_docs_say(n_draws, said):
+    rng = np.random.default_rng(n_draws)
+    held = []
+    for values in rng.normal(size=(400, n_draws)).tolist():
+        low, high = table.estimate({(k, 0): value for k, value in enumerate(values)}).interval
+        held.append(low <= 0 <= high)
+    assert abs(np.mean(held) - said) < 0.05
+
+
 def test_the_figure_has_the_same_bytes_each_time(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     lines = [

@@ -1,8 +1,13 @@
 """The dataset and the model of `make demo`, made small by the real scripts."""
 
+import importlib.util
+import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -175,3 +180,68 @@ def test_bad_sizes_end_in_one_line(
     done = run("tiny_llama.py", *given)
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def load_recipe(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_metrics(arguments: tuple[object, ...], found: dict[str, Any]) -> None:
+    """Write what a recipe would have, at the flags that it was given."""
+    words = [*map(str, arguments)]
+    flags = {a[2:]: b for a, b in pairwise(words) if a.startswith("--")}
+    asked = {"method": flags.get("method"), "keep_ratio": float(flags.get("keep_ratio", 0.2))}
+    seed = int(flags.get("seed", 0))
+    about = {"asked": {**asked, "seed": seed, "selection_seed": seed}, "steps": 4}
+    folder = Path(flags["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(about | {"device": "cpu, 2 threads"} | found))
+
+
+def test_the_demo_puts_its_runs_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo, losses = load_recipe("demo"), iter((4.0, 5.0, 4.5))
+
+    def run(*arguments: object) -> None:
+        if any("alpaca_20pct" in str(a) for a in arguments):
+            chosen = {"rows": 8, "bytes": 1000, "seconds": {"selection": 2.0}}
+            times = {"train": 3.0, "is_resumed": False}
+            held_out = {"response_loss": next(losses)}
+            write_metrics(arguments, {"selection": chosen, "seconds": times, "held_out": held_out})
+
+    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output_dir", str(tmp_path), "--seed", "1"])
+    demo.main()
+    lines = [json.loads(text) for text in (tmp_path / "results-1.jsonl").open()]
+    found = {line["selection"]: line["metrics"]["loss: held out"]["last"] for line in lines}
+    assert found == {"full": 4.0, "random": 5.0, "dq": 4.5}
+    assert [line["keep_ratio"] for line in lines] == [1.0, 0.2, 0.2]
+    assert "| 20 %, dq " in capsys.readouterr().out
+
+
+def test_the_image_demo_puts_its_runs_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = load_recipe("demo_images")
+
+    def run(*arguments: object) -> None:
+        if any("cifar10.py" in str(a) for a in arguments):
+            chosen = {"rows": 8, "bytes": {"stored_images": 500}, "seconds": {"selection": 2.0}}
+            about = {"selection": chosen, "train_seconds": 3.0, "is_resumed": False}
+            write_metrics(arguments, {**about, "accuracy": 0.9})
+        elif any("train_" in str(a) for a in arguments):
+            write_metrics(arguments, {"seconds": 10.0})
+
+    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(sys, "argv", ["demo", "--output_dir", str(tmp_path), "--seeds", "2"])
+    demo.main()
+    lines = [json.loads(text) for text in (tmp_path / "results.jsonl").open()]
+    spent = {(line["selection"], line["keep_ratio"]): line["seconds"]["proxy"] for line in lines}
+    assert list(spent.values()) == [0, 0, 10, 20]
+    assert list(spent)[-1] == ("dq, 20 % of patches dropped", 0.125) and len(lines) == 8
+    assert "90.00 ± 0.00 (2 seeds)" in capsys.readouterr().out

@@ -1,0 +1,225 @@
+"""The linear probe against its definition and against scikit-learn."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from eval_scripts import EVAL, load_script
+from sklearn.linear_model import LogisticRegression
+
+load_script("common")  # puts eval/ on the path
+
+from harness.bundle import Bundle, BundleWriter  # noqa: E402
+from harness.probe import Protocol, fit, train  # noqa: E402
+from harness.suite import Job  # noqa: E402
+
+from dq_multimodal.config import InputError  # noqa: E402
+
+CPU = torch.device("cpu")
+SETTINGS = {"tolerance": 1e-6, "max_iterations": 1000}
+
+
+def make_rows(n: int, d: int = 20, k: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features with spread scales, and classes that follow from them in part."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, d)) * np.geomspace(0.3, 3, d)
+    plan = np.random.default_rng(99).normal(size=(d, k))
+    return rows.astype(np.float32), (rows @ plan + 2 * rng.gumbel(size=(n, k))).argmax(axis=1)
+
+
+def fitted(rows: np.ndarray, classes: np.ndarray, weights: np.ndarray | None = None, **options):
+    weights = np.ones(len(rows)) if weights is None else weights
+    tensors = (torch.from_numpy(rows), torch.from_numpy(classes), torch.from_numpy(weights))
+    return fit(*tensors, **(SETTINGS | options))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.1, 0.003])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_it_agrees_with_scikit_learn(penalty: float, is_weighted: bool) -> None:
+    rows, classes = make_rows(300)
+    weights = np.ones(300)
+    if is_weighted:
+        weights = np.random.default_rng(1).uniform(0.1, 5, size=300)
+        weights /= weights.mean()
+    ours = fitted(rows, classes, weights, penalty=penalty)
+    theirs = LogisticRegression(C=1 / (penalty * 300), tol=1e-9, max_iter=10_000)
+    theirs.fit(rows.astype(np.float64), classes, sample_weight=weights)
+    np.testing.assert_allclose(ours.matrix.numpy().T, theirs.coef_, atol=2e-4)
+    shift = theirs.intercept_ - theirs.intercept_.mean()
+    np.testing.assert_allclose(ours.bias.numpy() - ours.bias.numpy().mean(), shift, atol=2e-4)
+
+
+def test_no_step_from_the_result_lowers_the_loss_as_it_is_defined() -> None:
+    rows, classes = make_rows(120, d=6, k=3)
+    weights = np.linspace(0.5, 1.5, 120)
+    ours = fitted(rows, classes, weights, penalty=0.05)
+    x = rows.astype(np.float64)
+
+    def loss(matrix: np.ndarray, bias: np.ndarray) -> float:
+        total = 0.0
+        for row, c, weight in zip(x, classes, weights, strict=True):
+            scores = row @ matrix + bias
+            total += weight * (np.log(np.exp(scores).sum()) - scores[c])
+        return total / 120 + 0.05 / 2 * (matrix**2).sum()
+
+    matrix, bias = ours.matrix.double().numpy(), ours.bias.double().numpy()
+    least = loss(matrix, bias)
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        step = rng.normal(size=matrix.shape), rng.normal(size=bias.shape)
+        for size in (1e-2, 1e-3):
+            assert loss(matrix + size * step[0], bias + size * step[1]) > least - 1e-9
+
+
+def test_a_weight_of_two_is_a_row_twice() -> None:
+    rows, classes = make_rows(100)
+    twice = np.concatenate([np.arange(30), np.arange(100)])
+    weights = np.where(np.arange(100) < 30, 2, 1) * (100 / 130)
+    one = fitted(rows, classes, weights, penalty=0.1)
+    other = fitted(rows[twice], classes[twice], penalty=0.1)
+    np.testing.assert_allclose(one.matrix.numpy(), other.matrix.numpy(), atol=1e-4)
+    plain = fitted(rows, classes, penalty=0.1)
+    assert np.abs(one.matrix.numpy() - plain.matrix.numpy()).max() > 0.01
+
+
+def test_more_columns_than_rows_converge_too() -> None:
+    rows, classes = make_rows(40, d=300)
+    found = fitted(rows, classes, penalty=1e-3, tolerance=1e-5)
+    assert found.gradient <= 1e-5
+    scores = rows @ found.matrix.numpy() + found.bias.numpy()
+    assert (scores.argmax(axis=1) == classes).all()
+
+
+def test_the_search_ends_after_max_iterations() -> None:
+    rows, classes = make_rows(200)
+    found = fitted(rows, classes, penalty=1e-3, tolerance=1e-7, max_iterations=3)
+    assert found.steps == 3
+    assert found.gradient > 1e-3
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundle")
+    writer = BundleWriter(folder)
+    for part, n, seed in (("train", 600, 0), ("test", 400, 1)):
+        rows, classes = make_rows(n, seed=seed)
+        rows = np.concatenate([50 + 10 * rows, np.full((n, 1), 0.1)], axis=1).astype(np.float32)
+        if part == "test":
+            rows[0, -1] = 0.3  # does not vary in the training rows
+        writer.add_array(f"toy/{part}/features", rows)
+        writer.add_array(f"toy/{part}/labels", classes.astype(np.int64))
+    writer.finish({"tasks": {}})
+    return Bundle(folder)
+
+
+def job(rows: np.ndarray, **changes: Any) -> Job:
+    settings = {"penalties": {0.5: 0.1, 1: 0.01}}
+    found = {"keep_ratio": 0.5, "seed": 0, "weights": None, "settings": settings} | changes
+    protocol = Protocol(**found.pop("settings"))
+    return Job("toy", protocol, "logistic regression", rows, **found)
+
+
+def accuracy(found: dict[str, Any]) -> float:
+    metric = found["metrics"]["test accuracy"]
+    assert metric["best"] is None
+    return metric["last"]
+
+
+def run(bundle: Bundle, job: Job) -> dict[str, Any]:
+    return train(job, bundle, CPU, lambda share: None)
+
+
+@pytest.mark.parametrize(("keep_ratio", "penalty"), [(0.2, 0.1), (0.5, 0.1), (0.51, 0.01)])
+def test_the_accuracy_is_that_of_scikit_learn_on_standardised_features(
+    bundle: Bundle, keep_ratio: float, penalty: float
+) -> None:
+    rows = np.random.default_rng(3).permutation(600)[:150]
+    x, y = bundle.array("toy/train/features").astype(float), bundle.array("toy/train/labels")
+    test_x, test_y = bundle.array("toy/test/features"), bundle.array("toy/test/labels")
+    mean, deviation = x.mean(axis=0), x[:, :-1].std(axis=0)
+    scale = np.append(deviation, 1)
+    theirs = LogisticRegression(C=1 / (penalty * 150), tol=1e-9, max_iter=10_000)
+    theirs.fit((x[rows] - mean) / scale, y[rows])
+    wanted = 100 * theirs.score((test_x - mean) / scale, test_y)
+    found = run(bundle, job(rows, keep_ratio=keep_ratio))
+    assert accuracy(found) == pytest.approx(wanted, abs=0.26)  # one row of 400
+    assert 40 < wanted < 95
+    assert found["gradient"] <= 1e-5
+    assert found["steps"] > 3
+
+
+def test_neither_seed_nor_order_changes_the_result(bundle: Bundle) -> None:
+    rows = np.arange(0, 600, 5)
+    first = run(bundle, job(rows))
+    assert run(bundle, job(rows, seed=7)) == first
+    assert accuracy(run(bundle, job(rows[::-1].copy()))) == accuracy(first)
+
+
+def test_weights_change_the_result(bundle: Bundle) -> None:
+    rows = np.arange(0, 600, 5)
+    ones = run(bundle, job(rows, weights=np.ones(120, dtype=np.float32)))
+    assert ones == run(bundle, job(rows))
+    classes = bundle.array("toy/train/labels")[rows]
+    weights = np.where(classes == 0, 20.0, 1.0)
+    assert accuracy(run(bundle, job(rows, weights=weights / weights.mean()))) != accuracy(ones)
+
+
+def test_a_class_without_rows_is_never_right(bundle: Bundle) -> None:
+    classes, tests = bundle.array("toy/train/labels"), bundle.array("toy/test/labels")
+    only = np.flatnonzero(classes == 2)[:20]
+    assert accuracy(run(bundle, job(only))) == pytest.approx(100 * (tests == 2).mean())
+    without = np.flatnonzero(classes != 2)
+    share = 100 * (tests != 2).mean()
+    assert 0.5 * share < accuracy(run(bundle, job(without))) < share
+
+
+def test_progress_goes_from_0_to_1_and_may_stop_it(bundle: Bundle) -> None:
+    shares: list[float] = []
+    train(job(np.arange(300)), bundle, CPU, shares.append)
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert all(a <= b for a, b in itertools.pairwise(shares))
+
+    class Over(Exception):
+        pass
+
+    def stop(share: float) -> None:
+        raise Over
+
+    with pytest.raises(Over):
+        train(job(np.arange(300)), bundle, CPU, stop)
+
+
+def test_the_features_of_a_task_are_read_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(bundle, job(np.arange(50)))
+    monkeypatch.setattr(Bundle, "array", lambda *_: pytest.fail("read again"))
+    run(bundle, job(np.arange(60)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"penalties": {}}, "penalties must map"),
+        ({"penalties": 0.1}, "penalties must map"),
+        ({"penalties": {1: 0}}, "above 0"),
+        ({"penalties": {1: "0.1"}}, "above 0"),
+        ({"penalties": {0.5: 0.1}}, "up to keep ratio 1, got 0.5"),
+        ({"penalties": {1: 0.1}, "tolerance": 0}, "tolerance must be above 0"),
+        ({"penalties": {1: 0.1}, "max_iterations": 2.5}, "max_iterations must be a count"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Protocol(**settings)
+
+
+def test_the_named_protocol_has_a_penalty_for_every_keep_ratio() -> None:
+    found = yaml.safe_load((EVAL / "protocols.yaml").read_text())["probe"]
+    assert found.pop("trainer") == "probe"
+    protocol = Protocol(**found)
+    assert all(protocol.penalty(ratio) > 0 for ratio in (0.001, 0.005, 0.01, 0.3, 0.31, 1))

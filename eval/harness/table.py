@@ -18,6 +18,8 @@ from common import grid
 from jaxtyping import Int
 from numpy import ndarray
 
+from dq_multimodal.config import InputError
+
 BASELINE = "random"
 """The selection that the others are compared with."""
 N_RESAMPLES, SEED = 10_000, 0
@@ -88,11 +90,11 @@ def is_higher_better(metric: str) -> bool:
     """Say whether more of a metric is better.
 
     Raises:
-        ValueError: If its name tells neither.
+        InputError: If its name tells neither.
     """
     names = [word for word in ("accuracy", "loss") if word in metric]
     if len(names) != 1:
-        raise ValueError(f"wanted a metric with 'accuracy' or 'loss' in its name, got {metric!r}")
+        raise InputError(f"wanted a metric with 'accuracy' or 'loss' in its name, got {metric!r}")
     return names == ["accuracy"]
 
 
@@ -380,7 +382,7 @@ def figure(groups: list[Group], path: Path) -> bool:
         axes.set_xscale("log")
         axes.minorticks_off()
         axes.set_xticks([100 * r for r in ratios], [f"{100 * r:g}" for r in ratios])
-        axes.margins(x=0.15)
+        axes.set_xlim(100 * ratios[0] / 1.5, 100 * ratios[-1] * 1.5)
         head = f"{group.task}, {group.protocol}, {group.net}, {group.device}"
         better = "up" if group.is_higher_better else "down"
         label(axes, head, "rows kept, %", f"{unit(group)}\n(better: {better})")

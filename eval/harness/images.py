@@ -1,0 +1,559 @@
+"""Image classifiers trained from scratch: the packed pixels, augmentation and nets on one device.
+
+A cell of a suite is one call of `train`. Pixels stay uint8 on the device; crops, mirrors and holes
+are drawn a whole epoch at a time by a generator on the CPU, so that the CPU and a GPU see the same
+pictures; losses never leave the device while it trains.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dq_multimodal.config import InputError, check_choice, check_count
+from dq_multimodal.vision.classifiers import build_classifier
+from harness.bundle import Bundle
+from harness.suite import Job
+
+Optimizer = Literal["sgd", "adamw"]
+Decay = Literal["cosine", "linear"]
+Padding = Literal["none", "zero", "reflect"]
+Precision = Literal["auto", "bf16", "float32"]
+Compile = Literal["auto", "never", "default", "reduce-overhead"]
+
+COMPILE_STEPS = 3000
+"""Under "auto" a GPU cell of at least so many steps is compiled: that takes about a minute."""
+
+PROGRESS_SECONDS = 0.5
+BLOCK_ROWS = 4096
+"""Rows that are augmented together: whole epochs of large sets would fill the memory."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    r"""Settings of one way to train, by `train`.
+
+    The learning rate of step t = 0 ... T - 1, with w = `warmup` T and u = (t + 1 - w) / (T - w):
+    $\eta (t + 1) / w$ while t + 1 <= w, and then $\eta (1 + \cos \pi u') / 2$ ("cosine",
+    arXiv:1608.03983, Eq. 5) or $\eta (1 - u')$ ("linear"), where u' = u - 1 / (T - w), so that a
+    run without warm-up starts at $\eta$ and the last step is not lost.
+
+    Where a setting may go by keep ratio, a mapping {0.1: 32, 1.0: 128} gives the value of the first
+    key that is at least the keep ratio of the cell.
+
+    Attributes:
+        epochs: Passes over the kept rows; by keep ratio. Either this or `steps`.
+        steps: Steps of the optimizer, whatever the number of rows.
+        batch_size: Rows a step; by keep ratio. At most the kept rows.
+        learning_rate: Peak of the schedule; by keep ratio. Not scaled by the batch size.
+        optimizer: "sgd" with momentum, or "adamw".
+        momentum: Of sgd, in [0, 1).
+        nesterov: Whether sgd looks ahead.
+        weight_decay: Added to the gradient by sgd; decoupled in adamw. On all parameters.
+        warmup: Share of the steps in which the rate rises, in [0, 1).
+        decay: Shape of the fall.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        crop: Padding of the random crop (size / 8 pixels a side, zeros are black); "none" crops
+            nothing.
+        mirror: Whether pictures are mirrored with probability 1/2.
+        cutout: Side of a square filled with the mean colour, in pixels; its centre is any pixel
+            (arXiv:1708.04552). 0 makes none.
+        evaluations: Tests on all test images, evenly over the steps, the last after the last.
+        precision: "bf16" by autocast, "float32", or "auto": bf16 on GPUs and on CPUs with AMX.
+        compile: torch.compile of the training step: never, in one of its modes, or "auto": on
+            GPUs, from `COMPILE_STEPS` steps on.
+    """
+
+    batch_size: int | dict[float, int]
+    learning_rate: float | dict[float, float]
+    epochs: float | dict[float, float] | None = None
+    steps: int | None = None
+    optimizer: Optimizer = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    warmup: float = 0.0
+    decay: Decay = "cosine"
+    label_smoothing: float = 0.0
+    crop: Padding = "zero"
+    mirror: bool = True
+    cutout: int = 0
+    evaluations: int = 1
+    precision: Precision = "auto"
+    compile: Compile = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            *(("optimizer", Optimizer), ("decay", Decay), ("crop", Padding)),
+            *(("precision", Precision), ("compile", Compile)),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(f"wanted epochs or steps, got {self.epochs} and {self.steps}")
+        for name in ("momentum", "warmup", "label_smoothing"):
+            if not _is_number(value := getattr(self, name)) or not 0 <= value < 1:
+                raise InputError(f"{name} must lie in [0, 1), got {value!r}")
+        if not _is_number(self.weight_decay) or self.weight_decay < 0:
+            raise InputError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+        if not isinstance(self.cutout, int) or self.cutout < 0:
+            raise InputError(f"cutout must be a number of pixels, got {self.cutout!r}")
+        for name in ("nesterov", "mirror"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        check_count("evaluations", self.evaluations)
+        if self.steps is not None:
+            check_count("steps", self.steps)
+        for name in ("batch_size", "learning_rate", "epochs"):
+            self._check_by_ratio(name)
+
+    def _check_by_ratio(self, name: str) -> None:
+        """Raise unless a setting is positive, or rises by keep ratio up to 1."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        steps = value if isinstance(value, dict) else {1.0: value}
+        ratios = list(steps)
+        if not all(map(_is_number, ratios)) or sorted(ratios) != ratios or ratios[-1:] != [1.0]:
+            raise InputError(f"{name} by keep ratio must have rising keys up to 1.0, got {ratios}")
+        for one in steps.values():
+            if name == "batch_size":
+                check_count(name, one)
+            elif not _is_number(one) or not one > 0:
+                raise InputError(f"{name} must be above 0, got {one!r}")
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def at_ratio(value: Any, keep_ratio: float) -> Any:
+    """Give a setting at a keep ratio: the value of the first key that is at least as high."""
+    if not isinstance(value, dict):
+        return value
+    return next(one for ratio, one in value.items() if keep_ratio <= ratio + 1e-9)
+
+
+def count_steps(protocol: Protocol, n_rows: int, keep_ratio: float) -> tuple[int, int]:
+    """Give the batch size and the number of steps.
+
+    An epoch has floor(rows / batch) steps: the rows left over after the last whole batch wait for
+    the next epoch, which has another order. Fewer rows than the batch size are one batch.
+    """
+    batch = min(at_ratio(protocol.batch_size, keep_ratio), n_rows)
+    if protocol.steps is not None:
+        return batch, protocol.steps
+    return batch, max(1, round(at_ratio(protocol.epochs, keep_ratio) * (n_rows // batch)))
+
+
+def rate_at(protocol: Protocol, step: int, steps: int) -> float:
+    """Give the learning rate of a step as a share of its peak: see `Protocol`."""
+    rise = protocol.warmup * steps
+    if step + 1 <= rise:
+        return (step + 1) / rise
+    share = min(1.0, max(0.0, (step - rise) / (steps - rise)))
+    return (1 + math.cos(math.pi * share)) / 2 if protocol.decay == "cosine" else 1 - share
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The packed images of a task on a device: (n, h, w, 3) uint8 and (n,) int64."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+    @property
+    def n_classes(self) -> int:
+        """Labels count from 0."""
+        return int(max(self.train_labels.max(), self.test_labels.max())) + 1
+
+
+@functools.lru_cache(maxsize=2)
+def load_pictures(bundle: Bundle, task: str, device: torch.device) -> Pictures:
+    """Move the images of a task onto a device, once for all its cells."""
+    arrays = (
+        bundle.array(f"{task}/{split}/{name}")
+        for split in ("train", "test")
+        for name in ("images", "labels")
+    )
+    return Pictures(*(torch.tensor(np.asarray(array), device=device) for array in arrays))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What augmentation draws for each of n rows.
+
+    Attributes:
+        shift: (n, 2) rows and columns by which the crop is moved, in [-pad, pad].
+        is_mirrored: (n,) bool.
+        hole: (n, 2) row and column of the centre of the hole.
+    """
+
+    shift: Tensor
+    is_mirrored: Tensor
+    hole: Tensor
+
+    @classmethod
+    def make(cls, n: int, height: int, width: int, generator: torch.Generator) -> "Draws":
+        """Draw on the CPU; the crop moves by up to an eighth of the side."""
+
+        def whole(low: int, high: int) -> Tensor:
+            return torch.randint(low, high + 1, (n,), generator=generator)
+
+        tall, wide = height // 8, width // 8
+        return cls(
+            torch.stack([whole(-tall, tall), whole(-wide, wide)], 1),
+            whole(0, 1).bool(),
+            torch.stack([whole(0, height - 1), whole(0, width - 1)], 1),
+        )
+
+
+def augment(images: Tensor, rows: Tensor, draws: Draws, protocol: Protocol, fill: Tensor) -> Tensor:
+    """Give rows of uint8 images cropped, mirrored and with a hole, as `Protocol` says.
+
+    Pixel (i, j) of a row comes from (i + shift_i, j' + shift_j), where j' = w - 1 - j if it is
+    mirrored. Outside the picture lies black ("zero") or its reflection without the edge twice.
+
+    Args:
+        images: (N, h, w, 3) uint8.
+        rows: (n,) positions in it.
+        draws: Of these rows, on the same device.
+        protocol: crop, mirror and cutout are read.
+        fill: (3,) uint8, the colour of holes.
+    """
+    _, height, width, _ = images.shape
+    places, is_inside, is_hole = [], [], []
+    for axis, side in enumerate((height, width)):
+        line = torch.arange(side, device=images.device)
+        place = line.expand(len(rows), side)
+        if axis == 1 and protocol.mirror:
+            place = torch.where(draws.is_mirrored[:, None], side - 1 - place, place)
+        if protocol.crop != "none":
+            place = place + draws.shift[:, axis, None]
+        is_inside.append((place >= 0) & (place < side))
+        if protocol.crop == "reflect":
+            place = side - 1 - (side - 1 - place.abs()).abs()
+        places.append(place.clamp(0, side - 1))
+        away = line - draws.hole[:, axis, None] + protocol.cutout // 2
+        is_hole.append((away >= 0) & (away < protocol.cutout))
+    y, x = places
+    flat = (rows[:, None, None] * height + y[:, :, None]) * width + x[:, None, :]
+    found = images.view(-1, 3)[flat.view(-1)].view(len(rows), height, width, 3)
+    if protocol.crop == "zero":
+        found = found * (is_inside[0][:, :, None] & is_inside[1][:, None, :])[..., None]
+    if protocol.cutout:
+        found = torch.where(
+            (is_hole[0][:, :, None] & is_hole[1][:, None, :])[..., None], fill, found
+        )
+    return found
+
+
+def measure_colours(images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Give mean and standard deviation of the pixels of some rows, (3,) each, in 0 ... 255."""
+    pixels = images[rows].view(-1, 3)
+    counts = torch.stack([torch.bincount(pixels[:, c], minlength=256) for c in range(3)]).cpu()
+    share = counts.double() / len(pixels)
+    values = torch.arange(256, dtype=torch.float64)
+    mean = share @ values
+    spread = (share * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    return mean.float(), spread.clamp(min=1.0).float()
+
+
+class Colours(nn.Module):
+    """A net behind the step that brings uint8 pixels (n, h, w, 3) to mean 0 and deviation 1."""
+
+    def __init__(self, net: nn.Module, mean: Tensor, spread: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", mean.view(3, 1, 1))
+        self.register_buffer("spread", spread.view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the logits, (n, classes)."""
+        # rows of pixels seen as channels are channels_last without a copy
+        return self.net((images.permute(0, 3, 1, 2).float() - self.mean) / self.spread)
+
+
+def _conv(n_in: int, n_out: int, size: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(n_in, n_out, size, padding=size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Sequential):
+    """x + f(x), f being the modules in order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the modules give."""
+        return x + super().forward(x)
+
+
+class Head(nn.Module):
+    """The largest value of each channel, and a linear layer whose logits are scaled down."""
+
+    def __init__(self, n_in: int, n_classes: int, scale: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_in, n_classes, bias=False)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the logits, (n, classes)."""
+        return self.linear(x.amax((2, 3))) * self.scale
+
+
+def resnet9(n_classes: int, width: int = 64) -> nn.Module:
+    """Build the residual net of nine layers that trains CIFAR-10 fastest for its accuracy.
+
+    Eight 3 x 3 convolutions of 64 to 512 channels and a linear layer, 6.6 million parameters; two
+    residual pairs, each after a pooling; the shape is that of D. Page, "How to train your ResNet"
+    (2018), as the DAWNBench entries have it.
+    """
+    w = width
+    return nn.Sequential(
+        _conv(3, w),
+        *(_conv(w, 2 * w), nn.MaxPool2d(2)),
+        Residual(_conv(2 * w, 2 * w), _conv(2 * w, 2 * w)),
+        *(_conv(2 * w, 4 * w), nn.MaxPool2d(2)),
+        *(_conv(4 * w, 8 * w), nn.MaxPool2d(2)),
+        Residual(_conv(8 * w, 8 * w), _conv(8 * w, 8 * w)),
+        Head(8 * w, n_classes, 0.125),
+    )
+
+
+def small_cnn(n_classes: int) -> nn.Module:
+    """Build a net that one CPU core trains at about 2,000 pictures of 32 px a second.
+
+    A 4 x 4 convolution of stride 2, then twice a convolution, a pooling and a residual layer: five
+    convolutions in all, of 32 to 128 channels, 0.28 million parameters. Pooling comes before the
+    normalisation, which then has a quarter of the work.
+    """
+
+    def halve(n_in: int, n_out: int) -> nn.Sequential:
+        conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.MaxPool2d(2), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+
+    stem = nn.Conv2d(3, 32, 4, stride=2, padding=1, bias=False)
+    return nn.Sequential(
+        *(stem, nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
+        *(halve(32, 64), Residual(_conv(64, 64))),
+        *(halve(64, 128), Residual(_conv(128, 128))),
+        Head(128, n_classes, 0.125),
+    )
+
+
+def build_net(name: str, n_classes: int, side: int) -> nn.Module:
+    """Build `resnet9`, `small-cnn`, or a net of `build_classifier` (any timm name)."""
+    if name == "resnet9":
+        return resnet9(n_classes)
+    if name == "small-cnn":
+        return small_cnn(n_classes)
+    return build_classifier(name, n_classes, side)
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Say whether the CPU multiplies bf16 matrices in hardware, as Linux reports it."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "amx_bf16" in info.read_text()
+
+
+def is_bf16(protocol: Protocol, device: torch.device) -> bool:
+    """Say whether a cell runs under bf16 autocast."""
+    if protocol.precision == "auto":
+        return device.type == "cuda" or has_amx()
+    return protocol.precision == "bf16"
+
+
+def compile_mode(protocol: Protocol, device: torch.device, steps: int) -> str | None:
+    """Give the mode of torch.compile for a cell, None for none: the one place of this rule."""
+    if protocol.compile == "auto":
+        return "default" if device.type == "cuda" and steps >= COMPILE_STEPS else None
+    return None if protocol.compile == "never" else protocol.compile
+
+
+def batch_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float
+) -> Tensor:
+    r"""Give the loss of a batch, $\frac{1}{b} \sum_i w_i \ell_i$, with cross entropies in nats.
+
+    The weights have mean 1 over all kept rows, not over the batch, so that the expectation over
+    batches is the weighted loss of the whole set.
+    """
+    losses = F.cross_entropy(
+        logits.float(), labels, reduction="none", label_smoothing=label_smoothing
+    )
+    return (losses if weights is None else losses * weights).mean()
+
+
+def make_batches(
+    pictures: Pictures,
+    rows: Tensor,
+    batch: int,
+    protocol: Protocol,
+    fill: Tensor,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give augmented batches and the places of their rows in `rows`, epoch after epoch.
+
+    What chance decides is drawn on the CPU, an epoch at a time, and moved once.
+    """
+    device, (_, height, width, _) = rows.device, pictures.train.shape
+    n = len(rows) // batch * batch
+    block = max(1, BLOCK_ROWS // batch) * batch
+
+    def move(values: Tensor) -> Tensor:
+        if device.type == "cuda":  # a copy from pinned memory does not stop the host
+            return values.pin_memory().to(device, non_blocking=True)
+        return values
+
+    while True:
+        order = move(torch.randperm(len(rows), generator=generator)[:n])
+        draws = Draws.make(n, height, width, generator)
+        parts = [move(part) for part in (draws.shift, draws.is_mirrored, draws.hole)]
+        for start in range(0, n, block):
+            places = order[start : start + block]
+            drawn = Draws(*(part[start : start + block] for part in parts))
+            images = augment(pictures.train, rows[places], drawn, protocol, fill)
+            yield from zip(images.split(batch), places.split(batch), strict=True)
+
+
+def make_optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
+    """Make the optimizer of a protocol, at rate 0 until the schedule sets it."""
+    decay = protocol.weight_decay
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=decay, fused=True)
+    return torch.optim.SGD(
+        net.parameters(),
+        lr=0.0,
+        momentum=protocol.momentum,
+        nesterov=protocol.nesterov,
+        weight_decay=decay,
+        fused=True,
+    )
+
+
+def count_right(net: nn.Module, pictures: Pictures, note: Callable[[int], None]) -> Tensor:
+    """Count the test images whose highest logit is their label; the count stays on the device."""
+    n_together = 2000 if pictures.test.device.type == "cuda" else 250
+    net.eval()
+    right = torch.zeros((), dtype=torch.int64, device=pictures.test.device)
+    with torch.no_grad():
+        for images, labels in zip(
+            pictures.test.split(n_together), pictures.test_labels.split(n_together), strict=True
+        ):
+            right += (net(images).argmax(1) == labels).sum()
+            note(len(images))
+    net.train()
+    return right
+
+
+class Share:
+    """Reports the share of the work that is done: a test of a row is a third of a step on it."""
+
+    def __init__(self, total: float, progress: Callable[[float], None]) -> None:
+        self.total, self.progress = total, progress
+        self.done, self.said_at = 0.0, time.monotonic()
+
+    def add(self, work: float) -> None:
+        """Count work, and report now and then."""
+        self.done += work
+        now = time.monotonic()
+        if now - self.said_at >= PROGRESS_SECONDS:
+            self.said_at = now
+            self.progress(min(1.0, self.done / self.total))
+
+
+@contextmanager
+def own_state(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed everything, and put the state of the process back afterwards."""
+    is_tuned = torch.backends.cudnn.benchmark
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        torch.backends.cudnn.benchmark = device.type == "cuda"
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = is_tuned
+
+
+def train(
+    job: Job, bundle: Bundle, device: torch.device, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Train a net on the kept rows of a task, and test it on all test images.
+
+    Args:
+        job: The cell; `job.rows` are positions in the packed training images.
+        bundle: Holds TASK/train/images, TASK/train/labels and the same of test.
+        device: Where it trains.
+        progress: Is told the share of the work that is done, rising to 1; what it raises passes.
+
+    Returns:
+        steps, epochs, batch_size, precision, compiled, and the metric "test accuracy" in percent.
+    """
+    with own_state(device, job.seed):
+        return _train(job, load_pictures(bundle, job.task, device), device, progress)
+
+
+def _train(
+    job: Job, pictures: Pictures, device: torch.device, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    protocol: Protocol = job.protocol
+    rows = torch.as_tensor(job.rows, dtype=torch.int64).to(device)
+    labels = pictures.train_labels[rows]
+    weights = None
+    if job.weights is not None:
+        weights = torch.as_tensor(job.weights, dtype=torch.float32).to(device)
+    batch, steps = count_steps(protocol, len(rows), job.keep_ratio)
+    mode = compile_mode(protocol, device, steps)
+
+    mean, spread = measure_colours(pictures.train, rows)
+    net = Colours(build_net(job.net, pictures.n_classes, pictures.train.shape[1]), mean, spread)
+    net = net.to(device, memory_format=torch.channels_last).train()
+    forward = net if mode is None else torch.compile(net, mode=mode, dynamic=False)
+    optimizer = make_optimizer(net, protocol)
+    fill = mean.round().to(torch.uint8).to(device)
+    generator = torch.Generator().manual_seed(job.seed)
+    batches = make_batches(pictures, rows, batch, protocol, fill, generator)
+    peak = at_ratio(protocol.learning_rate, job.keep_ratio)
+
+    n_tests = min(protocol.evaluations, steps)
+    tests_at = {steps * (k + 1) // n_tests for k in range(n_tests)}
+    share = Share(3 * batch * steps + len(pictures.test) * n_tests, progress)
+    is_low = is_bf16(protocol, device)
+    right = []
+    for step in range(steps):
+        images, places = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = peak * rate_at(protocol, step, steps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
+            logits = forward(images)
+        given = None if weights is None else weights[places]
+        batch_loss(logits, labels[places], given, protocol.label_smoothing).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        share.add(3 * batch)
+        if step + 1 in tests_at:
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
+                right.append(count_right(net, pictures, share.add))
+    found = [100 * int(count) / len(pictures.test) for count in right]
+    progress(1.0)
+    return {
+        "steps": steps,
+        "metrics": {
+            "test accuracy": {"last": found[-1], "best": max(found) if len(found) > 1 else None}
+        },
+        "epochs": round(steps / (len(rows) // batch), 3),
+        "batch_size": batch,
+        "precision": "bf16" if is_low else "float32",
+        "compiled": mode,
+    }

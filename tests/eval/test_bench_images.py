@@ -1,0 +1,313 @@
+"""The image trainer of the benchmark, on tiny pictures made in code."""
+
+import dataclasses
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from eval_scripts import EVAL
+
+if str(EVAL) not in sys.path:
+    sys.path.append(str(EVAL))
+
+from harness import images
+from harness.suite import Job, resolve
+
+from dq_multimodal.config import InputError
+
+CPU = torch.device("cpu")
+PLAIN = {"batch_size": 16, "learning_rate": 0.1, "epochs": 1, "precision": "float32"}
+
+
+class Pack:
+    """Stands in for a bundle: two classes of 8 px, dark above or dark below, under noise."""
+
+    def __init__(self, n=96, side=8, labels=None):
+        rng = np.random.default_rng(0)
+        self.arrays = {}
+        for split in ("train", "test"):
+            classes = rng.integers(0, 2, n)
+            pictures = rng.integers(60, 256, (n, side, side, 3))
+            half = np.arange(side)[None, :, None, None] < side // 2
+            is_dark = half == (classes == 0)[:, None, None, None]
+            pictures = np.where(is_dark, pictures // 3, pictures)
+            self.arrays[f"t/{split}/images"] = pictures.astype(np.uint8)
+            self.arrays[f"t/{split}/labels"] = classes.astype(np.int64)
+        if labels is not None:
+            self.arrays["t/train/labels"] = labels
+
+    def array(self, name):
+        return self.arrays[name]
+
+
+PACK = Pack()
+
+
+def job(rows=96, net="small-cnn", keep_ratio=1.0, seed=0, weights=None, **settings):
+    protocol = images.Protocol(**(PLAIN | settings))
+    return Job("t", protocol, net, np.arange(rows), keep_ratio, seed, weights)
+
+
+def train(pack=PACK, progress=lambda share: None, **settings):
+    return images.train(job(**settings), pack, CPU, progress)
+
+
+def final_weights(monkeypatch, **settings):
+    """Train, and give the numbers of the net at the end too."""
+    nets, build = [], images.build_net
+    monkeypatch.setattr(images, "build_net", lambda *a: nets.append(build(*a)) or nets[-1])
+    found = train(**settings)
+    return found, torch.cat([v.detach().double().flatten() for v in nets[-1].parameters()])
+
+
+def test_an_easy_set_is_learnt():
+    found = train(epochs=8, evaluations=4, mirror=True)
+    accuracy = found["metrics"]["test accuracy"]
+    assert 85 < accuracy["last"] <= accuracy["best"] <= 100
+    assert found["steps"] == 48 and found["batch_size"] == 16 and found["epochs"] == 8
+    assert train(epochs=1)["metrics"]["test accuracy"]["best"] is None  # there was one test only
+
+
+def test_the_same_job_gives_the_same_numbers(monkeypatch):
+    settings = {"epochs": 2, "crop": "reflect", "cutout": 3, "evaluations": 2}
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, weights = final_weights(monkeypatch, **settings)
+    assert torch.equal(torch.get_rng_state(), before)  # the state of the process is left alone
+    torch.manual_seed(2)
+    again, same = final_weights(monkeypatch, **settings)
+    assert first == again and torch.equal(weights, same)
+    _, other = final_weights(monkeypatch, seed=1, **settings)
+    assert not torch.equal(weights, other)
+
+
+def test_rows_of_weight_zero_have_no_say(monkeypatch):
+    """Their labels may be anything: only the normalisation of the batch sees their pixels."""
+    weights = np.repeat([0.0, 2.0], 48)
+    labels = PACK.arrays["t/train/labels"].copy()
+    labels[:48] = 1 - labels[:48]
+    pack = Pack(labels=labels)
+    _, right = final_weights(monkeypatch, weights=weights, epochs=2)
+    _, wrong = final_weights(monkeypatch, weights=weights, epochs=2, pack=pack)
+    assert torch.equal(right, wrong)
+    _, unweighted = final_weights(monkeypatch, epochs=2)
+    _, unweighted_wrong = final_weights(monkeypatch, epochs=2, pack=pack)
+    assert not torch.equal(unweighted, unweighted_wrong)
+    assert not torch.equal(unweighted, right)
+
+
+def test_the_loss_of_a_batch_is_its_formula():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(5, 3)), np.array([0, 2, 1, 1, 0])
+    weights, smoothing = np.array([0.0, 1, 2, 3, 1]), 0.2
+    total = 0.0
+    for row, label, weight in zip(logits, labels, weights, strict=True):
+        log_p = row - np.log(np.exp(row).sum())
+        target = np.full(3, smoothing / 3)
+        target[label] += 1 - smoothing
+        total += weight * -(target * log_p).sum()
+    given = [torch.tensor(logits), torch.tensor(labels), torch.tensor(weights), smoothing]
+    assert float(images.batch_loss(*given)) == pytest.approx(total / 5, rel=1e-5)
+    repeated = np.repeat(np.arange(5), weights.astype(int))  # a row of weight 2 counts twice
+    plain = images.batch_loss(given[0][repeated], given[1][repeated], None, smoothing)
+    assert float(plain) == pytest.approx(total / weights.sum(), rel=1e-5)
+
+
+def test_weights_reach_the_step(monkeypatch):
+    """One step of plain SGD from known weights, against the gradient by hand."""
+
+    class Line(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = torch.nn.Linear(3, 2)
+            torch.nn.init.constant_(self.line.weight, 0.1)
+            torch.nn.init.zeros_(self.line.bias)
+
+        def forward(self, x):
+            return self.line(x.mean((2, 3)))
+
+    nets = []
+    monkeypatch.setattr(images, "build_net", lambda *a: nets.append(Line()) or nets[-1])
+    weights = np.array([0.0, 1, 2, 3, 0, 0, 1, 1])
+    same = {"crop": "none", "mirror": False, "momentum": 0.0, "weight_decay": 0.0}
+    train(rows=8, weights=weights, batch_size=8, **same)
+    pixels = PACK.arrays["t/train/images"][:8].astype(float)
+    features = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
+    features = features.mean((1, 2))
+    bias_slope = np.zeros(2)
+    for x, label, weight in zip(features, PACK.arrays["t/train/labels"], weights, strict=False):
+        logits = np.full(2, 0.1 * x.sum())
+        p = np.exp(logits) / np.exp(logits).sum()
+        bias_slope += weight * (p - np.eye(2)[label]) / 8
+    np.testing.assert_allclose(nets[0].line.bias.detach().numpy(), -0.1 * bias_slope, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keep_ratio", "batch", "steps"),
+    [(96, 0.1, 4, 48), (96, 0.2, 16, 12), (97, 0.3, 16, 12), (96, 1.0, 32, 6), (20, 1.0, 20, 2)],
+)
+def test_batch_and_steps_follow_the_keep_ratio(rows, keep_ratio, batch, steps):
+    by_ratio = {0.1: 4, 0.3: 16, 1.0: 32}
+    equal_epochs = images.Protocol(batch_size=by_ratio, learning_rate=0.1, epochs=2)
+    assert images.count_steps(equal_epochs, rows, keep_ratio) == (batch, steps)
+    equal_steps = images.Protocol(batch_size=by_ratio, learning_rate=0.1, steps=7)
+    assert images.count_steps(equal_steps, rows, keep_ratio) == (batch, 7)
+
+
+def test_an_epoch_shows_every_row_once_less_what_is_left_over():
+    pictures = images.load_pictures(PACK, "t", CPU)
+    protocol = images.Protocol(**PLAIN)
+    rows, fill = torch.arange(5, 45), torch.zeros(3, dtype=torch.uint8)
+    batches = images.make_batches(
+        pictures, rows, 16, protocol, fill, torch.Generator().manual_seed(0)
+    )
+    epochs = [torch.cat([next(batches)[1], next(batches)[1]]) for _ in range(3)]
+    for places in epochs:
+        assert len(places) == 32 and len(places.unique()) == 32 and places.max() < 40
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("crop", ["none", "zero", "reflect"])
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("cutout", [0, 3, 4])
+def test_augmentation_is_its_definition(crop, mirror, cutout):
+    rng = np.random.default_rng(0)
+    height, width, pad = 16, 24, (2, 3)
+    pixels = rng.integers(0, 256, (9, height, width, 3)).astype(np.uint8)
+    rows, fill = np.array([3, 3, 0, 8, 5]), np.array([7, 8, 9], dtype=np.uint8)
+    protocol = images.Protocol(**(PLAIN | {"crop": crop, "mirror": mirror, "cutout": cutout}))
+    generator = torch.Generator().manual_seed(4)
+    draws = images.Draws.make(len(rows), height, width, generator)
+    found = images.augment(
+        torch.tensor(pixels), torch.tensor(rows), draws, protocol, torch.tensor(fill)
+    )
+    assert found.dtype == torch.uint8
+    for number, row in enumerate(rows):
+        picture = pixels[row]
+        if crop != "none":
+            modes = {"zero": "constant", "reflect": "reflect"}
+            padded = np.pad(picture, ((pad[0],) * 2, (pad[1],) * 2, (0, 0)), modes[crop])
+            top, left = draws.shift[number].numpy() + pad
+            picture = padded[top : top + height, left : left + width]
+        if mirror and draws.is_mirrored[number]:
+            picture = picture[:, ::-1]
+        picture = picture.copy()
+        for i in range(height):
+            for j in range(width):
+                centre_i, centre_j = draws.hole[number].numpy() - cutout // 2
+                if 0 <= i - centre_i < cutout and 0 <= j - centre_j < cutout:
+                    picture[i, j] = fill
+        np.testing.assert_array_equal(found[number].numpy(), picture)
+
+
+def test_draws_cover_their_ranges_evenly():
+    draws = images.Draws.make(20_000, 16, 32, torch.Generator().manual_seed(0))
+    counts = np.unique(draws.shift[:, 1].numpy(), return_counts=True)
+    np.testing.assert_array_equal(counts[0], np.arange(-4, 5))
+    assert np.abs(counts[1] / 20_000 - 1 / 9).max() < 0.01
+    assert set(draws.shift[:, 0].tolist()) == {-2, -1, 0, 1, 2}
+    assert abs(draws.is_mirrored.float().mean() - 0.5) < 0.02
+    assert draws.hole.amax(0).tolist() == [15, 31] and draws.hole.amin(0).tolist() == [0, 0]
+
+
+def test_colours_are_those_of_the_kept_rows():
+    pixels = torch.tensor(PACK.arrays["t/train/images"])
+    mean, spread = images.measure_colours(pixels, torch.tensor([1, 4, 5]))
+    kept = PACK.arrays["t/train/images"][[1, 4, 5]].astype(float)
+    np.testing.assert_allclose(mean, kept.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(spread, kept.std((0, 1, 2)), rtol=1e-5)
+
+
+def test_rates_follow_the_schedule():
+    cosine = images.Protocol(**PLAIN)
+    assert images.rate_at(cosine, 0, 200) == 1
+    assert images.rate_at(cosine, 50, 200) == pytest.approx((1 + np.cos(np.pi / 4)) / 2)
+    one_cycle = images.Protocol(**PLAIN, warmup=0.25, decay="linear")
+    rates = [images.rate_at(one_cycle, t, 40) for t in range(40)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10:], 1 - np.arange(30) / 30)
+    assert min(rates) > 0
+
+
+def test_progress_rises_to_one_and_may_end_the_run(monkeypatch):
+    monkeypatch.setattr(images, "PROGRESS_SECONDS", 0.0)
+    shares = []
+    train(progress=shares.append, evaluations=3)
+    assert shares == sorted(shares) and 0 < shares[0] < 0.3 and shares[-1] == 1
+    assert len(shares) > 6
+
+    class Enough(Exception):
+        pass
+
+    def stop(share):
+        raise Enough
+
+    state = torch.get_rng_state()
+    with pytest.raises(Enough):
+        train(progress=stop)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_a_compiled_cell_gives_nearly_the_same(monkeypatch):
+    def tiny(name, n_classes, side):
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), images.Head(4, n_classes, 1.0))
+
+    monkeypatch.setattr(images, "build_net", tiny)
+    settings = {"rows": 32, "epochs": 1, "evaluations": 2}
+    plain, eager = final_weights(monkeypatch, **settings)
+    found, compiled = final_weights(monkeypatch, compile="default", **settings)
+    assert (plain["compiled"], found["compiled"]) == (None, "default")
+    torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
+
+
+def test_when_a_cell_is_compiled():
+    auto, cuda = images.Protocol(**PLAIN), torch.device("cuda")
+    assert images.compile_mode(auto, cuda, images.COMPILE_STEPS) == "default"
+    assert images.compile_mode(auto, cuda, images.COMPILE_STEPS - 1) is None
+    assert images.compile_mode(auto, CPU, 10**6) is None
+    assert images.compile_mode(dataclasses.replace(auto, compile="never"), cuda, 10**6) is None
+
+
+@pytest.mark.parametrize("net", ["resnet9", "small-cnn", "resnet10-narrow", "mobilenetv2"])
+def test_nets_give_a_logit_a_class(net):
+    logits = images.build_net(net, 7, 32)(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 7) and torch.isfinite(logits).all()
+
+
+def test_bf16_learns_too():
+    assert train(epochs=8, precision="bf16")["metrics"]["test accuracy"]["last"] > 85
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epochs": None}, "epochs or steps"),
+        ({"steps": 5}, "epochs or steps"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": {0.1: 4}}, "rising keys up to 1.0"),
+        ({"batch_size": {0.5: 4, 0.1: 8, 1.0: 9}}, "rising keys up to 1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"warmup": 1.0}, r"warmup must lie in \[0, 1\), got 1.0"),
+        ({"crop": "wrap"}, "crop must be one of none, zero, reflect, got 'wrap'"),
+        ({"cutout": -1}, "cutout must be"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0"),
+        ({"mirror": "yes"}, "mirror must be true or false"),
+    ],
+)
+def test_bad_settings_are_one_line(settings, said):
+    with pytest.raises(InputError, match=said):
+        images.Protocol(**(PLAIN | settings))
+
+
+def test_the_named_protocols_are_good():
+    found = resolve("protocol", yaml.safe_load((EVAL / "protocols.yaml").read_text()))
+    named = {name: s for name, s in found.items() if s.pop("trainer") == "image"}
+    assert {"paper", "paper_steps", "paper_batch16", "fast", "small"} <= named.keys()
+    paper = images.Protocol(**named["paper"])
+    assert images.count_steps(paper, 50_000, 1.0) == (128, 200 * 390)
+    assert images.Protocol(**named["paper_steps"]).steps == 200 * 390
+    assert images.at_ratio(images.Protocol(**named["paper_batch16"]).batch_size, 0.125) == 16

@@ -109,11 +109,16 @@ class Task:
             line["rows_digest"] = digest(line["rows"].tolist())
             line["rows"] = np.searchsorted(used, line["rows"]).astype(np.int32)
         self.writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
-        self.pack(used)
-        if "probe" in {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}:
+        trainers = {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}
+        if "probe" in trainers or self.spec["kind"] == "image":
+            self.pack_labels(used)
+        if "probe" in trainers:
             self.pack_features(used)
-        pins = [pin_of(self.source.origin, has_names=False), self.spec]
-        return {"kind": self.spec["kind"], "rows": self.n_rows, "digest": digest(pins)}
+        if trainers - {"probe"}:
+            self.pack(used)
+        sources = [self.source, *([self.test_source] if "test" in self.spec else [])]
+        pins = [pin_of(source.origin, has_names=False) for source in sources]
+        return {"kind": self.spec["kind"], "rows": self.n_rows, "digest": digest(pins, self.spec)}
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -176,6 +181,14 @@ class Task:
         return place, self.spec.get("test_split", usual)
 
     @cached_property
+    def test_source(self) -> "Source":
+        """The test rows."""
+        from dq_multimodal.source import load_source
+
+        place, split = self.test
+        return load_source(place, split=split)
+
+    @cached_property
     def chooser(self) -> Chooser:
         """What chooses the rows."""
         used = dict.fromkeys(cell.selection for cell in self.cells)
@@ -212,8 +225,6 @@ class Task:
 
     def pack_features(self, used: np.ndarray) -> None:
         """Write the embeddings of the used and the test rows, and their classes."""
-        from dq_multimodal.vision.columns import find_label_column, match_classes, read_classes
-
         place, split = self.test
         encoder = self.chooser.encoder_place
         if encoder is None:
@@ -224,16 +235,19 @@ class Task:
         test = embed(place, encoder, self.work, split=split, **columns)
         self.writer.add_array(f"{self.name}/train/features", train[used].astype(np.float32))
         self.writer.add_array(f"{self.name}/test/features", test.astype(np.float32))
-        if self.spec["kind"] == "image":
-            return  # the classes are there with the images
-        from dq_multimodal.source import load_source
 
-        rows, tests = self.source.dataset, load_source(place, split=split).dataset
+    def pack_labels(self, used: np.ndarray) -> None:
+        """Write the classes of the used and the test rows."""
+        from dq_multimodal.vision.columns import find_label_column, match_classes, read_classes
+
+        rows = self.source.dataset
         column = find_label_column(rows, self.spec.get("label_column"))
         classes, labels = read_classes(rows, column)
-        of_test = match_classes(*read_classes(tests, column), labels)
-        self.writer.add_array(f"{self.name}/train/labels", classes[used].astype(np.int64))
-        self.writer.add_array(f"{self.name}/test/labels", of_test.astype(np.int64))
+        of_test = match_classes(*read_classes(self.test_source.dataset, column), labels)
+        for part, found in (("train", classes[used]), ("test", of_test)):
+            if (found < 0).any():
+                raise InputError(f"task {self.name}: {part} rows without a known class")
+            self.writer.add_array(f"{self.name}/{part}/labels", found.astype(np.int64))
 
     def count_bytes(self, rows: np.ndarray) -> int | None:
         """Give the bytes of the images of some rows; None where there are none."""
@@ -248,25 +262,19 @@ class ImageTask(Task):
     """Prepares images and their classes."""
 
     def pack(self, used: np.ndarray) -> None:
-        """Write square images, uint8, and classes."""
-        from dq_multimodal.source import load_source
-        from dq_multimodal.vision.columns import match_classes
-
-        size = self.data.find_size(self.source.dataset)
-        place, split = self.test
-        test_rows = load_source(place, split=split).dataset
-        train, labels = self.data.pictures(self.source.dataset, size, used, name="decode")
-        test, test_labels = self.data.pictures(test_rows, size, name="decode test")
-        test.classes = match_classes(test.classes, test_labels, labels)
-        for part, pictures in (("train", train), ("test", test)):
-            if pictures.unused or (pictures.classes < 0).any():
+        """Write square images, uint8."""
+        rows = self.source.dataset
+        size = self.data.find_size(rows)
+        for part, dataset, own in (("train", rows, used), ("test", self.test_source.dataset, None)):
+            pictures, _ = self.data.pictures(dataset, size, own, name=f"decode {part}")
+            if pictures.unused:
+                n, first = len(pictures.unused), pictures.unused[0]
                 raise InputError(
-                    f"task {self.name}: {part} rows without an image that can be read, or with a "
-                    f"class of their own: {pictures.unused[:5]} and others"
+                    f"task {self.name}: {n} {part} rows have no class or no image that can be "
+                    f"read, the first is row {first if own is None else own[first]}"
                 )
-            images, classes = pictures.__getitems__(list(range(len(pictures))))
+            images, _ = pictures.__getitems__(list(range(len(pictures))))
             self.writer.add_array(f"{self.name}/{part}/images", images)
-            self.writer.add_array(f"{self.name}/{part}/labels", classes.astype(np.int64))
 
     @cached_property
     def data(self) -> "ImageDataArguments":

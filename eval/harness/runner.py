@@ -259,11 +259,14 @@ class Crew:
         if remaining <= 0:
             return False
         alike = [x for x in self.done if all(x[k] == about[k] for k in ("task", "protocol", "net"))]
+        if not alike:
+            return True
+        remaining -= min(x["seconds"]["setup"] for x in alike)
         same = [x for x in alike if x["keep_ratio"] == about["keep_ratio"]]
         if same:
             return statistics.median(x["seconds"]["training"] for x in same) <= remaining
         scaled = [x["seconds"]["training"] * max(1.0, about["rows"] / x["rows"]) for x in alike]
-        return not scaled or min(scaled) <= remaining
+        return min(scaled) <= remaining
 
     def has_room(self, about: dict[str, Any]) -> bool:
         """Say whether the memory of the device holds one cell more; one always runs."""
@@ -370,13 +373,15 @@ def train_cell(cell: Cell, suite: Suite, choices: Choices, plan: Plan) -> dict[s
     if plan.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     train = trainer_of(settings["trainer"]).train
-    found = train(job, choices.bundle, device, Watch(plan.deadline))
+    watch = Watch(plan.deadline)
+    found = train(job, choices.bundle, device, watch)
     is_cuda = plan.device == "cuda"
     return found | {
         "seconds": {
             "selection": chosen["selection_seconds"],
             "proxy": chosen["proxy_seconds"],
-            "training": round(time.time() - started, 3),
+            "setup": round(watch.first[0] - started, 3),
+            "training": round(time.time() - watch.first[0], 3),
         },
         "device": {
             "type": plan.device,
@@ -393,13 +398,14 @@ class Watch:
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
-        self.first: tuple[float, float] | None = None
+        self.first = (time.time(), 0.0)
+        self.is_set_up = False
 
     def __call__(self, share: float) -> None:
         """Take note that so much of the work of the cell is done, in [0, 1]."""
         now = time.time()
-        if self.first is None:  # what was before is done once: data, compilation
-            self.first = (now, share)
+        if not self.is_set_up:  # what was before is done once: data, compilation
+            self.first, self.is_set_up = (now, share), True
         passed, gained = now - self.first[0], share - self.first[1]
         if now > self.deadline:
             raise OverBudget

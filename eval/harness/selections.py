@@ -80,13 +80,11 @@ class Chooser:
         """
         options = self.selections[name]
         n_kept = len(self.listed(keep)) if isinstance(keep, str) else count_kept(self.n_rows, keep)
-        started = time.perf_counter()
         seconds: dict[str, float | None]
         if "row_list" in options:
             order, seconds = self.order_list(name, seed), {"selection": None, "proxy": None}
         else:
             order, seconds = self.order_rows(options, seed)
-            seconds["selection"] += time.perf_counter() - started
         if len(order) < n_kept:
             raise InputError(f"{name} has {len(order):,} rows, and {n_kept:,} were to be kept")
         return {
@@ -106,7 +104,7 @@ class Chooser:
             place = order_rows(one_bin(np.zeros(self.n_rows, dtype=np.int64)), seed=seed)
             return np.argsort(place), {"selection": 0.0, "proxy": 0.0}
         run = self.run_of(options)
-        found = run.manifest["seconds"]
+        started, found = time.perf_counter(), run.manifest["seconds"]
         proxy = 0.0
         if options["method"] != "random":
             proxy = max(other.manifest["seconds"].get("embeddings", 0) for other in self.made)
@@ -115,7 +113,8 @@ class Chooser:
         drawn = {key: value for key, value in options.items() if key in DRAWN}
         request = replace(run.request, **drawn, seed=seed)
         place = order_by_method(run.bins, request, read_scores(run.path), run.unreadable)
-        return np.argsort(place), {"selection": found["selection"], "proxy": proxy}
+        ordered = time.perf_counter() - started
+        return np.argsort(place), {"selection": found["selection"] + ordered, "proxy": proxy}
 
     @property
     def made(self) -> list["Run"]:

@@ -1,0 +1,182 @@
+"""Suites, bundles and results files of eval/harness: what is asked, carried and written down."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from eval_scripts import EVAL, load_script
+
+load_script("common")  # puts eval/ on the path
+
+from harness.bundle import PART_BYTES, Bundle, BundleWriter  # noqa: E402
+from harness.results import appending, key_of, read_lines  # noqa: E402
+from harness.suite import read_suite  # noqa: E402
+
+from dq_multimodal.config import InputError  # noqa: E402
+
+SUITE: dict[str, Any] = {
+    "decides": "Whether it works.",
+    "tasks": {"toy": {"kind": "image", "dataset": "toy.parquet", "test": "test.parquet"}},
+    "protocols": {"quick": {"like": "probe"}},
+    "selections": {
+        "random": {"method": "random"},
+        "dq": {"method": "dq"},
+        "ranked": {"method": "dq", "draw": "rank"},
+        "published": {"row_list": "rows.npy"},
+    },
+    "compare": [
+        {
+            "task": "toy",
+            "protocol": "quick",
+            "nets": ["logistic regression"],
+            "keep_ratios": [0.1, 0.5],
+            "selections": ["random", "ranked"],
+            "draws": 2,
+            "seeds": 2,
+        }
+    ],
+}
+
+
+def write(folder: Path, **changes: Any) -> str:
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, **changes}, sort_keys=False))
+    return str(path)
+
+
+def group(**changes: Any) -> list[dict[str, Any]]:
+    return [{**SUITE["compare"][0], **changes}]
+
+
+def test_a_group_is_one_draw_of_everything_after_the_other(tmp_path: Path) -> None:
+    cells = read_suite(write(tmp_path)).cells
+    places = [(c.draw, c.seed, c.keep, c.selection) for c in cells if not c.is_fixed]
+    assert places == [(d, s, k, "random") for d in (0, 1) for s in (0, 1) for k in (0.1, 0.5)]
+    assert [(c.draw, c.seed, c.keep) for c in cells if c.is_fixed] == [(0, 0, 0.1), (0, 0, 0.5)]
+
+
+def test_pairs_share_the_training_seed_and_no_two_selections_the_draw(tmp_path: Path) -> None:
+    suite = read_suite(
+        write(tmp_path, compare=group(protocol="paper", selections=["random", "dq"]))
+    )
+    seeds = {(c.draw, c.seed): c.training_seed for c in suite.cells if c.selection == "random"}
+    assert len(set(seeds.values())) == 4
+    assert all(seeds[(c.draw, c.seed)] == c.training_seed for c in suite.cells)
+    drawn = [suite.draw_seed(name, draw) for name in SUITE["selections"] for draw in range(10)]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_only_training_without_noise_makes_same_rows_a_fixed_cell(tmp_path: Path) -> None:
+    trained = read_suite(write(tmp_path, compare=group(protocol="paper"))).cells
+    assert not any(cell.is_fixed for cell in trained) and len(trained) == 16
+    whole = read_suite(write(tmp_path, compare=group(keep_ratios=[1.0], selections=["dq"]))).cells
+    assert [cell.is_fixed for cell in whole] == [True]
+    listed = group(keep_ratios=["published"], selections=["random", "published"], seeds=1)
+    found = read_suite(write(tmp_path, compare=listed)).cells
+    assert [(c.selection, c.is_fixed) for c in found] == [
+        ("random", False),
+        ("published", True),
+        ("random", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compare": group(task="other")}, "no task other"),
+        ({"compare": group(protocol="other")}, "no protocol other"),
+        ({"compare": group(selections=["other"])}, "no selection other"),
+        ({"compare": group(keep_ratios=[0])}, "in (0, 1] or name a row list, got 0"),
+        ({"compare": group(keep_ratios=[1.5])}, "got 1.5"),
+        ({"compare": group(keep_ratios=["dq"])}, "got dq"),
+        ({"compare": group(drawz=3)}, "no key drawz"),
+        ({"compare": [{"task": "toy"}]}, "keep_ratios is missing"),
+        ({"selektions": {}}, "no key selektions"),
+        ({"protocols": {"quick": {"like": "nothing"}}}, "no nothing"),
+        ({"protocols": {"quick": {"like": "quick"}}}, "no quick"),
+        ({"protocols": {"quick": {"like": "probe", "spin": 3}}}, "protocol quick"),
+    ],
+)
+def test_a_wrong_suite_is_one_line(tmp_path: Path, changes: Any, said: str) -> None:
+    with pytest.raises(InputError) as raised:
+        read_suite(write(tmp_path, **changes))
+    assert said in str(raised.value)
+
+
+def test_every_committed_suite_can_be_read() -> None:
+    for path in sorted((EVAL / "suites").glob("*.yaml")):
+        suite = read_suite(path.stem)
+        assert suite.cells and suite.decides, path
+
+
+def test_a_bundle_gives_back_what_was_added_in_parts(tmp_path: Path) -> None:
+    writer = BundleWriter(tmp_path / "bundle")
+    array = np.random.default_rng(0).integers(0, 255, (70, 1000, 1000), dtype=np.uint8)
+    table = pa.table({"ids": [[k, k + 1] for k in range(1000)]})
+    (tmp_path / "model.gguf").write_bytes(array.tobytes())
+    writer.add_array("a/images", array)
+    writer.add_array("a/none", np.zeros((0, 3), np.float32))
+    writer.add_table("a/texts", table)
+    writer.add_file("models/m/model.gguf", tmp_path / "model.gguf")
+    writer.finish({"suite": "toy"})
+    parts = list((tmp_path / "bundle" / "parts").iterdir())
+    assert max(part.stat().st_size for part in parts) <= PART_BYTES
+    moved = (tmp_path / "bundle").rename(tmp_path / "moved")
+    (tmp_path / "model.gguf").unlink()
+    bundle = Bundle(moved)
+    assert (bundle.array("a/images") == array).all() and bundle.array("a/none").shape == (0, 3)
+    assert bundle.table("a/texts").equals(table) and not bundle.has("a/other")
+    assert (bundle.folder("models/m") / "model.gguf").read_bytes() == array.tobytes()
+
+
+def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    writer = BundleWriter(tmp_path)
+    writer.add_array("x", np.arange(9))
+    with pytest.raises(InputError, match="is no bundle"):
+        Bundle(tmp_path)
+    writer.finish({})
+    part = next((tmp_path / "parts").iterdir())
+    data = part.read_bytes()
+    part.write_bytes(data[:-1])
+    with pytest.raises(InputError, match="not as it was written"):
+        Bundle(tmp_path).array("x")
+    part.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        Bundle(tmp_path).array("x")
+
+
+def test_a_bundle_is_not_written_over_other_files(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other things"):
+        BundleWriter(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+LINE = {
+    "task": "toy", "selection": "dq", "keep": 0.1, "protocol": "quick", "net": "n", "draw": 0,
+    "seed": 0, "digest": "d", "device": {"type": "cpu"},
+}  # fmt: skip
+
+
+def test_a_line_cut_short_by_a_kill_is_trained_again(tmp_path: Path) -> None:
+    path = tmp_path / "toy.jsonl"
+    path.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE)[:40])
+    assert read_lines(path) == [LINE]
+    other = {**LINE, "draw": 1}
+    with appending(path) as append:
+        append(other)
+    assert read_lines(path) == [LINE, other]
+    assert key_of(LINE) != key_of(LINE, "cuda")
+
+
+def test_a_results_file_has_one_writer_and_only_results(tmp_path: Path) -> None:
+    path = tmp_path / "toy.jsonl"
+    with appending(path), pytest.raises(InputError, match="another run"), appending(path):
+        pass
+    path.write_text("{}\n")
+    with pytest.raises(InputError, match="line 1 is no result"):
+        read_lines(path)

@@ -42,10 +42,10 @@ BLOCK_ROWS = 4096
 class Protocol:
     r"""Settings of one way to train, by `train`.
 
-    The learning rate of step t = 0 ... T - 1, with w = `warmup` T and u = (t + 1 - w) / (T - w):
-    $\eta (t + 1) / w$ while t + 1 <= w, and then $\eta (1 + \cos \pi u') / 2$ ("cosine",
-    arXiv:1608.03983, Eq. 5) or $\eta (1 - u')$ ("linear"), where u' = u - 1 / (T - w), so that a
-    run without warm-up starts at $\eta$ and the last step is not lost.
+    The learning rate of step t = 0 ... T - 1, with w = `warmup` T and u = (t - w) / (T - w), is
+    $\eta (t + 1) / w$ while t + 1 <= w, and then $\eta (1 + \cos \pi u) / 2$ ("cosine",
+    arXiv:1608.03983, Eq. 5, without restarts and step by step) or $\eta (1 - u)$ ("linear"; with
+    a rise before it, the one-cycle policy of arXiv:1708.07120 with a triangle).
 
     Where a setting may go by keep ratio, a mapping {0.1: 32, 1.0: 128} gives the value of the first
     key that is at least the keep ratio of the cell.
@@ -381,6 +381,20 @@ def compile_mode(protocol: Protocol, device: torch.device, steps: int) -> str | 
     return None if protocol.compile == "never" else protocol.compile
 
 
+@functools.lru_cache(maxsize=1)
+def compiled_net(
+    shape: tuple[str, int, int], batch: int, device: torch.device, mode: str
+) -> tuple[Colours, Callable[[Tensor], Tensor]]:
+    """Compile a net for one size of batch; the cells that follow put their weights into it.
+
+    What was compiled before is dropped: above a few shapes torch would run the rest uncompiled.
+    """
+    torch.compiler.reset()
+    net = Colours(build_net(*shape), torch.zeros(3), torch.ones(3))
+    net.to(device, memory_format=torch.channels_last)
+    return net, torch.compile(net, mode=mode, dynamic=False)
+
+
 def batch_loss(
     logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float
 ) -> Tensor:
@@ -444,7 +458,7 @@ def make_optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
 
 def count_right(net: nn.Module, pictures: Pictures, note: Callable[[int], None]) -> Tensor:
     """Count the test images whose highest logit is their label; the count stays on the device."""
-    n_together = 2000 if pictures.test.device.type == "cuda" else 250
+    n_together = 1000 if pictures.test.device.type == "cuda" else 250
     net.eval()
     right = torch.zeros((), dtype=torch.int64, device=pictures.test.device)
     with torch.no_grad():
@@ -517,9 +531,14 @@ def _train(
     mode = compile_mode(protocol, device, steps)
 
     mean, spread = measure_colours(pictures.train, rows)
-    net = Colours(build_net(job.net, pictures.n_classes, pictures.train.shape[1]), mean, spread)
-    net = net.to(device, memory_format=torch.channels_last).train()
-    forward = net if mode is None else torch.compile(net, mode=mode, dynamic=False)
+    shape = (job.net, pictures.n_classes, pictures.train.shape[1])
+    forward = net = Colours(build_net(*shape), mean, spread)
+    if mode is not None:
+        fresh = net.state_dict()
+        net, forward = compiled_net(shape, batch, device, mode)
+        net.load_state_dict(fresh)
+        net.zero_grad(set_to_none=True)
+    net.to(device, memory_format=torch.channels_last).train()
     optimizer = make_optimizer(net, protocol)
     fill = mean.round().to(torch.uint8).to(device)
     generator = torch.Generator().manual_seed(job.seed)

@@ -57,10 +57,11 @@ def train(pack=PACK, progress=lambda share: None, **settings):
 
 def final_weights(monkeypatch, **settings):
     """Train, and give the numbers of the net at the end too."""
-    nets, build = [], images.build_net
-    monkeypatch.setattr(images, "build_net", lambda *a: nets.append(build(*a)) or nets[-1])
-    found = train(**settings)
-    return found, torch.cat([v.detach().double().flatten() for v in nets[-1].parameters()])
+    nets, make = [], images.make_optimizer
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "make_optimizer", lambda *a: nets.append(a[0]) or make(*a))
+        found = train(**settings)
+    return found, torch.cat([v.detach().double().flatten() for v in nets[0].parameters()])
 
 
 def test_an_easy_set_is_learnt():
@@ -262,6 +263,10 @@ def test_a_compiled_cell_gives_nearly_the_same(monkeypatch):
     found, compiled = final_weights(monkeypatch, compile="default", **settings)
     assert (plain["compiled"], found["compiled"]) == (None, "default")
     torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
+    built = images.compiled_net.cache_info().misses
+    again, same = final_weights(monkeypatch, compile="default", **settings)
+    assert images.compiled_net.cache_info().misses == built  # one compilation serves many cells
+    assert again == found and torch.equal(compiled, same)
 
 
 def test_when_a_cell_is_compiled():

@@ -4,26 +4,30 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.world import is_launched
 
-WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx")
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx", ".gguf")
 
 
 def hash_weights(name: str | None) -> str | None:
     """Hash the files of weights in a model folder: it may hold another model tomorrow.
 
     Returns:
-        None for what is no folder; what the Hub holds is pinned by its commit.
+        None for what is no folder and no such file; what the Hub holds is pinned by its commit.
     """
-    folder = Path(os.path.expanduser(name or ""))  # noqa: PTH111 - see find_model
-    if name is None or not folder.is_dir():
+    place = Path(os.path.expanduser(name or ""))  # noqa: PTH111 - see find_model
+    if name is None or not place.exists():
+        return None
+    if place.is_file() and place.suffix not in WEIGHTS:
         return None
     hasher = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
         if path.suffix in WEIGHTS and path.is_file():
             with path.open("rb") as file:
                 hasher.update(hashlib.file_digest(file, "sha256").digest())
@@ -120,3 +124,79 @@ def find_model(name: str) -> tuple[str, str | None]:
                 f"the Hub is out of reach and model {name} is not in its cache"
             ) from error
     return place, Path(place).name  # the cache names a snapshot by its commit
+
+
+def find_gguf(name: str, file: str | None = None) -> tuple[str, str] | None:
+    """Find the GGUF file of a language model; its weights and tokenizer are in that one file.
+
+    Args:
+        name: A .gguf file, a folder, or a model's id.
+        file: Name of a .gguf file in the folder.
+
+    Returns:
+        Its folder and its name; None if `name` is a model of another kind.
+
+    Raises:
+        InputError: If there is no such file, a folder without config.json holds several, or the
+            package that reads them is missing.
+    """
+    place = Path(os.path.expanduser(name))  # noqa: PTH111 - see find_model
+    if place.suffix == ".gguf" and not place.is_dir():
+        place, file = place.parent, place.name
+    elif file is None:
+        if not place.is_dir() or (place / "config.json").is_file():
+            return None
+        files = sorted(path.name for path in place.glob("*.gguf"))
+        if len(files) > 1:
+            raise InputError(f"the folder {name} holds {len(files)} .gguf files: name one of them")
+        if not files:
+            return None
+        file = files[0]
+    if not (place / file).is_file():
+        raise InputError(f"there is no file {place / file}")
+    if find_spec("gguf") is None:
+        raise InputError(f"{file} is a GGUF file, and the package gguf, which reads it, is missing")
+    return str(place), file
+
+
+def load_language_model(name: str, gguf_file: str | None = None, **options: Any) -> Any:
+    """Load a causal language model to be trained, in float32.
+
+    Args:
+        name: A .gguf file, or a model's folder or id.
+        gguf_file: Name of a .gguf file in the folder.
+        options: More for `from_pretrained`, such as another dtype.
+
+    Raises:
+        InputError: If that cannot be loaded.
+    """
+    import torch
+    import transformers
+
+    options = {"dtype": torch.float32, "trust_remote_code": False, **options}
+    found = find_gguf(name, gguf_file)
+    if found:
+        options["gguf_file"] = found[1]
+        if hasattr(transformers, "GgufConfig"):  # else quantized weights may be left as they are
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with loading(name):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            found[0] if found else name, **options
+        )
+    if found:  # its weights are plain numbers by now: to be trained, and saved as such
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    return model
+
+
+def load_tokenizer(name: str, gguf_file: str | None = None, **options: Any) -> Any:
+    """Load the tokenizer of a language model; see `load_language_model`."""
+    from transformers import AutoTokenizer
+
+    options = {"trust_remote_code": False, **options}
+    found = find_gguf(name, gguf_file)
+    if found:
+        name, options["gguf_file"] = found
+    with loading(name):
+        return AutoTokenizer.from_pretrained(name, **options)

@@ -109,6 +109,10 @@ class Bundle:
         """Say whether there is something of this name."""
         return name in self._files
 
+    def names(self, start: str) -> list[str]:
+        """Give the names that begin so."""
+        return [name for name in self._files if name.startswith(start)]
+
     def array(self, name: str) -> np.ndarray:
         """Read an array."""
         parts = [np.load(io.BytesIO(p), allow_pickle=False) for p in self._parts(name, "array")]

@@ -1,0 +1,333 @@
+r"""Supervised fine-tuning of a pretrained causal language model on packed token rows.
+
+A row is a prompt and a response that ends with the end-of-text token; only response tokens count.
+With the loss weights $w_i$ (mean 1) of the rows i of a batch and their response tokens $y_{it}$, a
+step lowers
+
+$$-\frac{\sum_i w_i \sum_t \log p(y_{it} \mid y_{i,<t}, x_i)}{\sum_i T_i}.$$
+
+A batch is cut into passes of rows of like length, whose gradients add up, so that little is padded
+and the step is that of the whole batch. Logits are made at response positions only.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dq_multimodal.config import InputError, check_choice, check_count
+from dq_multimodal.model_source import load_language_model
+from harness.bundle import Bundle
+from harness.images import has_amx, own_state
+from harness.suite import Job
+
+Tuning = Literal["full", "lora"]
+Precision = Literal["auto", "bf16", "float32"]
+
+PASS_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Tokens of a training pass, padding included; a test has four times as many."""
+Rows = list[tuple[np.ndarray, int]]
+"""Token numbers of each row, and how many of them are the prompt."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    r"""Settings of one way to fine-tune, by AdamW.
+
+    The learning rate rises over the share `warmup` of the work and falls to 0 by a cosine
+    (arXiv:1608.03983, Eq. 5), taken at the middle of each step. The work is the steps or the
+    response tokens, whichever ends the training.
+
+    Attributes:
+        batch_size: Rows a step. Rows are shuffled anew for each pass over the kept ones; a batch
+            may hold the last of one pass and the first of the next.
+        learning_rate: Peak of the schedule.
+        steps: Steps of the optimizer, whatever the number of rows. Either this or
+            `response_tokens`.
+        response_tokens: Training ends with the step that brings the tokens to so many.
+        tuning: "full", all parameters, or "lora", low-rank updates of all linear maps but the last
+            (arXiv:2106.09685).
+        lora_rank: Rank of the updates; their scale is 2.
+        max_length: Tokens after which a training row is cut; rows without a response left stay and
+            count nothing.
+        warmup: Share of the work in [0, 1).
+        weight_decay: Of AdamW, decoupled.
+        max_norm: Gradients are scaled down to this norm.
+        test_rows: Rows of each test, the first ones; None is all.
+        precision: "bf16" by autocast, "float32", or "auto": bf16 on GPUs and on CPUs with AMX.
+            The parameters are float32 throughout.
+    """
+
+    batch_size: int
+    learning_rate: float
+    steps: int | None = None
+    response_tokens: int | None = None
+    tuning: Tuning = "full"
+    lora_rank: int = 16
+    max_length: int = 512
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+    test_rows: int | None = None
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("tuning", self.tuning, Tuning)
+        check_choice("precision", self.precision, Precision)
+        if (self.steps is None) == (self.response_tokens is None):
+            got = f"{self.steps} and {self.response_tokens}"
+            raise InputError(f"wanted steps or response_tokens, got {got}")
+        for name in (
+            *("batch_size", "steps", "response_tokens", "lora_rank", "max_length", "test_rows"),
+        ):
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value)
+        for name, least, most in (
+            ("learning_rate", 0, math.inf),
+            ("max_norm", 0, math.inf),
+            ("warmup", -1e-9, 1),
+            ("weight_decay", -1e-9, math.inf),
+        ):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not least < value < most:
+                raise InputError(f"{name} is out of its range: got {value!r}")
+
+    def rate(self, share: float) -> float:
+        """Give the learning rate after a share of the work."""
+        if share < self.warmup:
+            return self.learning_rate * share / self.warmup
+        fall = (min(share, 1.0) - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * (1 + math.cos(math.pi * fall)) / 2
+
+
+def train(
+    job: Job, bundle: Bundle, device: torch.device, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Fine-tune a language model on the kept rows of a task, and test it on all its tests.
+
+    Args:
+        job: The cell; `job.rows` are positions in the packed training rows.
+        bundle: Holds the tables TASK/train/NET and TASK/test/NET/TEST with the columns `ids` and
+            `n_prompt`, and the model in models/NET.
+        device: Where it trains.
+        progress: Is told the share of the work that is done, rising to 1; what it raises passes.
+
+    Returns:
+        steps, the metric "loss: TEST" of each test, in nats a response token, response_tokens of
+        the kept rows, response_tokens_seen, and epochs.
+    """
+    with own_state(device, job.seed):
+        net = build_net(load_net(bundle.folder_path, job.net), job.protocol).to(device)
+        if device.type == "cpu":  # the backward pass of PyTorch's own attention is slow there
+            net.set_attn_implementation("eager")
+        packed = load_rows(bundle.folder_path, f"{job.task}/train/{job.net}")
+        kept = [(packed[k][0][: job.protocol.max_length], packed[k][1]) for k in job.rows]
+        tests = {
+            name.rsplit("/", 1)[1]: load_rows(bundle.folder_path, name)[: job.protocol.test_rows]
+            for name in bundle.names(f"{job.task}/test/{job.net}/")
+        }
+        return _train(job, net, kept, tests, device, progress)
+
+
+def _train(
+    job: Job,
+    net: nn.Module,
+    kept: Rows,
+    tests: dict[str, Rows],
+    device: torch.device,
+    progress: Callable[[float], None],
+) -> dict[str, Any]:
+    protocol: Protocol = job.protocol
+    counts = np.array([count_response(row) for row in kept])
+    if not counts.any():
+        raise InputError(f"no kept row of {job.task} has a response within max_length tokens")
+    weights = np.ones(len(kept)) if job.weights is None else np.asarray(job.weights)
+    is_low = is_bf16(protocol, device)
+    total = protocol.steps or protocol.response_tokens
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, protocol.learning_rate, weight_decay=protocol.weight_decay, fused=True
+    )
+    # a training token costs about four tokens of a test
+    n_test = sum(len(ids) for rows in tests.values() for ids, _ in rows)
+    n_train = 4 * sum(len(ids) for ids, _ in kept) / len(kept) * protocol.batch_size
+    n_train *= protocol.steps or total / (counts.mean() * protocol.batch_size)
+    train_share = n_train / (n_train + n_test)
+
+    step, seen, done = 0, 0, 0
+    batches = draw_batches(len(kept), protocol.batch_size, job.seed)
+    net.train()
+    while done < total:
+        places = next(batches)
+        n_tokens = int(counts[places].sum())
+        gain = 1 if protocol.steps else n_tokens
+        for part in cut_passes([len(kept[k][0]) for k in places], PASS_TOKENS[device.type]):
+            chosen = places[part]
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
+                losses, row_of = token_losses(net, [kept[k] for k in chosen], device)
+            shares = torch.as_tensor(weights[chosen] / max(n_tokens, 1), dtype=torch.float32)
+            (losses * shares.to(device)[row_of]).sum().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = protocol.rate((done + gain / 2) / total)
+        torch.nn.utils.clip_grad_norm_(parameters, protocol.max_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step, seen, done = step + 1, seen + n_tokens, done + gain
+        progress(train_share * min(1.0, done / total))
+
+    metrics, n_tested = {}, 0
+    for name, rows in tests.items():
+
+        def note(n_tokens: int) -> None:
+            nonlocal n_tested
+            n_tested += n_tokens
+            progress(train_share + (1 - train_share) * min(1.0, n_tested / n_test))
+
+        last = mean_loss(net, rows, device, is_low=is_low, note=note)
+        metrics[f"loss: {name}"] = {"last": last, "best": None}
+    progress(1.0)
+    return {
+        "steps": step,
+        "metrics": metrics,
+        "response_tokens": int(counts.sum()),
+        "response_tokens_seen": seen,
+        "epochs": round(step * protocol.batch_size / len(kept), 3),
+        "batch_size": protocol.batch_size,
+        "precision": "bf16" if is_low else "float32",
+    }
+
+
+def is_bf16(protocol: Protocol, device: torch.device) -> bool:
+    """Say whether a cell runs under bf16 autocast."""
+    if protocol.precision == "auto":
+        return device.type == "cuda" or has_amx()
+    return protocol.precision == "bf16"
+
+
+def draw_batches(n_rows: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Give batches of positions without end: each pass over the rows is a new permutation."""
+    generator = np.random.default_rng(seed)
+    left = np.zeros(0, dtype=np.int64)
+    while True:
+        while len(left) < batch_size:
+            left = np.concatenate([left, generator.permutation(n_rows)])
+        yield left[:batch_size]
+        left = left[batch_size:]
+
+
+def cut_passes(lengths: list[int], n_tokens: int) -> list[np.ndarray]:
+    """Put rows of like length together, longest first, up to so many tokens with the padding.
+
+    Returns:
+        Positions of the rows of each pass; a row that is longer than that goes alone.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    passes, start = [], 0
+    while start < len(order):
+        n_rows = max(1, n_tokens // lengths[order[start]])
+        passes.append(order[start : start + n_rows])
+        start += n_rows
+    return passes
+
+
+def count_response(row: tuple[np.ndarray, int]) -> int:
+    """Count the tokens of a row that are predicted; the first of a row never is."""
+    ids, n_prompt = row
+    return max(0, len(ids) - max(n_prompt, 1))
+
+
+def token_losses(net: nn.Module, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give the negative log-likelihood of all response tokens of some rows.
+
+    Returns:
+        In nats, (T,) float32, and the row of each, (T,).
+    """
+    width = max(len(ids) for ids, _ in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    places = torch.arange(width)
+    lengths = torch.tensor([len(ids) for ids, _ in rows])[:, None]
+    starts = torch.tensor([max(n_prompt, 1) for _, n_prompt in rows])[:, None]
+    for k, (ids, _) in enumerate(rows):
+        tokens[k, : len(ids)] = torch.from_numpy(ids)
+    is_before = (places >= starts - 1) & (places < lengths - 1)  # the next token is a response's
+    row_of, column = is_before.nonzero(as_tuple=True)
+    targets = tokens[row_of, column + 1].to(device)
+    mask = (places < lengths).to(torch.int64).to(device)
+    row_of, column = row_of.to(device), column.to(device)
+    with heads_at(net, row_of, column):
+        logits = net(input_ids=tokens.to(device), attention_mask=mask, use_cache=False).logits
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none"), row_of
+
+
+@contextmanager
+def heads_at(net: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Let the last layer see some positions only: their logits are then those of the model.
+
+    The vocabulary is so large that logits of prompts and padding would take most of the memory and
+    much of the time.
+    """
+
+    def choose(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0][rows, columns],)
+
+    hook = net.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def mean_loss(
+    net: nn.Module,
+    rows: Rows,
+    device: torch.device,
+    *,
+    is_low: bool,
+    note: Callable[[int], None] = lambda n_tokens: None,
+) -> float:
+    """Give the mean negative log-likelihood of all response tokens of all rows, in nats."""
+    net.eval()
+    total, count = 0.0, 0
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
+        for part in cut_passes([len(ids) for ids, _ in rows], 4 * PASS_TOKENS[device.type]):
+            losses, _ = token_losses(net, [rows[k] for k in part], device)
+            total, count = total + losses.double().sum().item(), count + len(losses)
+            note(sum(len(rows[k][0]) for k in part))
+    net.train()
+    return total / count
+
+
+def build_net(base: nn.Module, protocol: Protocol) -> nn.Module:
+    """Copy a model, all of it to be trained, or with new low-rank updates that are."""
+    net = copy.deepcopy(base)
+    if protocol.tuning == "full":
+        return net
+    from peft import LoraConfig, get_peft_model
+
+    rank = protocol.lora_rank
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    return get_peft_model(net, settings)
+
+
+@functools.lru_cache(maxsize=1)
+def load_net(folder: Path, name: str) -> nn.Module:
+    """Load a model of a bundle in float32; kept for the next cell, which trains a copy."""
+    return load_language_model(str(Bundle(folder).folder(f"models/{name}")))
+
+
+@functools.lru_cache(maxsize=32)
+def load_rows(folder: Path, name: str) -> Rows:
+    """Read a table of token rows; kept for the next cell."""
+    table = Bundle(folder).table(name).combine_chunks()
+    ids = [np.asarray(row, dtype=np.int64) for row in table["ids"].to_pylist()]
+    return list(zip(ids, table["n_prompt"].to_pylist(), strict=True))

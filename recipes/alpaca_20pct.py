@@ -4,6 +4,7 @@
     accelerate launch recipes/alpaca_20pct.py --method random            # the baseline
     accelerate launch recipes/alpaca_20pct.py --method full              # all rows
     accelerate launch recipes/alpaca_20pct.py --dataset_name my.jsonl --model_name_or_path DIR
+    accelerate launch recipes/alpaca_20pct.py --model_name_or_path model.gguf   # dequantized
     accelerate launch --config_file recipes/configs/fsdp2.yaml recipes/alpaca_20pct.py
 
 One file makes every row of a comparison. `--config FILE` reads flags from YAML; flags win.
@@ -69,7 +70,12 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     from accelerate import PartialState
     from trl import SFTTrainer, get_peft_config
 
-    from dq_multimodal.model_source import loading
+    from dq_multimodal.model_source import (
+        find_gguf,
+        load_language_model,
+        load_tokenizer,
+        loading,
+    )
     from dq_multimodal.source import pin_of
     from dq_multimodal.training.sft import (
         check_model,
@@ -106,18 +112,27 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
         return
     has_template = training.chat_template_path is not None
     is_chat = has_chats(source.dataset, rows.text_columns)
-    check_model(str(model.model_name_or_path), needs_chat_template=is_chat and not has_template)
+    name, options = str(model.model_name_or_path), dict(training.model_init_kwargs or {})
+    gguf_file = options.get("gguf_file")
+    needs_template = is_chat and not has_template
+    check_model(name, needs_chat_template=needs_template, gguf_file=gguf_file)
     if state.is_main_process:
         record.start(output_dir, asked)
     kept, selection = choose_rows(rows, source, output_dir / "selection", state)
 
     if model.dtype:
-        training.model_init_kwargs = {**(training.model_init_kwargs or {}), "dtype": model.dtype}
+        options["dtype"] = model.dtype
+    net, tokenizer = name, None  # loaded by the trainer
+    if find_gguf(name, gguf_file):
+        net, tokenizer = load_language_model(name, **options), load_tokenizer(name, gguf_file)
+        options = {}
+    training.model_init_kwargs = options or None
     training.eval_packing = False  # the held-out loss is one of rows
     test_rows = to_training_rows(held_out.dataset, rows.text_columns) if held_out else None
-    with loading(str(model.model_name_or_path), UnpicklingError):
+    with loading(name, UnpicklingError):
         trainer = SFTTrainer(
-            model=model.model_name_or_path,
+            model=net,
+            processing_class=tokenizer,
             args=training,
             train_dataset=to_training_rows(kept, rows.text_columns),
             eval_dataset=test_rows,

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.adapters.text import TextLayout, detect_layout, field_texts
 from dq_multimodal.config import InputError
-from dq_multimodal.model_source import ModelOutOfReach, find_model, loading
+from dq_multimodal.model_source import (
+    ModelOutOfReach,
+    find_gguf,
+    find_model,
+    load_tokenizer,
+    loading,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,30 +112,36 @@ def has_chats(dataset: "Dataset", text_columns: list[str] | None = None) -> bool
     return layout.shape in ("messages", "conversations")
 
 
-def check_model(name: str, *, needs_chat_template: bool) -> None:
+def check_model(name: str, *, needs_chat_template: bool, gguf_file: str | None = None) -> None:
     """Raise early, in one line, when a model cannot be had, wants code run, or reads no chats.
 
     Args:
-        name: Folder or Hub id.
+        name: Folder, .gguf file or Hub id.
         needs_chat_template: Whether its tokenizer has to have a chat template.
+        gguf_file: Name of a .gguf file in the folder.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    try:
-        place, revision = find_model(name)
-    except ModelOutOfReach as error:
-        raise InputError(
-            f"{error}: give a folder as --model_name_or_path, or see recipes/configs/demo.yaml "
-            "(`make demo`)"
-        ) from error
-    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
-        raise InputError(f"the folder {name} holds no model: it has no config.json")
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    where: dict[str, Any] = {"trust_remote_code": False}
+    if found := find_gguf(name, gguf_file):
+        place, where["gguf_file"] = found
+    else:
+        try:
+            place, where["revision"] = find_model(name)
+        except ModelOutOfReach as error:
+            raise InputError(
+                f"{error}: give a folder as --model_name_or_path, or see "
+                "recipes/configs/demo.yaml (`make demo`)"
+            ) from error
+        if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+            raise InputError(f"the folder {name} holds no model: it has no config.json")
     with loading(name):
-        AutoConfig.from_pretrained(place, **where)
+        kind = AutoConfig.from_pretrained(place, **where).model_type
+    if found and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(f"{name} is no causal language model: it holds a model of type {kind}")
     if needs_chat_template:
-        with loading(name):
-            tokenizer = AutoTokenizer.from_pretrained(place, **where)
+        tokenizer = load_tokenizer(place, **where)
         if not tokenizer.chat_template:
             raise InputError(
                 f"the rows are chats and {name} has no chat template: give --chat_template_path"

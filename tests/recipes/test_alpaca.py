@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from small_gguf import small_llama, write_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "alpaca_20pct.py"
@@ -101,6 +102,24 @@ def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "model")
 
 
+def test_a_gguf_file_is_trained_whole_and_saved(parts, small_encoder, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = small_llama()
+    write_gguf(model, tmp_path / "small.gguf")
+    flags = ("--method", "full", "--use_peft", "false", "--max_length", "128")
+    flags += ("--model_name_or_path", tmp_path / "small.gguf")
+    launch(ONE, parts, small_encoder, tmp_path / "out", *flags)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["train_loss"]["last"] < metrics["train_loss"]["first"]
+    assert metrics["parameters"]["trained"] == metrics["parameters"]["all"]
+    assert metrics["parameters"]["all"] == sum(p.numel() for p in model.parameters())
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert not torch.equal(saved.lm_head.weight, model.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out" / "model").eos_token == "</s>"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -111,6 +130,8 @@ def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
         (["--push_subset_to_hub", "me/x"], "error: cannot push to me/x"),
         (["--trust_remote_code", "true"], "error: trust_remote_code: code that comes with a model"),
         (["--config", "gone.yaml"], "error: cannot read the configuration gone.yaml"),
+        (["--model_name_or_path", "gone.gguf"], "error: there is no file gone.gguf"),
+        (["--model_init_kwargs", '{"gguf_file": "x.gguf"}'], "error: there is no file "),
         (["--frobnicate", "1"], "--frobnicate"),
     ],
 )

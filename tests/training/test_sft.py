@@ -1,11 +1,19 @@
 """Training rows, flags and the held-out loss."""
 
 import math
+from functools import partial
 
 import pytest
 from datasets import Dataset
+from small_gguf import small_llama, write_gguf
 
 from dq_multimodal import InputError
+from dq_multimodal.model_source import (
+    find_gguf,
+    hash_weights,
+    load_language_model,
+    load_tokenizer,
+)
 from dq_multimodal.training.arguments import SelectionArguments, read_arguments
 from dq_multimodal.training.sft import check_model, has_chats, to_training_rows
 
@@ -114,6 +122,72 @@ def test_missing_models_are_one_clear_line(tmp_path):
         check_model(str(tmp_path), needs_chat_template=False)
     with pytest.raises(InputError, match="out of reach and model no/such"):
         check_model("no/such", needs_chat_template=False)
+
+
+def test_a_gguf_file_is_a_model_with_its_tokenizer(tmp_path):
+    """The weights that were written come back, in a model that can be saved and trained."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = small_llama().eval()
+    (tmp_path / "one").mkdir()
+    write_gguf(model, tmp_path / "one" / "model.gguf")
+    tokens = torch.randint(0, 259, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model(tokens).logits
+    for place in (tmp_path / "one", tmp_path / "one" / "model.gguf"):
+        check_model(str(place), needs_chat_template=False)
+        got = load_language_model(str(place)).eval()
+        assert {p.dtype for p in got.parameters()} == {torch.float32}
+        assert all(p.requires_grad for p in got.parameters())
+        with torch.no_grad():
+            torch.testing.assert_close(got(tokens).logits, wanted)
+    got.save_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()(tokens).logits
+    torch.testing.assert_close(again, wanted)
+    tokenizer = load_tokenizer(str(tmp_path / "one"))
+    assert tokenizer.decode(tokenizer("### Héllo, the\n")["input_ids"]) == "### Héllo, the\n"
+    assert tokenizer("</s>")["input_ids"] == [tokenizer.eos_token_id] == [258]
+    with pytest.raises(InputError, match="has no chat template"):
+        check_model(str(tmp_path / "one"), needs_chat_template=True)
+    first = hash_weights(str(tmp_path / "one" / "model.gguf"))
+    assert first == hash_weights(str(tmp_path / "one")) is not None
+    write_gguf(small_llama(seed=1), tmp_path / "one" / "model.gguf")
+    assert hash_weights(str(tmp_path / "one" / "model.gguf")) != first
+
+
+def test_which_gguf_file(tmp_path):
+    assert find_gguf(str(tmp_path)) is find_gguf("some/model") is None
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"holds 2 \.gguf files: name one of them"):
+        find_gguf(str(tmp_path))
+    assert find_gguf(str(tmp_path), "b.gguf") == (str(tmp_path), "b.gguf")
+    assert find_gguf(str(tmp_path / "a.gguf")) == (str(tmp_path), "a.gguf")
+    (tmp_path / "config.json").write_text("{}")
+    assert find_gguf(str(tmp_path)) is None
+    with pytest.raises(InputError, match=r"there is no file .*c\.gguf"):
+        find_gguf(str(tmp_path / "c.gguf"))
+    with pytest.raises(InputError, match=r"there is no file .*c\.gguf"):
+        find_gguf(str(tmp_path), "c.gguf")
+
+
+def test_a_gguf_file_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    write_gguf(small_llama(n_layers=1), path)
+    whole = path.read_bytes()
+    for broken in (b"no model", whole[:5000], whole[:-2000]):
+        path.write_bytes(broken)
+        for load in (partial(check_model, needs_chat_template=False), load_language_model):
+            with pytest.raises(InputError, match=r"^cannot load the model [^\n]+$"):
+                load(str(path))
+    path.write_bytes(whole.replace(b"llama", b"clip5"))
+    with pytest.raises(InputError, match=r"^cannot load the model [^\n]+clip5[^\n]+$"):
+        check_model(str(path), needs_chat_template=False)
+    monkeypatch.setattr("dq_multimodal.model_source.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="the package gguf, which reads it, is missing"):
+        check_model(str(path), needs_chat_template=False)
 
 
 def test_the_response_loss_is_the_mean_over_response_tokens(tmp_path):

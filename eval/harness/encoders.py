@@ -41,7 +41,7 @@ def find_place(wanted: str | Sequence[str]) -> str:
     Raises:
         InputError: If nothing is there; it says what would bring it.
     """
-    places = [wanted] if isinstance(wanted, str) else list(wanted)
+    places = wanted if isinstance(wanted, list | tuple) else [wanted]
     missing = []
     for place in places:
         if not isinstance(place, str) or not place:
@@ -162,6 +162,7 @@ def embed(
     work_folder: Path,
     *,
     split: str = "train",
+    config_name: str | None = None,
     label_column: str | None = None,
     text_columns: Sequence[str] | None = None,
     batch_size: int = 64,
@@ -175,6 +176,7 @@ def embed(
         encoder: What `find_encoder` gave.
         work_folder: Where to.
         split: Split of a Hub dataset or of a folder.
+        config_name: Its configuration, where it has several.
         label_column: Column of classes; None finds that of images. It makes the run's selection,
             of which nothing is used, quicker.
         text_columns: Columns of text that are embedded; None finds them.
@@ -186,8 +188,9 @@ def embed(
     from dq_multimodal import compress
     from dq_multimodal.model_source import hash_weights
 
-    options: dict[str, Any] = {"split": split, "batch_size": batch_size}
+    options: dict[str, Any] = {"split": split, "config_name": config_name}
     options |= {"label_column": label_column, "text_columns": text_columns}
+    options |= {"batch_size": batch_size}
     asked = json.dumps([dataset, encoder, hash_weights(encoder), options], sort_keys=True)
     run = compress(
         dataset,

@@ -33,6 +33,10 @@ Compile = Literal["auto", "never", "default", "reduce-overhead"]
 COMPILE_STEPS = 3000
 """Under "auto" a GPU cell of at least so many steps is compiled: that takes about a minute."""
 
+COMPILED: dict[Any, tuple[Any, Any]] = {}
+MOST_COMPILED = 6
+"""Nets that a process keeps compiled: what came above 8, torch would run uncompiled."""
+
 PROGRESS_SECONDS = 0.5
 BLOCK_ROWS = 4096
 """Rows that are augmented together: whole epochs of large sets would fill the memory."""
@@ -377,22 +381,34 @@ def is_bf16(protocol: Protocol, device: torch.device) -> bool:
 def compile_mode(protocol: Protocol, device: torch.device, steps: int) -> str | None:
     """Give the mode of torch.compile for a cell, None for none: the one place of this rule."""
     if protocol.compile == "auto":
-        return "default" if device.type == "cuda" and steps >= COMPILE_STEPS else None
+        pays = device.type == "cuda" and steps >= COMPILE_STEPS
+        return "default" if pays and can_compile(device) else None
     return None if protocol.compile == "never" else protocol.compile
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
+def can_compile(device: torch.device) -> bool:
+    """Try torch.compile: it needs a C compiler and more, which a machine may lack."""
+    try:
+        torch.compile(lambda x: (x * x).sum())(torch.ones(64, device=device))
+    except Exception:  # of many kinds, by what is missing
+        return False
+    return True
+
+
 def compiled_net(
     shape: tuple[str, int, int], batch: int, device: torch.device, mode: str
 ) -> tuple[Colours, Callable[[Tensor], Tensor]]:
-    """Compile a net for one size of batch; the cells that follow put their weights into it.
-
-    What was compiled before is dropped: above a few shapes torch would run the rest uncompiled.
-    """
-    torch.compiler.reset()
-    net = Colours(build_net(*shape), torch.zeros(3), torch.ones(3))
-    net.to(device, memory_format=torch.channels_last)
-    return net, torch.compile(net, mode=mode, dynamic=False)
+    """Compile a net for one size of batch; the cells that follow put their weights into it."""
+    key = (shape, batch, device, mode)
+    if key not in COMPILED:
+        if len(COMPILED) == MOST_COMPILED:
+            torch.compiler.reset()
+            COMPILED.clear()
+        net = Colours(build_net(*shape), torch.zeros(3), torch.ones(3))
+        net.to(device, memory_format=torch.channels_last)
+        COMPILED[key] = (net, torch.compile(net, mode=mode, dynamic=False))
+    return COMPILED[key]
 
 
 def batch_loss(
@@ -522,11 +538,11 @@ def _train(
     job: Job, pictures: Pictures, device: torch.device, progress: Callable[[float], None]
 ) -> dict[str, Any]:
     protocol: Protocol = job.protocol
-    rows = torch.as_tensor(job.rows, dtype=torch.int64).to(device)
+    rows = torch.tensor(job.rows, dtype=torch.int64, device=device)
     labels = pictures.train_labels[rows]
     weights = None
     if job.weights is not None:
-        weights = torch.as_tensor(job.weights, dtype=torch.float32).to(device)
+        weights = torch.tensor(job.weights, dtype=torch.float32, device=device)
     batch, steps = count_steps(protocol, len(rows), job.keep_ratio)
     mode = compile_mode(protocol, device, steps)
 

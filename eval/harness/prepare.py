@@ -1,7 +1,7 @@
 """Make a bundle: the selections of a suite, and the rows that its cells train and test on."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +91,14 @@ class Task:
         name: Name of the task in it.
         work: Folder for runs and files between.
         writer: Of the bundle.
+        restored: Rows, and their images with filled patches, which follow the used rows.
     """
 
     suite: Suite
     name: str
     work: Path
     writer: BundleWriter
+    restored: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def prepare(self) -> dict[str, Any]:
         """Write all parts of the task, and give what bundle.json says of it."""
@@ -104,10 +106,16 @@ class Task:
 
         lines = self.choose_all()
         used = np.unique(np.concatenate([line["rows"] for line in lines]))
-        for line in lines:
+        n_packed = len(used)
+        for line in tqdm(lines, desc=f"{self.name}, rows"):
             line["bytes"] = self.count_bytes(line["rows"])
             line["rows_digest"] = digest(line["rows"].tolist())
-            line["rows"] = np.searchsorted(used, line["rows"]).astype(np.int32)
+            positions = np.searchsorted(used, line["rows"])
+            if json.loads(line["options"]).get("drop_ratio"):  # other pixels than the source's
+                positions = np.arange(n_packed, n_packed + len(positions))
+                n_packed += len(positions)
+                line["bytes"] = self.restore(line)
+            line["rows"] = positions.astype(np.int32)
         self.writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
         trainers = {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}
         if "probe" in trainers or self.spec["kind"] == "image":
@@ -244,7 +252,8 @@ class Task:
         column = find_label_column(rows, self.spec.get("label_column"))
         classes, labels = read_classes(rows, column)
         of_test = match_classes(*read_classes(self.test_source.dataset, column), labels)
-        for part, found in (("train", classes[used]), ("test", of_test)):
+        own = np.concatenate([used, *(rows for rows, _ in self.restored)])
+        for part, found in (("train", classes[own]), ("test", of_test)):
             if (found < 0).any():
                 raise InputError(f"task {self.name}: {part} rows without a known class")
             self.writer.add_array(f"{self.name}/{part}/labels", found.astype(np.int64))
@@ -256,6 +265,10 @@ class Task:
     def pack(self, used: np.ndarray) -> None:
         """Write the used rows and those of the tests."""
         raise NotImplementedError
+
+    def restore(self, line: dict[str, Any]) -> int:
+        """Keep rows whose patches were dropped and filled, and give the bytes of what is stored."""
+        raise InputError(f"task {self.name}: drop_ratio is for images")
 
 
 class ImageTask(Task):
@@ -274,7 +287,20 @@ class ImageTask(Task):
                     f"read, the first is row {first if own is None else own[first]}"
                 )
             images, _ = pictures.__getitems__(list(range(len(pictures))))
+            if part == "train":
+                images = np.concatenate([images, *(filled for _, filled in self.restored)])
             self.writer.add_array(f"{self.name}/{part}/images", images)
+
+    def restore(self, line: dict[str, Any]) -> int:
+        """Drop patches of the kept rows as `compress` does, and read the images back filled."""
+        seed = self.suite.draw_seed(line["selection"], line["draw"])
+        run = self.chooser.drop_patches(line["selection"], line["keep_ratio"], seed)
+        size = self.data.find_size(self.source.dataset)
+        fill = {"fill": run.request.fill, "mae_model": run.request.mae_model}
+        pictures, _ = self.data.pictures(run.subset, size, name="restore", **fill)
+        images, _ = pictures.__getitems__(list(range(len(pictures))))
+        self.restored.append((run.kept, images))
+        return run.manifest["bytes"]["stored_images"]
 
     @cached_property
     def data(self) -> "ImageDataArguments":

@@ -170,6 +170,22 @@ class Chooser:
             output_dir=self.work / f"{method}-{key}",
         )
 
+    def drop_patches(self, name: str, keep_ratio: float, seed: int) -> "Run":
+        """Compress the dataset with dropped patches; it keeps the rows that `choose` gives.
+
+        Places of models in the options are found as the encoder is.
+        """
+        from dq_multimodal import compress
+
+        options = {k: v for k, v in self.selections[name].items() if k not in OWN}
+        models = ("attribution_model", "mae_model")
+        options |= {key: find_place(options[key]) for key in models if key in options}
+        if options["method"] != "random":
+            options |= {"embeddings": self.ready, "embedding_model": self.encoder_place}
+        options |= {"keep_ratio": keep_ratio, "seed": seed, "report": False}
+        folder = self.work / f"patches-{digest(self.selections[name], keep_ratio, seed)}"
+        return compress(self.dataset, **self.options, **options, output_dir=folder)
+
     @cached_property
     def encoder_place(self) -> str | None:
         """What embeds the rows."""

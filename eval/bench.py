@@ -36,7 +36,7 @@ def main() -> None:
         of[name].add_argument("--bundle", type=Path, required=True, help="Folder of the bundle.")
     for name in ("run", "table"):
         of[name].add_argument("--results", type=Path, help="[default: eval/results/SUITE.jsonl]")
-    of["prepare"].add_argument("--work", type=Path, help="Folder of the runs between.  [default: runs/bench]")
+    of["prepare"].add_argument("--work", type=Path, help="Runs between.  [default: runs/bench]")
     of["run"].add_argument("--budget-minutes", type=float, help="End after so many minutes.")
     of["run"].add_argument("--jobs", type=int, help="Cells at a time.  [default: what fits]")
     of["run"].add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -73,9 +73,13 @@ def act(args: argparse.Namespace) -> int:
                 raise InputError(f"--{flag} must be above 0, got {value:g}")
         options = {"budget_minutes": args.budget_minutes, "n_jobs": args.jobs}
         device = args.device
-        return 1 if run_suite(
-            args.suite, args.bundle, results, **options, device=device, started=STARTED
-        ) else 0
+        return (
+            1
+            if run_suite(
+                args.suite, args.bundle, results, **options, device=device, started=STARTED
+            )
+            else 0
+        )
     from harness.results import read_lines
     from harness.suite import read_suite
     from harness.table import figure, markdown, summarise

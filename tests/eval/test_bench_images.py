@@ -258,23 +258,27 @@ def test_a_compiled_cell_gives_nearly_the_same(monkeypatch):
         return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), images.Head(4, n_classes, 1.0))
 
     monkeypatch.setattr(images, "build_net", tiny)
+    monkeypatch.setattr(images, "COMPILED", {})
     settings = {"rows": 32, "epochs": 1, "evaluations": 2}
     plain, eager = final_weights(monkeypatch, **settings)
     found, compiled = final_weights(monkeypatch, compile="default", **settings)
     assert (plain["compiled"], found["compiled"]) == (None, "default")
     torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
-    built = images.compiled_net.cache_info().misses
+    assert len(images.COMPILED) == 1
     again, same = final_weights(monkeypatch, compile="default", **settings)
-    assert images.compiled_net.cache_info().misses == built  # one compilation serves many cells
+    assert len(images.COMPILED) == 1  # one compilation serves many cells
     assert again == found and torch.equal(compiled, same)
 
 
-def test_when_a_cell_is_compiled():
+def test_when_a_cell_is_compiled(monkeypatch):
+    monkeypatch.setattr(images, "can_compile", lambda device: True)
     auto, cuda = images.Protocol(**PLAIN), torch.device("cuda")
     assert images.compile_mode(auto, cuda, images.COMPILE_STEPS) == "default"
     assert images.compile_mode(auto, cuda, images.COMPILE_STEPS - 1) is None
     assert images.compile_mode(auto, CPU, 10**6) is None
     assert images.compile_mode(dataclasses.replace(auto, compile="never"), cuda, 10**6) is None
+    monkeypatch.setattr(images, "can_compile", lambda device: False)
+    assert images.compile_mode(auto, cuda, 10**6) is None
 
 
 @pytest.mark.parametrize("net", ["resnet9", "small-cnn", "resnet10-narrow", "mobilenetv2"])

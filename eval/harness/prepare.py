@@ -104,8 +104,11 @@ class Task:
         """Write all parts of the task, and give what bundle.json says of it."""
         from dq_multimodal.source import pin_of
 
+        trainers = {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}
         lines = self.choose_all()
         used = np.unique(np.concatenate([line["rows"] for line in lines]))
+        if "probe" in trainers:  # which standardises the features over all rows
+            used = np.arange(self.n_rows)
         n_packed = len(used)
         for line in tqdm(lines, desc=f"{self.name}, rows"):
             line["bytes"] = self.count_bytes(line["rows"])
@@ -117,7 +120,6 @@ class Task:
                 line["bytes"] = self.restore(line)
             line["rows"] = positions.astype(np.int32)
         self.writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
-        trainers = {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}
         if "probe" in trainers or self.spec["kind"] == "image":
             self.pack_labels(used)
         if "probe" in trainers:

@@ -33,8 +33,10 @@ SPARE_SHARE = 0.1
 """What of a device's memory stays free beside what the cells are known to take."""
 SURE_SECONDS = 5.0
 """So long a cell runs before its speed says when it would end."""
-CLOSE_SECONDS = 10.0
-"""Workers that have not stopped so long after the end of the budget are killed."""
+CLOSE_SECONDS = 3.0
+"""Cells are to end so long before the budget does; workers that have not by its end are killed."""
+STOP_SECONDS = 10.0
+"""So long a worker may take to end when it is told to."""
 
 
 class OverBudget(Exception):
@@ -50,7 +52,7 @@ class Plan:
         bundle: Folder of the bundle.
         device: cpu or cuda.
         threads: CPU threads of each worker.
-        deadline: End of the budget by `time.time()`; infinity where there is none.
+        deadline: When cells are to have ended, by `time.time()`; infinity without a budget.
     """
 
     suite: str
@@ -152,8 +154,8 @@ def run_suite(
     n_cores = os.cpu_count() or 1
     n_jobs = n_jobs or (min(CUDA_JOBS, n_cores) if device == "cuda" else n_cores)
     threads = 1 if device == "cpu" else max(1, n_cores // n_jobs)
-    deadline = float("inf") if budget_minutes is None else started + 60 * budget_minutes
-    plan = Plan(name, bundle_folder, device, threads, deadline)
+    budget = float("inf") if budget_minutes is None else 60 * budget_minutes
+    plan = Plan(name, bundle_folder, device, threads, started + budget - CLOSE_SECONDS)
     done = read_lines(output)
     known = {key_of(line) for line in done}
     asked = [(cell, describe(cell, suite, choices)) for cell in suite.cells]
@@ -304,7 +306,7 @@ class Crew:
     def dismiss(self, worker: Worker) -> None:
         """End a worker that is not wanted any more."""
         worker.pipe.close()
-        worker.process.join(CLOSE_SECONDS)
+        worker.process.join(STOP_SECONDS)
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dq_multimodal.config import InputError, check_choice, check_count
 from dq_multimodal.model_source import load_language_model
 from harness.bundle import Bundle
-from harness.images import has_amx, own_state
+from harness.images import at_ratio, has_amx, own_state
 from harness.suite import Job
 
 Tuning = Literal["full", "lora"]
@@ -50,9 +50,10 @@ class Protocol:
         batch_size: Rows a step. Rows are shuffled anew for each pass over the kept ones; a batch
             may hold the last of one pass and the first of the next.
         learning_rate: Peak of the schedule.
-        steps: Steps of the optimizer, whatever the number of rows. Either this or
-            `response_tokens`.
-        response_tokens: Training ends with the step that brings the tokens to so many.
+        steps: Steps of the optimizer, for all selections alike; by keep ratio, as {0.2: 480, 1:
+            800}: 480 up to 20 % of the rows. Either this or `response_tokens`.
+        response_tokens: Training ends with the step that brings the tokens to so many; by keep
+            ratio.
         tuning: "full", all parameters, or "lora", low-rank updates of all linear maps but the last
             (arXiv:2106.09685).
         lora_rank: Rank of the updates; their scale is 2.
@@ -68,8 +69,8 @@ class Protocol:
 
     batch_size: int
     learning_rate: float
-    steps: int | None = None
-    response_tokens: int | None = None
+    steps: int | dict[float, int] | None = None
+    response_tokens: int | dict[float, int] | None = None
     tuning: Tuning = "full"
     lora_rank: int = 16
     max_length: int = 512
@@ -85,11 +86,17 @@ class Protocol:
         if (self.steps is None) == (self.response_tokens is None):
             got = f"{self.steps} and {self.response_tokens}"
             raise InputError(f"wanted steps or response_tokens, got {got}")
-        for name in (
-            *("batch_size", "steps", "response_tokens", "lora_rank", "max_length", "test_rows"),
-        ):
-            if (value := getattr(self, name)) is not None:
-                check_count(name, value)
+        for name in ("batch_size", "lora_rank", "max_length"):
+            check_count(name, getattr(self, name))
+        if self.test_rows is not None:
+            check_count("test_rows", self.test_rows)
+        name = "steps" if self.steps is not None else "response_tokens"
+        work = getattr(self, name)
+        ratios = work if isinstance(work, dict) else {1.0: work}
+        if list(ratios) != sorted(ratios) or list(ratios)[-1:] != [1.0]:
+            raise InputError(f"{name} by keep ratio must rise up to 1, got {work}")
+        for value in ratios.values():
+            check_count(name, value)
         for name, least, most in (
             ("learning_rate", 0, math.inf),
             ("max_norm", 0, math.inf),
@@ -100,6 +107,10 @@ class Protocol:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not least < value < most:
                 raise InputError(f"{name} is out of its range: got {value!r}")
+
+    def work(self, keep_ratio: float) -> int:
+        """Give the steps, or the response tokens, at a keep ratio."""
+        return at_ratio(self.steps or self.response_tokens, keep_ratio)
 
     def rate(self, share: float) -> float:
         """Give the learning rate after a share of the work."""
@@ -152,15 +163,15 @@ def _train(
         raise InputError(f"no kept row of {job.task} has a response within max_length tokens")
     weights = np.ones(len(kept)) if job.weights is None else np.asarray(job.weights)
     is_low = is_bf16(protocol, device)
-    total = protocol.steps or protocol.response_tokens
+    total = protocol.work(job.keep_ratio)
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, protocol.learning_rate, weight_decay=protocol.weight_decay, fused=True
     )
     # a training token costs about four tokens of a test
     n_test = sum(len(ids) for rows in tests.values() for ids, _ in rows)
-    n_train = 4 * sum(len(ids) for ids, _ in kept) / len(kept) * protocol.batch_size
-    n_train *= protocol.steps or total / (counts.mean() * protocol.batch_size)
+    n_rows = total * protocol.batch_size if protocol.steps else total / counts.mean()
+    n_train = 4 * n_rows * sum(len(ids) for ids, _ in kept) / len(kept)
     train_share = n_train / (n_train + n_test)
 
     step, seen, done = 0, 0, 0

@@ -140,7 +140,7 @@ def test_the_budget_is_kept_and_no_cell_is_lost(tmp_path: Path) -> None:
     make(tmp_path, **HEAVY)
     started = time.monotonic()
     done = run(tmp_path, "--budget-minutes", 0.25)
-    assert done.returncode == 0 and time.monotonic() - started < 15 + runner.CLOSE_SECONDS
+    assert done.returncode == 0 and time.monotonic() - started < 15 + 5
     assert 0 < len(read_lines(tmp_path / "toy.jsonl")) < 240
     done = run(tmp_path, "--budget-minutes", 0.001)
     assert done.returncode == 0 and "failed" not in done.stderr

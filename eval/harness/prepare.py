@@ -16,6 +16,7 @@ from harness.encoders import embed, find_place
 from harness.results import digest
 from harness.selections import Chooser
 from harness.suite import Cell, Suite, read_suite
+from harness.texts import add_texts, split_held_out
 
 if TYPE_CHECKING:
     from dq_multimodal.source import Source
@@ -335,4 +336,57 @@ class ImageTask(Task):
 
 
 class TextTask(Task):
-    """Prepares instruction rows as tokens of every model."""
+    """Prepares instruction rows as tokens of every model, or texts with classes for the probe."""
+
+    @cached_property
+    def split_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows to choose from and those held out."""
+        return split_held_out(len(self.whole.dataset), self.spec.get("held_out", 0))
+
+    @cached_property
+    def whole(self) -> "Source":
+        """All rows, the held-out ones among them."""
+        from dq_multimodal.source import load_source
+
+        return load_source(find_place(self.spec["dataset"]), **super().which)
+
+    @property
+    def which(self) -> dict[str, Any]:
+        """Which part of the dataset the rows to choose from are."""
+        return {} if self.spec.get("held_out") else super().which
+
+    @cached_property
+    def place(self) -> str:
+        """Where they are: without held-out rows the dataset, else a file in the work folder."""
+        if self.numbers is None:
+            return find_place(self.spec["dataset"])
+        path = self.work / "rows.parquet"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.whole.dataset.select(self.numbers).to_parquet(path.with_suffix(".tmp"))
+        return str(path.with_suffix(".tmp").replace(path).absolute())
+
+    @property
+    def numbers(self) -> np.ndarray | None:
+        """Their numbers in row lists; None if no row is held out."""
+        return self.split_rows[0] if self.spec.get("held_out") else None
+
+    @cached_property
+    def embeddings(self) -> str | None:
+        """File of their embeddings, where the suite names one."""
+        if "embeddings" not in self.spec or self.numbers is None:
+            return super().embeddings
+        path = self.work / "rows.npy"
+        np.save(path, np.load(find_place(self.spec["embeddings"]))[self.numbers])
+        return str(path.absolute())
+
+    def pack(self, used: np.ndarray) -> None:
+        """Write the tokens of the used rows and of the tests, and the models."""
+        trained = [
+            cell.net
+            for cell in self.cells
+            if self.suite.settings[cell.protocol]["trainer"] == "text"
+        ]
+        rows, held_out = self.source.dataset.select(used), self.whole.dataset
+        held_out = held_out.select(self.split_rows[1])
+        models = list(dict.fromkeys(trained))
+        add_texts(self.writer, self.name, self.spec, rows, held_out, models)

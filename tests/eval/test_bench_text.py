@@ -83,8 +83,22 @@ def as_rows(rows):
     return [(np.array(row["ids"]), row["n_prompt"]) for row in rows]
 
 
-def test_the_loss_is_that_of_every_response_token(tmp_path):
-    net = small_llama().eval()
+def small_gemma():
+    """A model with a window of attention, whose logits are bent after the last layer."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=8, initializer_range=0.2,
+        final_logit_softcapping=2.0,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [small_llama, small_gemma])
+def test_the_loss_is_that_of_every_response_token(make):
+    net = make().eval()
     rows = [*token_rows(7), {"ids": [3, 4, 5], "n_prompt": 0}, {"ids": [3, 4], "n_prompt": 2}]
     wanted = [plain_losses(net, row) for row in rows[:-1]]
     losses, row_of = text.token_losses(net, as_rows(rows), CPU)

@@ -20,6 +20,11 @@ DRAWN = {"method", "draw", "alpha", "importance", "norm"}
 """Options that need no other bins or scores."""
 OWN = {"by_class", "row_list", "where"}
 """Keys of a selection beside the options of `compress`."""
+PATCHES = {
+    *("drop_ratio", "patch_size", "attribution", "attribution_model", "patch_coding"),
+    *("patch_quality", "min_psnr", "fill", "mae_model"),
+}
+"""Options that change the images and not the rows."""
 RUN_RATIO = 0.01
 """Kept by the runs that hold bins and scores; it is not used."""
 
@@ -147,7 +152,7 @@ class Chooser:
         """Tell apart what needs a run of its own."""
         from dq_multimodal.selection import bins_kind
 
-        fixed = {k: v for k, v in options.items() if k not in DRAWN}
+        fixed = {k: v for k, v in options.items() if k not in DRAWN | PATCHES}
         return digest(bins_kind(options["method"]), fixed)
 
     def make_run(self, options: dict[str, Any], ready: str | None) -> None:
@@ -157,7 +162,7 @@ class Chooser:
         key = self.key_of(options)
         alike = [o for o in self.selections.values() if "method" in o and self.key_of(o) == key]
         method = "adq" if any(o["method"] == "adq" for o in alike) else options["method"]
-        fixed = {k: v for k, v in options.items() if k not in DRAWN | OWN}
+        fixed = {k: v for k, v in options.items() if k not in DRAWN | OWN | PATCHES}
         if method != "random":
             fixed |= {"embeddings": ready or self.embeddings, "embedding_model": self.encoder_place}
         self._runs[key] = compress(
@@ -165,7 +170,7 @@ class Chooser:
             **self.options,
             **fixed,
             method=method,
-            keep_ratio=RUN_RATIO,
+            keep_ratio=max(RUN_RATIO, 1 / self.n_rows),
             report=False,
             output_dir=self.work / f"{method}-{key}",
         )

@@ -1,0 +1,319 @@
+"""eval/bench.py prepare: the rows of a bundle are those that `compress` keeps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from eval_scripts import EVAL, load_script
+
+load_script("common")  # puts eval/ on the path
+
+from harness.bundle import Bundle  # noqa: E402
+from harness.prepare import prepare  # noqa: E402
+from harness.results import read_lines  # noqa: E402
+from harness.selections import read_row_list  # noqa: E402
+from harness.suite import read_suite  # noqa: E402
+from harness.texts import split_held_out  # noqa: E402
+
+from dq_multimodal import compress  # noqa: E402
+from dq_multimodal.config import InputError  # noqa: E402
+
+N_TRAIN, N_TEST, SIDE = 90, 30, 16
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "random": {"method": "random"},
+    "plain random": {"method": "random", "by_class": False},
+    "dq": {"method": "dq", "n_bins": 3},
+    "ranked": {"method": "dq", "n_bins": 3, "draw": "rank"},
+    "adq": {"method": "adq", "n_bins": 3},
+    "graphcut": {"method": "graphcut"},
+    "published": {"row_list": "published.npy"},
+    "patches": {"method": "random", "drop_ratio": 0.25, "attribution": "random", "fill": "zero"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes, an untrained encoder, and a published list of rows."""
+    import torch
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+
+    place, rng = tmp_path_factory.mktemp("bench"), np.random.default_rng(0)
+    features = Features({"img": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    for name, n in (("train", N_TRAIN), ("test", N_TEST)):
+        labels = rng.integers(0, 3, n)
+        pixels = 70 * labels[:, None, None, None] + rng.integers(0, 70, (n, SIDE, SIDE, 3))
+        images = [{"bytes": _png(image)} for image in pixels.astype(np.uint8)]
+        rows = {"img": images, "label": labels.tolist()}
+        Dataset.from_dict(rows, features=features).to_parquet(place / f"{name}.parquet")
+    torch.manual_seed(0)
+    net = build_classifier("resnet10-narrow", 3, SIDE)
+    about = Classifier("resnet10-narrow", SIDE, 3, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3)
+    save_classifier(net, about, place / "encoder")
+    np.save(place / "published.npy", np.array([88, 3, 41, 7, 12, 60]))
+    return place
+
+
+def _png(image: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(folder: Path, name: str, **changes: Any) -> str:
+    task = {
+        "kind": "image",
+        "dataset": str(folder / "train.parquet"),
+        "test": str(folder / "test.parquet"),
+        "encoder": str(folder / "encoder"),
+    }
+    selections = {k: dict(v) for k, v in SELECTIONS.items()}
+    selections["published"]["row_list"] = str(folder / "published.npy")
+    group = {
+        "task": "toy",
+        "protocol": "short",
+        "nets": ["resnet10-narrow"],
+        "keep_ratios": [0.2],
+        "selections": [k for k in SELECTIONS if k != "published"],
+        "draws": 2,
+    }
+    suite = {
+        "decides": "Whether it works.",
+        "tasks": {"toy": task},
+        "protocols": {"short": {"like": "small", "epochs": None, "steps": 2, "batch_size": 8}},
+        "selections": selections,
+        "compare": [
+            group,
+            {**group, "keep_ratios": ["published"], "selections": ["random", "published"]},
+        ],
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**suite, **changes}, sort_keys=False))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> Path:
+    """The bundle of all kinds of selections."""
+    prepare(write(folder, "toy"), folder / "bundle", folder / "work")
+    return folder / "bundle"
+
+
+def chosen(bundle: Bundle) -> dict[tuple[str, str, int], dict[str, Any]]:
+    lines = bundle.table("toy/selections").to_pylist()
+    return {(line["selection"], line["keep"], line["draw"]): line for line in lines}
+
+
+def pixels_of(folder: Path, rows: np.ndarray) -> np.ndarray:
+    import io
+
+    from PIL import Image
+
+    files = pq.read_table(folder / "train.parquet")["img"].to_pylist()
+    return np.stack([np.asarray(Image.open(io.BytesIO(files[row]["bytes"]))) for row in rows])
+
+
+@pytest.mark.parametrize("name", ["random", "dq", "ranked", "adq", "graphcut"])
+def test_the_rows_are_those_that_compress_keeps(folder: Path, made: Path, name: str) -> None:
+    bundle, suite = Bundle(made), read_suite(str(folder / "toy.yaml"))
+    labels = np.array(pq.read_table(folder / "train.parquet")["label"])
+    for draw in (0, 1):
+        line = chosen(bundle)[(name, "0.2", draw)]
+        # scores of adq depend on the seed of a run, and a suite makes them once, with seed 0
+        start = compress(
+            str(folder / "train.parquet"),
+            **SELECTIONS[name],
+            embedding_model=str(folder / "encoder"),
+            keep_ratio=0.2,
+            report=False,
+            output_dir=folder / "runs" / name,
+        )
+        run = start.resample(
+            0.2,
+            seed=suite.draw_seed(name, draw),
+            output_dir=folder / "runs" / f"{name}-{draw}",
+        )
+        assert len(line["rows"]) == 18 and line["keep_ratio"] == 0.2
+        assert (bundle.array("toy/train/images")[line["rows"]] == pixels_of(folder, run.kept)).all()
+        assert (bundle.array("toy/train/labels")[line["rows"]] == labels[run.kept]).all()
+
+
+def test_random_is_by_class_and_plain_random_is_not(folder: Path, made: Path) -> None:
+    bundle = Bundle(made)
+    labels, lines = bundle.array("toy/train/labels"), chosen(bundle)
+    whole = np.bincount(np.array(pq.read_table(folder / "train.parquet")["label"]))
+    for draw in (0, 1):
+        counts = np.bincount(labels[lines[("random", "0.2", draw)]["rows"]], minlength=3)
+        assert np.abs(counts - 0.2 * whole).max() <= 1
+    rows = [tuple(lines[(n, "0.2", d)]["rows"]) for n in ("random", "plain random") for d in (0, 1)]
+    assert len(set(rows)) == 4
+
+
+def test_a_published_list_is_kept_as_it_is_with_random_beside_it(folder: Path, made: Path) -> None:
+    bundle = Bundle(made)
+    images, lines = bundle.array("toy/train/images"), chosen(bundle)
+    listed = images[lines[("published", "published", 0)]["rows"]]
+    assert (listed == pixels_of(folder, np.array([3, 7, 12, 41, 60, 88]))).all()
+    assert len(lines[("random", "published", 1)]["rows"]) == 6
+    assert lines[("published", "published", 0)]["proxy_seconds"] is None
+
+
+def test_dropped_patches_are_filled_and_the_others_as_they_were(folder: Path, made: Path) -> None:
+    bundle, suite = Bundle(made), read_suite(str(folder / "toy.yaml"))
+    line = chosen(bundle)[("patches", "0.2", 1)]
+    run = compress(
+        str(folder / "train.parquet"),
+        method="random",
+        keep_ratio=0.2,
+        seed=suite.draw_seed("patches", 1),
+        report=False,
+        output_dir=folder / "runs" / "patches",
+    )
+    filled = bundle.array("toy/train/images")[line["rows"]]
+    whole = pixels_of(folder, run.kept)
+    is_hole = (filled == 0).all(axis=3)
+    assert (is_hole.mean(axis=(1, 2)) > 0.24).all() and is_hole.mean() < 0.27
+    assert (filled[~is_hole] == whole[~is_hole]).all()
+    assert line["bytes"] > 0
+    test_images = bundle.array("toy/test/images")
+    assert test_images.shape == (N_TEST, SIDE, SIDE, 3)
+
+
+def test_a_second_call_finds_it_complete(folder: Path, made: Path, capsys: Any) -> None:
+    held = (made / "bundle.json").stat().st_mtime_ns
+    prepare(str(folder / "toy.yaml"), made, folder / "work")
+    assert "already complete" in capsys.readouterr().out
+    assert (made / "bundle.json").stat().st_mtime_ns == held
+
+
+def test_prepared_moved_trained_without_the_data_and_laid_out(folder: Path, tmp_path: Path) -> None:
+    group = yaml.safe_load((Path(write(folder, "toy"))).read_text())["compare"][0]
+    few = {**group, "selections": ["random", "dq"], "keep_ratios": [0.3]}
+    probe = {**few, "protocol": "probe", "nets": ["logistic regression"]}
+    suite = write(folder, "moved", compare=[few, probe])
+
+    def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(EVAL / "bench.py"), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    done = bench("prepare", suite, "--bundle", folder / "few", "--work", folder / "work")
+    assert done.returncode == 0, done.stderr
+    shutil.move(folder / "few", tmp_path / "few")
+    (folder / "train.parquet").rename(folder / "away.parquet")
+    try:
+        results = ("--results", tmp_path / "moved.jsonl")
+        done = bench("run", suite, "--bundle", tmp_path / "few", *results)
+        assert done.returncode == 0, done.stderr
+    finally:
+        (folder / "away.parquet").rename(folder / "train.parquet")
+    lines = read_lines(tmp_path / "moved.jsonl")
+    assert len(lines) == 8 and all(line["rows"] == 27 for line in lines)
+    done = bench("table", suite, *results, "--figure", tmp_path / "moved.png")
+    assert done.returncode == 0, done.stderr
+    assert "Whether it works." in done.stdout and done.stdout.count("| dq |") == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "selections", "said"),
+    [
+        ({"kind": "sound"}, {}, "kind must be image or text, got 'sound'"),
+        ({"colour": 1}, {}, "no key colour"),
+        ({"dataset": "/nowhere/*.parquet"}, {}, "/nowhere"),
+        ({}, {"random": {"method": "best"}}, "no method best"),
+        ({}, {"random": {"method": "random", "row_list": "x"}}, "a method or a row_list"),
+        ({}, {"random": {"method": "random", "n_bims": 3}}, "n_bims"),
+        ({}, {"random": {"method": "dq", "by_class": False}}, "by_class false is for random"),
+    ],
+)
+def test_what_cannot_be_prepared_is_one_line_and_no_bundle(
+    folder: Path, tmp_path: Path, task: Any, selections: Any, said: str
+) -> None:
+    suite = yaml.safe_load(Path(write(folder, "wrong")).read_text())
+    suite["tasks"]["toy"] |= task
+    suite["selections"] |= selections
+    suite["compare"] = [{**suite["compare"][0], "selections": ["random"]}]
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(suite))
+    with pytest.raises(InputError) as raised:
+        prepare(str(path), tmp_path / "bundle", tmp_path / "work")
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "bundle" / "bundle.json").exists()
+
+
+def test_row_lists_of_json_records_and_wrong_ones(tmp_path: Path) -> None:
+    path = tmp_path / "lists.json"
+    path.write_text(json.dumps([{"repo": "x", "indices": [5, 1]}, {"repo": "y", "indices": [2]}]))
+    options = {"row_list": str(path), "where": {"repo": "x"}}
+    assert read_row_list("mine", options).tolist() == [1, 5]
+    for text, wrong in (
+        ("[1, 1]", {}),
+        ("[-1, 3]", {}),
+        ("[0.5]", {}),
+        ("[]", {}),
+        ("{", {}),
+        ('[{"repo": "z"}]', {"where": {"repo": "x"}}),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match="mine"):
+            read_row_list("mine", {"row_list": str(path), **wrong})
+
+
+def test_held_out_rows_are_in_no_selection(tmp_path: Path, small_encoder: Path) -> None:
+    n_rows, n_held = 60, 20
+    rows = {"instruction": [f"say {k}" for k in range(n_rows)], "output": ["yes"] * n_rows}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    embeddings = np.random.default_rng(0).normal(size=(n_rows, 8)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", embeddings)
+    (tmp_path / "list.json").write_text(json.dumps(list(range(0, n_rows, 2))))
+    kept, held = split_held_out(n_rows, n_held)
+    task = {
+        "kind": "text",
+        "dataset": str(tmp_path / "rows.parquet"),
+        "embeddings": str(tmp_path / "rows.npy"),
+        "held_out": n_held,
+        "models": {"tiny": str(small_encoder)},
+    }
+    common = {"task": "rows", "protocol": "sft_small", "nets": ["tiny"]}
+    suite = {
+        "decides": "Whether it works.",
+        "tasks": {"rows": task},
+        "selections": {
+            "random": {"method": "random"},
+            "dq": {"method": "dq", "n_bins": 2},
+            "even": {"row_list": str(tmp_path / "list.json")},
+        },
+        "compare": [
+            {**common, "keep_ratios": [1.0], "selections": ["random", "dq"]},
+            {**common, "keep_ratios": ["even"], "selections": ["random", "even"]},
+        ],
+    }
+    (tmp_path / "rows.yaml").write_text(yaml.safe_dump(suite))
+    from harness.prepare import TextTask
+
+    read = read_suite(str(tmp_path / "rows.yaml"))
+    lines = TextTask(read, "rows", tmp_path / "work", None).choose_all()  # type: ignore[arg-type]
+    assert len(kept) == 40 and not set(kept) & set(held)
+    found = {(line["selection"], line["keep"]): kept[line["rows"]] for line in lines}
+    assert set(found[("dq", "1.0")]) == set(kept)
+    assert found[("even", "even")].tolist() == [row for row in kept if row % 2 == 0]
+    assert len(found[("random", "even")]) == len(found[("even", "even")])

@@ -141,16 +141,11 @@ def pack_texts(
     if not all(has_response):
         what = "are left out" if is_test else "have no response left"
         n_lost = has_response.count(False)
-        print(f"note: {n_lost:,} of {len(found):,} rows {what} at {max_length} tokens",
-              file=sys.stderr)  # fmt: skip
+        said = f"{n_lost:,} of {len(found):,} rows {what} at {max_length} tokens"
+        print(f"note: {said}", file=sys.stderr)
     if is_test:
         found = [row for row, has in zip(found, has_response, strict=True) if has]
     return pa.Table.from_pylist(found, SCHEMA)
-
-
-def find_language_model(wanted: str | list[str]) -> str:
-    """Give the folder, .gguf file or id of a model, the first of the places that is there."""
-    return find_place(wanted)
 
 
 def add_model(writer: BundleWriter, name: str, place: str) -> None:
@@ -198,7 +193,7 @@ def add_texts(
     for name in models:
         if name not in spec.get("models", {}):
             raise InputError(f"task {task}: no model {name} among {', '.join(spec['models'])}")
-        place = find_language_model(spec["models"][name])
+        place = find_place(spec["models"][name])
         tokenizer = load_tokenizer(place)
         packed = pack_texts(rows, tokenizer, text_columns=columns, max_length=max_length)
         writer.add_table(f"{task}/train/{name}", packed)

@@ -153,7 +153,7 @@ class Chooser:
         from dq_multimodal.selection import bins_kind
 
         fixed = {k: v for k, v in options.items() if k not in DRAWN | PATCHES}
-        return digest(bins_kind(options["method"]), fixed)
+        return digest(bins_kind(options["method"]), fixed, self.options, self.encoder)
 
     def make_run(self, options: dict[str, Any], ready: str | None) -> None:
         """Compress the dataset for the bins and scores of all selections of one key."""

@@ -399,12 +399,14 @@ class Watch:
     """Ends a cell, through `OverBudget`, as soon as it is plain that it would not end in time."""
 
     def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
+        self.deadline, self.parent = deadline, os.getppid()
         self.first = (time.time(), 0.0)
         self.is_set_up = False
 
     def __call__(self, share: float) -> None:
         """Take note that so much of the work of the cell is done, in [0, 1]."""
+        if os.getppid() != self.parent:  # killed: nobody would write the line of this cell
+            sys.exit(1)
         now = time.time()
         if not self.is_set_up:  # what was before is done once: data, compilation
             self.first, self.is_set_up = (now, share), True

@@ -136,14 +136,29 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, sent: int, code: int) 
     assert len({key_of(line) for line in after}) == len(after) == 4 * draws
 
 
-def test_the_budget_is_kept_and_no_cell_is_lost(tmp_path: Path) -> None:
-    make(tmp_path, **HEAVY)
+def test_the_budget_is_kept_and_cells_that_fit_are_trained(tmp_path: Path) -> None:
+    make(tmp_path)
+    suite = yaml.safe_load((tmp_path / "toy.yaml").read_text())
+    endless = {"like": "small", "epochs": None, "steps": 10_000_000, "batch_size": 16}
+    suite["protocols"]["endless"] = endless
+    long = {**suite["compare"][0], "protocol": "endless", "nets": ["resnet10-narrow"]}
+    suite["compare"] = [{**long, "draws": 1, "keep_ratios": [0.2]}, *suite["compare"]]
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(suite))
     started = time.monotonic()
-    done = run(tmp_path, "--budget-minutes", 0.25)
-    assert done.returncode == 0 and time.monotonic() - started < 15 + 5
-    assert 0 < len(read_lines(tmp_path / "toy.jsonl")) < 240
-    done = run(tmp_path, "--budget-minutes", 0.001)
+    done = run(tmp_path, "--budget-minutes", 0.5, "--jobs", 1)
     assert done.returncode == 0 and "failed" not in done.stderr
+    assert time.monotonic() - started < 30 + 3  # and the start of Python
+    lines = read_lines(tmp_path / "toy.jsonl")
+    assert {line["protocol"] for line in lines} == {"quick"} and len(lines) == 8
+    assert run(tmp_path, "--budget-minutes", 0.001).returncode == 0
+
+
+def test_a_worker_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = runner.Watch(deadline=float("inf"))
+    watch(0.1)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(SystemExit):
+        watch(0.2)
 
 
 def test_a_cell_that_would_not_end_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:

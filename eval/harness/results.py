@@ -30,20 +30,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the finished cells; a last line that was cut short by a kill does not count.
 
     Raises:
-        InputError: If any other line is no JSON object of a cell.
+        InputError: If any other line is no JSON object of a cell, or the file cannot be read.
     """
-    if not path.is_file():
+    try:
+        texts = whole_lines(path.read_bytes()).splitlines()
+    except FileNotFoundError:
         return []
-    whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     lines = []
-    for number, text in enumerate((whole + end).splitlines(), 1):
+    for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-            key_of(line)
-        except (ValueError, KeyError, TypeError):
+            hash(key_of(line))
+            [float(found["last"]) for found in line["metrics"].values()]
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}, line {number} is no result of a cell") from None
         lines.append(line)
     return lines
+
+
+def whole_lines(data: bytes) -> bytes:
+    """Leave out the last line if it has no end and is no JSON."""
+    whole, end, last = data.rpartition(b"\n")
+    try:
+        json.loads(last)
+    except ValueError:
+        return whole + end
+    return data
 
 
 @contextmanager
@@ -51,16 +65,22 @@ def appending(path: Path) -> Iterator[Any]:
     """Open a results file for one writer at a time; gives the function that appends a line.
 
     Raises:
-        InputError: If another process writes to it.
+        InputError: If another process writes to it, or it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{path} is being written by another run") from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{path} is being written by another run") from None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    with file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # what a kill left of a line
+        whole = whole_lines(file.read())
+        file.truncate(len(whole))
+        if whole and not whole.endswith(b"\n"):
+            file.write(b"\n")
 
         def append(line: dict[str, Any]) -> None:
             file.write(json.dumps(line).encode() + b"\n")

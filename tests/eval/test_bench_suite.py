@@ -122,7 +122,7 @@ def test_a_bundle_gives_back_what_was_added_in_parts(tmp_path: Path) -> None:
     writer.add_array("a/none", np.zeros((0, 3), np.float32))
     writer.add_table("a/texts", table)
     writer.add_file("models/m/model.gguf", tmp_path / "model.gguf")
-    writer.finish({"suite": "toy"})
+    writer.finish({"tasks": {}})
     parts = list((tmp_path / "bundle" / "parts").iterdir())
     assert max(part.stat().st_size for part in parts) <= PART_BYTES
     moved = (tmp_path / "bundle").rename(tmp_path / "moved")
@@ -138,7 +138,7 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     writer.add_array("x", np.arange(9))
     with pytest.raises(InputError, match="is no bundle"):
         Bundle(tmp_path)
-    writer.finish({})
+    writer.finish({"tasks": {}})
     part = next((tmp_path / "parts").iterdir())
     data = part.read_bytes()
     part.write_bytes(data[:-1])
@@ -158,7 +158,7 @@ def test_a_bundle_is_not_written_over_other_files(tmp_path: Path) -> None:
 
 LINE = {
     "task": "toy", "selection": "dq", "keep": 0.1, "protocol": "quick", "net": "n", "draw": 0,
-    "seed": 0, "digest": "d", "device": {"type": "cpu"},
+    "seed": 0, "digest": "d", "device": {"type": "cpu"}, "metrics": {"loss": {"last": 1.0}},
 }  # fmt: skip
 
 
@@ -173,10 +173,31 @@ def test_a_line_cut_short_by_a_kill_is_trained_again(tmp_path: Path) -> None:
     assert key_of(LINE) != key_of(LINE, "cuda")
 
 
+def test_a_whole_last_line_is_kept_where_only_its_end_is_missing(tmp_path: Path) -> None:
+    path, other = tmp_path / "toy.jsonl", {**LINE, "draw": 1}
+    path.write_text(json.dumps(LINE))
+    assert read_lines(path) == [LINE]
+    with appending(path) as append:
+        assert read_lines(path) == [LINE]
+        append(other)
+    assert read_lines(path) == [LINE, other]
+
+
 def test_a_results_file_has_one_writer_and_only_results(tmp_path: Path) -> None:
     path = tmp_path / "toy.jsonl"
     with appending(path), pytest.raises(InputError, match="another run"), appending(path):
         pass
-    path.write_text("{}\n")
+    without = {name: value for name, value in LINE.items() if name != "metrics"}
+    for wrong in ({}, [], without, {**LINE, "metrics": {"loss": {}}}, {**LINE, "net": []}):
+        path.write_text(json.dumps(LINE) + "\n" + json.dumps(wrong) + "\n")
+        with pytest.raises(InputError, match="line 2 is no result"):
+            read_lines(path)
+    path.write_bytes(b"\xff\n")
     with pytest.raises(InputError, match="line 1 is no result"):
         read_lines(path)
+    with pytest.raises(InputError, match="cannot read .* Is a directory"):
+        read_lines(tmp_path)
+    with pytest.raises(InputError, match="cannot write .* Is a directory"), appending(tmp_path):
+        pass
+    with pytest.raises(InputError, match="cannot write"), appending(path / "below.jsonl"):
+        pass

@@ -13,6 +13,9 @@ from dq_multimodal.training.record import METRICS
 
 SETTINGS = ("max_steps", "per_device_train_batch_size", "learning_rate", "max_length")
 OPTIONS = ("method", "n_bins", "similarity", "drop_ratio", "fill")
+SPENT = ("selection", "proxy", "training")
+ENCODED = ("embeddings", "scores")
+"""Stages of a selection that run the encoder."""
 
 
 def read_line(
@@ -26,7 +29,8 @@ def read_line(
         task: Name of the data.
         selection: Name of what was kept.
         net: Name of the model.
-        proxy_seconds: What it took to train the models that the selection needs.
+        proxy_seconds: What it took to train the models that the selection needs; the seconds in
+            which the encoder embedded the rows, and for adq their views, are added.
 
     Raises:
         InputError: If the run has not finished or was tested on no held-out rows.
@@ -46,6 +50,9 @@ def read_line(
         metrics = {"loss: held out": found["held_out"]["response_loss"]}
         size, of_run = chosen["bytes"], found["seconds"]
         seconds, is_resumed = of_run["train"], of_run["is_resumed"]
+    stages = chosen["seconds"]
+    has_encoder = asked["method"] != "random"  # which reads the rows in that stage and no more
+    encoded = sum(stages.get(name, 0) for name in ENCODED) if has_encoder else 0
     keep_ratio = 1.0 if asked["method"] == FULL else asked["keep_ratio"]
     kind, _, threads = found["device"].partition(", ")
     return {
@@ -68,8 +75,8 @@ def read_line(
         "steps": found["steps"],
         "metrics": {name: {"last": value, "best": None} for name, value in metrics.items()},
         "seconds": {
-            "selection": sum(chosen["seconds"].values()),
-            "proxy": proxy_seconds,
+            "selection": sum(stages.values()) - encoded,
+            "proxy": proxy_seconds + encoded,
             "training": None if is_resumed else seconds,
         },
         "device": {
@@ -120,7 +127,7 @@ def lay_out(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         groups.setdefault((line["selection"], line["keep_ratio"]), []).append(line)
     (metric,) = {name for line in lines for name in line["metrics"]}
-    head = ["kept", "rows", "bytes", "selection s", "training s", "steps", metric]
+    head = ["kept", "rows", "bytes", "selection s", "proxy s", "training s", "steps", metric]
     digits = 2 if "accuracy" in metric else 4
     cells = [head]
     for (selection, keep_ratio), runs in groups.items():
@@ -130,7 +137,7 @@ def lay_out(lines: list[dict[str, Any]]) -> str:
             spread = f" ± {statistics.stdev(values):.{digits}f} ({len(values)} seeds)"
         columns = [
             [run["bytes"] for run in runs],
-            *([run["seconds"][name] for run in runs] for name in ("selection", "training")),
+            *([run["seconds"][name] for run in runs] for name in SPENT),
         ]
         means = [None if None in column else statistics.mean(column) for column in columns]
         shown = ["" if mean is None else f"{mean:,.{k > 0:d}f}" for k, mean in enumerate(means)]

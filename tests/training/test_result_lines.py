@@ -39,9 +39,10 @@ def make_image_run(folder, method, accuracy):
     Image.new("L", (8, 8), 200).save(buffer, "png")
     files = [{"bytes": buffer.getvalue(), "path": None}] * 3
     pq.write_table(pa.table({"img": files}), folder / "selection/subset/0.parquet")
+    seconds = {"embeddings": 2.0, "scores": 3.0, "selection": 0.5}
     metrics = {
         "asked": {**ASKED, "method": method, "drop_ratio": 0.0},
-        "selection": {"rows": 3, "bytes": {"subset_data": 5}, "seconds": {}},
+        "selection": {"rows": 3, "bytes": {"subset_data": 5}, "seconds": seconds},
         "steps": 30,
         "accuracy": accuracy,
         "train_seconds": 2.5,
@@ -55,7 +56,7 @@ def make_image_run(folder, method, accuracy):
 def test_a_text_run(tmp_path):
     line = read_line(make_text_run(tmp_path / "run"), "demo", "docs", "dq", "Llama")
     assert line["metrics"] == {"loss: held out": {"last": 4.5, "best": None}}
-    assert line["seconds"] == {"selection": 2.5, "proxy": 0.0, "training": 7.0}
+    assert line["seconds"] == {"selection": 0.5, "proxy": 2.0, "training": 7.0}
     assert line["device"] == {"type": "cpu", "name": "2 threads", "threads": 2}
     assert (line["rows"], line["bytes"], line["keep_ratio"]) == (80, 1000, 0.2)
     assert (line["draw"], line["seed"], line["options"]) == (3, 3, {"method": "dq"})
@@ -63,12 +64,14 @@ def test_a_text_run(tmp_path):
     assert read_line(full, "demo", "docs", "full", "Llama")["keep_ratio"] == 1
 
 
-def test_an_image_run(tmp_path):
-    folder, n_bytes = make_image_run(tmp_path / "run", "random", 0.75)
-    line = read_line(folder, "demo-images", "digits", "random", "net", 12.0)
+@pytest.mark.parametrize(("method", "selection", "proxy"), [("adq", 0.5, 17), ("random", 5.5, 12)])
+def test_an_image_run(tmp_path, method, selection, proxy):
+    folder, n_bytes = make_image_run(tmp_path / "run", method, 0.75)
+    line = read_line(folder, "demo-images", "digits", method, "net", 12.0)
     assert line["metrics"] == {"test accuracy": {"last": 75, "best": None}}
     assert line["bytes"] == n_bytes
-    assert line["seconds"] == {"selection": 0, "proxy": 12, "training": None}  # it was resumed
+    # The encoder is a cost of the proxy, as in the suites; training was resumed.
+    assert line["seconds"] == {"selection": selection, "proxy": proxy, "training": None}
     assert line["device"] == {"type": "cuda", "name": "NVIDIA X", "threads": None}
 
 
@@ -99,5 +102,5 @@ def test_the_table_writer_takes_the_lines_and_the_short_table_agrees(tmp_path):
     shown = lay_out(lines).splitlines()
     assert len({len(row) for row in shown}) == 1
     assert [cell.strip() for cell in shown[3].split("|")[1:-1]] == [
-        *("20 %, dq", "80", "1,000", "2.5", "7.0", "40", "4.3750 ± 0.5303 (2 seeds)")
+        *("20 %, dq", "80", "1,000", "0.5", "2.0", "7.0", "40", "4.3750 ± 0.5303 (2 seeds)")
     ]

@@ -6,9 +6,9 @@ each part. It is written last: a folder without it is not a bundle.
 
 import hashlib
 import io
-import itertools
 import json
 import math
+import os
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dq_multimodal.config import InputError
+from harness.results import digest
 
 FORMAT = "dq-multimodal bundle 1"
 INDEX = "bundle.json"
@@ -26,24 +27,42 @@ PART_BYTES = 30_000_000
 JOINED = "joined"  # where model files are put together again
 
 
+def is_bundle(folder: Path) -> bool:
+    """Say whether a folder holds a bundle of this version."""
+    try:
+        about = json.loads((folder / INDEX).read_text())
+        return about["format"] == FORMAT and {"tasks", "files"} <= about.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 class BundleWriter:
-    """Writes a bundle into a folder, which is emptied first."""
+    """Writes a bundle beside its folder, and puts it there when it is whole.
+
+    Args:
+        folder: New, empty, or a bundle, which stays what it is until `finish`.
+
+    Raises:
+        InputError: If the folder holds other things.
+    """
 
     def __init__(self, folder: Path) -> None:
-        if (folder / INDEX).is_file():
-            (folder / INDEX).unlink()  # the folder is no bundle until it is whole again
-        elif folder.is_dir() and any(p for p in folder.iterdir() if p.name not in ("parts",)):
+        is_old = folder.is_dir() and any(folder.iterdir())
+        if folder.exists() and (not folder.is_dir() or (is_old and not is_bundle(folder))):
             raise InputError(f"{folder} holds other things: name an empty folder for the bundle")
-        shutil.rmtree(folder / "parts", ignore_errors=True)
-        shutil.rmtree(folder / JOINED, ignore_errors=True)
-        (folder / "parts").mkdir(parents=True)
         self.folder, self._files = folder, dict[str, dict[str, Any]]()
+        self._contents = dict[str, str]()
+        self._new = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(self._new, ignore_errors=True)
+        (self._new / "parts").mkdir(parents=True)
 
     def add_array(self, name: str, array: np.ndarray) -> None:
         """Add an array, cut along its first axis."""
         n_parts = max(1, math.ceil(array.nbytes / (PART_BYTES - 1000)))
         if n_parts > max(1, len(array)):
             raise InputError(f"a row of {name} is larger than {PART_BYTES:,} bytes")
+        hashed = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+        self._contents[name] = digest(hashed, str(array.dtype), array.shape)
         for part in _cut(array, n_parts):
             buffer = io.BytesIO()
             np.save(buffer, np.ascontiguousarray(part), allow_pickle=False)
@@ -51,16 +70,23 @@ class BundleWriter:
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Add a table, cut by rows, as Parquet."""
-        n_parts = max(1, math.ceil(table.nbytes / PART_BYTES))
-        bounds = np.linspace(0, len(table), n_parts + 1).astype(int)
-        for start, end in itertools.pairwise(bounds):
-            buffer = io.BytesIO()
-            pq.write_table(table.slice(start, end - start), buffer, compression="zstd")
-            self._add(name, "table", buffer.getvalue())
+        self._contents[name] = digest(table.to_pydict())
+        left = [table]
+        while left:
+            buffer, part = io.BytesIO(), left.pop(0)
+            pq.write_table(part, buffer, compression="zstd")
+            if buffer.tell() <= PART_BYTES:
+                self._add(name, "table", buffer.getvalue())
+            elif len(part) < 2:
+                raise InputError(f"a row of {name} is larger than {PART_BYTES:,} bytes")
+            else:
+                left[:0] = [part.slice(0, len(part) // 2), part.slice(len(part) // 2)]
 
     def add_file(self, name: str, path: Path) -> None:
         """Add a file as it is, cut into pieces."""
         with path.open("rb") as file:
+            self._contents[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
             data = file.read(PART_BYTES)
             while True:
                 self._add(name, "file", data)
@@ -69,18 +95,22 @@ class BundleWriter:
                     break
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Write the index, which makes the folder a bundle."""
+        """Write the index, which makes the folder a bundle, and replace the one before."""
         document = {"format": FORMAT, **about, "files": self._files}
-        temporary = self.folder / (INDEX + ".tmp")
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.replace(self.folder / INDEX)
+        (self._new / INDEX).write_text(json.dumps(document, indent=1) + "\n")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._new.replace(self.folder)
+
+    def digest_of(self, start: str) -> str:
+        """Give a digest of all that was added under names that begin so."""
+        return digest({k: v for k, v in self._contents.items() if k.startswith(start)})
 
     def _add(self, name: str, kind: str, data: bytes) -> None:
         entry = self._files.setdefault(name, {"kind": kind, "parts": []})
         file = f"parts/{len(self._files) - 1:03d}-{len(entry['parts']):03d}"
-        (self.folder / file).write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        entry["parts"].append({"file": file, "bytes": len(data), "sha256": digest})
+        (self._new / file).write_bytes(data)
+        hashed = hashlib.sha256(data).hexdigest()
+        entry["parts"].append({"file": file, "bytes": len(data), "sha256": hashed})
 
 
 def _cut(array: np.ndarray, n_parts: int) -> list[np.ndarray]:
@@ -95,15 +125,10 @@ class Bundle:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self.about = json.loads((folder / INDEX).read_text())
-            self._files = self.about["files"]
-            is_known = self.about["format"] == FORMAT
-        except (OSError, ValueError, KeyError, TypeError):
-            is_known = False
-        if not is_known:
+        if not is_bundle(folder):
             raise InputError(f"{folder} is no bundle: it has no {INDEX} of this version")
-        self.folder_path = folder
+        self.about = json.loads((folder / INDEX).read_text())
+        self.folder_path, self._files = folder, self.about["files"]
 
     def has(self, name: str) -> bool:
         """Say whether there is something of this name."""
@@ -124,13 +149,13 @@ class Bundle:
 
     def folder(self, name: str) -> Path:
         """Put the files below a name together again, and give their folder."""
-        target = self.folder_path / JOINED / name
-        if target.is_dir():
-            return target
-        inside = [key for key in self._files if key.startswith(name + "/")]
+        inside = self.names(name + "/")
         if not inside:
             raise InputError(f"{self.folder_path} holds no {name}")
-        temporary = target.with_name(f"{target.name}.{id(self)}.tmp")
+        target = self.folder_path / JOINED / digest([self._files[key] for key in inside])
+        if target.is_dir():
+            return target
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         for key in inside:
             place = temporary / key.removeprefix(name + "/")
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,8 @@ def make_timm_folder(wanted: Mapping[str, Any], work_folder: Path) -> Path:
             "interpolation": "bicubic",
         },
     }
-    folder = work_folder / f"{name}-{side}"
+    asked = hashlib.sha256(json.dumps([dict(wanted), hash_file(weights)]).encode()).hexdigest()
+    folder = work_folder / f"{name}-{asked[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)  # it must not describe other weights
     save_file(tensors, folder / "model.safetensors")
@@ -154,6 +155,12 @@ def make_timm_folder(wanted: Mapping[str, Any], work_folder: Path) -> Path:
     temporary.write_text(json.dumps(config, indent=2) + "\n")
     temporary.replace(folder / "config.json")
     return folder
+
+
+def hash_file(path: str) -> str:
+    """Give the SHA-256 of a file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def embed(

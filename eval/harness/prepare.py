@@ -1,5 +1,6 @@
 """Make a bundle: the selections of a suite, and the rows that its cells train and test on."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
-from harness.bundle import INDEX, Bundle, BundleWriter
+from harness.bundle import Bundle, BundleWriter, is_bundle
 from harness.encoders import embed, find_place
 from harness.results import digest
 from harness.selections import Chooser
@@ -62,23 +63,27 @@ def prepare(name: str, folder: Path, work: Path) -> None:
     """
     suite = read_suite(name)
     used = dict.fromkeys(cell.task for cell in suite.cells)
-    data = {task: suite.tasks[task] for task in used}
-    asked = digest(data, suite.selections, [repr(cell) for cell in suite.cells])
-    if (folder / INDEX).is_file() and Bundle(folder).about.get("asked") == asked:
+    kinds = {"image": ImageTask, "text": TextTask}
+    tasks = {}
+    for task in used:
+        spec = suite.tasks[task]
+        if spec.get("kind") not in kinds:
+            raise InputError(f"task {task}: kind must be image or text, got {spec.get('kind')!r}")
+        strange = set(spec) - TASK[spec["kind"]]
+        if strange or "dataset" not in spec:
+            said = f"no key {', '.join(sorted(strange))}" if strange else "dataset is missing"
+            raise InputError(
+                f"task {task}: {said}; keys are {', '.join(sorted(TASK[spec['kind']]))}"
+            )
+        tasks[task] = kinds[spec["kind"]](suite, task, work / task)
+    cells = [(repr(cell), suite.settings[cell.protocol]["trainer"]) for cell in suite.cells]
+    pins = {task: made.pins for task, made in tasks.items()}
+    asked = digest(pins, suite.selections, cells)
+    if is_bundle(folder) and Bundle(folder).about.get("asked") == asked:
         print(f"{folder} is already complete")
         return
     writer = BundleWriter(folder)
-    about = {}
-    for task in used:
-        kind = suite.tasks[task].get("kind")
-        if kind not in TASK:
-            raise InputError(f"task {task}: kind must be image or text, got {kind!r}")
-        strange = set(suite.tasks[task]) - TASK[kind]
-        if strange:
-            known = ", ".join(sorted(TASK[kind]))
-            raise InputError(f"task {task}: no key {', '.join(sorted(strange))}; keys are {known}")
-        made = ImageTask if kind == "image" else TextTask
-        about[task] = made(suite, task, work / task, writer).prepare()
+    about = {task: made.prepare(writer) for task, made in tasks.items()}
     writer.finish({"suite": suite.name, "asked": asked, "tasks": about})
     print(f"{folder}: {Bundle(folder).n_bytes:,} bytes for {len(suite.cells):,} cells")
 
@@ -91,24 +96,23 @@ class Task:
         suite: The suite.
         name: Name of the task in it.
         work: Folder for runs and files between.
-        writer: Of the bundle.
         restored: Rows, and their images with filled patches, which follow the used rows.
     """
 
     suite: Suite
     name: str
     work: Path
-    writer: BundleWriter
     restored: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
-    def prepare(self) -> dict[str, Any]:
-        """Write all parts of the task, and give what bundle.json says of it."""
-        from dq_multimodal.source import pin_of
+    def prepare(self, writer: BundleWriter) -> dict[str, Any]:
+        """Write all parts of the task, and give what bundle.json says of it.
 
-        trainers = {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}
+        `digests` says, for each trainer (and for text each model), what the result of a cell
+        depends on beside its rows and settings: the data, the tests, the model.
+        """
         lines = self.choose_all()
         used = np.unique(np.concatenate([line["rows"] for line in lines]))
-        if "probe" in trainers:  # which standardises the features over all rows
+        if "probe" in self.trainers:  # which standardises the features over all rows
             used = np.arange(self.n_rows)
         n_packed = len(used)
         for line in tqdm(lines, desc=f"{self.name}, rows"):
@@ -118,18 +122,42 @@ class Task:
             if json.loads(line["options"]).get("drop_ratio"):  # other pixels than the source's
                 positions = np.arange(n_packed, n_packed + len(positions))
                 n_packed += len(positions)
-                line["bytes"] = self.restore(line)
+                line |= self.restore(line)
             line["rows"] = positions.astype(np.int32)
-        self.writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
-        if "probe" in trainers or self.spec["kind"] == "image":
-            self.pack_labels(used)
-        if "probe" in trainers:
-            self.pack_features(used)
-        if trainers - {"probe"}:
-            self.pack(used)
-        sources = [self.source, *([self.test_source] if "test" in self.spec else [])]
-        pins = [pin_of(source.origin, has_names=False) for source in sources]
-        return {"kind": self.spec["kind"], "rows": self.n_rows, "digest": digest(pins, self.spec)}
+        writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
+        digests = {}
+        if "probe" in self.trainers or self.spec["kind"] == "image":
+            self.pack_labels(writer, used)
+        if "probe" in self.trainers:
+            self.pack_features(writer, used)
+            digests["probe"] = digest(self.pins)
+        if self.trainers - {"probe"}:
+            self.pack(writer, used)
+            digests |= self.digest_packed(writer)
+        return {"kind": self.spec["kind"], "rows": self.n_rows, "digests": digests}
+
+    @property
+    def pins(self) -> list[Any]:
+        """What says which rows, columns and encoder these are, wherever they lie."""
+        from dq_multimodal.model_source import hash_weights
+        from dq_multimodal.source import pin_of
+
+        sources = [self.whole, *([self.test_source] if "test" in self.spec else [])]
+        places = {"dataset", "test", "embeddings", "encoder", "models", "tests"}
+        spec = {key: value for key, value in self.spec.items() if key not in places}
+        encoder = self.chooser.encoder_place
+        about = Path(encoder or "") / "config.json"
+        model = [hash_weights(encoder) or encoder, about.read_text() if about.is_file() else None]
+        return [[pin_of(source.origin, has_names=False) for source in sources], spec, model]
+
+    @cached_property
+    def trainers(self) -> set[str]:
+        """What trains the cells of the task."""
+        return {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}
+
+    def digest_packed(self, writer: BundleWriter) -> dict[str, str]:
+        """Give what cells depend on that are not of the probe; see `prepare`."""
+        raise NotImplementedError
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -162,6 +190,11 @@ class Task:
         from dq_multimodal.source import load_source
 
         return load_source(self.place, **self.which)
+
+    @property
+    def whole(self) -> "Source":
+        """All rows, those held out among them."""
+        return self.source
 
     @property
     def n_rows(self) -> int:
@@ -197,7 +230,7 @@ class Task:
         from dq_multimodal.source import load_source
 
         place, split = self.test
-        return load_source(place, split=split)
+        return load_source(place, split=split, config_name=self.spec.get("config_name"))
 
     @cached_property
     def chooser(self) -> Chooser:
@@ -234,20 +267,24 @@ class Task:
             )
         return lines
 
-    def pack_features(self, used: np.ndarray) -> None:
+    def pack_features(self, writer: BundleWriter, used: np.ndarray) -> None:
         """Write the embeddings of the used and the test rows, and their classes."""
         place, split = self.test
         encoder = self.chooser.encoder_place
         if encoder is None:
             raise InputError(f"task {self.name}: the probe needs an encoder")
         columns = {k: v for k, v in self.columns.items() if k != "image_column"}
-        ready = self.chooser.ready
-        train = np.load(ready) if ready else embed(self.place, encoder, self.work, **columns)
-        test = embed(place, encoder, self.work, split=split, **columns)
-        self.writer.add_array(f"{self.name}/train/features", train[used].astype(np.float32))
-        self.writer.add_array(f"{self.name}/test/features", test.astype(np.float32))
+        ready, of_test = self.chooser.ready, {**self.which, "split": split}
+        train = (
+            np.load(ready)
+            if ready
+            else embed(self.place, encoder, self.work, **self.which, **columns)
+        )
+        test = embed(place, encoder, self.work, **of_test, **columns)
+        writer.add_array(f"{self.name}/train/features", train[used].astype(np.float32))
+        writer.add_array(f"{self.name}/test/features", test.astype(np.float32))
 
-    def pack_labels(self, used: np.ndarray) -> None:
+    def pack_labels(self, writer: BundleWriter, used: np.ndarray) -> None:
         """Write the classes of the used and the test rows."""
         from dq_multimodal.vision.columns import find_label_column, match_classes, read_classes
 
@@ -259,25 +296,25 @@ class Task:
         for part, found in (("train", classes[own]), ("test", of_test)):
             if (found < 0).any():
                 raise InputError(f"task {self.name}: {part} rows without a known class")
-            self.writer.add_array(f"{self.name}/{part}/labels", found.astype(np.int64))
+            writer.add_array(f"{self.name}/{part}/labels", found.astype(np.int64))
 
     def count_bytes(self, rows: np.ndarray) -> int | None:
         """Give the bytes of the images of some rows; None where there are none."""
         return None
 
-    def pack(self, used: np.ndarray) -> None:
+    def pack(self, writer: BundleWriter, used: np.ndarray) -> None:
         """Write the used rows and those of the tests."""
         raise NotImplementedError
 
-    def restore(self, line: dict[str, Any]) -> int:
-        """Keep rows whose patches were dropped and filled, and give the bytes of what is stored."""
+    def restore(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Keep rows whose patches were dropped and filled, and give what that changes in a line."""
         raise InputError(f"task {self.name}: drop_ratio is for images")
 
 
 class ImageTask(Task):
     """Prepares images and their classes."""
 
-    def pack(self, used: np.ndarray) -> None:
+    def pack(self, writer: BundleWriter, used: np.ndarray) -> None:
         """Write square images, uint8."""
         rows = self.source.dataset
         size = self.data.find_size(rows)
@@ -292,9 +329,9 @@ class ImageTask(Task):
             images, _ = pictures.__getitems__(list(range(len(pictures))))
             if part == "train":
                 images = np.concatenate([images, *(filled for _, filled in self.restored)])
-            self.writer.add_array(f"{self.name}/{part}/images", images)
+            writer.add_array(f"{self.name}/{part}/images", images)
 
-    def restore(self, line: dict[str, Any]) -> int:
+    def restore(self, line: dict[str, Any]) -> dict[str, Any]:
         """Drop patches of the kept rows as `compress` does, and read the images back filled."""
         seed = self.suite.draw_seed(line["selection"], line["draw"])
         run = self.chooser.drop_patches(line["selection"], line["keep_ratio"], seed)
@@ -303,7 +340,17 @@ class ImageTask(Task):
         pictures, _ = self.data.pictures(run.subset, size, name="restore", **fill)
         images, _ = pictures.__getitems__(list(range(len(pictures))))
         self.restored.append((run.kept, images))
-        return run.manifest["bytes"]["stored_images"]
+        pixels = hashlib.sha256(images).hexdigest()
+        return {
+            "bytes": run.manifest["bytes"]["stored_images"],
+            "rows_digest": digest(line["rows_digest"], pixels),
+            "proxy_seconds": None,  # not known: classifier and autoencoder were there
+        }
+
+    def digest_packed(self, writer: BundleWriter) -> dict[str, str]:
+        """Give what image cells depend on: rows, columns, size and test images; no encoder."""
+        tested = [writer.digest_of(f"{self.name}/test/{part}") for part in ("images", "labels")]
+        return {"image": digest(self.pins[:2], tested)}
 
     @cached_property
     def data(self) -> "ImageDataArguments":
@@ -379,7 +426,7 @@ class TextTask(Task):
         np.save(path, np.load(find_place(self.spec["embeddings"]))[self.numbers])
         return str(path.absolute())
 
-    def pack(self, used: np.ndarray) -> None:
+    def pack(self, writer: BundleWriter, used: np.ndarray) -> None:
         """Write the tokens of the used rows and of the tests, and the models."""
         trained = [
             cell.net
@@ -389,4 +436,15 @@ class TextTask(Task):
         rows, held_out = self.source.dataset.select(used), self.whole.dataset
         held_out = held_out.select(self.split_rows[1])
         models = list(dict.fromkeys(trained))
-        add_texts(self.writer, self.name, self.spec, rows, held_out, models)
+        add_texts(writer, self.name, self.spec, rows, held_out, models)
+
+    def digest_packed(self, writer: BundleWriter) -> dict[str, str]:
+        """Give what cells of each model depend on: rows, columns, tests and the model itself."""
+        found = {}
+        for net in dict.fromkeys(cell.net for cell in self.cells):
+            parts = [
+                writer.digest_of(f"{self.name}/test/{net}/"),
+                writer.digest_of(f"models/{net}/"),
+            ]
+            found[f"text/{net}"] = digest(self.pins[:2], parts)
+        return found

@@ -25,6 +25,13 @@ PATCHES = {
     *("patch_quality", "min_psnr", "fill", "mae_model"),
 }
 """Options that change the images and not the rows."""
+ENCODED = {"embedding_model", "embedding"}
+"""Options that ask for other embeddings than those of the task."""
+GIVEN = {
+    *("dataset", "split", "config_name", "revision", "modality", "text_columns", "image_column"),
+    *("keep_ratio", "seed", "embeddings", "streaming", "field", "image_folder"),
+}
+"""Options of `compress` that the task and the suite set."""
 RUN_RATIO = 0.01
 """Kept by the runs that hold bins and scores; it is not used."""
 
@@ -58,15 +65,16 @@ class Chooser:
     embeddings: str | None = None
     numbers: np.ndarray | None = None
     _runs: dict[str, "Run"] = field(default_factory=dict)
+    _embedded: "Run | None" = None  # whose embeddings are those of all
 
     def __post_init__(self) -> None:
-        known = {f.name for f in fields(CompressConfig)} | OWN
+        known = {f.name for f in fields(CompressConfig)} - GIVEN | OWN
         for name, options in self.selections.items():
             strange = set(options) - known
             if strange or ("method" in options) == ("row_list" in options):
                 raise InputError(
-                    f"selection {name} must have a method or a row_list, and options of compress; "
-                    f"got {', '.join(options)}"
+                    f"selection {name} must have a method or a row_list, and options of compress "
+                    f"beside {', '.join(sorted(GIVEN))}; got {', '.join(options)}"
                 )
             if "method" in options and options["method"] not in get_args(Method):
                 raise InputError(f"selection {name}: no method {options['method']}")
@@ -81,7 +89,8 @@ class Chooser:
 
         Returns:
             `rows`, sorted numbers in the dataset; `keep_ratio`; `selection_seconds`, of bins and
-            order; `proxy_seconds`, of the encoder, for embeddings and scores (None: not known).
+            order; `proxy_seconds`, of the encoder, for embeddings and scores (None: not known, as
+            where embeddings were ready).
         """
         options = self.selections[name]
         n_kept = len(self.listed(keep)) if isinstance(keep, str) else count_kept(self.n_rows, keep)
@@ -110,43 +119,47 @@ class Chooser:
             return np.argsort(place), {"selection": 0.0, "proxy": 0.0}
         run = self.run_of(options)
         started, found = time.perf_counter(), run.manifest["seconds"]
-        proxy = 0.0
-        if options["method"] != "random":
-            proxy = max(other.manifest["seconds"].get("embeddings", 0) for other in self.made)
-        if options["method"] == "adq":
-            proxy += found.get("scores", 0)
         drawn = {key: value for key, value in options.items() if key in DRAWN}
         request = replace(run.request, **drawn, seed=seed)
         place = order_by_method(run.bins, request, read_scores(run.path), run.unreadable)
-        ordered = time.perf_counter() - started
-        return np.argsort(place), {"selection": found["selection"] + ordered, "proxy": proxy}
-
-    @property
-    def made(self) -> list["Run"]:
-        """The runs so far."""
-        return list(self._runs.values())
+        seconds = {"selection": found["selection"] + time.perf_counter() - started, "proxy": 0.0}
+        if options["method"] != "random":
+            encoded = run if ENCODED & set(options) else self._embedded
+            spent = encoded.manifest["seconds"]["embeddings"] if encoded else None
+            of_scores = found.get("scores", 0) if options["method"] == "adq" else 0
+            seconds["proxy"] = None if spent is None else spent + of_scores
+        return np.argsort(place), seconds
 
     def run_of(self, options: dict[str, Any]) -> "Run":
-        """Give the run that holds the bins, and for adq the scores, of a selection."""
-        key = self.key_of(options)
+        """Give the run that holds the bins, and for adq the scores, of a selection.
+
+        The run of adq, if there is one, is made first: it embeds and scores in one pass over the
+        encoder, and the others take its embeddings.
+        """
+        key, is_random = self.key_of(options), options["method"] == "random"
         if key not in self._runs:
-            if not self._runs and options["method"] != "random":
-                self.make_run(self.widest, None)
-            if key not in self._runs:
-                self.make_run(options, self.ready)
+            if is_random or ENCODED & set(options):
+                self.make_run(options)
+            else:
+                if self.ready is None:
+                    self._embedded = self.make_run(self.widest)
+                if key not in self._runs:
+                    self.make_run(options)
         return self._runs[key]
 
     @cached_property
     def widest(self) -> dict[str, Any]:
-        """The selection whose run makes the embeddings of all: adq, if there is one."""
-        encoded = [o for o in self.selections.values() if o.get("method", "random") != "random"]
+        """The selection whose run makes the embeddings of all."""
+        listed = [o for o in self.selections.values() if "method" in o and not ENCODED & set(o)]
+        encoded = [o for o in listed if o["method"] != "random"]
         return next((o for o in encoded if o["method"] == "adq"), encoded[0])
 
     @property
     def ready(self) -> str | None:
         """File of the embeddings, if there is one by now."""
-        made = [run.path / "embeddings.npy" for run in self.made]
-        return self.embeddings or next((str(path) for path in made if path.is_file()), None)
+        if self.embeddings is None and self._embedded is not None:
+            return str(self._embedded.path / "embeddings.npy")
+        return self.embeddings
 
     def key_of(self, options: dict[str, Any]) -> str:
         """Tell apart what needs a run of its own."""
@@ -155,7 +168,7 @@ class Chooser:
         fixed = {k: v for k, v in options.items() if k not in DRAWN | PATCHES}
         return digest(bins_kind(options["method"]), fixed, self.options, self.encoder)
 
-    def make_run(self, options: dict[str, Any], ready: str | None) -> None:
+    def make_run(self, options: dict[str, Any]) -> "Run":
         """Compress the dataset for the bins and scores of all selections of one key."""
         from dq_multimodal import compress
 
@@ -163,17 +176,25 @@ class Chooser:
         alike = [o for o in self.selections.values() if "method" in o and self.key_of(o) == key]
         method = "adq" if any(o["method"] == "adq" for o in alike) else options["method"]
         fixed = {k: v for k, v in options.items() if k not in DRAWN | OWN | PATCHES}
-        if method != "random":
-            fixed |= {"embeddings": ready or self.embeddings, "embedding_model": self.encoder_place}
         self._runs[key] = compress(
             self.dataset,
-            **self.options,
-            **fixed,
+            **(self.options | fixed | self.encoding(options)),
             method=method,
             keep_ratio=max(RUN_RATIO, 1 / self.n_rows),
             report=False,
             output_dir=self.work / f"{method}-{key}",
         )
+        return self._runs[key]
+
+    def encoding(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Give the options that say what embeds the rows of a selection."""
+        if options["method"] == "random":
+            return {}
+        if not ENCODED & set(options):
+            return {"embeddings": self.ready, "embedding_model": self.encoder_place}
+        if "embedding_model" in options:
+            return {"embedding_model": find_encoder(options["embedding_model"], self.work)}
+        return {"embedding_model": self.encoder_place}
 
     def drop_patches(self, name: str, keep_ratio: float, seed: int) -> "Run":
         """Compress the dataset with dropped patches; it keeps the rows that `choose` gives.
@@ -185,11 +206,10 @@ class Chooser:
         options = {k: v for k, v in self.selections[name].items() if k not in OWN}
         models = ("attribution_model", "mae_model")
         options |= {key: find_place(options[key]) for key in models if key in options}
-        if options["method"] != "random":
-            options |= {"embeddings": self.ready, "embedding_model": self.encoder_place}
+        options |= self.encoding(options)
         options |= {"keep_ratio": keep_ratio, "seed": seed, "report": False}
         folder = self.work / f"patches-{digest(self.selections[name], keep_ratio, seed)}"
-        return compress(self.dataset, **self.options, **options, output_dir=folder)
+        return compress(self.dataset, **(self.options | options), output_dir=folder)
 
     @cached_property
     def encoder_place(self) -> str | None:
@@ -217,7 +237,8 @@ def read_row_list(name: str, options: dict[str, Any]) -> np.ndarray:
     """Read the numbers of kept rows that somebody published.
 
     `row_list` is the place of a .npy file, or of a .json file that holds a list of numbers, or
-    records with their list under `indices`, of which `where` names the fields of the right one.
+    records (in a list, or by name) with their list under `indices`, of which `where` names the
+    fields of the right one.
 
     Raises:
         InputError: If there is no such list, or a number is negative or there twice.
@@ -228,6 +249,8 @@ def read_row_list(name: str, options: dict[str, Any]) -> np.ndarray:
             found = np.load(path, allow_pickle=False)
         else:
             found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                found = list(found.values())
             if "where" in options:
                 wanted = options["where"].items()
                 fitting = [record for record in found if all(record.get(k) == v for k, v in wanted)]

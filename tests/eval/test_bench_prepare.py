@@ -243,6 +243,8 @@ def test_prepared_moved_trained_without_the_data_and_laid_out(folder: Path, tmp_
         ({}, {"random": {"method": "random", "row_list": "x"}}, "a method or a row_list"),
         ({}, {"random": {"method": "random", "n_bims": 3}}, "n_bims"),
         ({}, {"random": {"method": "dq", "by_class": False}}, "by_class false is for random"),
+        ({}, {"random": {"method": "random", "seed": 3}}, "seed"),
+        ({}, {"random": {"method": "dq", "embeddings": "missing.npy"}}, "embeddings"),
     ],
 )
 def test_what_cannot_be_prepared_is_one_line_and_no_bundle(
@@ -258,6 +260,70 @@ def test_what_cannot_be_prepared_is_one_line_and_no_bundle(
         prepare(str(path), tmp_path / "bundle", tmp_path / "work")
     assert said in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "bundle" / "bundle.json").exists()
+
+
+def test_the_order_of_selections_changes_no_row(folder: Path, tmp_path: Path) -> None:
+    rows = []
+    for k, names in enumerate((["random", "graphcut", "adq"], ["adq", "graphcut", "random"])):
+        group = yaml.safe_load(Path(write(folder, "order")).read_text())["compare"][0]
+        group |= {"selections": names, "draws": 1}
+        suite = write(folder, f"order{k}", compare=[group])
+        prepare(suite, tmp_path / f"bundle{k}", tmp_path / f"work{k}")
+        bundle = Bundle(tmp_path / f"bundle{k}")
+        lines = chosen(bundle)
+        images = bundle.array("toy/train/images")
+        rows.append({name: images[lines[(name, "0.2", 0)]["rows"]] for name in names})
+        assert lines[("graphcut", "0.2", 0)]["proxy_seconds"] > 0.01
+    assert all((rows[0][name] == rows[1][name]).all() for name in rows[0])
+
+
+def test_the_digests_change_with_what_a_cell_depends_on(folder: Path, tmp_path: Path) -> None:
+    group = yaml.safe_load(Path(write(folder, "digest")).read_text())["compare"][0]
+    group |= {"selections": ["random"], "draws": 1}
+    probe = {**group, "protocol": "probe"}
+    other = tmp_path / "encoder"
+    shutil.copytree(folder / "encoder", other)
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    found = []
+    for k, task in enumerate(
+        (
+            {},
+            {"encoder": str(other)},
+            {"image_size": 8},
+            {"test": str(folder / "train.parquet")},
+        )
+    ):
+        suite = yaml.safe_load(Path(write(folder, "digest", compare=[group, probe])).read_text())
+        suite["tasks"]["toy"] |= task
+        path = tmp_path / "digest.yaml"
+        path.write_text(yaml.safe_dump(suite))
+        prepare(str(path), tmp_path / f"bundle{k}", tmp_path / f"work{k}")
+        found.append(Bundle(tmp_path / f"bundle{k}").about["tasks"]["toy"]["digests"])
+    assert found[1]["image"] == found[0]["image"] and found[1]["probe"] != found[0]["probe"]
+    assert len({digests["image"] for digests in found}) == 3
+    assert len({digests["probe"] for digests in found}) == 4
+
+
+def test_published_lists_of_the_committed_suites_are_found(real_data: Path) -> None:
+    names = set()
+    for path in sorted((EVAL / "suites").glob("*.yaml")):
+        for name, options in read_suite(path.stem).selections.items():
+            if "row_list" in options:
+                names.add(name)
+                assert len(read_row_list(name, options)) > 1000
+    assert {"published dq", "alpagasus", "cherry"} <= names
+
+
+def test_a_failed_call_leaves_the_bundle_before(folder: Path, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "bundle")
+    suite = yaml.safe_load(Path(write(folder, "failed")).read_text())
+    suite["tasks"]["toy"]["test"] = str(folder / "nowhere.parquet")
+    (tmp_path / "failed.yaml").write_text(yaml.safe_dump(suite))
+    with pytest.raises(InputError, match="nowhere"):
+        prepare(str(tmp_path / "failed.yaml"), tmp_path / "bundle", tmp_path / "work")
+    assert Bundle(tmp_path / "bundle").array("toy/train/images").shape[1:] == (SIDE, SIDE, 3)
 
 
 def test_row_lists_of_json_records_and_wrong_ones(tmp_path: Path) -> None:
@@ -311,7 +377,7 @@ def test_held_out_rows_are_in_no_selection(tmp_path: Path, small_encoder: Path) 
     from harness.prepare import TextTask
 
     read = read_suite(str(tmp_path / "rows.yaml"))
-    lines = TextTask(read, "rows", tmp_path / "work", None).choose_all()  # type: ignore[arg-type]
+    lines = TextTask(read, "rows", tmp_path / "work").choose_all()
     assert len(kept) == 40 and not set(kept) & set(held)
     found = {(line["selection"], line["keep"]): kept[line["rows"]] for line in lines}
     assert set(found[("dq", "1.0")]) == set(kept)

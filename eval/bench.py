@@ -58,37 +58,32 @@ def act(args: argparse.Namespace) -> int:
     """Run one command, and give the exit code."""
     from dq_multimodal.config import InputError
 
-    name = Path(args.suite).stem
     if args.command == "prepare":
         from harness.prepare import prepare
 
         prepare(args.suite, args.bundle, args.work or Path("runs") / "bench")
         return 0
-    results = args.results or ROOT / "eval" / "results" / f"{name}.jsonl"
+    from harness.suite import read_suite, results_of
+
+    results = args.results or results_of(args.suite)
     if args.command == "run":
         from harness.runner import run_suite
 
         for flag, value in (("budget-minutes", args.budget_minutes), ("jobs", args.jobs)):
-            if value is not None and value <= 0:
-                raise InputError(f"--{flag} must be above 0, got {value:g}")
-        options = {"budget_minutes": args.budget_minutes, "n_jobs": args.jobs}
-        device = args.device
-        return (
-            1
-            if run_suite(
-                args.suite, args.bundle, results, **options, device=device, started=STARTED
-            )
-            else 0
-        )
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"--{flag} must be a number above 0, got {value:g}")
+        options = {"budget_minutes": args.budget_minutes, "n_jobs": args.jobs, "started": STARTED}
+        n_failed = run_suite(args.suite, args.bundle, results, device=args.device, **options)
+        return 1 if n_failed else 0
     from harness.results import read_lines
-    from harness.suite import read_suite
     from harness.table import figure, markdown, summarise
 
     groups = summarise(read_lines(results))
     if not groups:
         raise InputError(f"{results} holds no finished cell: `bench.py run` makes them")
-    print(f"{read_suite(args.suite).decides}\n\n{markdown(groups)}")
-    figure(groups, args.figure or ROOT / "eval" / "figures" / f"{name}.png")
+    suite = read_suite(args.suite)
+    print(f"{suite.decides}\n\n{markdown(groups)}")
+    figure(groups, args.figure or ROOT / "eval" / "figures" / f"{suite.name}.png")
     return 0
 
 

@@ -17,19 +17,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, get_type_hints
 
 import numpy as np
 import yaml
 
-from dq_multimodal.config import InputError
+from dq_multimodal.config import InputError, check_type
 
 EVAL = Path(__file__).resolve().parent.parent
 BASELINE = "random"
 """The selection with which all others are compared."""
-PARTS = {"decides", "tasks", "selections", "protocols", "compare"}
-GROUP = {"task", "protocol", "nets", "keep_ratios", "selections", "draws", "seeds"}
 SEEDS_APART = 1000
+Entries = dict[str, dict[str, Any]]
+
+
+class Group(TypedDict):
+    """An entry of `compare`."""
+
+    task: str
+    protocol: str
+    nets: list[str]
+    keep_ratios: list[Any]
+    selections: list[str]
+    draws: NotRequired[int]
+    seeds: NotRequired[int]
+
+
+class Document(TypedDict):
+    """What a suite file holds."""
+
+    decides: str
+    tasks: NotRequired[Entries]
+    protocols: NotRequired[Entries]
+    selections: Entries
+    compare: list[Group]
 
 
 @dataclass(frozen=True)
@@ -91,18 +112,17 @@ class Suite:
 
     name: str
     decides: str
-    tasks: dict[str, dict[str, Any]]
-    selections: dict[str, dict[str, Any]]
-    settings: dict[str, dict[str, Any]]
+    tasks: Entries
+    selections: Entries
+    settings: Entries
     cells: list[Cell] = field(repr=False)
 
     def protocol(self, name: str) -> Any:
         """Build the settings of a protocol for its trainer."""
         settings = dict(self.settings[name])
-        module = trainer_of(settings.pop("trainer"))
         try:
-            return module.Protocol(**settings)
-        except TypeError as error:
+            return trainer_of(settings.pop("trainer", None)).Protocol(**settings)
+        except (InputError, TypeError) as error:
             raise InputError(f"protocol {name}: {error}") from None
 
     def draw_seed(self, selection: str, draw: int) -> int:
@@ -110,7 +130,7 @@ class Suite:
         return zlib.crc32(selection.encode()) % SEEDS_APART * SEEDS_APART + draw
 
 
-def trainer_of(name: str) -> Any:
+def trainer_of(name: Any) -> Any:
     """Give the module that trains the cells of a protocol."""
     if name == "image":
         from harness import images
@@ -127,11 +147,11 @@ def trainer_of(name: str) -> Any:
     raise InputError(f"trainer must be image, text or probe, got {name!r}")
 
 
-def read_suite(name: str) -> Suite:
-    """Read a suite by its name in eval/suites, or by the path of its file.
+def find_suite(name: str) -> Path:
+    """Give the file of a suite, of which the name in eval/suites or the path is given.
 
     Raises:
-        InputError: If there is none, or it is not as described above.
+        InputError: If there is none.
     """
     path = Path(name)
     if path.suffix != ".yaml":
@@ -139,26 +159,47 @@ def read_suite(name: str) -> Suite:
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in (EVAL / "suites").glob("*.yaml")))
         raise InputError(f"no suite {name}: wanted a .yaml file or one of {there}")
+    return path
+
+
+def results_of(name: str) -> Path:
+    """Give the results file of a suite.
+
+    Raises:
+        InputError: If it is that of another suite, of the same name, in eval/suites.
+    """
+    path = find_suite(name)
+    known = EVAL / "suites" / path.name
+    if known.is_file() and not known.samefile(path):
+        raise InputError(f"name a file with --results: {path} is another suite than {known}")
+    return EVAL / "results" / f"{path.stem}.jsonl"
+
+
+def read_suite(name: str) -> Suite:
+    """Read a suite by its name in eval/suites, or by the path of its file.
+
+    Raises:
+        InputError: If there is none, or it is not as described above.
+    """
+    path = find_suite(name)
     found = _read_yaml(path)
-    _check_keys(path.name, found, PARTS, PARTS - {"protocols", "tasks"})
+    _check(path.name, found, Document)
     tasks, settings = (
-        resolve(what, _read_yaml(EVAL / file) | (found.get(what) or {}))
+        resolve(what, _read_yaml(EVAL / file) | found.get(what, {}))
         for what, file in (("tasks", "datasets.yaml"), ("protocols", "protocols.yaml"))
     )
     decides, selections = found["decides"].strip(), found["selections"]
     suite = Suite(path.stem, decides, tasks, selections, settings, [])
-    cells = [cell for group in found["compare"] for cell in _cells_of(group, suite)]
+    cells = [c for k, group in enumerate(found["compare"]) for c in _cells_of(k, group, suite)]
     suite.cells.extend(dict.fromkeys(cells))
-    for protocol in {cell.protocol for cell in cells}:
-        suite.protocol(protocol)
     return suite
 
 
-def resolve(what: str, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def resolve(what: str, found: Entries) -> Entries:
     """Fill every entry that says `like: NAME` with what that one says."""
 
-    def fill(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-        if name not in found or name in seen or not isinstance(found[name], dict):
+    def fill(name: Any, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+        if not isinstance(name, str) or name not in found or name in seen:
             raise InputError(f"{what}: no {name} with keys of its own among {', '.join(found)}")
         own = dict(found[name])
         base = own.pop("like", None)
@@ -167,45 +208,57 @@ def resolve(what: str, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
     return {name: fill(name) for name in found}
 
 
-def _cells_of(group: dict[str, Any], suite: Suite) -> Iterator[Cell]:
+def _cells_of(number: int, group: Group, suite: Suite) -> Iterator[Cell]:
     """Give the cells of a group: one draw of everything after the other."""
-    _check_keys("compare", group, GROUP, GROUP - {"draws", "seeds"})
-    known = {"task": suite.tasks, "protocol": suite.settings}
-    for key, names in known.items():
-        if group[key] not in names:
-            raise InputError(f"no {key} {group[key]}: there are {', '.join(names)}")
-    for name in group["selections"]:
-        if name not in suite.selections:
-            raise InputError(f"no selection {name}: there are {', '.join(suite.selections)}")
+    where = f"compare[{number}]"
+    _check(where, group, Group)
+    known = {"task": suite.tasks, "protocol": suite.settings, "selection": suite.selections}
+    asked = [(what, group[what]) for what in ("task", "protocol")]
+    for what, name in (*asked, *(("selection", name) for name in group["selections"])):
+        if name not in known[what]:
+            raise InputError(f"{where}: no {what} {name}: there are {', '.join(known[what])}")
+    counts = {what: group.get(what, 1) for what in ("draws", "seeds")}
+    for what, count in counts.items():
+        if not 1 <= count <= SEEDS_APART:
+            raise InputError(f"{where}.{what} must be 1 to {SEEDS_APART:,}, got {count}")
     for keep in group["keep_ratios"]:
-        is_ratio = isinstance(keep, int | float) and 0 < keep <= 1
-        if not is_ratio and "row_list" not in suite.selections.get(str(keep), {}):
+        is_number = isinstance(keep, int | float) and not isinstance(keep, bool)
+        is_list = isinstance(keep, str) and "row_list" in suite.selections.get(keep, {})
+        if not is_list and not (is_number and 0 < keep <= 1):
             raise InputError(f"keep_ratios must lie in (0, 1] or name a row list, got {keep}")
-    is_convex = suite.settings[group["protocol"]].get("trainer") == "probe"
-    counts = (range(group.get("draws", 1)), range(group.get("seeds", 1)))
-    order = (*counts, group["keep_ratios"], group["selections"], group["nets"])
+    task, protocol = group["task"], group["protocol"]
+    suite.protocol(protocol)
+    kind, trainer = suite.tasks[task].get("kind"), suite.settings[protocol]["trainer"]
+    if kind not in ("image", "text"):
+        raise InputError(f"task {task}: kind must be image or text, got {kind!r}")
+    if trainer not in ("probe", kind):
+        raise InputError(f"protocol {protocol} is for {trainer}, and task {task} is of {kind}")
+    keeps = [keep if isinstance(keep, str) else float(keep) for keep in group["keep_ratios"]]
+    order = (*map(range, counts.values()), keeps, group["selections"], group["nets"])
     for draw, seed, keep, selection, net in product(*order):
-        is_fixed = is_convex and (keep == 1 or is_same_rows(suite.selections[selection], keep))
+        is_same = keep == 1 or is_same_rows(selection, suite.selections[selection], keep)
+        is_fixed = trainer == "probe" and is_same
         if not is_fixed or draw == seed == 0:
-            place = (group["task"], selection, keep, group["protocol"])
-            yield Cell(*place, net, draw, seed, is_fixed)
+            yield Cell(task, selection, keep, protocol, net, draw, seed, is_fixed)
 
 
-def is_same_rows(options: dict[str, Any], keep: float | str) -> bool:
+def is_same_rows(name: str, options: dict[str, Any], keep: float | str) -> bool:
     """Say whether a selection takes the same rows in every draw."""
     if "row_list" in options:
-        return isinstance(keep, str)
-    return options.get("method") == "graphcut" or options.get("draw") == "rank"
+        return keep == name
+    method = options.get("method")
+    return method == "graphcut" or (method in ("dq", "adq") and options.get("draw") == "rank")
 
 
-def _check_keys(what: str, found: Any, known: set[str], needed: set[str]) -> None:
-    if not isinstance(found, dict):
-        raise InputError(f"{what}: wanted keys {', '.join(sorted(known))}, got {found!r}")
-    strange, missing = set(found) - known, needed - set(found)
-    if strange or missing:
-        said = [f"no key {name}" for name in sorted(strange)]
-        said += [f"{name} is missing" for name in sorted(missing)]
-        raise InputError(f"{what}: {', '.join(said)}; keys are {', '.join(sorted(known))}")
+def _check(name: str, found: Any, kind: Any) -> None:
+    """Raise unless what was read has the types of a TypedDict, no other keys and nothing empty."""
+    check_type(name, found, kind)
+    known = get_type_hints(kind)
+    if strange := sorted(set(found) - set(known)):
+        raise InputError(f"{name}: no key {', '.join(strange)}; keys are {', '.join(known)}")
+    for key, value in found.items():
+        if value in ([], {}) or not str(value).strip():
+            raise InputError(f"{name}.{key} must not be empty")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

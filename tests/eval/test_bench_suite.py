@@ -14,13 +14,16 @@ load_script("common")  # puts eval/ on the path
 
 from harness.bundle import PART_BYTES, Bundle, BundleWriter  # noqa: E402
 from harness.results import appending, key_of, read_lines  # noqa: E402
-from harness.suite import read_suite  # noqa: E402
+from harness.suite import is_same_rows, read_suite, results_of  # noqa: E402
 
 from dq_multimodal.config import InputError  # noqa: E402
 
 SUITE: dict[str, Any] = {
     "decides": "Whether it works.",
-    "tasks": {"toy": {"kind": "image", "dataset": "toy.parquet", "test": "test.parquet"}},
+    "tasks": {
+        "toy": {"kind": "image", "dataset": "toy.parquet", "test": "test.parquet"},
+        "words": {"kind": "text", "dataset": "words.parquet"},
+    },
     "protocols": {"quick": {"like": "probe"}},
     "selections": {
         "random": {"method": "random"},
@@ -94,8 +97,35 @@ def test_only_training_without_noise_makes_same_rows_a_fixed_cell(tmp_path: Path
         ({"compare": group(keep_ratios=[1.5])}, "got 1.5"),
         ({"compare": group(keep_ratios=["dq"])}, "got dq"),
         ({"compare": group(drawz=3)}, "no key drawz"),
-        ({"compare": [{"task": "toy"}]}, "keep_ratios is missing"),
+        ({"compare": [{"task": "toy"}]}, "compare[0] has no keep_ratios"),
         ({"selektions": {}}, "no key selektions"),
+        *[({"compare": group(keep_ratios=[x])}, "(0, 1]") for x in (True, float("nan"), None, [1])],
+        *[({"decides": x}, "decides must ") for x in (5, None, "", " ", ["x"])],
+        *[({"compare": x}, "compare must ") for x in ([], {}, None, "toy")],
+        *[({"compare": [x]}, "compare[0] must be") for x in (None, "toy", [])],
+        *[({"compare": group(nets=x)}, "nets must ") for x in (None, "resnet18", [], {})],
+        *[({"compare": group(selections=x)}, "selections must ") for x in (None, "dq", [])],
+        *[({"compare": group(keep_ratios=x)}, "keep_ratios must ") for x in (None, 0.1, "a", [])],
+        ({"compare": group(nets=[5])}, "nets[0] must be str, got 5"),
+        *[({"compare": group(draws=x)}, "draws must be") for x in ("3", 1.5, 0, -1, None, True)],
+        *[({"compare": group(seeds=x)}, "seeds must be") for x in ("3", 0, None, 1001)],
+        ({"compare": group(task=["toy"])}, "task must be str"),
+        ({"compare": group(protocol=None)}, "protocol must be str"),
+        *[({"selections": x}, "selections must be dict") for x in (None, ["dq"], "dq")],
+        *[({"selections": {"dq": x}}, "selections.dq must be dict") for x in (None, "dq", [])],
+        ({"selections": {}}, "selections must not be empty"),
+        ({"selections": {1: {"method": "dq"}}}, "selections must be str, got 1"),
+        *[({"tasks": x}, "tasks must be dict") for x in (None, [], "toy")],
+        *[({"protocols": x}, "protocols must be dict") for x in (None, [], "quick")],
+        ({"protocols": {"quick": {}}}, "protocol quick: trainer must be image, text or probe"),
+        ({"protocols": {"quick": {"trainer": "probe"}}}, "protocol quick: "),
+        ({"protocols": {"quick": {"like": ["probe"]}}}, "no ['probe']"),
+        ({"tasks": {"toy": {"kind": "sound"}}}, "kind must be image or text, got 'sound'"),
+        ({"compare": group(protocol="sft")}, "protocol sft is for text, and task toy is of image"),
+        (
+            {"compare": group(task="words", protocol="paper")},
+            "is for image, and task words is",
+        ),
         ({"protocols": {"quick": {"like": "nothing"}}}, "no nothing"),
         ({"protocols": {"quick": {"like": "quick"}}}, "no quick"),
         ({"protocols": {"quick": {"like": "probe", "spin": 3}}}, "protocol quick"),
@@ -105,6 +135,46 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, changes: Any, said: str) -> N
     with pytest.raises(InputError) as raised:
         read_suite(write(tmp_path, **changes))
     assert said in str(raised.value)
+
+
+def test_the_probe_takes_images_and_texts_and_one_is_1(tmp_path: Path) -> None:
+    asked = group(task="words", keep_ratios=[1, 1.0], selections=["dq"])
+    (cell,) = read_suite(write(tmp_path, compare=asked)).cells
+    assert (cell.keep, type(cell.keep)) == (1.0, float)
+    asked = group(nets=["a", "a"], protocol="paper", keep_ratios=[1.0, 1], draws=1, seeds=1)
+    assert len(read_suite(write(tmp_path, compare=asked)).cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "keep", "is_same"),
+    [
+        ("a", {"method": "graphcut"}, 0.1, True),
+        ("a", {"method": "dq", "draw": "rank"}, 0.1, True),
+        ("a", {"method": "adq", "draw": "rank"}, 0.1, True),
+        ("a", {"method": "random", "draw": "rank"}, 0.1, False),
+        ("a", {"method": "dq"}, 0.1, False),
+        ("a", {"row_list": "a.npy"}, "a", True),
+        ("a", {"row_list": "a.npy"}, "b", False),
+        ("a", {"row_list": "a.npy"}, 0.1, False),
+        ("a", {"method": "dq"}, "a", False),
+    ],
+)
+def test_which_selections_take_the_same_rows_in_every_draw(
+    name: str, options: dict[str, Any], keep: float | str, is_same: bool
+) -> None:
+    assert is_same_rows(name, options, keep) is is_same
+
+
+def test_a_suite_has_its_whole_name_and_not_the_results_of_another(tmp_path: Path) -> None:
+    written = write(tmp_path)
+    dotted = Path(written).rename(tmp_path / "a.b.yaml")
+    assert read_suite(str(dotted)).name == "a.b"
+    assert results_of(str(dotted)) == EVAL / "results" / "a.b.jsonl"
+    of_small = EVAL / "results" / "small.jsonl"
+    assert results_of("small") == results_of(str(EVAL / "suites" / "small.yaml")) == of_small
+    assert results_of(str(EVAL / "suites" / ".." / "suites" / "small.yaml")) == of_small
+    with pytest.raises(InputError, match=r"--results.*small\.yaml"):
+        results_of(str(dotted.rename(tmp_path / "small.yaml")))
 
 
 def test_every_committed_suite_can_be_read() -> None:
@@ -195,9 +265,9 @@ def test_a_results_file_has_one_writer_and_only_results(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\n")
     with pytest.raises(InputError, match="line 1 is no result"):
         read_lines(path)
-    with pytest.raises(InputError, match="cannot read .* Is a directory"):
+    with pytest.raises(InputError, match=r"cannot read .* Is a directory"):
         read_lines(tmp_path)
-    with pytest.raises(InputError, match="cannot write .* Is a directory"), appending(tmp_path):
+    with pytest.raises(InputError, match=r"cannot write .* Is a directory"), appending(tmp_path):
         pass
     with pytest.raises(InputError, match="cannot write"), appending(path / "below.jsonl"):
         pass

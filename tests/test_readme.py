@@ -11,6 +11,7 @@ from eval_scripts import load_script
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {page: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 ALL = "\n".join(PAGES.values())
+RESULTS = PAGES[ROOT / "docs" / "results.md"]
 BLOCKS = re.findall(r"```bash\n(.*?)```", ALL, re.DOTALL)
 COMMANDS = [
     *(
@@ -83,10 +84,52 @@ def test_flags_of_the_scripts_exist(script):
 
 
 def test_suites_of_the_commands_exist():
-    suites = re.findall(r"eval/bench\.py (?:prepare|run|table) (\w+)", " ".join(COMMANDS))
+    suites = re.findall(r"eval/bench\.py (?:prepare|run|table) (\S+)", " ".join(COMMANDS))
     assert suites
-    for name in set(suites) - {"SUITE"}:
+    for name in set(suites) - {"SUITE", "mine.yaml"}:
         assert (ROOT / "eval" / "suites" / f"{name}.yaml").is_file()
+
+
+def test_the_table_of_suites_names_all_and_which_have_results():
+    shown = dict(re.findall(r"^\| `(\w+)` \| .* \| (below|none yet) \|$", RESULTS, re.MULTILINE))
+    assert set(shown) == {path.stem for path in (ROOT / "eval" / "suites").glob("*.yaml")}
+    for name, said in shown.items():
+        file = f"eval/results/{name}.jsonl"
+        assert (said == "below") == (f"<!-- bench: {file} -->" in RESULTS)
+        assert said == "below" or not (ROOT / file).exists()
+
+
+def test_differences_that_the_text_tells_are_in_a_table():
+    text = "\n".join(line for line in RESULTS.splitlines() if line[:1] != "|")
+    told = re.findall(r"(?<![\w.])[+-]\d+\.\d\d\b", text)
+    assert len(told) >= 5
+    for number in told:
+        assert re.search(rf"^\|.* {re.escape(number)} [\[(]", RESULTS, re.MULTILINE), number
+
+
+def test_the_suite_of_ones_own_has_keys_that_are_read(tmp_path):
+    load_script("common")  # puts eval/ on the path
+    from harness.prepare import TASK
+    from harness.selections import Chooser
+    from harness.suite import read_suite
+    from harness.texts import TEST_KEYS
+
+    (example,) = re.findall(r"```yaml\n(decides:.*?)```", RESULTS, re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(example)
+    suite = read_suite(str(path))
+    tasks = {cell.task for cell in suite.cells}
+    assert {suite.tasks[task]["kind"] for task in tasks} == {"image", "text"}
+    for task in tasks:
+        spec = suite.tasks[task]
+        assert set(spec) <= TASK[spec["kind"]]
+        assert all(set(test) <= TEST_KEYS for test in spec.get("tests", {}).values())
+    Chooser(str(path), {}, suite.selections, tmp_path, n_rows=9)  # refuses strange options
+    used = {"text": set(suite.tasks["dolly"]["models"]), "probe": {"logistic regression"}}
+    for cell in suite.cells:
+        trainer = suite.settings[cell.protocol]["trainer"]
+        assert cell.net in used.get(trainer, {"resnet18"})
+    assert {cell.selection for cell in suite.cells} == set(suite.selections)
 
 
 def test_make_targets_exist():

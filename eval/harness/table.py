@@ -8,14 +8,14 @@ its own, which names what differs.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import grid
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
@@ -29,7 +29,12 @@ ENOUGH_DRAWS = 10
 """Percentile intervals are too short where draws are few: of normal numbers they hold the mean in
 92 % of cases with 10 draws, 87 % with 6 and 76 % with 3 (3,000 trials each)."""
 SIZES = {"response_tokens": "response tokens", "bytes": "bytes"}
+SAME_BYTES = 0.05
+"""Where the bytes a row differ by no more than this share, they get no column."""
 SPENT = ("selection", "proxy", "training")
+NEEDED = ("suite", "task", "protocol", "net", "device", "settings", "selection", "keep_ratio")
+NEEDED += ("draw", "seed", "is_fixed", "rows", "steps", "metrics")
+"""What a line must say to be of use here."""
 
 Cells = dict[tuple[int, int], float]
 """(draw, training seed) -> value; (0, 0) for a fixed line."""
@@ -50,7 +55,9 @@ class Row:
     """All cells of one selection at one keep ratio.
 
     `size` is the mean of the response tokens or bytes, `best` that of the best epochs (None where
-    a cell has none), `seconds` those of selection, proxy and training (NaN where not known).
+    a cell has none), `seconds` the medians of selection, proxy and training (NaN where not known).
+    Where the rows are a list that somebody published, `is_list` holds, and `rank` is its place from
+    the best among the draws of random and itself, and their number (None where it is not fixed).
     """
 
     keep_ratio: float
@@ -63,6 +70,8 @@ class Row:
     difference: Estimate | None
     seconds: tuple[float, ...] | None
     is_fixed: bool
+    is_list: bool
+    rank: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -102,9 +111,15 @@ def summarise(lines: Iterable[Mapping[str, Any]]) -> list[Group]:
     """Put the cells of results lines together, in the order in which their groups came.
 
     Of two lines of the same cell with the same settings, options and data the later one counts.
+
+    Raises:
+        InputError: If a line lacks a key that is needed, or a metric tells no direction.
     """
     places: dict[tuple[str, ...], dict[tuple[str, str], dict[Any, dict[Any, Any]]]] = {}
     for line in lines:
+        if missing := [key for key in NEEDED if line.get(key) is None]:
+            wanted = f"a results line with {', '.join(NEEDED)}"
+            raise InputError(f"wanted {wanted}, got one without {', '.join(missing)}")
         for metric in line["metrics"]:
             is_higher_better(metric)
             of_suite = (line["suite"], line["task"], line["protocol"], line["net"])
@@ -146,14 +161,18 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: leaf for part in inner for key, leaf in part.items()}
 
 
-def make_group(place: tuple[str, ...], found: dict[Any, dict[Any, Any]], note: str) -> Group:
+def make_group(of_group: tuple[str, ...], found: dict[Any, dict[Any, Any]], note: str) -> Group:
     """Work out the rows of one group."""
-    suite, task, protocol, net, device, metric = place
+    suite, task, protocol, net, device, metric = of_group
     lines = [line for cells in found.values() for line in cells.values()]
     size = next((key for key in SIZES if any(line.get(key) is not None for line in lines)), "")
     names = name_rows(list(found))
     values = {key: read(cells, metric, "last") for key, cells in found.items()}
     baselines = {key[0]: key for key, name in names.items() if name == BASELINE}
+    if lost := sorted({key[0] for key in found if key[1] == BASELINE} - set(baselines)):
+        at = " and ".join(share(keep_ratio) for keep_ratio in lost)
+        why = f"{BASELINE} has several options there, or fixed cells beside others"
+        note = "; ".join(filter(None, (note, f"no differences at {at}: {why}")))
     rows = []
     for key, cells in found.items():
         base = baselines.get(key[0])
@@ -161,6 +180,11 @@ def make_group(place: tuple[str, ...], found: dict[Any, dict[Any, Any]], note: s
         if base is not None and base != key:
             pairs = subtract(values[key], values[base], key[-1], base[-1])
         best = read(cells, metric, "best")
+        is_list = "row_list" in (json.loads(key[2]) or {})
+        difference = estimate(pairs) if pairs else None
+        rank = rank_of(pairs, metric) if is_list and key[-1] else None
+        if difference and rank:  # the interval would be that of random's mean alone
+            difference = replace(difference, interval=None)
         rows.append(
             Row(
                 keep_ratio=key[0],
@@ -170,9 +194,11 @@ def make_group(place: tuple[str, ...], found: dict[Any, dict[Any, Any]], note: s
                 steps=mean(line["steps"] for line in cells.values()),
                 value=estimate(values[key]),
                 best=None if any(np.isnan(list(best.values()))) else estimate(best).mean,
-                difference=estimate(pairs) if pairs else None,
-                seconds=mean_seconds(list(cells.values())),
+                difference=difference,
+                seconds=median_seconds(list(cells.values())),
                 is_fixed=key[-1],
+                is_list=is_list,
+                rank=rank,
             )
         )
     order = list(dict.fromkeys(row.selection for row in rows))
@@ -222,15 +248,33 @@ def estimate(cells: Cells) -> Estimate:
     97.5th percentile of the resamples (Efron and Tibshirani 1993, chapter 13). A draw is resampled
     as a whole because its training seeds share its rows.
     """
-    of_draws: dict[int, list[float]] = {}
-    for (draw, _), value in sorted(cells.items()):
-        of_draws.setdefault(draw, []).append(value)
-    means = np.array([np.mean(values) for values in of_draws.values()])
+    means = draw_means(cells)
     interval = None
     if len(means) > 1:
         low, high = np.percentile(means[resamples(len(means))].mean(axis=1), LEVELS)
         interval = (float(low), float(high))
     return Estimate(float(means.mean()), interval, len(means), len(cells))
+
+
+def draw_means(cells: Cells) -> Float[ndarray, " draws"]:
+    """Give the mean over the training seeds of each draw, in the order of the draws."""
+    of_draws: dict[int, list[float]] = {}
+    for (draw, _), value in sorted(cells.items()):
+        of_draws.setdefault(draw, []).append(value)
+    return np.array([np.mean(values) for values in of_draws.values()])
+
+
+def rank_of(pairs: Cells, metric: str) -> tuple[int, int] | None:
+    """Give the place, from the best, of one fixed value among the draws that it is paired with.
+
+    Returns:
+        1 + the number of better draws, and 1 + the number of draws; None for less than two.
+    """
+    lead = draw_means(pairs) if pairs else np.zeros(0)
+    if len(lead) < 2 or np.isnan(lead).any():
+        return None
+    is_behind = lead < 0 if is_higher_better(metric) else lead > 0
+    return 1 + int(is_behind.sum()), 1 + len(lead)
 
 
 @lru_cache
@@ -250,17 +294,25 @@ def mean_or_none(values: Iterable[float | None]) -> float | None:
     return None if any(value is None for value in found) else mean(found)  # type: ignore[arg-type]
 
 
-def mean_seconds(lines: list[Any]) -> tuple[float, ...] | None:
-    """Give the mean seconds of selection, proxy and training, NaN where a line does not say."""
+def median_seconds(lines: list[Any]) -> tuple[float, ...] | None:
+    """Give the median seconds of selection, proxy and training, NaN where a line does not say."""
     found = [line.get("seconds") or {} for line in lines]
-    parts = [mean_or_none(of_line.get(name) for of_line in found) for name in SPENT]
-    return None if not any(found) else tuple(np.nan if p is None else p for p in parts)
+    if not any(found):
+        return None
+    parts = [[of_line.get(name) for of_line in found] for name in SPENT]
+    return tuple(np.nan if None in part else float(np.median(part)) for part in parts)
 
 
 def judge(row: Row, group: Group) -> str:
-    """Say whether a difference is better or worse than none; with "?" where draws are few."""
+    """Say whether a difference is better or worse than none; with "?" where draws are few.
+
+    A list that somebody published is one draw of the method that made it. An interval over draws of
+    random, or over training seeds, leaves that draw out, so a list has its rank instead.
+    """
     found = row.difference
-    if found is None or found.interval is None:
+    if row.rank:
+        return "rank {} of {}".format(*row.rank)
+    if row.is_list or found is None or found.interval is None:
         return ""
     low, high = found.interval
     if not (low > 0 or high < 0):
@@ -278,8 +330,13 @@ def markdown(groups: list[Group]) -> str:
         f"do by chance; with a question mark where it is of fewer than {ENOUGH_DRAWS} draws, which "
         "make it too short."
     )
+    of_lists = f"A rank: the place of a fixed list, from the best, among the draws of {BASELINE}."
+    of_seconds = "Seconds are medians of wall time, which other work on the machine makes longer."
     rows = [row for group in groups for row in group.rows]
-    parts += [said] if any(row.value.interval for row in rows) else []
+    notes = [said] if any(row.value.interval for row in rows) else []
+    notes += [of_lists] if any(row.rank for row in rows) else []
+    notes += [of_seconds] if any(row.seconds for row in rows) else []
+    parts += [" ".join(notes)] if notes else []
     return "\n\n".join(parts) or "No cell has finished yet."
 
 
@@ -301,16 +358,19 @@ def lay_out(group: Group) -> str:
     """Lay out one group; columns that no row fills are left out."""
     digits = 2 if group.is_higher_better else 4
     last = any(row.best is not None for row in group.rows)
+    each = [row.size / row.rows for row in group.rows if row.size is not None]
+    is_same = group.size_name == "bytes" and each and max(each) <= (1 + SAME_BYTES) * min(each)
     head = ("kept", "selection", "rows", group.size_name, "steps")
     head += (f"{group.metric}, last epoch" if last else group.metric,)
     head += (f"difference to {BASELINE}", "", "best epoch, picked by the test rows", "cells")
     table: list[tuple[str, ...]] = [(*head, "seconds: selection + proxy + training")]
     for row in group.rows:
         difference = row.difference
-        cells = (f"{100 * row.keep_ratio:.4g} %", row.selection, f"{row.rows:,.0f}")
-        cells += ("" if row.size is None else f"{row.size:,.0f}", f"{row.steps:,.0f}")
-        cells += (show(row.value, digits, row.is_fixed),)
-        cells += ("" if difference is None else show(difference, digits, sign="+"),)
+        cells = (share(row.keep_ratio), row.selection, f"{row.rows:,.0f}")
+        cells += ("" if row.size is None or is_same else f"{row.size:,.0f}", f"{row.steps:,.0f}")
+        cells += (show(row.value, digits, "fixed" if row.is_fixed else ""),)
+        one = "one list" if row.rank else ""
+        cells += ("" if difference is None else show(difference, digits, one, sign="+"),)
         cells += (judge(row, group), "" if row.best is None else f"{row.best:.{digits}f}")
         cells += (count(row),)
         seconds = row.seconds or ()
@@ -320,15 +380,18 @@ def lay_out(group: Group) -> str:
     return grid([tuple(c for c, is_used in zip(r, used, strict=True) if is_used) for r in table])
 
 
-def show(found: Estimate, digits: int, is_fixed: bool = False, sign: str = "") -> str:
-    """Write a mean with its interval, or say why it has none."""
+def share(keep_ratio: float) -> str:
+    """Write a keep ratio in percent."""
+    return f"{100 * keep_ratio:.4g} %"
+
+
+def show(found: Estimate, digits: int, why: str = "", sign: str = "") -> str:
+    """Write a mean with its interval, or why it has none: as given, or for want of draws."""
     shown = f"{found.mean:{sign}.{digits}f}"
     if found.interval is not None:
         low, high = (f"{value:{sign}.{digits}f}" for value in found.interval)
         return f"{shown} [{low}, {high}]"
-    return shown + (
-        " (fixed)" if is_fixed else " (one cell)" if found.n_cells == 1 else " (one draw)"
-    )
+    return f"{shown} ({why or ('one cell' if found.n_cells == 1 else 'one draw')})"
 
 
 def count(row: Row) -> str:

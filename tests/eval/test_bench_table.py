@@ -148,9 +148,68 @@ def test_other_options_of_a_selection_are_another_row():
         "dq (draw not set)": 61,
         "dq (draw rank)": 90,
     }
-    lines[0], lines[1] = make_line(61), make_line(60, selection="random")
-    lines.append(make_line(50, selection="random", options={"method": "random", "strata": False}))
-    assert all(row.difference is None for row in rows_of(table.summarise(lines)).values())
+
+
+@pytest.mark.parametrize(
+    "other", [{"options": {"method": "random", "by_class": False}}, {"is_fixed": True}]
+)
+def test_two_kinds_of_random_leave_no_difference_and_are_said(other):
+    lines = [make_line(61), make_line(60, selection="random")]
+    groups = table.summarise(lines)
+    assert rows_of(groups)[0.1, "dq"].difference.mean == 1 and groups[0].note == ""
+    groups = table.summarise([*lines, make_line(50, selection="random", **other)])
+    assert all(row.difference is None for row in rows_of(groups).values())
+    assert "no differences at 10 %" in table.headline(groups[0])
+
+
+def make_list(place, metric, *, is_listed=True, shift=0.0, **changed):
+    """Twenty draws of random, and a line that equals the draw at a place from the best."""
+    values = [60 + 0.37 * (7 * k % 20) for k in range(20)]
+    best = sorted(values, reverse="accuracy" in metric)
+    lines = [make_line(v, selection="random", draw=k, metric=metric) for k, v in enumerate(values)]
+    options = {"row_list": "published.npy"} if is_listed else {"method": "graphcut"}
+    about = {"options": options, "metric": metric, **changed}
+    return [*lines, make_line(best[place] + shift, selection="own", **about)], values
+
+
+@pytest.mark.parametrize("metric", ["test accuracy", "loss: held out"])
+@pytest.mark.parametrize("place", [0, 2, 17, 19])
+def test_a_row_list_has_a_rank_among_the_draws_and_no_verdict(metric, place):
+    lines, values = make_list(place, metric, is_fixed=True)
+    groups = table.summarise(lines)
+    row = rows_of(groups)[0.1, "own"]
+    own = row.value.mean
+    n_better = sum(v > own if "accuracy" in metric else v < own for v in values)
+    assert n_better == place and row.rank == (n_better + 1, 21)
+    assert row.difference.mean == pytest.approx(own - sum(values) / 20)
+    assert row.difference.interval is None
+    assert table.judge(row, groups[0]) == f"rank {place + 1} of 21"
+    assert f"(one list) | rank {place + 1} of 21 |" in table.markdown(groups)
+    # What is fixed by its method, and no draw of something, keeps its verdict.
+    lines, _ = make_list(place, metric, is_listed=False, is_fixed=True)
+    groups = table.summarise(lines)
+    row = rows_of(groups)[0.1, "own"]
+    assert row.rank is None and row.difference.interval is not None
+    assert table.judge(row, groups[0]) == ("**better**" if place < 10 else "**worse**")
+
+
+def test_a_row_list_that_is_trained_has_an_interval_and_no_verdict():
+    metric = "test accuracy"
+    for is_listed, said in ((True, ""), (False, "**better**")):
+        lines, _ = make_list(0, metric, is_listed=is_listed, shift=5)
+        of_draws = [{**lines[-1], "draw": k} for k in range(20)]
+        groups = table.summarise([*lines, *of_draws])
+        row = rows_of(groups)[0.1, "own"]
+        assert row.difference.interval[0] > 0 and row.rank is None
+        assert table.judge(row, groups[0]) == said
+
+
+@pytest.mark.parametrize("key", ["metrics", "settings", "is_fixed", "device"])
+def test_a_line_without_what_is_needed_is_one_message(key):
+    line = make_line(60)
+    del line[key]
+    with pytest.raises(ValueError, match=f"a results line with .*{key}.*, got one without {key}"):
+        table.summarise([make_line(61), line])
 
 
 def test_the_later_line_of_a_cell_counts():
@@ -224,6 +283,25 @@ def test_best_epoch_tokens_and_seconds_stand_beside():
     assert "best epoch" not in table.markdown(table.summarise([make_line(60)]))
     (row,) = rows_of(table.summarise([*lines, make_line(60, draw=1)])).values()
     assert (row.best, row.size) == (None, None)
+
+
+def test_seconds_are_medians():
+    spent = [(1, None, 3), (2, None, 5), (30, None, 100)]
+    lines = [
+        make_line(60, draw=d, seconds=dict(zip(("selection", "proxy", "training"), s, strict=True)))
+        for d, s in enumerate(spent)
+    ]
+    groups = table.summarise(lines)
+    assert "| 2.0 + ? + 5.0 |" in table.markdown(groups)
+    assert "Seconds are medians" in table.markdown(groups)
+    lines = [make_line(60, seconds=None)]
+    assert "Seconds are medians" not in table.markdown(table.summarise(lines))
+
+
+@pytest.mark.parametrize(("n_bytes", "is_shown"), [(2060, False), (2200, True), (None, False)])
+def test_bytes_are_shown_where_they_differ(n_bytes, is_shown):
+    lines = [make_line(60, bytes=1000), make_line(60, keep_ratio=0.2, rows=200, bytes=n_bytes)]
+    assert ("| bytes |" in table.markdown(table.summarise(lines))) == is_shown
 
 
 def test_a_metric_without_a_direction_is_refused():

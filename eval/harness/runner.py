@@ -31,12 +31,17 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "numpy")
 CUDA_JOBS = 4
 SPARE_SHARE = 0.1
 """What of a device's memory stays free beside what the cells are known to take."""
-SURE_SECONDS = 5.0
-"""So long a cell runs before its speed says when it would end."""
+SURE_SECONDS, SURE_SHARE = 30.0, 0.1
+"""After so long, or so much of its work, the speed of a cell says when it would end; where little
+time was left, after a quarter of that."""
+LATE = 1.2
+"""A cell is given up where it would need so many times what is left."""
 CLOSE_SECONDS = 3.0
 """Cells are to end so long before the budget does; workers that have not by its end are killed."""
-STOP_SECONDS = 10.0
+STOP_SECONDS = 1.0
 """So long a worker may take to end when it is told to."""
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""What the errors of CUDA, cuBLAS and cuDNN say where the memory of a device does not do."""
 
 
 class OverBudget(Exception):
@@ -48,14 +53,14 @@ class Plan:
     """What the workers of one run share.
 
     Attributes:
-        suite: Name or file of the suite.
+        suite: The suite.
         bundle: Folder of the bundle.
         device: cpu or cuda.
         threads: CPU threads of each worker.
         deadline: When cells are to have ended, by `time.time()`; infinity without a budget.
     """
 
-    suite: str
+    suite: Suite
     bundle: Path
     device: str
     threads: int
@@ -92,12 +97,26 @@ class Choices:
                 f"{cell.task}: prepare it anew"
             ) from None
 
+    def digest_of(self, cell: Cell, trainer: str) -> str:
+        """Give the digest of the data, and of a text cell the model, that a cell depends on.
+
+        Raises:
+            InputError: If the bundle has none.
+        """
+        name = f"text/{cell.net}" if trainer == "text" else trainer
+        try:
+            return self.bundle.about["tasks"][cell.task]["digests"][name]
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{self.bundle.folder_path} is of another version: prepare it anew"
+            ) from None
+
 
 def describe(cell: Cell, suite: Suite, choices: Choices) -> dict[str, Any]:
     """Give all that is known of a cell before it is trained; its digest tells it apart."""
     chosen = choices.of(cell)
     settings, options = suite.settings[cell.protocol], json.loads(chosen["options"])
-    data = choices.bundle.about["tasks"][cell.task]["digest"]
+    data = choices.digest_of(cell, settings["trainer"])
     rows = np.asarray(chosen["rows"], dtype=np.int64)
     return {
         "suite": suite.name,
@@ -155,20 +174,19 @@ def run_suite(
     n_jobs = n_jobs or (min(CUDA_JOBS, n_cores) if device == "cuda" else n_cores)
     threads = 1 if device == "cpu" else max(1, n_cores // n_jobs)
     budget = float("inf") if budget_minutes is None else 60 * budget_minutes
-    plan = Plan(name, bundle_folder, device, threads, started + budget - CLOSE_SECONDS)
-    done = read_lines(output)
-    known = {key_of(line) for line in done}
+    plan = Plan(suite, bundle_folder, device, threads, started + budget - CLOSE_SECONDS)
     asked = [(cell, describe(cell, suite, choices)) for cell in suite.cells]
-    left = [(cell, about) for cell, about in asked if key_of(about, device) not in known]
-    with (
-        appending(output) as append,
-        tqdm(total=len(asked), initial=len(asked) - len(left), desc=suite.name, unit="cell") as bar,
-    ):
-        crew = Crew(plan, min(n_jobs, max(1, len(left))), done)
-        try:
-            return crew.work(left, append, bar)
-        finally:
-            crew.stop()
+    with appending(output) as append:
+        done = read_lines(output)
+        known = {key_of(line) for line in done}
+        left = [(cell, about) for cell, about in asked if key_of(about, device) not in known]
+        n_before = len(asked) - len(left)
+        with tqdm(total=len(asked), initial=n_before, desc=suite.name, unit="cell") as bar:
+            crew = Crew(plan, min(n_jobs, max(1, len(left))), done)
+            try:
+                return crew.work(left, append, bar)
+            finally:
+                crew.stop()
 
 
 def choose_device(asked: str) -> str:
@@ -187,12 +205,13 @@ def choose_device(asked: str) -> str:
 
 @dataclass
 class Worker:
-    """A process that trains cells, and the one that it trains now."""
+    """A process that trains cells, and the one that it trains now, beside `most` - 1 others."""
 
     process: Any
     pipe: Connection
     cell: Cell | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    most: int = 1
 
 
 class Crew:
@@ -230,13 +249,14 @@ class Crew:
                     append(line)
                     self.done.append(line)
                     bar.update()
-                elif kind == "memory" and self.n_jobs > 1:
-                    self.n_jobs -= 1
+                elif kind == "memory" and worker.most > 1:
+                    self.n_jobs = min(self.n_jobs, worker.most - 1)
                     left.insert(0, (cell, about))
-                    self.dismiss(worker)
                 elif kind != "over":
                     n_failed += 1
                     bar.write(f"failed: {name_of(about)}: {found}", file=sys.stderr)
+                if kind in ("memory", "broken"):  # what it holds of the device may be of no use
+                    self.dismiss(worker)
             if time.time() > self.plan.deadline + CLOSE_SECONDS:
                 break
         return n_failed
@@ -247,10 +267,17 @@ class Crew:
             at = next((k for k, (_, about) in enumerate(left) if self.would_end(about)), None)
             if at is None or not self.has_room(left[at][1]):
                 return
-            cell, about = left.pop(at)
             worker = next((w for w in self.workers if w.cell is None), None) or self.hire()
-            worker.cell, worker.about = cell, about
-            worker.pipe.send(cell)
+            try:
+                worker.pipe.send(left[at][0])
+            except OSError:  # it died while it had nothing to do
+                self.dismiss(worker)
+                continue
+            worker.cell, worker.about = left.pop(at)
+            busy = [w for w in self.workers if w.cell is not None]
+            worker.most = 1
+            for other in busy:
+                other.most = max(other.most, len(busy))
 
     def would_end(self, about: dict[str, Any]) -> bool:
         """Say whether a cell would end in time, by the seconds of those done that are most alike.
@@ -296,20 +323,19 @@ class Crew:
         return self.workers[-1]
 
     def receive(self, worker: Worker) -> tuple[str, Any]:
-        """Give what a worker says: done, over, memory or failed; and what it found."""
+        """Give what a worker says, done or a kind of `failure`, and what it found."""
         try:
             return worker.pipe.recv()
-        except EOFError:
-            self.dismiss(worker)
-            return "failed", f"its process ended with code {worker.process.exitcode}"
+        except (EOFError, OSError):
+            worker.process.join(STOP_SECONDS)
+            return "broken", f"its process ended with code {worker.process.exitcode}"
 
     def dismiss(self, worker: Worker) -> None:
         """End a worker that is not wanted any more."""
         worker.pipe.close()
         worker.process.join(STOP_SECONDS)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
+        worker.process.kill()
+        worker.process.join()
         self.workers.remove(worker)
 
     def stop(self) -> None:
@@ -335,55 +361,63 @@ def serve(plan: Plan, pipe: Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     torch.set_num_threads(plan.threads)
-    suite, bundle = read_suite(plan.suite), Bundle(plan.bundle)
-    choices = Choices(bundle)
+    choices = Choices(Bundle(plan.bundle))
     while True:
         try:
             cell = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send(("done", train_cell(cell, suite, choices, plan)))
-        except OverBudget:
-            pipe.send(("over", None))
-        except torch.cuda.OutOfMemoryError as error:
-            pipe.send(("memory", str(error).splitlines()[0]))
-        except InputError as error:
-            pipe.send(("failed", str(error)))
+            said = "done", train_cell(cell, choices, plan)
         except Exception as error:  # one cell must not stop the others
-            traceback.print_exc()
-            pipe.send(("failed", f"{type(error).__name__}: {error}"))
+            said = failure(error)
+        pipe.send(said)
 
 
-def train_cell(cell: Cell, suite: Suite, choices: Choices, plan: Plan) -> dict[str, Any]:
+def failure(error: Exception) -> tuple[str, str]:
+    """Give the kind of an error of a cell and its text: over, failed, memory or broken.
+
+    After one of the last two the process and its device may be in no state to go on.
+    """
+    if isinstance(error, OverBudget):
+        return "over", ""
+    if isinstance(error, InputError):
+        return "failed", str(error)
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY):
+        return "memory", text.splitlines()[0]
+    traceback.print_exception(error)
+    return "broken", text
+
+
+def train_cell(cell: Cell, choices: Choices, plan: Plan) -> dict[str, Any]:
     """Train one cell, and give what its line holds beside what was known before."""
     import torch
 
     started = time.time()
-    chosen, settings = choices.of(cell), suite.settings[cell.protocol]
-    weights = chosen["weights"]
+    chosen, weights = choices.of(cell), choices.of(cell)["weights"]
     job = Job(
         cell.task,
-        suite.protocol(cell.protocol),
+        plan.suite.protocol(cell.protocol),
         cell.net,
         np.asarray(chosen["rows"], dtype=np.int64),
-        chosen["keep_ratio"],
+        chosen["keep_ratio"] if isinstance(cell.keep, str) else cell.keep,
         cell.training_seed,
         None if weights is None else np.asarray(weights, dtype=np.float32),
     )
     device = torch.device(plan.device)
     if plan.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    train = trainer_of(settings["trainer"]).train
     watch = Watch(plan.deadline)
-    found = train(job, choices.bundle, device, watch)
+    trainer = trainer_of(plan.suite.settings[cell.protocol]["trainer"])
+    found = trainer.train(job, choices.bundle, device, watch)
     is_cuda = plan.device == "cuda"
     return found | {
         "seconds": {
             "selection": chosen["selection_seconds"],
             "proxy": chosen["proxy_seconds"],
-            "setup": round(watch.first[0] - started, 3),
-            "training": round(time.time() - watch.first[0], 3),
+            "setup": round(watch.begin - started, 3),
+            "training": round(time.time() - watch.begin, 3),
         },
         "device": {
             "type": plan.device,
@@ -396,26 +430,31 @@ def train_cell(cell: Cell, suite: Suite, choices: Choices, plan: Plan) -> dict[s
 
 
 class Watch:
-    """Ends a cell, through `OverBudget`, as soon as it is plain that it would not end in time."""
+    """Ends a cell, through `OverBudget`, as soon as it is plain that it would not end in time.
+
+    Attributes:
+        begin: When training began, by `time.time()`: at the first call if nothing is done by then,
+            so that what comes before is set-up (data, compilation); else when this was made.
+    """
 
     def __init__(self, deadline: float) -> None:
         self.deadline, self.parent = deadline, os.getppid()
-        self.first = (time.time(), 0.0)
-        self.is_set_up = False
+        self.begin, self.is_first = time.time(), True
+        self.sure = min(SURE_SECONDS, (deadline - self.begin) / 4)
 
     def __call__(self, share: float) -> None:
         """Take note that so much of the work of the cell is done, in [0, 1]."""
         if os.getppid() != self.parent:  # killed: nobody would write the line of this cell
             sys.exit(1)
         now = time.time()
-        if not self.is_set_up:  # what was before is done once: data, compilation
-            self.first, self.is_set_up = (now, share), True
-        passed, gained = now - self.first[0], share - self.first[1]
+        if self.is_first and share == 0:
+            self.begin = now
+        self.is_first = False
         if now > self.deadline:
             raise OverBudget
-        if passed < SURE_SECONDS or gained <= 0:
-            return
-        if now + (1 - share) * passed / gained > self.deadline:
+        passed = now - self.begin
+        is_sure = share > 0 and (share >= SURE_SHARE or passed >= self.sure)
+        if is_sure and passed / share * (1 - share) > LATE * (self.deadline - now):
             raise OverBudget
 
 

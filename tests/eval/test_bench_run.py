@@ -6,20 +6,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from eval_scripts import EVAL, load_script
 
 load_script("common")  # puts eval/ on the path
 
 from harness import runner  # noqa: E402
-from harness.bundle import BundleWriter  # noqa: E402
+from harness.bundle import Bundle, BundleWriter  # noqa: E402
 from harness.results import key_of, read_lines  # noqa: E402
+from harness.suite import Cell, Job, Suite, read_suite  # noqa: E402
+
+from dq_multimodal.config import InputError  # noqa: E402
 
 CLASSES, FEATURES = 4, 16
 HEAVY = {"rows": 3000, "features": 200, "draws": 60}
@@ -72,9 +79,8 @@ def make(folder: Path, *, rows: int = 200, features: int = FEATURES, draws: int 
         writer.add_array(f"toy/{part}/features", noisy.astype(np.float32))
         pixels = 60 * labels[:, None, None, None] + rng.integers(0, 60, (n, 8, 8, 3))
         writer.add_array(f"toy/{part}/images", pixels.astype(np.uint8))
-    writer.finish(
-        {"suite": "toy", "tasks": {"toy": {"kind": "image", "rows": rows, "digest": "d"}}}
-    )
+    digests = {"image": "i", "probe": "p"}
+    writer.finish({"tasks": {"toy": {"kind": "image", "rows": rows, "digests": digests}}})
 
 
 def command(folder: Path, *flags: object) -> list[str]:
@@ -161,27 +167,277 @@ def test_a_worker_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) 
         watch(0.2)
 
 
-def test_a_cell_that_would_not_end_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 7.0, 8.0, 9.0])
-    monkeypatch.setattr(time, "time", lambda: next(clock))
-    watch = runner.Watch(deadline=20.0)  # begins at 0
-    watch(0.0)  # at 1: set up
-    watch(0.4)  # at 7: 0.4 in 6 s, all in 15 s, ends at 16
-    watch(0.45)  # at 8: ends at 16.6
-    with pytest.raises(runner.OverBudget):
-        watch(0.4)  # at 9: 0.4 in 8 s, all in 20 s, would end at 21
+@pytest.mark.parametrize(
+    ("seconds", "shares", "is_over"),
+    [
+        ([10, 20, 29], [0.001, 0.001, 0.002], False),  # a slow start, which says little yet
+        ([31], [0.002], True),  # 31 s for 0.2 %
+        ([20], [0.1], False),  # 180 s more, and 180 are left
+        ([24], [0.1], True),  # 216 s more, and 176 are left: 1.23 times
+        ([8, 22], [0.1, 0.101], False),  # 196 s more of 178: less than 20 % too late
+        ([100], [0.5], False),
+        ([150], [0.5], True),  # 150 s more of 50
+        ([199, 200.5], [0.999, 0.9999], True),  # the deadline is hard
+    ],
+)
+def test_a_cell_that_would_not_end_ends_itself(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], shares: list[float], is_over: bool
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    watch = runner.Watch(deadline=1200.0)
+    for second, share in zip(seconds, shares, strict=True):
+        monkeypatch.setattr(time, "time", lambda now=1000.0 + second: now)
+        if is_over and second == seconds[-1]:
+            with pytest.raises(runner.OverBudget):
+                watch(share)
+        else:
+            watch(share)
+
+
+def test_training_begins_at_the_first_call_that_has_nothing_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for shares, begin in (((0.0, 0.5), 11.0), ((0.1, 0.0), 10.0), ((), 10.0)):
+        clock = iter(range(10, 20))
+        monkeypatch.setattr(time, "time", lambda clock=clock: float(next(clock)))
+        watch = runner.Watch(deadline=float("inf"))
+        for share in shares:
+            watch(share)
+        assert watch.begin == begin
 
 
 def test_seconds_of_like_cells_say_whether_another_would_end() -> None:
     line = {"task": "t", "protocol": "p", "net": "n", "keep_ratio": 0.1, "rows": 100}
     line |= {"device": {"type": "cpu"}, "seconds": {"setup": 1.0, "training": 30.0}}
-    plan = runner.Plan("s", Path(), "cpu", 1, time.time() + 40)
-    crew = runner.Crew(plan, 1, [line])
+    crew = runner.Crew(plan(time.time() + 40), 1, [line])
     assert crew.would_end(line) and crew.would_end({**line, "net": "other"})
     assert not crew.would_end({**line, "keep_ratio": 0.2, "rows": 200})
-    assert not runner.Crew(
-        runner.Plan("s", Path(), "cpu", 1, time.time() + 20), 1, [line]
-    ).would_end(line)
+    assert not runner.Crew(plan(time.time() + 20), 1, [line]).would_end(line)
+
+
+def plan(deadline: float = float("inf"), device: str = "cpu") -> runner.Plan:
+    return runner.Plan(Suite("toy", "", {}, {}, {}, []), Path(), device, 1, deadline)
+
+
+class FakeProcess:
+    exitcode = -9
+
+    def join(self, timeout: float = 0) -> None: ...
+
+    kill = join
+
+
+class FakePipe:
+    """A worker that answers as a test says; `most` is what it has seen run at a time."""
+
+    def __init__(self, crew: "FakeCrew", number: int) -> None:
+        self.crew, self.number, self.most = crew, number, 0
+        self.cell: int | None = None
+
+    def send(self, cell: int) -> None:
+        if self.number in self.crew.dead:
+            raise BrokenPipeError
+        self.cell, self.most = cell, 0
+        busy = [w.pipe for w in self.crew.workers if w.pipe.cell is not None]
+        for pipe in busy:
+            pipe.most = max(pipe.most, len(busy))
+
+    def recv(self) -> tuple[str, Any]:
+        cell, self.cell = self.cell, None
+        said = self.crew.answer(cell, self.most)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def close(self) -> None: ...
+
+
+class FakeCrew(runner.Crew):
+    """A crew whose first worker to be hired is always the first to answer."""
+
+    def __init__(
+        self, n_jobs: int, answer: Callable[[int, int], Any], dead: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(plan(), n_jobs, [])
+        self.answer, self.dead, self.hired = answer, dead, 0
+
+    def hire(self) -> runner.Worker:
+        self.hired += 1
+        self.workers.append(runner.Worker(FakeProcess(), FakePipe(self, self.hired)))
+        return self.workers[-1]
+
+
+ABOUT = dict.fromkeys(("task", "protocol", "net", "selection", "keep", "seed"), "x")
+ABOUT |= {"keep_ratio": 0.1, "rows": 10}
+DONE = ("done", {"seconds": {"setup": 0.0, "training": 0.0}, "device": {"type": "cpu"}})
+
+
+def finish(crew: runner.Crew, n_cells: int) -> tuple[list[int], list[str]]:
+    """Give the cells that are done, and what is said of those that failed."""
+    left: list[Any] = [(k, {**ABOUT, "draw": k}) for k in range(n_cells)]
+    lines: list[dict[str, Any]] = []
+    said: list[str] = []
+    bar: Any = SimpleNamespace(update=lambda: None, write=lambda text, file: said.append(text))
+    assert crew.work(left, lines.append, bar) == len(said)
+    return sorted(line["draw"] for line in lines), said
+
+
+@pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "wait", lambda pipes, timeout: pipes[:1])
+
+
+@pytest.mark.usefixtures("in_turn")
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError()])
+def test_a_worker_that_dies_in_a_cell_costs_that_cell(error: Exception) -> None:
+    crew = FakeCrew(2, lambda cell, most: error if cell == 0 else DONE)
+    done, said = finish(crew, 5)
+    assert done == [1, 2, 3, 4] and crew.hired == 3
+    assert len(said) == 1 and "draw 0" in said[0] and "ended with code -9" in said[0]
+
+
+@pytest.mark.usefixtures("in_turn")
+def test_a_worker_that_dies_before_a_cell_costs_none() -> None:
+    crew = FakeCrew(2, lambda cell, most: DONE, dead=(1, 3))
+    assert finish(crew, 5) == ([0, 1, 2, 3, 4], []) and crew.hired == 4
+
+
+def test_a_process_that_cannot_begin_is_a_failed_cell() -> None:
+    crew = runner.Crew(plan(), 1, [])  # whose bundle is none
+    done, said = finish(crew, 1)
+    assert not done and "its process ended with code 1" in said[0] and not crew.workers
+
+
+@pytest.mark.usefixtures("in_turn")
+@pytest.mark.parametrize(("kind", "n_hired"), [("broken", 3), ("failed", 1), ("over", 1)])
+def test_only_wrong_input_leaves_a_worker_as_it_was(kind: str, n_hired: int) -> None:
+    crew = FakeCrew(1, lambda cell, most: (kind, "why") if cell in (1, 3) else DONE)
+    done, said = finish(crew, 5)
+    assert done == [0, 2, 4] and crew.hired == n_hired
+    assert len(said) == (0 if kind == "over" else 2)
+
+
+@pytest.mark.usefixtures("in_turn")
+@pytest.mark.parametrize(("n_jobs", "n_fit"), [(4, 3), (4, 2), (4, 1), (2, 1), (1, 1)])
+def test_fewer_run_at_a_time_where_more_have_no_memory(n_jobs: int, n_fit: int) -> None:
+    tried: list[tuple[int, int]] = []
+
+    def answer(cell: int, most: int) -> tuple[str, Any]:
+        tried.append((cell, most))
+        return ("memory", "none") if most > n_fit else DONE
+
+    crew = FakeCrew(n_jobs, answer)
+    assert finish(crew, 9) == (list(range(9)), [])
+    assert crew.n_jobs == n_fit
+    # each number that is too many is given up at once: no cell fails twice with it
+    too_many = [(cell, most) for cell, most in tried if most > n_fit]
+    assert len(set(too_many)) == len(too_many) <= sum(range(n_fit + 1, n_jobs + 1))
+
+
+@pytest.mark.usefixtures("in_turn")
+def test_a_cell_that_has_no_memory_alone_has_failed_and_the_others_run() -> None:
+    alone = []
+
+    def answer(cell: int, most: int) -> tuple[str, Any]:
+        if cell != 2:
+            return DONE
+        alone.append(most == 1)
+        return "memory", "none"
+
+    done, said = finish(FakeCrew(3, answer), 5)
+    assert done == [0, 1, 3, 4] and len(said) == 1 and "draw 2" in said[0]
+    assert alone[-1] and not any(alone[:-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (runner.OverBudget(), "over"),
+        (InputError("no net"), "failed"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
+        (RuntimeError("CUDA error: out of memory\nmore"), "memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "memory"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "broken"),
+        (ValueError("out of memory"), "broken"),
+    ],
+)
+def test_the_kinds_of_failures(error: Exception, kind: str) -> None:
+    found, text = runner.failure(error)
+    assert found == kind and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("free", "peaks", "has_room"),
+    [(50, [], True), (34, [], False), (31, [20, 5], True), (29, [20, 5], False)],
+)
+def test_a_cell_more_has_room_beside_a_tenth(
+    monkeypatch: pytest.MonkeyPatch, free: int, peaks: list[int], has_room: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    of = {"device": {"type": "cuda"}}
+    lines = [{**ABOUT, **of, "device": {"type": "cuda", "peak_bytes": peak}} for peak in peaks]
+    other = {**ABOUT, "net": "y", "device": {"type": "cuda", "peak_bytes": 1}}
+    crew = runner.Crew(plan(device="cuda"), 4, [*lines, other])
+    assert crew.has_room(ABOUT)  # the first one always runs
+    crew.workers.append(runner.Worker(FakeProcess(), None, cell=0))
+    assert crew.has_room(ABOUT) is has_room
+
+
+def test_the_key_of_a_cell_goes_by_all_that_changes_its_result(tmp_path: Path) -> None:
+    make(tmp_path)
+    suite = read_suite(str(tmp_path / "toy.yaml"))
+    cell, choices = suite.cells[0], runner.Choices(Bundle(tmp_path / "bundle"))
+    digests = choices.bundle.about["tasks"]["toy"]["digests"]
+
+    def key(cell: Cell = cell) -> Any:
+        return key_of(runner.describe(cell, suite, choices), "cpu")
+
+    keys = [key()]
+    digests["image"] = "other"
+    assert key() == keys[0]
+    digests["probe"] = "other"
+    keys.append(key())
+    choices.of(cell)["rows_digest"] = "other"
+    keys.append(key())
+    choices.of(cell)["options"] = '{"method": "random", "by_class": false}'
+    keys.append(key())
+    suite.settings["quick"]["penalties"] = {1: 0.002}
+    keys.append(key())
+    suite.settings["quick"]["trainer"] = "text"
+    for net in ("a", "b"):
+        digests[f"text/{net}"] = net
+        keys.append(key(replace(cell, net=net)))
+    assert len(set(keys)) == len(keys)
+    assert runner.describe(replace(cell, net="b"), suite, choices)["data"] == "b"
+    with pytest.raises(InputError, match="of another version: prepare it anew"):
+        key(replace(cell, net="c"))
+    choices.bundle.about["tasks"] = {"toy": {"digest": "d"}}
+    with pytest.raises(InputError, match="of another version: prepare it anew"):
+        key()
+
+
+def test_settings_go_by_the_ratio_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    suite = read_suite(str(tmp_path / "toy.yaml"))
+    choices = runner.Choices(Bundle(tmp_path / "bundle"))
+    found = []
+
+    def train(job: Job, *rest: Any) -> dict[str, Any]:
+        found.append((job.keep_ratio, job.protocol.penalties))
+        return {}
+
+    monkeypatch.setattr(runner.trainer_of("probe"), "train", train)
+    cell, listed = suite.cells[0], replace(suite.cells[0], keep="list")
+    choices.lines[("toy", cell.selection, "list", 0)] = choices.of(cell)
+    choices.of(cell)["keep_ratio"] = 0.2004  # of the rows that there are
+    (tmp_path / "toy.yaml").unlink()  # what is trained is what was read
+    for one in (cell, listed):
+        of_run = replace(plan(), suite=suite)
+        assert runner.train_cell(one, choices, of_run)["seconds"]["training"] >= 0
+    assert found == [(0.2, {1: 0.001}), (0.2004, {1: 0.001})]
 
 
 def test_a_failed_cell_is_named_and_stops_no_other(tmp_path: Path) -> None:
@@ -203,7 +459,9 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(tmp_path: Path) -> None
     (tmp_path / "bundle" / "bundle.json").rename(tmp_path / "kept.json")
     for done, said in (
         (run(tmp_path), "is no bundle"),
-        (run(tmp_path, "--jobs", 0), "--jobs must be above 0, got 0"),
+        (run(tmp_path, "--jobs", 0), "--jobs must be a number above 0, got 0"),
+        (run(tmp_path, "--budget-minutes", "nan"), "--budget-minutes must be a number above 0"),
+        (run(tmp_path, "--budget-minutes", "inf"), "got inf"),
         (run(tmp_path, "--device", "cuda"), "no bundle"),
     ):
         assert done.returncode == 2 and said in done.stderr

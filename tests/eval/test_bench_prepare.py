@@ -383,3 +383,44 @@ def test_held_out_rows_are_in_no_selection(tmp_path: Path, small_encoder: Path) 
     assert set(found[("dq", "1.0")]) == set(kept)
     assert found[("even", "even")].tolist() == [row for row in kept if row % 2 == 0]
     assert len(found[("random", "even")]) == len(found[("even", "even")])
+
+
+def test_texts_with_classes_are_probed(tmp_path: Path, small_encoder: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = {"tea": "cup leaf hot", "sea": "wave salt deep"}
+    for name, n in (("train", 40), ("test", 20)):
+        labels = [list(words)[k] for k in rng.integers(0, 2, n)]
+        texts = [f"{words[label]} {k}" for k, label in enumerate(labels)]
+        pq.write_table(pa.table({"text": texts, "topic": labels}), tmp_path / f"{name}.parquet")
+    task = {
+        "kind": "text",
+        "dataset": str(tmp_path / "train.parquet"),
+        "test": str(tmp_path / "test.parquet"),
+        "label_column": "topic",
+        "encoder": str(small_encoder),
+    }
+    suite = {
+        "decides": "Whether it works.",
+        "tasks": {"topics": task},
+        "selections": {"random": {"method": "random"}, "dq": {"method": "dq", "n_bins": 2}},
+        "compare": [
+            {
+                "task": "topics",
+                "protocol": "probe",
+                "nets": ["logistic regression"],
+                "keep_ratios": [0.5],
+                "selections": ["random", "dq"],
+            }
+        ],
+    }
+    (tmp_path / "topics.yaml").write_text(yaml.safe_dump(suite))
+    prepare(str(tmp_path / "topics.yaml"), tmp_path / "bundle", tmp_path / "work")
+    bundle = Bundle(tmp_path / "bundle")
+    labels = bundle.array("topics/train/labels")
+    topics = pq.read_table(tmp_path / "train.parquet")["topic"].to_pylist()
+    assert len({(label, topic) for label, topic in zip(labels.tolist(), topics, strict=True)}) == 2
+    assert bundle.array("topics/test/features").shape[0] == 20
+    for line in bundle.table("topics/selections").to_pylist():
+        counts = np.bincount(labels[line["rows"]], minlength=2)
+        assert len(line["rows"]) == 20
+        assert np.abs(counts - 0.5 * np.bincount(labels)).max() <= 1

@@ -145,7 +145,11 @@ class Bundle:
 
     def table(self, name: str) -> pa.Table:
         """Read a table."""
-        return pa.concat_tables(pq.read_table(io.BytesIO(p)) for p in self._parts(name, "table"))
+        # without threads: those of pyarrow abort a process that ends while they start
+        readers = (
+            pq.ParquetFile(pa.BufferReader(p), pre_buffer=False) for p in self._parts(name, "table")
+        )
+        return pa.concat_tables(reader.read(use_threads=False) for reader in readers)
 
     def folder(self, name: str) -> Path:
         """Put the files below a name together again, and give their folder."""

@@ -566,6 +566,7 @@ def _train(
     share = Share(3 * batch * steps + len(pictures.test) * n_tests, progress)
     is_low = is_bf16(protocol, device)
     right = []
+    progress(0.0)
     for step in range(steps):
         images, places = next(batches)
         for group in optimizer.param_groups:

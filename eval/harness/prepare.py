@@ -67,8 +67,6 @@ def prepare(name: str, folder: Path, work: Path) -> None:
     tasks = {}
     for task in used:
         spec = suite.tasks[task]
-        if spec.get("kind") not in kinds:
-            raise InputError(f"task {task}: kind must be image or text, got {spec.get('kind')!r}")
         strange = set(spec) - TASK[spec["kind"]]
         if strange or "dataset" not in spec:
             said = f"no key {', '.join(sorted(strange))}" if strange else "dataset is missing"

@@ -181,6 +181,7 @@ def _train(
     step, seen, done = 0, 0, 0
     batches = draw_batches(len(kept), protocol.batch_size, job.seed)
     net.train()
+    progress(0.0)
     while done < total:
         places = next(batches)
         n_tokens = int(counts[places].sum())

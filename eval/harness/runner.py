@@ -316,7 +316,7 @@ class Crew:
         """Start a worker."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(self.plan, theirs), daemon=True)
+        process = context.Process(target=serve, args=(self.plan, theirs))  # may have children
         process.start()
         theirs.close()
         self.workers.append(Worker(process, ours))
@@ -407,6 +407,7 @@ def train_cell(cell: Cell, choices: Choices, plan: Plan) -> dict[str, Any]:
     )
     device = torch.device(plan.device)
     if plan.device == "cuda":
+        torch.cuda.init()  # else there are no statistics yet to reset
         torch.cuda.reset_peak_memory_stats()
     watch = Watch(plan.deadline)
     trainer = trainer_of(plan.suite.settings[cell.protocol]["trainer"])

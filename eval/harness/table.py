@@ -444,7 +444,7 @@ def figure(groups: list[Group], path: Path) -> bool:
                 axes.vlines(places, *zip(*ends, strict=True), colors=colour, lw=1)
         axes.set_xscale("log")
         axes.minorticks_off()
-        axes.set_xticks([100 * r for r in ratios], [f"{100 * r:g}" for r in ratios])
+        axes.set_xticks([100 * r for r in ratios], [f"{100 * r:.3g}" for r in ratios])
         axes.set_xlim(100 * ratios[0] / 1.5, 100 * ratios[-1] * 1.5)
         head = f"{group.task}, {group.protocol}, {group.net}, {group.device}"
         better = "up" if group.is_higher_better else "down"

@@ -123,7 +123,11 @@ def test_every_cell_is_trained_once_and_twice_to_the_same_number(tmp_path: Path)
 def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, sent: int, code: int) -> None:
     make(tmp_path, **HEAVY)
     results = tmp_path / "toy.jsonl"
-    with subprocess.Popen(command(tmp_path, "--jobs", 1), stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command(tmp_path, "--jobs", 1),
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs ignore it
+    ) as process:
         while not results.is_file() or results.read_bytes().count(b"\n") < 2:
             assert process.poll() is None
             time.sleep(0.1)

@@ -130,10 +130,6 @@ class Bundle:
         self.about = json.loads((folder / INDEX).read_text())
         self.folder_path, self._files = folder, self.about["files"]
 
-    def has(self, name: str) -> bool:
-        """Say whether there is something of this name."""
-        return name in self._files
-
     def names(self, start: str) -> list[str]:
         """Give the names that begin so."""
         return [name for name in self._files if name.startswith(start)]

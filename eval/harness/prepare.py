@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dq_multimodal.config import InputError
 from harness.bundle import Bundle, BundleWriter, is_bundle
-from harness.encoders import embed, find_place
+from harness.encoders import embed, find_place, hash_file
 from harness.results import digest
 from harness.selections import Chooser
 from harness.suite import Cell, Suite, read_suite
@@ -76,7 +76,7 @@ def prepare(name: str, folder: Path, work: Path) -> None:
         tasks[task] = kinds[spec["kind"]](suite, task, work / task)
     cells = [(repr(cell), suite.settings[cell.protocol]["trainer"]) for cell in suite.cells]
     pins = {task: made.pins for task, made in tasks.items()}
-    asked = digest(pins, suite.selections, cells)
+    asked = digest(pins, {task: suite.tasks[task] for task in used}, suite.selections, cells)
     if is_bundle(folder) and Bundle(folder).about.get("asked") == asked:
         print(f"{folder} is already complete")
         return
@@ -128,7 +128,8 @@ class Task:
             self.pack_labels(writer, used)
         if "probe" in self.trainers:
             self.pack_features(writer, used)
-            digests["probe"] = digest(self.pins)
+            ready = [hash_file(self.embeddings)] if self.embeddings else []
+            digests["probe"] = digest(self.pins, *ready)
         if self.trainers - {"probe"}:
             self.pack(writer, used)
             digests |= self.digest_packed(writer)

@@ -200,6 +200,24 @@ def test_a_second_call_finds_it_complete(folder: Path, made: Path, capsys: Any) 
     assert (made / "bundle.json").stat().st_mtime_ns == held
 
 
+def test_other_places_make_another_bundle(folder: Path, tmp_path: Path) -> None:
+    group = yaml.safe_load(Path(write(folder, "again")).read_text())["compare"][0]
+    suite = yaml.safe_load(
+        Path(write(folder, "again", compare=[{**group, "selections": ["random"]}])).read_text()
+    )
+    asked = []
+    for extra in ({}, {"embeddings": "other.npy"}):
+        suite["tasks"]["toy"] |= extra
+        (tmp_path / "again.yaml").write_text(yaml.safe_dump(suite))
+        np.save(folder / "other.npy", np.zeros((N_TRAIN, 4), np.float32))
+        if extra:
+            suite["tasks"]["toy"]["embeddings"] = str(folder / "other.npy")
+            (tmp_path / "again.yaml").write_text(yaml.safe_dump(suite))
+        prepare(str(tmp_path / "again.yaml"), tmp_path / "bundle", tmp_path / "work")
+        asked.append(Bundle(tmp_path / "bundle").about["asked"])
+    assert asked[0] != asked[1]
+
+
 def test_prepared_moved_trained_without_the_data_and_laid_out(folder: Path, tmp_path: Path) -> None:
     group = yaml.safe_load((Path(write(folder, "toy"))).read_text())["compare"][0]
     few = {**group, "selections": ["random", "dq"], "keep_ratios": [0.3]}

@@ -199,7 +199,7 @@ def test_a_bundle_gives_back_what_was_added_in_parts(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").unlink()
     bundle = Bundle(moved)
     assert (bundle.array("a/images") == array).all() and bundle.array("a/none").shape == (0, 3)
-    assert bundle.table("a/texts").equals(table) and not bundle.has("a/other")
+    assert bundle.table("a/texts").equals(table) and not bundle.names("a/other")
     assert (bundle.folder("models/m") / "model.gguf").read_bytes() == array.tobytes()
 
 

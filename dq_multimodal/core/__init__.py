@@ -1,6 +1,7 @@
 """Arrays in, arrays out: bins, scores, and the order of the rows. No files, no network."""
 
 from dq_multimodal.core.bins import Bins, make_bins
+from dq_multimodal.core.coverage import Coverage, cover_rows, weigh_by_nearest
 from dq_multimodal.core.graph_cut import count_working_bytes
 from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.core.importance import Scores, adaptive_weights, bin_importance
@@ -9,14 +10,17 @@ from dq_multimodal.core.partition import partition_rows
 
 __all__ = [
     "Bins",
+    "Coverage",
     "Scores",
     "adaptive_weights",
     "bin_importance",
     "count_working_bytes",
+    "cover_rows",
     "make_bins",
     "one_bin",
     "order_rows",
     "partition_rows",
     "put_one_of_each_first",
     "row_hash",
+    "weigh_by_nearest",
 ]

@@ -3,10 +3,16 @@
     accelerate launch recipes/train_extractor.py --dataset_name uoft-cs/cifar10 --output_dir DIR
     accelerate launch recipes/train_extractor.py --model resnet10-narrow ...     # on CPUs
     dq-multimodal compress uoft-cs/cifar10 --embedding-model DIR/model
+    accelerate launch recipes/train_extractor.py --record_dynamics ...
+    dq-multimodal compress uoft-cs/cifar10 --embedding-model DIR/model --dynamics DIR/dynamics.npy
 
 As both papers do for CIFAR-10: a ResNet-18, 10 epochs on all labelled rows. The same command goes
 on where it was interrupted. Of the rows 2 %, drawn by the seed, are left out of training and say
-how good the classifier is.
+how good the classifier is. With `--record_dynamics` none is: what the classifier says of every
+row in every epoch is written to dynamics.npy, (epochs, rows, 3) float16: the probability of the
+label, the largest other one, and the distance of all of them to the label (EL2N). They are those
+of the training pass itself: augmented pictures, batch norm in training mode. Rows without a class
+or a picture are NaN.
 """
 
 import sys
@@ -22,6 +28,8 @@ from dq_multimodal.training.classify import (
     ClassifierArguments,
     train_classifier,
 )
+from dq_multimodal.training.dynamics import FILE as DYNAMICS
+from dq_multimodal.training.dynamics import Dynamics
 from dq_multimodal.training.image_data import ImageDataArguments
 
 HELD_OUT = 0.02
@@ -35,6 +43,13 @@ class ExtractorArguments:
         default="resnet18", metadata={"help": "resnet10-narrow, or a timm model name."}
     )
     output_dir: str = field(default="runs/extractor", metadata={"help": "Folder of the run."})
+    record_dynamics: bool = field(
+        default=False,
+        metadata={
+            "help": "Write dynamics.npy, for compress --dynamics: trains on all rows, holds none "
+            "out, and measures no accuracy."
+        },
+    )
 
 
 def main() -> None:
@@ -58,6 +73,9 @@ def train(
     from dq_multimodal.training.pictures import pixel_statistics
     from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
 
+    is_recorded = extractor.record_dynamics
+    if is_recorded and training.max_steps > 0:
+        raise InputError("record_dynamics takes whole epochs: num_train_epochs, not max_steps")
     accelerator = make_accelerator()
     output_dir = Path(extractor.output_dir)
     source = data.load()
@@ -71,16 +89,21 @@ def train(
         record.start(output_dir, asked)
     dataset = source.dataset
     order = np.random.default_rng(training.seed).permutation(len(dataset))
-    n_held_out = max(1, round(HELD_OUT * len(dataset)))
+    n_held_out = 0 if is_recorded else max(1, round(HELD_OUT * len(dataset)))
     size = data.find_size(dataset)
     pictures, labels = data.pictures(dataset, size, np.sort(order[n_held_out:]))
-    held_out, _ = data.pictures(dataset, size, order[:n_held_out], name="decode held-out")
+    held_out = None
+    if n_held_out:
+        held_out, _ = data.pictures(dataset, size, order[:n_held_out], name="decode held-out")
     if len(labels) < 2:
         raise InputError(f"training needs labels of at least two classes, found {len(labels)}")
     mean, std = pixel_statistics(pictures)
     set_seed(training.seed)
     net = build_classifier(extractor.model, len(labels), size)
-    found = train_classifier(net, pictures, held_out, training, accelerator, output_dir, mean, std)
+    dynamics = Dynamics(output_dir) if is_recorded else None
+    found = train_classifier(
+        net, pictures, held_out, training, accelerator, output_dir, mean, std, dynamics=dynamics
+    )
     if accelerator.is_main_process:
         description = Classifier(
             extractor.model, size, len(labels), labels, tuple(mean), tuple(std)
@@ -90,17 +113,24 @@ def train(
             "asked": asked,
             **found,
             "rows_trained": len(pictures.rows),
-            "rows_unused": len(pictures.unused) + len(held_out.unused),
+            "rows_unused": sum(len(p.unused) for p in (pictures, held_out) if p is not None),
             "parameters": sum(p.numel() for p in net.parameters()),
             "seconds": round(time.perf_counter() - started, 2),
             "device": record.device_name(accelerator.device),
             "command": sys.argv,
         }
+        if dynamics is not None:
+            n_epochs = training.num_train_epochs
+            about = {"model": extractor.model, "epochs": n_epochs, "rows": len(dataset)}
+            about |= {"source": pins["source"], "seed": training.seed, "command": sys.argv}
+            dynamics.finish(about)
+            said = f"trained on all {len(pictures.rows):,} labelled rows; "
+            said += f"{output_dir / DYNAMICS} is ready as --dynamics"
+        else:
+            accuracy, n_tested = 100 * found["accuracy"], found["rows_tested"]
+            said = f"{accuracy:.2f} % of {n_tested:,} held-out rows right"
         record.finish(output_dir, metrics)
-        print(
-            f"{extractor.model}: {100 * found['accuracy']:.2f} % of {found['rows_tested']:,} "
-            f"held-out rows right; {output_dir / 'model'} is ready as --embedding-model"
-        )
+        print(f"{extractor.model}: {said}; {output_dir / 'model'} is ready as --embedding-model")
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
         record.start(output_dir, asked)
     size = data.find_size(source.dataset)
     read = read_files(source.dataset, find_image_column(source.dataset, data.image_column))
-    numbers = np.arange(len(source.dataset))  # in place of classes: which rows came back
-    pictures = Pictures(read, numbers, size, name="decode")
+    classes = np.zeros(len(source.dataset), dtype=np.int64)  # no matter which
+    pictures = Pictures(read, classes, size, name="decode")
     order = np.random.default_rng(args.seed).permutation(pictures.rows)
     n_held_out = min(HELD_OUT_ROWS, max(1, len(order) // 50))
     held_out, pictures.rows = order[:n_held_out], np.sort(order[n_held_out:])

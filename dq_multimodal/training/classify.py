@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError, check_count
@@ -17,7 +19,9 @@ from dq_multimodal.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from dq_multimodal.training.dynamics import Dynamics
 from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip
+from dq_multimodal.training.weights import draw_rows
 from dq_multimodal.vision.classifiers import SMALL_SIDE
 
 if TYPE_CHECKING:
@@ -70,13 +74,37 @@ def train_classifier(
     output_dir: Path,
     mean: list[float],
     std: list[float],
+    *,
+    weights: Float[ndarray, " n"] | None = None,
+    is_sampled: bool = False,
+    dynamics: Dynamics | None = None,
 ) -> dict[str, Any]:
-    """Train a classifier, going on from the last checkpoint in output_dir/checkpoints.
+    r"""Train a classifier, going on from the last checkpoint in output_dir/checkpoints.
 
     Every epoch is one permutation of the rows, and its shifts, that follow from (seed, epoch)
     alone; each process takes its part of every global batch. So batches of the same global size
     (processes x per_device_train_batch_size) are the same for any number of processes; the
     statistics of batch norm are those of each process's own part.
+
+    With weights $w_i$, scaled to mean 1 over the rows that are trained on, the loss of a batch of
+    b rows is $\frac{1}{b} \sum_i w_i \ell_i$; or the rows of an epoch are drawn with replacement,
+    in proportion to the weights, as many as a permutation would give.
+
+    The rows left over after the last whole batch wait for the next epoch. Where dynamics are
+    recorded no row waits: an epoch has one more batch, and the rows are shared out evenly.
+
+    Args:
+        net: What is trained.
+        train: Rows to train on.
+        test: Rows to test on; None tests nothing.
+        args: How.
+        accelerator: Where.
+        output_dir: Holds the checkpoints.
+        mean: Of r, g, b in [0, 1].
+        std: Likewise.
+        weights: Of all rows of `train`, at least 0.
+        is_sampled: Draw rows by the weights, and leave the loss as it is.
+        dynamics: Takes down what the net says of each row in each epoch.
 
     Returns:
         Accuracy in [0, 1] on the test pictures, rows tested, the last training loss, steps,
@@ -86,7 +114,10 @@ def train_classifier(
 
     net = net.to(memory_format=torch.channels_last)
     batch_size = (args.per_device_train_batch_size or BATCH_SIZE) * accelerator.num_processes
-    steps_per_epoch = max(1, len(train.rows) // batch_size)
+    steps_per_epoch, n_seen = max(1, len(train.rows) // batch_size), len(train.rows)
+    if dynamics is not None:
+        steps_per_epoch = math.ceil(n_seen / batch_size)
+    n_seen = min(n_seen, steps_per_epoch * batch_size)
     n_steps = args.num_train_epochs * steps_per_epoch
     if args.max_steps > 0:
         n_steps = args.max_steps
@@ -112,7 +143,17 @@ def train_classifier(
     net, optimizer = accelerator.prepare(net, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     first_epoch = load_checkpoint(accelerator, output_dir / CHECKPOINTS)
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+    class_of = torch.from_numpy(train.classes)
+    loss_of = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=args.label_smoothing)
+    factors = None
+    if weights is not None:
+        weights = np.where(np.isin(np.arange(len(weights)), train.rows), weights, 0)
+        if not weights.any():
+            raise InputError("the weights of all rows that can be trained on are 0")
+        if not is_sampled:
+            factors = torch.from_numpy(weights * len(train.rows) / weights.sum()).float()
+    if dynamics is not None:
+        dynamics.open(first_epoch, n_epochs, len(train), accelerator)
     standardise = _standardiser(mean, std, accelerator.device)
     step = first_epoch * steps_per_epoch
     started = saved = time.perf_counter()
@@ -127,7 +168,12 @@ def train_classifier(
         for epoch in range(first_epoch, n_epochs):
             net.train()
             draws = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
-            for pixels, classes in _epoch_batches(train, args, accelerator, epoch, steps_per_epoch):
+            order = np.random.default_rng((args.seed, epoch)).permutation(train.rows)[:n_seen]
+            if is_sampled and weights is not None:
+                order = draw_rows(weights, n_seen, args.seed, epoch)
+            for pixels, rows in _epoch_batches(
+                train, args, accelerator, epoch, np.array_split(order, steps_per_epoch)
+            ):
                 if step >= n_steps:
                     break
                 pixels = pixels.to(accelerator.device, non_blocking=True)
@@ -140,14 +186,23 @@ def train_classifier(
                     own = slice(accelerator.process_index, None, accelerator.num_processes)
                     n = len(pixels)
                     pixels = shift_and_flip(pixels, moves[:, own][:, :n], mirrors[own][:n], padding)
+                classes = class_of[rows].to(accelerator.device)
                 with accelerator.autocast():
-                    loss = loss_of(net(standardise(pixels)), classes.to(accelerator.device))
+                    logits = net(standardise(pixels))
+                    losses = loss_of(logits, classes)
+                if factors is not None:
+                    losses = losses * factors[rows].to(accelerator.device)
+                loss = losses.mean()
                 accelerator.backward(loss)
+                if dynamics is not None:
+                    dynamics.note(rows, logits.detach(), classes)
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
                 bar.update()
+            if dynamics is not None:
+                dynamics.finish_epoch(epoch)
             if epoch + 1 < n_epochs and time.perf_counter() - saved >= SAVE_SECONDS:
                 save_checkpoint(accelerator, output_dir / CHECKPOINTS, epoch + 1)
                 saved = time.perf_counter()
@@ -184,11 +239,11 @@ def measure_accuracy(
     counts = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
         for start in range(0, len(own), batch_size):
-            pixels, classes = test.__getitems__(own[start : start + batch_size].tolist())
+            pixels, rows = test.__getitems__(own[start : start + batch_size].tolist())
             batch = standardise(torch.from_numpy(pixels).to(accelerator.device))
             with accelerator.autocast():
                 logits = net(batch)
-            hits = logits.argmax(dim=1).cpu() == torch.from_numpy(classes)
+            hits = logits.argmax(dim=1).cpu() == torch.from_numpy(test.classes[rows])
             counts += torch.tensor([hits.sum(), len(hits)])
     n_right, n_tested = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
     return {"accuracy": n_right / max(1.0, n_tested), "rows_tested": int(n_tested)}
@@ -207,20 +262,17 @@ def _epoch_batches(
     args: ClassifierArguments,
     accelerator: "Accelerator",
     epoch: int,
-    n_steps: int,
+    batches: list[Int[ndarray, " b"]],
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield this process's part of the batches of an epoch."""
+    """Yield this process's part of the batches of an epoch: pictures, and which rows they are."""
     import torch
 
-    order = np.random.default_rng((args.seed, epoch)).permutation(train.rows)
     rank, world = accelerator.process_index, accelerator.num_processes
-    size = (args.per_device_train_batch_size or BATCH_SIZE) * world
-    batches = [order[k * size : (k + 1) * size][rank::world].tolist() for k in range(n_steps)]
     train.is_augmented, train.seed = True, (args.seed, epoch)
     n_workers = args.dataloader_num_workers if train.size > SMALL_SIDE else 0
     loader: Any = torch.utils.data.DataLoader(
         train,  # type: ignore[arg-type]
-        batch_sampler=batches,
+        batch_sampler=[batch[rank::world].tolist() for batch in batches],
         num_workers=n_workers,
         collate_fn=_to_tensors,
     )

@@ -13,6 +13,7 @@ from dq_multimodal.training.checkpoints import make_accelerator
 from dq_multimodal.training.classify import BATCH_SIZE, ClassifierArguments, train_classifier
 from dq_multimodal.training.image_data import ImageDataArguments
 from dq_multimodal.training.selecting import AdaptiveArguments, select_rows
+from dq_multimodal.training.weights import find_use, read_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -140,7 +141,13 @@ def train_on_subset(
     set_seed(training.seed)
     net = build_classifier(run.model, len(labels), size, is_pretrained=run.is_pretrained)
     n_parameters = int(np.sum([p.numel() for p in net.parameters()]))
-    found = train_classifier(net, pictures, test, training, accelerator, output_dir, mean, std)
+    weights = read_weights(kept)
+    use_weights = find_use(run.use_weights, weights)
+    found = train_classifier(
+        *(net, pictures, test, training, accelerator, output_dir, mean, std),
+        weights=None if use_weights == "none" else weights,
+        is_sampled=use_weights == "sample",
+    )
     if accelerator.is_main_process:
         description = Classifier(run.model, size, len(labels), labels, tuple(mean), tuple(std))
         save_classifier(accelerator.unwrap_model(net), description, output_dir / "model")
@@ -148,6 +155,7 @@ def train_on_subset(
             "asked": asked,
             "seed": training.seed,
             "selection": selection,
+            "use_weights": use_weights,
             **found,
             "rows_trained": len(pictures.rows),
             "rows_unused": {"train": len(pictures.unused), "test": len(test.unused)},
@@ -158,8 +166,9 @@ def train_on_subset(
         }
         record.finish(output_dir, metrics)
     percent = 100.0 if run.method == FULL else 100 * run.keep_ratio
+    weighted = "" if use_weights == "none" else f", weights in the {use_weights}"
     return (
-        f"{run.method} {percent:g} %, {run.model}: "
+        f"{run.method} {percent:g} %, {run.model}{weighted}: "
         f"{100 * found['accuracy']:.2f} % of {found['rows_tested']:,} test rows right, "
         f"{found['steps']:,} steps in {found['train_seconds']:.0f} s; {output_dir}"
     )

@@ -49,7 +49,7 @@ def read_records(dataset: "Dataset", column: str, fill: Any, mae_model: str | No
 
 
 class Pictures:
-    """A map-style dataset of (8-bit square, class) batches.
+    """A map-style dataset of (8-bit squares, row numbers) batches.
 
     Args:
         read: Where the pictures come from.
@@ -107,14 +107,12 @@ class Pictures:
                 bar.update(len(rows))
         return pixels, found
 
-    def __getitem__(self, row: int) -> tuple[UInt8[ndarray, "size size 3"], int]:
-        pixels, classes = self.__getitems__([row])
-        return pixels[0], int(classes[0])
-
-    def __getitems__(self, rows: list[int]) -> tuple[UInt8[ndarray, "b size size 3"], ndarray]:
-        """Give a batch; rows whose picture cannot be read are left out of it."""
+    def __getitems__(
+        self, rows: list[int]
+    ) -> tuple[UInt8[ndarray, "b size size 3"], Int[ndarray, " b"]]:
+        """Give the pictures of some rows, and which rows: unreadable pictures are left out."""
         if self._pixels is not None:
-            return self._pixels[rows], self.classes[rows]
+            return self._pixels[rows], np.asarray(rows, dtype=np.int64)
         cut = self._random_square if self.is_augmented else self._central_square
         made = [
             (cut(image, row), row)
@@ -123,7 +121,7 @@ class Pictures:
         ]
         shape = (0, self.size, self.size, 3)
         pixels = np.stack([pixel for pixel, _ in made]) if made else np.zeros(shape, np.uint8)
-        return pixels, self.classes[[row for _, row in made]]
+        return pixels, np.array([row for _, row in made], dtype=np.int64)
 
     def _central_square(self, image: "Image", row: int) -> UInt8[ndarray, "size size 3"]:
         return to_square(image, self.size, self.crop)

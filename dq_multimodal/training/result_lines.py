@@ -66,6 +66,7 @@ def read_line(
         "bytes": size,
         "protocol": suite,
         "settings": {name: asked[name] for name in SETTINGS if asked.get(name) is not None},
+        "use_weights": found.get("use_weights", "none"),
         "net": net,
         "draw": asked["selection_seed"],
         "seed": asked["seed"],

@@ -13,6 +13,7 @@ from dq_multimodal.config import (
     check_alpha,
     check_choice,
 )
+from dq_multimodal.training.weights import USE_HELP, UseWeights
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
@@ -35,7 +36,7 @@ FIXED = (
 
 @dataclass
 class AdaptiveArguments:
-    """How adq weighs the bins, and a finished run to draw from."""
+    """How adq weighs the bins, a finished run to draw from, and what weights of rows are for."""
 
     alpha: float = field(
         default=0.6, metadata={"help": "adq: weight of a bin's importance beside its size."}
@@ -53,6 +54,7 @@ class AdaptiveArguments:
             "encoder. Its source and split are the default of the dataset."
         },
     )
+    use_weights: str | None = field(default=None, metadata={"help": USE_HELP})
 
     def check(self) -> None:
         """Raise unless the settings are known ones."""
@@ -60,6 +62,8 @@ class AdaptiveArguments:
         check_choice("importance", self.importance, Importance)
         if self.representativeness is not None:
             check_choice("representativeness", self.representativeness, Representativeness)
+        if self.use_weights is not None:
+            check_choice("use_weights", self.use_weights, UseWeights)
 
     def options(self) -> dict[str, Any]:
         """Give the settings that `compress` takes."""

@@ -44,6 +44,7 @@ def make_image_run(folder, method, accuracy):
         "asked": {**ASKED, "method": method, "drop_ratio": 0.0},
         "selection": {"rows": 3, "bytes": {"subset_data": 5}, "seconds": seconds},
         "steps": 30,
+        "use_weights": "loss",
         "accuracy": accuracy,
         "train_seconds": 2.5,
         "is_resumed": True,
@@ -60,6 +61,7 @@ def test_a_text_run(tmp_path):
     assert line["device"] == {"type": "cpu", "name": "2 threads", "threads": 2}
     assert (line["rows"], line["bytes"], line["keep_ratio"]) == (80, 1000, 0.2)
     assert (line["draw"], line["seed"], line["options"]) == (3, 3, {"method": "dq"})
+    assert line["use_weights"] == "none"
     full = make_text_run(tmp_path / "full", method="full")
     assert read_line(full, "demo", "docs", "full", "Llama")["keep_ratio"] == 1
 
@@ -69,7 +71,7 @@ def test_an_image_run(tmp_path, method, selection, proxy):
     folder, n_bytes = make_image_run(tmp_path / "run", method, 0.75)
     line = read_line(folder, "demo-images", "digits", method, "net", 12.0)
     assert line["metrics"] == {"test accuracy": {"last": 75, "best": None}}
-    assert line["bytes"] == n_bytes
+    assert (line["bytes"], line["use_weights"]) == (n_bytes, "loss")
     # The encoder is a cost of the proxy, as in the suites; training was resumed.
     assert line["seconds"] == {"selection": selection, "proxy": proxy, "training": None}
     assert line["device"] == {"type": "cuda", "name": "NVIDIA X", "threads": None}

@@ -37,8 +37,8 @@ class Coverage:
         gain: What F gained when the row was picked: cosine times weight, at least 0.
         nearest: The records, as (offsets, ranks): those of row i are
             `ranks[offsets[i] : offsets[i + 1]]`, ascending: the ranks of the picks that were one
-            after the other the nearest to it. The last is its own; the first is 0, or in a
-            stratum of several parts the first pick of its part.
+            after the other the nearest to it, from 0 to its own. In a stratum of several parts
+            0 is followed by picks of its part alone.
     """
 
     rank: Int[ndarray, " n"]
@@ -138,8 +138,10 @@ def cover_rows(
     sizes = np.bincount(codes)
     rank = np.empty(n_rows, dtype=np.int64)
     rank[order] = np.arange(n_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    recorded = np.concatenate([rows for rows, _ in records])
+    others = [rows[by == by[0]] for rows, by in records if rank[by[0]]]  # parts without rank 0
+    recorded = np.concatenate([*others, *(rows for rows, _ in records)])
     ranks = rank[np.concatenate([by for _, by in records])].astype(np.int32)
+    ranks = np.concatenate([np.zeros(len(recorded) - len(ranks), dtype=np.int32), ranks])
     offsets = np.concatenate([[0], np.cumsum(np.bincount(recorded, minlength=n_rows))])
     by_row = np.argsort(recorded, kind="stable")
     return Coverage(rank, gain * scales[codes], (offsets.astype(np.int64), ranks[by_row]))
@@ -155,8 +157,9 @@ def weigh_by_nearest(
 
     A row is stood for by the last kept pick of its record: by itself where it is kept, and else,
     where the kept rows are the first of the order, by the nearest of them. Where no pick of its
-    record is kept, it is stood for by the first kept row of its stratum. Rows without a record,
-    and strata of which no row is kept, are counted nowhere.
+    record is kept, it is stood for by the first kept row of its stratum. Rows that are not kept
+    are counted nowhere if their record is empty or names only themselves (rows that were left out
+    of the coverage), or if no row of their stratum is kept.
 
     Args:
         nearest: The records, see `Coverage`; ranks are within the stratum.
@@ -184,9 +187,8 @@ def weigh_by_nearest(
     first = np.full(len(sizes), -1)
     kept = order[is_kept[order]][::-1]
     first[codes[kept]] = kept  # of several for one place the last stays, here and below
-    stands_for = first[codes]
+    stands_for = np.where(np.diff(offsets) > 1, first[codes], -1)
     stands_for[recorded[is_kept[picks]]] = picks[is_kept[picks]]
-    stands_for = stands_for[rows]
     return np.bincount(stands_for[stands_for >= 0], minlength=n_rows)
 
 

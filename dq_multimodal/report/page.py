@@ -27,6 +27,7 @@ MAX_PICTURE_BYTES = 5_500_000
 LINKS = {
     "summary": "Summary",
     "map": "Map",
+    "target": "Target",
     "bins": "Bins",
     "coverage": "Coverage",
     "duplicates": "Near-duplicates",
@@ -34,20 +35,22 @@ LINKS = {
 }
 
 
-def make_page(facts: Facts, has_figures: bool) -> str:
+def make_page(facts: Facts, has_figures: bool, target: str = "") -> str:
     """Write report.html.
 
     Row texts and names are data: they go through `html.escape`, or into one JSON element that
     the script puts on the page as text. The policy of the page runs its own script by hash and
-    nothing else, and lets nothing be fetched.
+    nothing else, and lets nothing be fetched. `target` is the section about a target, if any.
     """
     style = _read("page.css") + cards.bin_styles(facts.selection.n_bins)
     script = "(function () {\n" + "".join(_read(name) for name in SCRIPTS) + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown, limit = _rows_as_data(facts)
+    links = {name: LINKS[name] for name in LINKS if target or name != "target"}
     parts = [
         sections.summary(facts),
         cards.map_section(facts),
+        target,
         sections.bins(facts),
         sections.coverage(facts),
         cards.near_duplicates(facts),
@@ -59,7 +62,7 @@ def make_page(facts: Facts, has_figures: bool) -> str:
         title=heading,
         heading=heading,
         style=style,
-        links="".join(f'<li><a href="#{k}">{v}</a></li>' for k, v in LINKS.items()),
+        links="".join(f'<li><a href="#{k}">{v}</a></li>' for k, v in links.items()),
         sections="\n".join(parts),
         footer=_footer(facts, has_figures, limit),
         data=as_json({**_map_as_data(facts), "rows": shown}),

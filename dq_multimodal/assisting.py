@@ -16,7 +16,7 @@ from dq_multimodal.adapters.choice import choose_adapter
 from dq_multimodal.batches import embed_batches, make_plan
 from dq_multimodal.config import InputError
 from dq_multimodal.folder import check_folder
-from dq_multimodal.preparation import make_request, open_source
+from dq_multimodal.preparation import make_request, open_source, settle_method
 from dq_multimodal.shares import bin_share
 from dq_multimodal.source import pin_of
 from dq_multimodal.world import World
@@ -43,6 +43,7 @@ def assist(world: World, options: dict[str, Any]) -> None:
             source = open_source(request)
             if pin_of(source.origin) != asked["pin"]:
                 raise InputError(f"rank {world.rank} sees another {request.dataset} than rank 0")
+            request, _ = settle_method(request, source.dataset)
             adapter = choose_adapter(source.dataset, request)
         elif task == "folder":
             check = partial(check_folder, **asked, rank=world.rank)

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dq_multimodal.atomic import read_text, write_text
+from dq_multimodal.atomic import open_parquet, read_text, write_text
 from dq_multimodal.card_parts import LICENCE, Card, Matter, plain_card, read_card
 from dq_multimodal.local_data import last_part, short_name
 from dq_multimodal.markdown import clean, code, escape, table
 from dq_multimodal.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.splits import base_split
+from dq_multimodal.subset import subset_files
 
 CARD = "README.md"
 MAX_BYTES = 10_000_000
 HUB = "https://huggingface.co/datasets/"
 SAFE_IN_LINKS = ":/?#[]@!$&'()*+,;=%~"
+MARKING = ("keep_rows", "difficulty", "noise_ratio", "drop_duplicates", "cap_by", "cap")
+"""Settings of any method, shown where they are set."""
 REPO_ID = "OWNER/NAME"
 """Stands for the repository until the card is pushed to one."""
 
@@ -58,6 +61,14 @@ METHODS = {
     "and every bin gave the same share of its rows",
     "graphcut": "GraphCut: one greedy run over all rows, the first picks were kept",
     "random": "seeded random selection, the baseline of every coreset method",
+    "blocks": "balanced random selection: of every part of similar rows, however small, the same "
+    "share is drawn",
+    "coverage": "coverage (facility location, as in CRAIG, arXiv:1906.01827): each row picked is "
+    "the one that brings all rows of its stratum nearest to a picked row",
+    "ccs": "coverage-centric selection (CCS, arXiv:2210.15809): rows likely to be labelled wrong "
+    "go last, and every level of the area under the margin gives as many rows as the others",
+    "dual": "DUAL (arXiv:2502.06905): a random sample that favours rows which are hard and "
+    "uncertain in training, the less so the smaller the sample",
 }
 
 
@@ -132,6 +143,7 @@ def make_body(
         "## How to load it",
         _loading(repo_id, source["split"], bool(request["drop_ratio"])),
         "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
+        *_weighing(run_folder, repo_id, source["split"]),
         "## How it was made",
         METHODS[request["method"]] + ".",
         table(["setting", "value"], _settings(config)),
@@ -238,13 +250,38 @@ def _loading(repo_id: str, split: str, has_patches: bool) -> str:
     )
 
 
+def _weighing(run_folder: Path, repo_id: str, split: str) -> list[str]:
+    """Say how to train with the weights, where the rows of the subset have them."""
+    with open_parquet(subset_files(run_folder)[0]) as file:
+        if "dq_weight" not in file.schema_arrow.names:
+            return []
+    repo, part = (json.dumps(clean(text)) for text in (repo_id, base_split(split)))
+    return [
+        "## Train with the weights",
+        "`dq_weight` says how many rows of the source a row stands for; its mean is 1. Without the "
+        "weights the subset shows a model more of what is rare than the source does. As loss "
+        "weights:\n\n```python\n"
+        'losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")\n'
+        'loss = (batch["dq_weight"] * losses).mean()\n'
+        "loss.backward()\n```\n\nOr, with the usual loss, as the chance of a row to be drawn:\n\n"
+        "```python\n"
+        f'weights = load_dataset({repo}, split={part})["dq_weight"]\n'
+        "sampler = torch.utils.data.WeightedRandomSampler(weights, len(weights))\n"
+        "loader = torch.utils.data.DataLoader(subset, batch_size=64, sampler=sampler)\n```",
+    ]
+
+
 def _settings(config: dict[str, Any]) -> list[list[str]]:
     request, rows, model = config["request"], config["rows"], config["embedding"]
     settings = {name: request[name] for name in ("method", "keep_ratio", "seed")}
-    if config["bins"] != "none":
+    settings |= {name: request[name] for name in MARKING if request.get(name) is not None}
+    if request.get("target") is not None:
+        settings["target"] = last_part(request["target"])
+        settings["target_share"] = request["target_share"]
+    if config["bins"] in ("dq", "graphcut"):
         settings |= {name: request[name] for name in ("draw", "n_bins", "similarity")}
-        if request.get("partition") is not None:
-            settings["partition"] = f"{request['partition']}: bins in each part"
+    if config["bins"] != "none" and request.get("partition") is not None:
+        settings["partition"] = f"{request['partition']}: bins in each part"
     if request["method"] == "adq":
         names = ("alpha", "representativeness", "importance", "norm")
         settings |= {name: request[name] for name in names}
@@ -268,7 +305,7 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
 def _bin_table(run_folder: Path) -> str:
     bins = read_table(run_folder, BINS_FILE)
     if bins["bin"].null_count:
-        return "No bins: the rows were drawn at random."
+        return "This method makes no bins."
     totals = [("size", "sum"), ("kept", "sum"), *((name, "min") for name in SCORES)]
     by_bin = bins.group_by("bin").aggregate(totals).sort_by("bin")
     has_scores = any(by_bin[f"{name}_min"].null_count < len(by_bin) for name in SCORES)

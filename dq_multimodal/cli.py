@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -49,7 +50,21 @@ def compress(
     revision: options.Revision = None,
     preset: options.PresetName = None,
     keep_ratio: options.KeepRatio = "0.2",
-    method: options.MethodName = "adq",
+    keep_rows: options.KeepRows = None,
+    method: options.MethodName = "auto",
+    dynamics: options.Dynamics = None,
+    difficulty: options.Difficulty = None,
+    noise_ratio: options.NoiseRatio = None,
+    target: options.TargetName = None,
+    target_split: options.TargetSplit = "train",
+    target_config: options.TargetConfig = None,
+    target_columns: options.TargetColumns = None,
+    target_share: options.TargetShare = 0.7,
+    target_model: options.TargetModel = None,
+    target_gradients: options.TargetGradients = False,
+    drop_duplicates: options.DropDuplicates = None,
+    cap_by: options.CapBy = None,
+    cap: options.Cap = None,
     draw: options.DrawName = "random",
     seed: options.Seed = 0,
     alpha: options.Alpha = 0.6,
@@ -138,7 +153,8 @@ def plan(context: typer.Context, **flags: Any) -> None:
 def resample(
     context: typer.Context,
     run: options.RunOrId,
-    keep_ratio: options.KeepRatio,
+    keep_ratio: options.OtherKeepRatio = None,
+    keep_rows: options.KeepRows = None,
     method: options.OtherMethod = None,
     draw: options.OtherDraw = None,
     seed: options.OtherSeed = None,
@@ -255,7 +271,7 @@ def main(arguments: list[str] | None = None, run: Callable[..., Any] = app) -> N
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with join_world() as world:
-            code, line = _attempt(arguments or ["--help"], run, world)
+            code, line = _attempt(_fill_in(arguments) or ["--help"], run, world)
             line = world.end(code, line)
             if line:
                 with suppress(OSError):  # nobody listens
@@ -264,6 +280,16 @@ def main(arguments: list[str] | None = None, run: Callable[..., Any] = app) -> N
         code = 2
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
     sys.exit(code)
+
+
+def _fill_in(arguments: list[str]) -> list[str]:
+    """Give --drop-duplicates the number that it stands for where none follows."""
+    found = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        found.append(argument)
+        if argument == "--drop-duplicates" and not following[:1].isdigit():
+            found.append("0.95")
+    return found
 
 
 def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tuple[int, str | None]:

@@ -1,12 +1,13 @@
 """What can be asked for, checked when it is made. Standard library only."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-Method = Literal["adq", "dq", "graphcut", "random"]
+Method = Literal["auto", "random", "blocks", "coverage", "dq", "adq", "graphcut", "ccs", "dual"]
+DifficultyName = Literal["aum", "cad", "dual", "dyn-unc", "el2n", "forgetting", "ifd"]
 Draw = Literal["random", "rank"]
 Similarity = Literal["cosine", "euclidean"]
 Representativeness = Literal["texture", "surprisal"]
@@ -23,6 +24,8 @@ DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_PATCH_SIZE = 1024
 MAX_PART_ROWS = 50_000  # on average, where the number of parts is not given
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
+COVERAGE_NOISE, CCS_NOISE = 0.05, 0.3
+"""Share of the rows that go to the end by their AUM; that of ccs is its paper's for CIFAR-10."""
 
 CHOICES: dict[str, Any] = {
     "method": Method,
@@ -67,8 +70,30 @@ class CompressConfig:
         config_name: Configuration of a Hub dataset, or of a folder whose card has several.
         revision: Branch, tag or commit of a Hub dataset.
         keep_ratio: Share of the rows to keep, in (0, 1].
-        method: "adq" (bins, a sample by their importance), "dq" (bins, uniform sample),
-            "graphcut" (one greedy run) or "random".
+        keep_rows: Number of rows to keep, in place of keep_ratio.
+        method: "auto" (what the evidence supports for what is at hand, see docs/method.md),
+            "coverage" (facility location), "dq" (bins, uniform sample), "adq" (bins, a sample by
+            their importance), "graphcut" (one greedy run), "blocks" (balanced random), "random",
+            "ccs" or "dual" (both by training dynamics).
+        dynamics: .npy file of training dynamics, (epochs, n, 3), or of losses of responses,
+            (checkpoints, n, 2); see `recipes/train_extractor.py` and `recipes/score_text.py`.
+        difficulty: For coverage, what a row weighs: "aum", "cad", "dual", "dyn-unc", "el2n" or
+            "forgetting" of the dynamics, "ifd" of losses, or a column of numbers of at least 0.
+        noise_ratio: Share of the rows, those with the lowest AUM of the dynamics, that go to the
+            end of the order, since they are likely to be labelled wrong. None is 0.05 for coverage
+            with dynamics, 0.3 for ccs, else 0.
+        target: Dataset of the rows that the model shall be good at: a file, folder or Hub id.
+        target_split: Its split.
+        target_config: Its configuration on the Hub.
+        target_columns: Its text columns; None detects them.
+        target_share: Share of any subset that is picked for the target; the rest is by method.
+        target_model: Causal language model whose hidden states (RDS+) compare rows and target, or
+            with target_gradients its gradients (LESS); None compares by the embeddings.
+        target_gradients: Compare by gradients of LoRA weights of the target_model.
+        drop_duplicates: Cosine from which rows count as near-duplicates: the first in the order
+            stays, the others go to the end. None looks for none.
+        cap_by: Column of which no value may have more rows in the subset than cap says.
+        cap: A number of rows, from 1, or below 1 a share of the subset.
         draw: Within a bin, rows by seeded hash ("random", the papers) or by greedy rank ("rank").
         seed: Seed of the draw, and of the scores of adq.
         alpha: For adq, the weight of the importance of a bin beside its size, in [0, 1]; 0 is dq.
@@ -116,7 +141,21 @@ class CompressConfig:
     config_name: str | None = None
     revision: str | None = None
     keep_ratio: float = 0.2
-    method: Method = "adq"
+    keep_rows: int | None = None
+    method: Method = "auto"
+    dynamics: str | None = None
+    difficulty: str | None = None
+    noise_ratio: float | None = None
+    target: str | None = None
+    target_split: str = "train"
+    target_config: str | None = None
+    target_columns: tuple[str, ...] | None = None
+    target_share: float = 0.7
+    target_model: str | None = None
+    target_gradients: bool = False
+    drop_duplicates: float | None = None
+    cap_by: str | None = None
+    cap: float | None = None
     draw: Draw = "random"
     seed: int = 0
     alpha: float = 0.6
@@ -152,7 +191,16 @@ class CompressConfig:
 
     def __post_init__(self) -> None:
         paths = ("dataset", "embedding_model", "embeddings", "attribution_model", "mae_model")
-        for name in (*paths, "image_folder", "field"):
+        more = (
+            "image_folder",
+            "field",
+            "dynamics",
+            "difficulty",
+            "target",
+            "target_config",
+            "target_model",
+        )
+        for name in (*paths, *more, "cap_by"):
             value = getattr(self, name)
             if isinstance(value, PathLike):
                 object.__setattr__(self, name, fspath(value))
@@ -172,19 +220,22 @@ class CompressConfig:
             if self.score_rows < 2:
                 raise InputError("score_rows must be at least 2: a row is compared with others")
         self._check_partition()
+        self._check_order()
         self._check_patches()
         if self.streaming and set(self.split) & set("[+"):
             raise InputError(
                 f"a stream is read whole: split must be the name of one split, got {self.split!r}"
             )
-        for name in ("keep_ratio", "drop_ratio", "alpha"):
+        for name in ("keep_ratio", "drop_ratio", "alpha", "target_share"):
             object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's included
         for name in ("n_bins", "batch_size", "seed", "patch_quality"):
             object.__setattr__(self, name, int(getattr(self, name)))
-        if self.text_columns is not None:
-            if isinstance(self.text_columns, str) or not self.text_columns:
-                raise InputError(f"text_columns must be a list of names, got {self.text_columns!r}")
-            object.__setattr__(self, "text_columns", tuple(self.text_columns))
+        for name in ("text_columns", "target_columns"):
+            columns = getattr(self, name)
+            if isinstance(columns, str) or (columns is not None and not columns):
+                raise InputError(f"{name} must be a list of names, got {columns!r}")
+            if columns is not None:
+                object.__setattr__(self, name, tuple(columns))
 
     def measure_of(self, modality: str) -> Representativeness:
         """Give the measure of representativeness, chosen by the data where it was left open.
@@ -204,6 +255,68 @@ class CompressConfig:
         count_parts(self.partition, 10**18)
         if self.embedding == "gradients":
             raise InputError("partition is for plain embeddings, and gradients are outer products")
+
+    def of_rows(self, n_rows: int) -> "CompressConfig":
+        """Give the request with the keep_ratio that its keep_rows, if any, are of n rows."""
+        if self.keep_rows is None:
+            return self
+        return replace(self, keep_ratio=min(1.0, self.keep_rows / n_rows))
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether rows have to be embedded for their order."""
+        is_near = self.target is not None and self.target_model is None
+        has_bins = self.method not in ("random", "ccs", "dual")
+        return has_bins or is_near or self.drop_duplicates is not None
+
+    @property
+    def noise_share(self) -> float:
+        """Share of the rows that go to the end as likely to be labelled wrong."""
+        if self.noise_ratio is not None:
+            return self.noise_ratio
+        known = {"ccs": CCS_NOISE, "coverage": COVERAGE_NOISE if self.dynamics else 0.0}
+        return known.get(self.method, 0.0)
+
+    def _check_order(self) -> None:
+        """Raise unless what else decides the order is in range and fits."""
+        if self.keep_rows is not None:
+            check_count("keep_rows", self.keep_rows)
+            object.__setattr__(self, "keep_rows", int(self.keep_rows))
+        if self.method in ("ccs", "dual") and self.dynamics is None:
+            raise InputError(f"{self.method} needs the training dynamics of the rows: --dynamics")
+        if self.difficulty is not None:
+            if self.method not in ("auto", "coverage"):
+                raise InputError(f"difficulty is for coverage, and the method is {self.method}")
+            if self.difficulty in get_args(DifficultyName) and self.dynamics is None:
+                raise InputError(f"difficulty {self.difficulty} needs dynamics of the rows")
+        if self.method == "coverage" and self.embedding == "gradients":
+            raise InputError("coverage is for plain embeddings, and gradients are outer products")
+        if self.method == "coverage" and self.similarity != "cosine":
+            raise InputError("coverage compares rows by cosine: leave out similarity")
+        if self.noise_ratio is not None:
+            check_share("noise_ratio", self.noise_ratio, below=1)
+            if self.noise_ratio and self.dynamics is None:
+                raise InputError("noise_ratio needs the training dynamics of the rows: --dynamics")
+        check_share("target_share", self.target_share)
+        lone = self.target_model or self.target_columns or self.target_gradients
+        if lone and self.target is None:
+            raise InputError("target_model, target_columns and target_gradients need a target")
+        if not isinstance(self.target_split, str) or not isinstance(self.target_gradients, bool):
+            raise InputError("target_split must be a name, and target_gradients true or false")
+        if self.target_gradients and self.target_model is None:
+            raise InputError("target_gradients needs a target_model: a causal language model")
+        if self.drop_duplicates is not None:
+            check_share("drop_duplicates", self.drop_duplicates)
+        if (self.cap_by is None) != (self.cap is None):
+            raise InputError("cap_by and cap go together: a column, and rows or a share of a value")
+        if self.cap is not None and not (
+            _is_number(self.cap)
+            and (0 < self.cap < 1 or (self.cap >= 1 and self.cap == int(self.cap)))
+        ):
+            raise InputError(f"cap must be a number of rows, or a share below 1, got {self.cap!r}")
+        for name in ("noise_ratio", "drop_duplicates", "cap"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     def _check_patches(self) -> None:
         """Raise unless the settings of the patches fit each other."""
@@ -253,6 +366,18 @@ class CompressConfig:
         for name, value in values.items():
             check_type(name, value, kinds[name])
         return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_share(name: str, value: Any, below: float | None = None) -> None:
+    """Raise unless the value is a number in (0, 1], or in [0, below)."""
+    is_good = _is_number(value) and (0 < value <= 1 if below is None else 0 <= value < below)
+    if not is_good:
+        wanted = "(0, 1]" if below is None else f"[0, {below})"
+        raise InputError(f"{name} must lie in {wanted}, got {value!r}")
 
 
 def check_keep_ratio(keep_ratio: Any) -> None:

@@ -87,7 +87,9 @@ class Config(TypedDict):
     rows: Columns | None
     label_column: str | None
     embedding: Model | None
-    bins: Literal["dq", "graphcut", "none"]
+    bins: Literal["dq", "graphcut", "coverage", "blocks", "none"]
+    dynamics: NotRequired[str | None]
+    target: NotRequired[dict[str, Any]]
     scoring: NotRequired[Model]
     patches: NotRequired[Patches]
     model_folders: NotRequired[dict[str, str | None]]

@@ -19,14 +19,15 @@ from dq_multimodal.adapters.text import BLOCK_ROWS as TEXT_ROWS
 from dq_multimodal.byte_sizes import format_bytes
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import count_working_bytes
+from dq_multimodal.core.coverage import table_bytes
 from dq_multimodal.core.diversity import BLOCK_ROWS, OUT, count_sampled
+from dq_multimodal.ordering import count_subset
 from dq_multimodal.patch_records import BLOCK_ROWS as PATCH_ROWS
 from dq_multimodal.patch_records import LARGEST_PIXELS, STEP_PIXELS
 from dq_multimodal.report.coverage import MAX_PAIRS
 from dq_multimodal.report.duplicates import MAX_ROWS
 from dq_multimodal.report.facts import MAX_POINTS
 from dq_multimodal.row_sizes import BLOCK_BYTES as READ_BYTES
-from dq_multimodal.selection import count_subset
 from dq_multimodal.stream import N_HELD, Stream
 from dq_multimodal.subset import BLOCK_BYTES, measure_picks
 from dq_multimodal.vision.columns import find_image_column
@@ -136,9 +137,12 @@ def estimate_memory(
     stages: dict[str, int] = {"selection": ORDER_ROW * n_rows}
     stages["rows"] = PYTHON * min(max(READ_BYTES, int(largest_first[0])), int(row_sizes.sum()))
     mapped = int(row_sizes.sum())
-    if config["bins"] != "none":
+    if config["bins"] in ("dq", "graphcut"):
         largest = np.sort(np.bincount(strata))[-(os.cpu_count() or 1) :]  # side by side
         stages["selection"] += count_working_bytes(largest.tolist(), width)
+    if config["bins"] == "coverage":
+        stages["selection"] += table_bytes(np.bincount(strata).tolist())
+    if request.needs_embeddings:
         mapped += 4 * n_rows * width
     if has_model and adapter is not None:
         stages["embeddings"] = LENGTH_ROW * n_rows + _pass_bytes(adapter, request.batch_size)

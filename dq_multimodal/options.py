@@ -30,6 +30,10 @@ from dq_multimodal.config import (
 KeepRatio = Annotated[
     str, typer.Option(metavar="RATIO", help="Share of the rows to keep, in (0, 1].")
 ]
+KeepRows = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Number of rows to keep instead.", show_default=False),
+]
 OutputDir = Annotated[
     Path | None,
     typer.Option(help="The run folder.  [default: runs/DATASET-METHOD-RATIO]", show_default=False),
@@ -49,7 +53,74 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 PresetName = Annotated[
     Preset | None, typer.Option(help="Settings of a paper; other flags win.", show_default=False)
 ]
-MethodName = Annotated[Method, typer.Option(help="How rows are chosen.")]
+MethodName = Annotated[
+    Method, typer.Option(help="How rows are chosen; auto: by what is known to work on such data.")
+]
+Dynamics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.npy",
+        help="Training dynamics of the rows, from recipes/train_extractor.py or score_text.py.",
+    ),
+]
+Difficulty = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="coverage: rows weigh by aum, cad, dual, dyn-unc, el2n or forgetting of the dynamics, "
+        "ifd of losses, or by a column of numbers.",
+    ),
+]
+NoiseRatio = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the rows of the lowest AUM that go to the end, in [0, 1).  [default: 0.05 "
+        "for coverage with dynamics, 0.3 for ccs, else 0]",
+        show_default=False,
+    ),
+]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATASET", help="20 to 1,000 rows like those that the model shall be good at."
+    ),
+]
+TargetSplit = Annotated[str, typer.Option(help="Split of the target.")]
+TargetConfig = Annotated[str | None, typer.Option(help="Configuration of the target on the Hub.")]
+TargetColumns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B", help="Text columns of the target.  [default: detected]", show_default=False
+    ),
+]
+TargetShare = Annotated[
+    float, typer.Option(help="Share of the subset that is picked for the target, (0, 1].")
+]
+TargetModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Causal language model whose hidden states compare rows with the target (RDS+).  "
+        "[default: the embeddings do]",
+        show_default=False,
+    ),
+]
+TargetGradients = Annotated[
+    bool,
+    typer.Option("--target-gradients", help="Compare by LoRA gradients of that model (LESS)."),
+]
+DropDuplicates = Annotated[
+    float | None,
+    typer.Option(
+        metavar="[COSINE]",
+        help="Rows so near to one before them go to the end; 0.95 if no number is given.",
+    ),
+]
+CapBy = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of which no value may pass --cap.")
+]
+Cap = Annotated[
+    float | None, typer.Option(metavar="N|SHARE", help="Rows of one value, or their share below 1.")
+]
 DrawName = Annotated[Draw, typer.Option(help="Within a bin: by seeded hash, or by rank.")]
 Seed = Annotated[int, typer.Option(help="Seed of the draw and of the scores.")]
 Alpha = Annotated[
@@ -171,6 +242,9 @@ KeepEveryClass = Annotated[
 WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
 
 _AS_RUN = {"show_default": False}
+OtherKeepRatio = Annotated[
+    str | None, typer.Option(metavar="RATIO", help="Share of the rows to keep, in (0, 1].")
+]
 OtherMethod = Annotated[
     Method | None, typer.Option(help="Another method.  [default: the run's]", **_AS_RUN)
 ]
@@ -201,6 +275,7 @@ def given_options(context: typer.Context, *left_out: str) -> dict[str, Any]:
         "keep_ratio": parse_ratio,
         "drop_ratio": parse_drop_ratio,
         "text_columns": parse_columns,
+        "target_columns": parse_columns,
         "max_memory": parse_bytes,
     }
     sources = {name: context.get_parameter_source(name) for name in context.params}

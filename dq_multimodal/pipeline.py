@@ -18,7 +18,16 @@ from dq_multimodal.config import (
     InputError,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
+from dq_multimodal.marks import Marks, make_marks
 from dq_multimodal.memory import check_memory, estimate_memory
+from dq_multimodal.ordering import (
+    bin_by_method,
+    count_left,
+    count_subset,
+    mark_duplicates,
+    order_by_method,
+    part_rows,
+)
 from dq_multimodal.patch_records import (
     check_smaller,
     drop_patches,
@@ -32,6 +41,7 @@ from dq_multimodal.preparation import (
     note_rows,
     open_source,
     read_request,
+    settle_method,
     spare_inputs,
     start_manifest,
     survey,
@@ -45,22 +55,19 @@ from dq_multimodal.scoring import score_bins
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
-    bin_rows,
-    count_left,
-    count_subset,
     note_strata,
-    order_by_method,
-    part_rows,
     read_kept,
     write_selection,
 )
-from dq_multimodal.source import pin_of
+from dq_multimodal.source import Source, pin_of
 from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy import ndarray
 
     from dq_multimodal.patching import PatchDropper
+    from dq_multimodal.targeting import Target
 
 BEGUN = {
     "embeddings": embedding.PROGRESS,
@@ -112,10 +119,20 @@ def compress(
         spare_inputs(target, request, source)
         world.post("source", pin=pin_of(source.origin))
         subset.check_columns(source.dataset)
+        request, why = settle_method(request, source.dataset)
         adapter = choose_adapter(source.dataset, request)
+        aim = None
+        if request.target is not None:
+            from dq_multimodal.targeting import describe_target, load_target
+
+            aim = load_target(request, adapter)
         label_column = label_column_of(adapter, request)
         strata, labels, unlabelled = survey(source, adapter, request, label_column)
+        request = request.of_rows(len(strata))
         config = make_config(request, source, adapter, label_column)
+        if aim is not None:
+            config["target"] = describe_target(aim, request)
+        marks = make_marks(source.dataset, request, len(strata))
         if not overwrite and is_finished(target, config, with_report=report):
             return found_complete(target)
         note_model(config, adapter, request, source.dataset.column_names)
@@ -135,79 +152,80 @@ def compress(
         folder.share_folder(target, world)
         manifest = start_manifest(target, source, labels)
 
-        made = [embedding.FILE] if config["bins"] != "none" else []
+        made = [embedding.FILE] if request.needs_embeddings else []
         files = (target / SELECTION_FILE, target / BINS_FILE)
         is_scored = manifest["state"].get("selection") == "done" and all(f.exists() for f in files)
         if is_adaptive and not request.embeddings and not is_scored:
             made = list(embedding.FILES)
         with _stage(target, manifest, "embeddings", *made) as is_due:
             if is_due:
-                if request.embeddings is not None and config["bins"] != "none":
+                if request.embeddings is not None and request.needs_embeddings:
                     embedding.copy_embeddings(
                         request.embeddings, source.dataset, request.split, target
                     )
-                elif adapter is not None and config["bins"] != "none":
+                elif adapter is not None and request.needs_embeddings:
                     embedding.embed_rows(adapter, target, request.batch_size, world=world)
-                is_read = request.embeddings is None and config["bins"] != "none"
+                is_read = request.embeddings is None and request.needs_embeddings
                 if isinstance(adapter, ImageAdapter) and not is_read:
                     adapter.check_images()
                 note_rows(manifest, source, adapter, request, strata, unlabelled)
-                if config["bins"] != "none":
+                manifest["notes"] += [] if why is None else [why]
+                if request.needs_embeddings:
                     by_cosine = request.embeddings is None or request.similarity == "cosine"
                     embedded = embedding.open_embeddings(target)
                     alike = embedding.note_alike(embedded, by_cosine=by_cosine)
                     manifest["notes"] = alike + manifest["notes"]
         unreadable = mark_left_out(manifest, adapter, request)
-        count_subset(strata, request, unreadable)  # raises if no row is left
+        marks = marks.with_(unreadable=unreadable)
+        count_subset(strata, request, marks)  # raises if too few rows are left
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
                 bins = one_bin(strata)
-                if config["bins"] != "none":
-                    embedded = embedding.open_embeddings(target)
+                is_embedded = request.needs_embeddings
+                vectors = embedding.open_embeddings(target) if is_embedded else None
+                if vectors is not None and config["bins"] != "none":
                     if request.partition is not None:
-                        strata, labels = part_rows(embedded, request.partition, request.similarity)
+                        strata, labels = part_rows(vectors, request.partition, request.similarity)
                         manifest["labels"] = labels
                     n_left = count_left(config)
-                    long = foresee_picks(
-                        embedded,
-                        strata,
-                        1 if config["bins"] == "graphcut" else request.n_bins,
-                        request.similarity,
-                        n_left,
-                        can_part=len(labels) == 1 and not n_left,
-                    )
-                    if long is not None:
-                        print(long, file=sys.stderr, flush=True)  # noqa: T201
-                    bins = bin_rows(
-                        embedded,
-                        strata,
-                        config["bins"],
-                        request.n_bins,
-                        request.similarity,
-                        n_left,
-                        folder=target,
-                        world=world,
+                    if config["bins"] in ("dq", "graphcut"):
+                        long = foresee_picks(
+                            vectors,
+                            strata,
+                            1 if config["bins"] == "graphcut" else request.n_bins,
+                            request.similarity,
+                            n_left,
+                            can_part=len(labels) == 1 and not n_left,
+                        )
+                        if long is not None:
+                            print(long, file=sys.stderr, flush=True)  # noqa: T201
+                    kind, where = config["bins"], {"folder": target, "world": world}
+                    bins, marks = bin_by_method(
+                        vectors, strata, kind, request, marks, n_left, where=where
                     )
                 scores = None
                 if is_adaptive and adapter is not None:
                     n_left = count_left(config, "scoring" if request.embeddings else "embedding")
                     scores = _score(target, adapter, bins, request, n_left, manifest, world)
-                order = order_by_method(bins, request, scores, unreadable)
-                labels = manifest["labels"]
-                write_selection(
-                    target, bins, config["bins"], order, request, labels, scores, unreadable
+                marks, notes = _mark_more(
+                    target, source, adapter, vectors, aim, bins, request, scores, marks
                 )
+                manifest["notes"] += [note for note in notes if note not in manifest["notes"]]
+                order = order_by_method(bins, request, scores, marks)
+                labels = manifest["labels"]
+                write_selection(target, bins, config["bins"], order, request, labels, scores, marks)
                 if label_column is not None:
                     note_strata(manifest, target, request)
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
-                _write_subset(target, source.dataset, dropper, manifest)
+                _write_subset(target, request, source.dataset, dropper, manifest)
                 source.check()
                 manifest["bytes"]["source_data"] = subset.count_bytes(source.dataset)
         if report:
             with _stage(target, manifest, "report", REPORT_FILE) as is_due:
                 if is_due:
-                    rows = None if config["bins"] == "none" else embedding.open_embeddings(target)
+                    is_embedded = request.needs_embeddings
+                    rows = embedding.open_embeddings(target) if is_embedded else None
                     write_report(target, config, manifest, embeddings=rows, dataset=source.dataset)
         return finish(target, config, manifest)
 
@@ -228,11 +246,50 @@ def _score(
     return scores
 
 
+def _mark_more(
+    folder: Path,
+    source: Source,
+    adapter: Adapter | None,
+    embeddings: "ndarray | None",
+    aim: "Target | None",
+    bins: Bins,
+    request: CompressConfig,
+    scores: Scores | None,
+    marks: Marks,
+) -> tuple[Marks, list[str]]:
+    """Pick rows for the target and find near-duplicates, where that was asked for.
+
+    Returns:
+        The marks with those, and what there is to note.
+    """
+    notes = []
+    if aim is not None:
+        from dq_multimodal.targeting import pick_targets
+
+        found = pick_targets(folder, source.dataset, adapter, embeddings, aim, request)
+        marks = marks.with_(target_rank=found.rank, target_row=found.row)
+        notes += found.notes
+    if request.drop_duplicates is not None:
+        assert embeddings is not None
+        marks = mark_duplicates(embeddings, bins, request, scores, marks)
+        assert marks.duplicate_of is not None
+        n_alike = int((marks.duplicate_of >= 0).sum())
+        notes.append(
+            f"{n_alike:,} near-duplicates (cosine of at least {request.drop_duplicates:g}) of rows "
+            "before them are at the end of the order, see duplicate_of in selection.parquet"
+        )
+    return marks, notes
+
+
 def _write_subset(
-    target: Path, dataset: "Dataset", dropper: "PatchDropper | None", manifest: dict[str, Any]
+    target: Path,
+    request: CompressConfig,
+    dataset: "Dataset",
+    dropper: "PatchDropper | None",
+    manifest: dict[str, Any],
 ) -> None:
     """Write the kept rows, their images as patch records where patches are dropped."""
-    kept = read_kept(target)
+    kept = read_kept(target, request)
     picks = kept["row"].to_numpy()
     if dropper is None:
         manifest["bytes"]["subset_data"] = subset.write_subset(dataset, picks, kept, target)

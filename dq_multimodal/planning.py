@@ -19,7 +19,9 @@ from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core.diversity import count_sampled
+from dq_multimodal.marks import Marks, make_marks
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
+from dq_multimodal.ordering import count_left, count_subset
 from dq_multimodal.preparation import (
     leaves_out,
     make_config,
@@ -27,6 +29,7 @@ from dq_multimodal.preparation import (
     note_model,
     open_source,
     read_request,
+    settle_method,
     survey,
 )
 from dq_multimodal.probes import (
@@ -42,7 +45,6 @@ from dq_multimodal.probes import (
 )
 from dq_multimodal.report_probes import probe_report
 from dq_multimodal.run import default_folder
-from dq_multimodal.selection import count_left, count_subset
 from dq_multimodal.source import Source
 from dq_multimodal.summary import describe_strata
 from dq_multimodal.vision.pixels import UNDECODED
@@ -160,9 +162,12 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     source = source or open_source(request)
     rows = source.dataset
     subset.check_columns(rows)
+    request, _ = settle_method(request, rows)
     adapter = choose_adapter(rows, request)
     label_column = label_column_of(adapter, request)
     strata, labels, _ = survey(source, adapter, request, label_column)
+    request = request.of_rows(len(strata))
+    make_marks(rows, request, len(strata))
     config = make_config(request, source, adapter, label_column)
     asked = Asked(request, source, adapter, None, strata, labels, config)
     note_model(config, adapter, request, rows.column_names)
@@ -185,14 +190,14 @@ def _count_kept(asked: Asked, seconds: dict[str, float]) -> int:
     started = time.perf_counter()
     n_checked = adapter.check_images((parts[place] for place in places), CHECK_SECONDS)
     took = time.perf_counter() - started
-    if request.embeddings is not None or asked.config["bins"] == "none":
+    if request.embeddings is not None or not request.needs_embeddings:
         seconds["embeddings"] += took * n_rows / n_checked
     unreadable = np.zeros(n_rows, dtype=bool)
     lost = sorted(row for what in UNDECODED for row in adapter.problems.get(what, []))
     unreadable[lost] = True
     adapter.notes += note_left_out(adapter, lost)
     if n_checked == n_rows:
-        return count_subset(asked.strata, request, unreadable)
+        return count_subset(asked.strata, request, Marks(unreadable=unreadable))
     adapter.notes.append(
         f"{n_checked:,} of the {n_rows:,} images were looked at, and {len(lost):,} of them cannot "
         "be decoded: the rows that will be kept are an estimate"
@@ -205,7 +210,7 @@ def _embed_some(
 ) -> tuple[Float[ndarray, "k d"] | None, dict[str, Any] | None]:
     """Probe the embedding stage; give some embeddings, and what was tried."""
     request, rows = asked.request, asked.source.dataset
-    if asked.config["bins"] == "none":
+    if not request.needs_embeddings:
         return None, None
     if request.embeddings is not None:
         started = time.perf_counter()
@@ -245,7 +250,7 @@ def _score_seconds(asked: Asked, embed_seconds: float) -> float:
 def _array_bytes(asked: Asked, n_rows: int) -> dict[str, int]:
     """Give the bytes of the .npy files, those included that are gone when a run is finished."""
     request, adapter = asked.request, asked.adapter
-    if asked.config["bins"] == "none":
+    if not request.needs_embeddings:
         return {}
     width = asked.config["embedding"]["dimension"]
     found = {embedding.FILE: npy_bytes((n_rows, width), np.float32)}

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,27 +12,34 @@ from numpy import ndarray
 
 from dq_multimodal import embedding, folder, subset
 from dq_multimodal.adapters.base import Adapter, Problems, note_problem
+from dq_multimodal.adapters.choice import is_image
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import (
     PRESETS,
     CompressConfig,
     InputError,
+    Method,
     Preset,
     check_choice,
     count_parts,
 )
 from dq_multimodal.local_data import is_table
+from dq_multimodal.marks import hash_file
 from dq_multimodal.model_source import hash_weights
-from dq_multimodal.selection import bins_kind, count_subset, read_strata
+from dq_multimodal.ordering import bins_kind, count_subset
+from dq_multimodal.selection import read_strata
 from dq_multimodal.source import Source, from_memory, load_source
 from dq_multimodal.stream import Stream
 from dq_multimodal.summary import show_name
+from dq_multimodal.vision.columns import find_label_column
 from dq_multimodal.vision.pixels import UNDECODED
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MODELS = ("embedding_model", "attribution_model", "mae_model")
+MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
+MAX_UNLABELLED = 0.1
+"""Share of the rows up to which coverage is better than random selection without labels."""
 MAX_LISTED = 1000
 """Row numbers of one problem that manifest.json lists; the count is exact.
 
@@ -44,6 +52,8 @@ MAX_NAMED = 20
 def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
     """Make the request from the options of `compress`; those beside a preset win over it."""
     preset = options.pop("preset", None)
+    if options.get("keep_rows") is not None and "keep_ratio" in options:
+        raise InputError("give keep_ratio or keep_rows, not both")
     if preset is not None:
         check_choice("preset", preset, Preset)
         options = {**PRESETS[preset], **options}
@@ -74,6 +84,36 @@ def open_source(request: CompressConfig) -> Source:
         streaming=request.streaming,
         image_folder=request.image_folder,
     )
+
+
+def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[CompressConfig, str | None]:
+    """Give method auto the name of the method that the evidence supports, and say why.
+
+    The reasons are in docs/method.md, with what was measured.
+    """
+    method: Method
+    if request.method != "auto":
+        return request, None
+    if request.target is not None:
+        method, why = "random", "no other way to choose what is not for the target is known better"
+    elif request.dynamics is not None or request.difficulty is not None:
+        method, why = "coverage", "there is a difficulty or there are training dynamics"
+    elif is_image(dataset, request):
+        share = request.keep_ratio
+        if request.keep_rows is not None and not isinstance(dataset, Stream):
+            share = request.keep_rows / len(dataset)
+        if find_label_column(dataset, request.label_column) is not None:
+            method, why = "coverage", "these are images with labels"
+        elif share <= MAX_UNLABELLED:
+            method, why = "coverage", f"at most {MAX_UNLABELLED:.0%} of images without labels stay"
+        else:
+            method, why = "blocks", f"more than {MAX_UNLABELLED:.0%} of images without labels stay"
+    elif request.embeddings is not None or request.embedding_model is not None:
+        method, why = "blocks", "there are embeddings, and neither labels nor a target"
+    else:
+        method, why = "random", "no method is known to be better for text without a target"
+    weighed = "; train with the weights in dq_weight" * (method == "coverage")
+    return replace(request, method=method), f"method auto is {method}, since {why}{weighed}"
 
 
 def survey(
@@ -135,8 +175,7 @@ def make_config(
     request: CompressConfig, source: Source, adapter: Adapter | None, label_column: str | None
 ) -> dict[str, Any]:
     """Put together config.yaml, all but the model, which takes seconds to load."""
-    kind = bins_kind(request.method)
-    given = request.embeddings if kind != "none" else None
+    given = request.embeddings if request.needs_embeddings else None
     rows = adapter.describe() if adapter is not None else None
     measure = request.measure_of(rows["modality"] if rows is not None else "")
     return {
@@ -147,7 +186,8 @@ def make_config(
         "embedding": (
             embedding.describe_given(given, source.dataset, request.split) if given else None
         ),
-        "bins": kind,
+        "bins": bins_kind(request.method),
+        "dynamics": hash_file(request.dynamics),
         "model_folders": {name: hash_weights(getattr(request, name)) for name in MODELS},
     }
 
@@ -167,7 +207,7 @@ def note_model(
                 f"adq scores the text or images of rows, and {request.dataset} has the columns "
                 f"{', '.join(columns)}: name --text-columns, or --method dq"
             )
-    elif is_adaptive or (config["embedding"] is None and config["bins"] != "none"):
+    elif is_adaptive or (config["embedding"] is None and request.needs_embeddings):
         if not adapter.lengths().any():
             raise InputError(f"no row of {request.dataset} has anything to embed")
         is_beside = is_adaptive and request.embeddings is not None
@@ -189,6 +229,7 @@ def describe_model(adapter: Adapter, request: CompressConfig) -> dict[str, Any]:
 def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
     """Raise before a run would overwrite the very files it is made from."""
     names = [request.dataset, request.embeddings, request.image_folder]
+    names += [request.dynamics, request.target]
     names += [getattr(request, name) for name in MODELS]
     names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
     for name in filter(None, names):

@@ -4,7 +4,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,10 @@ from dq_multimodal.batches import load_ahead, plan_batches
 from dq_multimodal.config import CompressConfig, Similarity
 from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
 from dq_multimodal.core.diversity import OUT, count_steps, diversity, learn_directions
+from dq_multimodal.marks import Marks
 from dq_multimodal.model_source import accelerator
-from dq_multimodal.selection import (
-    BINS_FILE,
-    SELECTION_FILE,
-    bins_kind,
-    order_by_method,
-    write_selection,
-)
+from dq_multimodal.ordering import bins_kind
+from dq_multimodal.selection import BINS_FILE, SELECTION_FILE, write_selection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -220,12 +216,12 @@ def probe_tables(
         place = rng.permutation(size)
         gains = rng.normal(size=size)
         bins = Bins(bin=place % n_bins, rank=place // n_bins, gain=gains, stratum=bins.stratum)
-    like = replace(request, method="dq") if request.method == "adq" else request
-    like = replace(like, keep_ratio=max(request.keep_ratio, 1 / size))
+    ratio = max(request.keep_ratio, 1 / size)
+    like = CompressConfig(request.dataset, keep_ratio=ratio, method="dq", n_bins=request.n_bins)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        order = order_by_method(bins, like, None)
-        write_selection(Path(folder), bins, kind, order, like, labels, None)
+        order = order_rows(bins)
+        write_selection(Path(folder), bins, kind, order, like, labels, None, Marks())
         seconds = time.perf_counter() - started
         found = {name: (Path(folder) / name).stat().st_size for name in (SELECTION_FILE, BINS_FILE)}
     found[SELECTION_FILE] = round(found[SELECTION_FILE] * n_rows / size)

@@ -20,6 +20,16 @@ from dq_multimodal.config import (
     Norm,
 )
 from dq_multimodal.core import Bins
+from dq_multimodal.marks import Marks
+from dq_multimodal.ordering import (
+    BinsKind,
+    bin_by_method,
+    bins_kind,
+    check_scores,
+    count_left,
+    count_subset,
+    order_by_method,
+)
 from dq_multimodal.run import (
     Run,
     begin,
@@ -30,14 +40,7 @@ from dq_multimodal.run import (
     is_finished,
 )
 from dq_multimodal.selection import (
-    BinsKind,
-    bin_rows,
-    bins_kind,
-    check_scores,
-    count_left,
-    count_subset,
     note_strata,
-    order_by_method,
     read_kept,
     read_scores,
     write_selection,
@@ -50,8 +53,9 @@ if TYPE_CHECKING:
 
 def resample(
     run: "str | Path | Run",
-    keep_ratio: float,
+    keep_ratio: float | None = None,
     *,
+    keep_rows: int | None = None,
     method: Method | None = None,
     draw: Draw | None = None,
     seed: int | None = None,
@@ -66,6 +70,7 @@ def resample(
     Args:
         run: A run, or its folder (for a repository on the Hub see `dq_multimodal.hub.open_run`).
         keep_ratio: Share of the source rows to keep, in (0, 1].
+        keep_rows: Number of rows to keep, in its place.
         method: Another method; None keeps that of the run. What needs other bins than the run has
             needs its embeddings.npy.
         draw: Another draw within the bins.
@@ -84,7 +89,16 @@ def resample(
     changes: dict[str, Any] = {"method": method, "draw": draw, "seed": seed}
     changes |= {"alpha": alpha, "importance": importance, "norm": norm}
     changes = {name: value for name, value in changes.items() if value is not None}
-    request = replace(run.request, keep_ratio=keep_ratio, **changes)
+    if (keep_ratio is None) == (keep_rows is None):
+        raise InputError("resample needs a keep_ratio or keep_rows, one of them")
+    if method == "auto":
+        raise InputError("auto is for compress: name the method to resample by")
+    changes["keep_rows"] = keep_rows
+    if keep_ratio is not None:
+        changes["keep_ratio"] = keep_ratio
+    if method not in (None, "coverage"):
+        changes["difficulty"] = None
+    request = replace(run.request, **changes).of_rows(run.manifest["rows"])
     run.check_tables()
     scores = read_scores(run.path)
     lone = [name for name in ("alpha", "importance", "norm") if name in changes]
@@ -98,18 +112,17 @@ def resample(
     started = time.perf_counter()
     with blaming_damage(run), folder.claim_folder(target):
         folder.check_apart(target, run.path, str(run.path))
-        bins, kind = _bins_for(run, request)
-        unreadable = run.unreadable
-        n_kept = count_subset(bins.stratum, request, unreadable)
+        bins, marks, kind = _bins_for(run, request)
+        n_kept = count_subset(bins.stratum, request, marks)
         config = {**run.config, "request": request.as_dict(), "bins": kind}
         if not overwrite and is_finished(target, config):
             return found_complete(target)
-        order = order_by_method(bins, request, scores, unreadable)
+        order = order_by_method(bins, request, scores, marks)
         dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
         begin(target, config, overwrite)
         labels = run.manifest["labels"]
-        write_selection(target, bins, kind, order, request, labels, scores, unreadable)
-        data_bytes = subset.write_subset(dataset, picks, read_kept(target), target)
+        write_selection(target, bins, kind, order, request, labels, scores, marks)
+        data_bytes = subset.write_subset(dataset, picks, read_kept(target, request), target)
         sizes = run.manifest["bytes"]
         of_source = {key: sizes[key] for key in ("source_data", "source_files")}
         manifest = {
@@ -124,11 +137,11 @@ def resample(
         return finish(target, config, manifest)
 
 
-def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
+def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, Marks, BinsKind]:
     """Give bins that fit the method: those of the run, or new ones from its embeddings."""
     needed, present = bins_kind(request.method), run.config["bins"]
     if needed in ("none", present):
-        return run.bins, present
+        return run.bins, run.marks, present
     if not (run.path / embedding.FILE).is_file():
         raise InputError(
             f"{request.method} needs bins that {run.path} does not have (its method was "
@@ -136,21 +149,22 @@ def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, BinsKind]:
         )
     rows = run.open_embeddings()
     n_left = count_left(run.config)
-    bins = bin_rows(rows, run.bins.stratum, needed, request.n_bins, request.similarity, n_left)
-    return bins, needed
+    bins, marks = bin_by_method(rows, run.bins.stratum, needed, request, run.marks, n_left)
+    return bins, marks, needed
 
 
 def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
     """Find source rows: in the subset of the run if it holds them all, else in the source."""
     n_held = int(run.manifest["kept"])
     written = subset.read_numbers(run.path, n_held)
-    if not written.equals(subset.name_numbers(read_kept(run.path))):
+    wanted = subset.name_numbers(read_kept(run.path, run.request))
+    if not written.equals(wanted.select(written.column_names)):
         raise InputError(f"the subset of {run.path} does not hold the rows marked as kept")
     numbers = written["dq_row"].to_numpy()
     missing = np.setdiff1d(kept, numbers)
     if not len(missing):
         held = run.subset
-        return held.remove_columns(list(subset.OWN_COLUMNS)), np.searchsorted(numbers, kept)
+        return subset.drop_own(held), np.searchsorted(numbers, kept)
     if run.request.drop_ratio:
         raise InputError(
             f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "

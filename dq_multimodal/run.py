@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal import (
@@ -31,12 +31,12 @@ from dq_multimodal.config import (
 from dq_multimodal.core import Bins
 from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.local_data import short_name
+from dq_multimodal.marks import Marks
+from dq_multimodal.ordering import bins_kind, count_left
 from dq_multimodal.report import FILE, write_report
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
-    bins_kind,
-    count_left,
     read_kept,
     read_selection,
     read_table,
@@ -98,13 +98,13 @@ class Run:
 
     @property
     def subset(self) -> "Dataset":
-        """The kept rows, with dq_row, dq_bin and dq_rank."""
+        """The kept rows, with dq_row, dq_bin, dq_rank and, if rows differ in it, dq_weight."""
         return subset.open_subset(self.path)
 
     @cached_property
-    def _selection(self) -> tuple[Bins, dict[str, ndarray]]:
+    def _selection(self) -> tuple[Bins, dict[str, ndarray], Marks]:
         """selection.parquet, once it fits config.yaml and manifest.json."""
-        bins, places = read_selection(self.path)
+        bins, places, marks = read_selection(self.path)
         n_rows, n_strata = self.manifest["rows"], len(self.manifest["labels"])
         has_bins = not read_table(self.path, SELECTION_FILE)["bin"].null_count
         if len(bins) != n_rows or self.config["source"]["rows"] != n_rows:
@@ -114,7 +114,7 @@ class Run:
         elif has_bins == (self.config["bins"] == "none"):
             fault = f"other bins than {folder.CONFIG}, which has {self.config['bins']}"
         else:
-            return bins, places
+            return bins, places, marks
         raise InputError(f"{self.path / SELECTION_FILE} has {fault}")
 
     @property
@@ -138,11 +138,11 @@ class Run:
         return np.flatnonzero(self._selection[1]["kept"])
 
     @property
-    def unreadable(self) -> Bool[ndarray, " n"] | None:
-        """Marks the rows whose image cannot be decoded; None where none was looked for."""
-        return self._selection[1].get("unreadable")
+    def marks(self) -> Marks:
+        """What else selection.parquet knows of every source row."""
+        return self._selection[2]
 
-    def resample(self, keep_ratio: float, **options: Any) -> "Run":
+    def resample(self, keep_ratio: float | None = None, **options: Any) -> "Run":
         """Draw another subset; see `dq_multimodal.resample`."""
         from dq_multimodal.resampling import resample
 
@@ -353,7 +353,12 @@ def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
     ]
     if not found and not is_same_source(before["source"], config["source"]):
         found = ["its source had another content"]
-    if not found and before.get("model_folders") != config.get("model_folders"):
+    if not found and before.get("dynamics") != config.get("dynamics"):
+        found = ["its dynamics had another content"]
+    if not found and before.get("target") != config.get("target"):
+        found = ["its target had another content"]
+    then_folders, now_folders = before.get("model_folders") or {}, config.get("model_folders") or {}
+    if not found and any(then_folders.get(k) != now_folders.get(k) for k in now_folders):
         found = ["a model folder held other weights"]
     old, new = before.get("embedding") or {}, config["embedding"] or {}
     keys = (old.keys() & new.keys()) - {"revision"}
@@ -361,7 +366,8 @@ def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
         found = ["its embeddings had another content"]
     templates = [(part.get("rows") or {}).get("template") for part in (before, config)]
     asked = config["request"]
-    is_read = config["bins"] != "none" and (not asked["embeddings"] or asked["method"] == "adq")
+    is_read = CompressConfig.from_dict(asked).needs_embeddings
+    is_read &= not asked["embeddings"] or asked["method"] == "adq"
     if not found and is_read and templates[0] != templates[1]:
         found = ["its text was put together by another template"]
     return found
@@ -380,7 +386,8 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
 
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
     manifest["bytes"]["subset_files"] = sum(sizes)
-    manifest["kept"] = len(read_kept(target))
+    request = CompressConfig.from_dict(config["request"])
+    manifest["kept"] = len(read_kept(target, request))
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     card.write_card(target, config, manifest)

@@ -1,33 +1,18 @@
-"""From bins to an order by the method asked for, and the two tables that record it."""
+"""The two tables that record an order: selection.parquet and bins.parquet."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from dq_multimodal.atomic import open_parquet, write_table
-from dq_multimodal.config import (
-    CompressConfig,
-    InputError,
-    Method,
-    Similarity,
-    count_kept,
-    count_parts,
-)
-from dq_multimodal.core import (
-    Bins,
-    Scores,
-    adaptive_weights,
-    bin_importance,
-    one_bin,
-    order_rows,
-    partition_rows,
-    put_one_of_each_first,
-)
+from dq_multimodal.config import CompressConfig, InputError
+from dq_multimodal.core import Bins, Scores, bin_importance
 from dq_multimodal.core.importance import group_rows
-from dq_multimodal.shares import make_bins_together
+from dq_multimodal.marks import MARK_TYPES, NONE_IS_NULL, Marks
+from dq_multimodal.ordering import BinsKind, count_subset, weigh_bins, weigh_rows
 from dq_multimodal.stream import first_line
 from dq_multimodal.summary import show_name
 from dq_multimodal.vision.columns import read_classes
@@ -35,9 +20,6 @@ from dq_multimodal.vision.columns import read_classes
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
-
-BinsKind = Literal["dq", "graphcut", "none"]
-"""What the bin, rank and gain columns hold: DQ's bins, one greedy run, or nothing."""
 
 NO_LABEL = "(no label)"
 
@@ -66,153 +48,17 @@ TYPES = {
     },
 }
 """Columns of the two tables, with their types."""
-EXTRA_TYPES = {"unreadable": "bool"}
-"""Columns that selection.parquet may have or not."""
-MAY_BE_NULL = ("bin", "rank", "gain", *SCORES)
-BELOW_ROWS = {SELECTION_FILE: ("row", "stratum", "bin", "rank", "order"), BINS_FILE: ("bin",)}
+MAY_BE_NULL = ("bin", "rank", "gain", *SCORES, *NONE_IS_NULL)
+BELOW_ROWS = {
+    SELECTION_FILE: (
+        *("row", "stratum", "bin", "rank", "order"),
+        *("nearest", "duplicate_of", "group", "target_rank"),
+    ),
+    BINS_FILE: ("bin",),
+}
 """Numbers of at least 0 and less than the rows of the table."""
 MAX_ROWS_A_BYTE = 4
 """An order of rows takes some two bytes a row at least: a file that claims more than this lies."""
-
-
-def bins_kind(method: Method) -> BinsKind:
-    """Say which bins a method needs."""
-    return "none" if method == "random" else "graphcut" if method == "graphcut" else "dq"
-
-
-def part_rows(
-    embeddings: ndarray, partition: str, similarity: Similarity
-) -> tuple[Int[ndarray, " n"], list[str]]:
-    """Part the rows by k-means, with a progress bar; the parts are strata of the bins.
-
-    They do not depend on the seed of the run: another seed is another draw from the same bins.
-
-    Returns:
-        Code of every row, and the label of every code.
-    """
-    from tqdm import tqdm
-
-    n_parts = count_parts(partition, len(embeddings))
-    with tqdm(total=len(embeddings), desc="partition", unit="row") as bar:
-        codes = partition_rows(embeddings, n_parts, similarity, on_rows=bar.update)
-    return codes, [f"part {code}" for code in range(int(codes.max()) + 1)]
-
-
-def strata_to_share(strata: Int[ndarray, " n"], partition: str | None) -> Int[ndarray, " n"]:
-    """Give the strata among which random selection shares its rows: parts of a partition are none.
-
-    Args:
-        strata: Stratum of every row as selection.parquet has it.
-        partition: That of the request.
-    """
-    return strata if partition is None else np.zeros_like(strata)
-
-
-def bin_rows(
-    embeddings: ndarray,
-    strata: Int[ndarray, " n"],
-    kind: BinsKind,
-    n_bins: int,
-    similarity: Similarity,
-    n_left: int = 0,
-    **where: Any,
-) -> Bins:
-    """Make the bins that a method needs, with a progress bar; see `make_bins_together`."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(strata), desc="select", unit="row") as bar:
-        return make_bins_together(
-            embeddings,
-            1 if kind == "graphcut" else n_bins,
-            similarity,
-            strata,
-            n_left=n_left,
-            on_picks=bar.update,
-            **where,
-        )
-
-
-def count_left(config: dict[str, Any], model: str = "embedding") -> int:
-    """Give the numbers of the left factor where embeddings are outer products, else 0."""
-    return ((config[model] or {}).get("factors") or [0])[0]
-
-
-def order_by_method(
-    bins: Bins,
-    request: CompressConfig,
-    scores: Scores | None,
-    unreadable: Bool[ndarray, " n"] | None = None,
-) -> Int[ndarray, " n"]:
-    """Put the rows in the order of a method; bins must be of its kind.
-
-    Unreadable rows come last, and the others are shared out as if these were not there.
-
-    Raises:
-        InputError: If the method is adq and there are no scores.
-    """
-    rows = readable_rows(len(bins), unreadable)
-    some = bins.take(rows)
-    if request.method == "random":
-        strata = strata_to_share(some.stratum, request.partition)
-        found = order_rows(one_bin(strata), seed=request.seed, rows=rows)
-    else:
-        draw = "rank" if request.method == "graphcut" else request.draw
-        weights = weigh_bins(some, request, scores) if request.method == "adq" else None
-        found = order_rows(some, weights, draw=draw, seed=request.seed, rows=rows)
-    if request.keep_every_class:
-        found = put_one_of_each_first(found, some.stratum)
-    order = np.empty(len(bins), dtype=np.int64)
-    order[rows] = found
-    if unreadable is not None:
-        order[unreadable] = np.arange(len(rows), len(bins))
-    return order
-
-
-def readable_rows(n_rows: int, unreadable: Bool[ndarray, " n"] | None) -> Int[ndarray, " k"]:
-    """Give the numbers of the rows that a subset may take."""
-    return np.arange(n_rows) if unreadable is None else np.flatnonzero(~unreadable)
-
-
-def count_subset(
-    strata: Int[ndarray, " n"],
-    request: CompressConfig,
-    unreadable: Bool[ndarray, " n"] | None = None,
-) -> int:
-    """Give the rows of the subset: round(keep_ratio * those that can be read).
-
-    With keep_every_class at least as many as there are strata with such a row.
-
-    Raises:
-        InputError: If that is none.
-    """
-    rows = readable_rows(len(strata), unreadable)
-    what = "rows" if len(rows) == len(strata) else "rows whose image can be decoded"
-    if not len(rows):
-        raise InputError(
-            f"none of the {len(strata):,} images can be decoded, so there is nothing to keep "
-            "(--keep-unreadable keeps such rows)"
-        )
-    if request.keep_every_class:
-        return max(round(request.keep_ratio * len(rows)), len(np.unique(strata[rows])))
-    return count_kept(len(rows), request.keep_ratio, what)
-
-
-def check_scores(scores: Scores | None) -> Scores:
-    """Raise if there are no scores."""
-    if scores is None:
-        raise InputError(
-            "adq needs the scores of the bins, and this run has none (its method was another): "
-            "compress the source with --method adq, or draw by another method, such as --method dq"
-        )
-    return scores
-
-
-def weigh_bins(
-    bins: Bins, request: CompressConfig, scores: Scores | None
-) -> Float[ndarray, " groups"]:
-    """Give the weight of every (stratum, bin) that the settings of adq ask for."""
-    importance = bin_importance(check_scores(scores), request.importance, request.norm)
-    return adaptive_weights(bins, importance, request.alpha)
 
 
 def read_strata(
@@ -249,7 +95,7 @@ def write_selection(
     request: CompressConfig,
     labels: list[str],
     scores: Scores | None,
-    unreadable: Bool[ndarray, " n"] | None = None,
+    marks: Marks,
 ) -> None:
     """Write selection.parquet, one row a source row, and bins.parquet, one row a (stratum, bin).
 
@@ -261,13 +107,12 @@ def write_selection(
         request: The settings.
         labels: Label of every stratum.
         scores: Scores of the bins.
-        unreadable: Rows that are left out since their image cannot be decoded; None where rows
-            are not looked at for that, and then there is no such column.
+        marks: What else is known of the rows; there is a column for each mark.
     """
     import pyarrow as pa
 
     n_rows = len(bins)
-    is_kept = order < count_subset(bins.stratum, request, unreadable)
+    is_kept = order < count_subset(bins.stratum, request, marks)
     has_none = np.full(n_rows, kind == "none")
     selection = pa.table(
         {
@@ -280,10 +125,10 @@ def write_selection(
             "kept": pa.array(is_kept),
         }
     )
-    if unreadable is not None:
-        selection = selection.append_column("unreadable", pa.array(unreadable))
+    for name, column in marks.columns().items():
+        selection = selection.append_column(pa.field(name, column.type), column)
     write_table(selection, folder / SELECTION_FILE)
-    table = tabulate_bins(bins, kind, is_kept, request, labels, scores, unreadable)
+    table = tabulate_bins(bins, kind, is_kept, request, labels, scores, marks)
     write_table(table, folder / BINS_FILE)
 
 
@@ -294,7 +139,7 @@ def tabulate_bins(
     request: CompressConfig,
     labels: list[str],
     scores: Scores | None,
-    unreadable: Bool[ndarray, " n"] | None = None,
+    marks: Marks,
 ) -> "pa.Table":
     """Make the table of bins.parquet: one row a (stratum, bin)."""
     import pyarrow as pa
@@ -310,7 +155,7 @@ def tabulate_bins(
         ):
             found[name] = pa.array(values[numbers], from_pandas=True)  # NaN becomes null
     groups = np.searchsorted(strata * width + numbers, bins.stratum * width + bins.bin)
-    rows = readable_rows(len(bins), unreadable)
+    rows = marks.readable(len(bins))
     held, counts = np.unique(groups[rows], return_counts=True)
     weights = np.zeros(len(sizes))
     is_adaptive = request.method == "adq"
@@ -330,8 +175,8 @@ def tabulate_bins(
 
 def note_strata(manifest: dict[str, Any], folder: Path, request: CompressConfig) -> None:
     """Write down which strata keep no row, or that the subset grew so that each keeps one."""
-    bins, found = read_selection(folder)
-    labels, rows = manifest["labels"], readable_rows(len(bins), found.get("unreadable"))
+    bins, found, marks = read_selection(folder)
+    labels, rows = manifest["labels"], marks.readable(len(bins))
     held = np.bincount(bins.stratum[rows], minlength=len(labels))
     kept = np.bincount(bins.stratum[found["kept"]], minlength=len(labels))
     notes = []
@@ -343,7 +188,7 @@ def note_strata(manifest: dict[str, Any], folder: Path, request: CompressConfig)
             f"{_name_strata(lost, labels)} of which no row is kept; "
             "compress --keep-every-class keeps at least one row of each"
         )
-    asked = round(request.keep_ratio * len(rows))
+    asked = request.keep_rows or round(request.keep_ratio * len(rows))
     if request.keep_every_class and kept.sum() > asked:
         notes.append(
             f"{kept.sum():,} rows are kept where the keep ratio asks for {asked:,}, so that each "
@@ -379,11 +224,21 @@ def read_table(folder: Path, name: str) -> "pa.Table":
     try:
         with open_parquet(path) as file:
             found = {field.name: str(field.type) for field in file.schema_arrow}
-            wanted = TYPES[name] | {k: v for k, v in EXTRA_TYPES.items() if k in found}
+            extra = MARK_TYPES if name == SELECTION_FILE else {}
+            wanted = TYPES[name] | {k: v for k, v in extra.items() if k in found}
             if list(found.items()) != list(wanted.items()):
                 raise InputError(f"the columns of {path} must be {wanted}, got {found}"[:1000])
             n_rows = file.metadata.num_rows
-            if not 1 <= n_rows <= 1000 + MAX_ROWS_A_BYTE * path.stat().st_size:
+            n_numbers = max(
+                (
+                    file.metadata.row_group(k).column(c).num_values
+                    for k in range(file.metadata.num_row_groups)
+                    for c in range(file.metadata.num_columns)
+                ),
+                default=0,
+            )
+            n_most = 1000 + MAX_ROWS_A_BYTE * path.stat().st_size
+            if not 1 <= n_rows <= n_most or n_numbers > n_most:
                 raise InputError(f"{path} cannot hold the {n_rows:,} rows that it claims")
             table = file.read()
     except (OSError, pa.ArrowException) as error:
@@ -391,8 +246,11 @@ def read_table(folder: Path, name: str) -> "pa.Table":
     for column in found:
         if column not in MAY_BE_NULL and table[column].null_count:
             raise InputError(f"{path} has rows without {column}")
-    for column in BELOW_ROWS[name]:
-        low, high = pc.min_max(table[column]).as_py().values()
+    for column in (c for c in BELOW_ROWS[name] if c in found):
+        numbers = table[column]
+        if column == "nearest":
+            numbers = pc.list_flatten(numbers)
+        low, high = pc.min_max(numbers).as_py().values()
         if low is not None and not 0 <= low <= high < n_rows:
             raise InputError(
                 f"{column} in {path} must lie in 0 ... {n_rows - 1}, got {low}, {high}"
@@ -414,15 +272,16 @@ def read_scores(folder: Path) -> Scores | None:
     return Scores(*columns)
 
 
-def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
-    """Read selection.parquet: the bins (zeros where there are none), order, kept, unreadable.
-
-    The last is left out where there is no such column.
+def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray], Marks]:
+    """Read selection.parquet: the bins (zeros where there are none), order and kept, the marks.
 
     Raises:
         InputError: If some rows have bins and some have none, or it cannot be read.
     """
-    table = read_table(folder, SELECTION_FILE)
+    return _parse(read_table(folder, SELECTION_FILE), folder)
+
+
+def _parse(table: "pa.Table", folder: Path) -> tuple[Bins, dict[str, ndarray], Marks]:
     n_null = {name: table[name].null_count for name in ("bin", "rank", "gain")}
     if len({*n_null.values()}) > 1 or n_null["bin"] not in (0, len(table)):
         raise InputError(f"all rows of {folder / SELECTION_FILE} must have a bin, or none")
@@ -437,12 +296,17 @@ def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray]]:
         stratum=columns["stratum"].astype(np.int64),
     )
     found = {"order": columns["order"], "kept": columns["kept"].astype(bool)}
-    if "unreadable" in table.column_names:
-        found["unreadable"] = table["unreadable"].to_numpy().astype(bool)
-    return bins, found
+    return bins, found, Marks.from_table(table)
 
 
-def read_kept(folder: Path) -> "pa.Table":
-    """Read row, bin and rank of the kept rows, by row number."""
+def read_kept(folder: Path, request: CompressConfig) -> "pa.Table":
+    """Read row, bin and rank of the kept rows, by row number, and their weight if they have one."""
+    import pyarrow as pa
+
     table = read_table(folder, SELECTION_FILE)
-    return table.filter(table["kept"]).select(["row", "bin", "rank"])
+    kept = table.filter(table["kept"]).select(["row", "bin", "rank"])
+    bins, found, marks = _parse(table, folder)
+    weights = weigh_rows(bins, request, marks, found["kept"])
+    return (
+        kept if weights is None else kept.append_column("weight", pa.array(weights[found["kept"]]))
+    )

@@ -26,7 +26,9 @@ FOLDER = "subset"
 PART = r"part-\d{5}\.parquet"
 """Names of its files."""
 PARTIAL = "subset.partial"
-OWN_COLUMNS = ("dq_row", "dq_bin", "dq_rank")
+OWN_TYPES = {"row": "int64", "bin": "int32", "rank": "int32", "weight": "float32"}
+OWN_COLUMNS = tuple(f"dq_{name}" for name in OWN_TYPES)
+"""Columns beside those of the source; the weight is there where rows differ in it."""
 SHARD_BYTES = 500_000_000
 PROBED_ROWS = 64
 BLOCK_ROWS, BLOCK_BYTES = 100_000, 64_000_000
@@ -70,7 +72,8 @@ def write_subset(
     Args:
         dataset: Where the rows are taken from.
         picks: Places of the rows in the dataset.
-        kept: Their row number in the source, bin and rank, written as dq_row, dq_bin, dq_rank.
+        kept: Their row number in the source, bin, rank and, if they have one, weight, written as
+            dq_row, dq_bin, dq_rank, dq_weight.
         folder: The run folder.
         records: A column that takes the place of one of the dataset, in the order of picks.
 
@@ -78,15 +81,14 @@ def write_subset(
         Bytes of the columns of the rows that are not ours, as uncompressed Arrow data.
     """
     import pyarrow.parquet as pq
-    from datasets import Features, Value
+    from datasets import Features
 
-    own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
     features = dict(dataset.features)
     if records is not None:
         features[records.name] = records.feature
     kinds = Features(features)
     contents = kinds.arrow_schema
-    schema = Features({**features, **own}).arrow_schema
+    schema = Features({**features, **own_features(kept)}).arrow_schema
     partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -103,7 +105,7 @@ def write_subset(
             table = embed(conform(table, contents), kinds)
             n_bytes += table.nbytes
             shard_bytes += table.nbytes
-            for name in ("row", "bin", "rank"):
+            for name in kept.column_names:
                 table = table.append_column(f"dq_{name}", kept[name].slice(start, stop - start))
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
@@ -124,6 +126,18 @@ def write_subset(
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     partial.replace(folder / FOLDER)
     return n_bytes
+
+
+def own_features(kept: "pa.Table") -> dict[str, Any]:
+    """Give the columns that a subset has beside those of the source, with their types."""
+    from datasets import Value
+
+    return {f"dq_{name}": Value(OWN_TYPES[name]) for name in kept.column_names}
+
+
+def drop_own(subset: "Dataset") -> "Dataset":
+    """Give the columns of the source alone."""
+    return subset.remove_columns([name for name in OWN_COLUMNS if name in subset.column_names])
 
 
 def remove_subset(folder: Path) -> None:
@@ -226,7 +240,7 @@ def subset_files(folder: Path) -> list[Path]:
 
 
 def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
-    """Read dq_row, dq_bin and dq_rank of folder/subset.
+    """Read dq_row, dq_bin, dq_rank and, if it is there, dq_weight of folder/subset.
 
     Args:
         folder: The run folder.
@@ -237,11 +251,16 @@ def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
     """
     import pyarrow as pa
 
-    schema = pa.schema({"dq_row": pa.int64(), "dq_bin": pa.int32(), "dq_rank": pa.int32()})
     tables: list[pa.Table] = []
     try:
         for path in subset_files(folder):
             with open_parquet(path) as file:
+                types = dict(
+                    zip(OWN_COLUMNS, map(pa.type_for_alias, OWN_TYPES.values()), strict=True)
+                )
+                if "dq_weight" not in file.schema_arrow.names:
+                    types.pop("dq_weight")
+                schema = pa.schema(types)
                 found = sum(map(len, tables)) + file.metadata.num_rows
                 if found > n_rows:
                     break
@@ -258,5 +277,5 @@ def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
 
 
 def name_numbers(kept: "pa.Table") -> "pa.Table":
-    """Give row, bin and rank of kept rows the names that they have in the subset."""
-    return kept.rename_columns(list(OWN_COLUMNS))
+    """Give the columns of kept rows the names that they have in the subset."""
+    return kept.rename_columns([f"dq_{name}" for name in kept.column_names])

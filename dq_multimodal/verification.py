@@ -11,9 +11,16 @@ import numpy as np
 from dq_multimodal import embedding, subset
 from dq_multimodal.atomic import open_parquet
 from dq_multimodal.config import InputError
-from dq_multimodal.core import Bins, make_bins
+from dq_multimodal.core import Bins
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.folder import CARD, MANIFEST
+from dq_multimodal.marks import Marks
+from dq_multimodal.ordering import (
+    bin_by_method,
+    count_left,
+    count_subset,
+    order_by_method,
+)
 from dq_multimodal.patches.fields import FIELDS
 from dq_multimodal.patches.store import find_patch_columns, is_of_file
 from dq_multimodal.report import FILE as REPORT_FILE
@@ -22,9 +29,6 @@ from dq_multimodal.run import Run
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
-    count_left,
-    count_subset,
-    order_by_method,
     read_kept,
     read_scores,
     read_strata,
@@ -103,9 +107,8 @@ def _attempt(name: str, check: "Callable[[Run], Found]", run: Run) -> Check:
 def _check_order(run: Run) -> Found:
     request, scores, labels = run.request, read_scores(run.path), run.manifest["labels"]
     written = read_table(run.path, SELECTION_FILE)
-    unreadable = run.unreadable
-    order = order_by_method(run.bins, request, scores, unreadable)
-    n_kept = count_subset(run.bins.stratum, request, unreadable)
+    order = order_by_method(run.bins, request, scores, run.marks)
+    n_kept = count_subset(run.bins.stratum, request, run.marks)
     is_kept = order < n_kept
     columns = {"row": np.arange(len(order)), "order": order, "kept": is_kept}
     faults = [
@@ -114,7 +117,7 @@ def _check_order(run: Run) -> Found:
         if (n_wrong := int((values != written[name].to_numpy()).sum()))
     ]
     kind = run.config["bins"]
-    table = tabulate_bins(run.bins, kind, is_kept, request, labels, scores, unreadable)
+    table = tabulate_bins(run.bins, kind, is_kept, request, labels, scores, run.marks)
     wrong = _differing_columns(table, read_table(run.path, BINS_FILE))
     faults += [f"in {BINS_FILE}: {', '.join(wrong)}"] if wrong else []
     if run.manifest["kept"] != n_kept:
@@ -141,9 +144,13 @@ def _differing_columns(table: "pa.Table", written: "pa.Table") -> list[str]:
 
 
 def _check_numbers(run: Run) -> Found:
-    wanted = subset.name_numbers(read_kept(run.path))
+    wanted = subset.name_numbers(read_kept(run.path, run.request))
     found = subset.read_numbers(run.path, len(wanted))
-    faults = [] if found.equals(wanted) else ["they are not those marked as kept"]
+    names = [n for n in wanted.column_names if n != "dq_weight" or n in found.column_names]
+    if found.column_names != names:
+        return [f"it has the columns {', '.join(found.column_names)}"]
+    is_same = found.equals(wanted.select(names))
+    faults = [] if is_same else ["they are not those marked as kept, with their weights"]
     return faults, f"{len(found):,} rows"
 
 
@@ -162,7 +169,8 @@ def _check_rows(run: Run) -> Found:
     for table in _blocks(run):
         rows = table["dq_row"].to_pylist()
         n_rows += len(rows)
-        block = table.drop_columns([*subset.OWN_COLUMNS, *images])
+        own = [name for name in subset.OWN_COLUMNS if name in table.column_names]
+        block = table.drop_columns([*own, *images])
         if block.column_names:
             n_wrong += not _is_same(block, theirs[rows], theirs.features)
         for column in images:
@@ -204,9 +212,10 @@ def _differing_features(run: Run, source: "Dataset", images: dict[str, Any]) -> 
 
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Features, Value
+    from datasets import Features
 
-    own = {"dq_row": Value("int64"), "dq_bin": Value("int32"), "dq_rank": Value("int32")}
+    kept = subset.read_numbers(run.path, int(run.manifest["kept"]))
+    own = subset.own_features(kept.rename_columns([n[3:] for n in kept.column_names]))
     wanted = Features({**source.features, **images, **own})
     as_file = io.BytesIO()
     pq.write_table(pa.Table.from_batches([], wanted.arrow_schema), as_file)
@@ -251,8 +260,8 @@ def _is_same(block: "pa.Table", wanted: "pa.Table", features: "Features") -> boo
 def _check_bins(run: Run) -> Found:
     kind, request, written = run.config["bins"], run.request, run.bins
     if kind == "none":
-        return Check("bins", "skipped", "random selection makes none")
-    n_bins = 1 if kind == "graphcut" else request.n_bins
+        return Check("bins", "skipped", f"{request.method} makes none")
+    n_bins = request.n_bins if kind == "dq" else 1
     if not _is_parted(written, n_bins):
         return ["sizes of the bins or ranks in them are not those of a run"]
     if not (run.path / embedding.FILE).is_file():
@@ -264,15 +273,26 @@ def _check_bins(run: Run) -> Found:
     if recorded is not None and hashlib.sha256(rows.data).hexdigest() != recorded:
         return [f"{embedding.FILE} does not hold the embeddings that were given"]
     n_left = count_left(run.config)
-    bins = make_bins(rows, n_bins, request.similarity, written.stratum, n_left=n_left)
+    is_out = np.isnan(written.gain)
+    bins, marks = bin_by_method(
+        rows, written.stratum, kind, request, run.marks, n_left, is_out=is_out
+    )
     n_wrong = int(np.sum((bins.bin != written.bin) | (bins.rank != written.rank)))
-    close = 1e-7 * np.abs(bins.gain).max()  # another device adds in another order
-    n_off = int((~np.isclose(bins.gain, written.gain, rtol=1e-6, atol=close)).sum())
+    close = 1e-7 * np.abs(np.nan_to_num(bins.gain)).max()  # another device adds in another order
+    is_near = np.isclose(bins.gain, written.gain, rtol=1e-6, atol=close, equal_nan=True)
+    n_off = int((~is_near).sum())
     detail = f"{len(bins):,} rows, {n_bins} bins"
     if request.partition is not None:
         detail += f" in each of the {len(run.manifest['labels'])} parts written down"
     faults = [f"bin or rank of {n_wrong:,} rows differs"] if n_wrong else []
+    if kind == "coverage" and not _is_same_record(marks, run.marks):
+        faults.append("the record of nearest rows differs")
     return faults or ([f"gain of {n_off:,} rows differs"] if n_off else []), detail
+
+
+def _is_same_record(marks: Marks, written: Marks) -> bool:
+    pairs = zip(marks.nearest or (), written.nearest or (), strict=False)
+    return written.nearest is not None and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _is_parted(bins: Bins, n_bins: int) -> bool:

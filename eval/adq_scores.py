@@ -162,7 +162,8 @@ def measure_cost(name: str, model: str | None, args: argparse.Namespace) -> dict
 
     from dq_multimodal import CompressConfig, embedding, scoring
     from dq_multimodal.adapters.choice import choose_adapter, label_column_of
-    from dq_multimodal.selection import bin_rows, read_strata
+    from dq_multimodal.ordering import bin_rows
+    from dq_multimodal.selection import read_strata
 
     net = "all-MiniLM-L6-v2" if model is None else known_model(model)
     kind = name.split(",")[0]

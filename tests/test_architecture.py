@@ -20,10 +20,11 @@ LEVELS = [
     {"vision"},
     {"adapters", "patches"},
     {"stream"},
-    {"local_data", "batches", "shares"},
-    {"source"},
+    {"local_data", "batches", "shares", "marks", "language_rows"},
+    {"source", "ordering"},
     {"patch_records"},
     {"embedding", "selection", "subset", "patching", "card_parts"},
+    {"targeting"},
     {"scoring", "report", "card"},
     {"folder", "memory"},
     {"run"},
@@ -38,8 +39,8 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FACADE = {("run", "hub"), ("run", "resampling")}
 """Run.push_to_hub and Run.resample hand over to the levels above."""
 CORE_MAY_IMPORT = {
-    *("numpy", "jaxtyping", "torch", "threadpoolctl"),
-    *("collections", "concurrent", "dataclasses", "functools", "itertools", "math", "os"),
+    *("numpy", "jaxtyping", "torch", "threadpoolctl", "numba"),
+    *("collections", "concurrent", "dataclasses", "functools", "heapq", "itertools", "math", "os"),
     *("threading", "typing", "weakref"),
 }
 

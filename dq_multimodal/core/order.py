@@ -1,5 +1,8 @@
 """A method is an order of the rows; a subset of any size is a prefix of it."""
 
+import heapq
+import math
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -86,6 +89,69 @@ def put_one_of_each_first(
     moved = np.empty_like(order)
     moved[rows[np.argsort(is_other, kind="stable")]] = np.arange(len(rows))
     return moved
+
+
+def put_last(order: Int[ndarray, " n"], is_last: Bool[ndarray, " n"]) -> Int[ndarray, " n"]:
+    """Move some rows behind all others; among themselves both stay as they were."""
+    moved = np.empty_like(order)
+    moved[np.lexsort((order, is_last))] = np.arange(len(order))
+    return moved
+
+
+def cap_rows(
+    order: Int[ndarray, " n"], groups: Int[ndarray, " n"], cap: float
+) -> Int[ndarray, " n"]:
+    """Let no group have more rows than its cap in any subset, as far as that can be.
+
+    Place by place, the first row in the order comes whose group has room: of the first k rows at
+    most `cap` may be of one group, or ceil(cap * k) where cap is below 1. So subsets still nest.
+    When no group has room, the rows that are left follow as they were.
+
+    Args:
+        order: Place of every row.
+        groups: Code of every row's group, from 0.
+        cap: A number of rows, from 1, or a share below 1.
+    """
+    rows = np.argsort(order)
+    by_group = np.argsort(groups[rows], kind="stable")  # places of each group, ascending
+    ends = np.cumsum(np.bincount(groups))
+    next_of = np.concatenate([[0], ends[:-1]])
+    starts, counts = next_of.copy(), np.zeros(len(ends), dtype=np.int64)
+    moved = np.empty_like(order)
+    is_left = np.ones(len(rows), dtype=bool)
+    waiting = [(int(by_group[at]), code) for code, at in enumerate(next_of) if at < ends[code]]
+    heapq.heapify(waiting)
+    held: list[tuple[int, int]] = []  # groups that have no room now
+    room = 0.0
+    for place in range(len(rows)):
+        before, room = room, math.ceil(cap * (place + 1)) if cap < 1 else cap
+        if room > before:
+            waiting, held = waiting + held, []
+            heapq.heapify(waiting)
+        while waiting and counts[waiting[0][1]] >= room:
+            held.append(heapq.heappop(waiting))
+        if not waiting:
+            moved[rows[is_left]] = np.arange(place, len(rows))
+            break
+        at, code = heapq.heappop(waiting)
+        moved[rows[at]], is_left[at] = place, False
+        counts[code] += 1
+        following = starts[code] + counts[code]
+        if following < ends[code]:
+            heapq.heappush(waiting, (int(by_group[following]), code))
+    return moved
+
+
+def count_capped(groups: Int[ndarray, " n"], cap: float) -> int:
+    """Give the rows of the largest subset in which no group has more than its cap."""
+    sizes = np.bincount(groups)
+    if cap >= 1:
+        return int(np.minimum(sizes, cap).sum())
+    room = np.ceil(cap * np.arange(1, len(groups) + 1))
+    levels, at = np.unique(room, return_inverse=True)  # few, where the groups are many
+    totals = np.array([np.minimum(sizes, level).sum() for level in levels])[at]
+    is_short = totals < np.arange(1, len(groups) + 1)
+    return int(np.argmax(is_short)) if is_short.any() else len(groups)
 
 
 def one_bin(strata: Int[ndarray, " n"]) -> Bins:

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
+from dq_multimodal.marks import Marks
+from dq_multimodal.ordering import count_left, strata_to_share
 from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
@@ -18,11 +20,8 @@ from dq_multimodal.selection import (
     BINS_FILE,
     SCORES,
     SELECTION_FILE,
-    count_left,
     read_selection,
     read_table,
-    readable_rows,
-    strata_to_share,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Selection:
         gain: GraphCut gain of the pick.
         order: Place in the order of the method.
         kept: Whether the row is kept.
-        unreadable: Whether the row is left out since its image cannot be decoded.
+        marks: What else is known of the rows.
     """
 
     stratum: Int[ndarray, " n"]
@@ -55,7 +54,7 @@ class Selection:
     gain: Float[ndarray, " n"] | None
     order: Int[ndarray, " n"]
     kept: Bool[ndarray, " n"]
-    unreadable: Bool[ndarray, " n"] | None = None
+    marks: Marks = field(default_factory=Marks)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -136,12 +135,16 @@ def collect(
 
 def read_facts(folder: Path) -> Selection:
     """Read selection.parquet; bins of null are none."""
-    bins, places = read_selection(folder)
+    bins, places, marks = read_selection(folder)
     has_bins = not read_table(folder, SELECTION_FILE)["bin"].null_count
     return Selection(
-        bins.stratum,
-        *((bins.bin, bins.rank, bins.gain) if has_bins else (None, None, None)),
-        **places,
+        stratum=bins.stratum,
+        bin=bins.bin if has_bins else None,
+        rank=bins.rank if has_bins else None,
+        gain=bins.gain if has_bins else None,
+        order=places["order"],
+        kept=places["kept"],
+        marks=marks,
     )
 
 
@@ -165,7 +168,7 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     facts.map = _make_map(vectors, selection, MAX_POINTS[facts.reader.kind], seed)
     is_random = request["method"] == "random"
     strata = strata_to_share(selection.stratum, request.get("partition"))
-    rows = readable_rows(len(selection), selection.unreadable)
+    rows = selection.marks.readable(len(selection))
     other = coverage.random_kept(strata, selection.n_kept, seed, is_random, rows)
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
         found = coverage.measure_coverage(vectors, selection.kept, other, seed, on_pairs=bar.update)

@@ -19,10 +19,18 @@ METHODS = {
     "graphcut": "GraphCut: rows were picked one after the other, each the best addition to those "
     "before it.",
     "random": "Random selection: rows were drawn by a seeded hash, whatever they say.",
+    "blocks": "Balanced random selection: similar rows were put side by side, and the same share "
+    "of every part was drawn.",
+    "coverage": "Coverage: each row picked was the one that brought all rows of its class nearest "
+    "to a picked row.",
+    "ccs": "Coverage-centric selection: rows likely to be labelled wrong went last, and every "
+    "level of difficulty gave as many rows as the others.",
+    "dual": "DUAL: rows that were hard and uncertain in training were drawn more often.",
 }
 ADAPTIVE = ("alpha", "importance", "norm")
+MARKING = ("difficulty", "noise_ratio", "drop_duplicates", "cap_by", "cap")
 OF_BINS = ("draw", "n_bins", "partition", "similarity", *ADAPTIVE)
-SETTINGS = ("method", "keep_ratio", "seed", *OF_BINS)
+SETTINGS = ("method", "keep_ratio", "seed", *MARKING, *OF_BINS)
 WHY_NO_EMBEDDINGS = (
     "This needs the embeddings of the rows, and there were none to read: random runs make none, "
     "and repositories on the Hub do not hold them."
@@ -147,7 +155,7 @@ def bins(facts: Facts) -> str:
     """Show scores and kept rows by bin."""
     selection = facts.selection
     if selection.bin is None:
-        intro = "This run has no bins: its rows were drawn at random."
+        intro = "This method makes no bins."
         return section("bins", "Rows kept by bin", intro, "")
     n_bins = selection.n_bins
     sizes = [int((selection.bin == b).sum()) for b in range(n_bins)]

@@ -1,5 +1,6 @@
 """order_rows: sizes, proportions, nesting, and the fixed hash."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -16,6 +17,7 @@ from dq_multimodal.core import (
     put_one_of_each_first,
     row_hash,
 )
+from dq_multimodal.core.order import cap_rows, count_capped, put_last
 
 
 def bins_of(sizes_by_stratum, seed=0):
@@ -189,3 +191,38 @@ def test_bad_weights(weights, message):
 def test_bad_draw():
     with pytest.raises(Exception, match="draw"):
         order_rows(bins_of([[2, 2]]), draw="best")
+
+
+def cap_slowly(order, groups, cap):
+    """Take, place by place, the first row whose group has room."""
+    left, taken = list(np.argsort(order)), []
+    while left:
+        room = math.ceil(cap * (len(taken) + 1)) if cap < 1 else cap
+        counts = np.bincount(groups[taken], minlength=groups.max() + 1)
+        fits = [row for row in left if counts[groups[row]] < room]
+        if not fits:
+            break
+        taken.append(fits[0])
+        left.remove(fits[0])
+    place = np.empty_like(order)
+    place[np.array(taken + left, dtype=int)] = np.arange(len(order))
+    return place, len(taken)
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=40),
+    st.one_of(st.floats(0.05, 0.95), st.integers(1, 9)),
+    st.integers(0, 5),
+)
+def test_caps_follow_the_definition(groups, cap, seed):
+    codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
+    order = np.random.default_rng(seed).permutation(len(codes))
+    wanted, n_within = cap_slowly(order, codes, cap)
+    assert cap_rows(order, codes, float(cap)).tolist() == wanted.tolist()
+    assert count_capped(codes, float(cap)) == n_within
+
+
+def test_last_rows_keep_their_order():
+    order = np.array([3, 0, 2, 1, 4])
+    is_last = np.array([False, True, False, False, True])
+    assert put_last(order, is_last).tolist() == [2, 3, 1, 0, 4]

@@ -54,7 +54,7 @@ def balance_rows(
     values = as_matrix(embeddings)
     n_rows = len(values)
     codes = stratum_codes(strata, n_rows)
-    units = _whole_rows(values)
+    units = whole_rows(values)
     keys = hash_numbers(SALT, np.arange(n_rows, dtype=np.uint64))
     split = partial(compile_loop(_split_nodes), units, keys)
     is_stopped = Event()
@@ -118,13 +118,17 @@ def draw_balanced(
     return drawn
 
 
-def _whole_rows(values: Float[ndarray, "n d"]) -> Int32[ndarray, "n d"]:
-    """Give the rows unit length, in whole units of 2^-26."""
+def whole_rows(
+    values: Float[ndarray, "n d"], rows: Int[ndarray, " k"] | None = None
+) -> Int32[ndarray, "k d"]:
+    """Give some rows unit length, in whole units of 2^-26; None is all."""
     to_unit = _Directions()
-    units = np.empty(values.shape, dtype=np.int32)
+    n_rows = len(values) if rows is None else len(rows)
+    units = np.empty((n_rows, values.shape[1]), dtype=np.int32)
     step = max(1, BLOCK_VALUES // values.shape[1])
-    for start in range(0, len(values), step):
-        units[start : start + step] = to_unit(values[start : start + step])[0] / GRID
+    for start in range(0, n_rows, step):
+        span = slice(start, start + step)
+        units[span] = to_unit(values[span if rows is None else rows[span]])[0] / GRID
     return units
 
 

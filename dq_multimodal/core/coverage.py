@@ -126,7 +126,7 @@ def cover_rows(
 
     parts: list[ndarray] = []
     for members in split_strata(codes):
-        parts += _part(values, members, int(max_rows))
+        parts += cut_rows(values, members, int(max_rows))
     is_large = [4 * len(part) ** 2 * count_threads(len(parts)) > TABLE_BYTES for part in parts]
     for part, alone in zip(parts, is_large, strict=True):
         if alone:
@@ -229,10 +229,10 @@ def _whole_weights(
     )
 
 
-def _part(
+def cut_rows(
     values: Float[ndarray, "n d"], members: Int[ndarray, " k"], max_rows: int
 ) -> list[Int[ndarray, " _"]]:
-    """Cut a stratum into parts of similar rows, until none has more than max_rows."""
+    """Cut ascending rows into parts of similar ones by k-means, of at most max_rows each."""
     n_parts = -(-len(members) // max_rows)
     if n_parts == 1:
         return [members]
@@ -240,7 +240,7 @@ def _part(
     parts = split_strata(partition_rows(rows, n_parts))
     if len(parts) == 1:  # equal directions
         return np.array_split(members, n_parts)
-    return [one for part in parts for one in _part(values, members[part], max_rows)]
+    return [one for part in parts for one in cut_rows(values, members[part], max_rows)]
 
 
 def _make_table(values: Float[ndarray, "n d"], members: Int[ndarray, " k"]) -> Int[ndarray, "k k"]:

@@ -162,7 +162,7 @@ def test_large_strata_are_merged_from_parts():
     found = cover_rows(rows, max_rows=31)
     table = np.array(cosines(rows), dtype=np.int64)
     part = np.empty(120, dtype=int)
-    for number, members in enumerate(coverage._part(rows, np.arange(120), 31)):
+    for number, members in enumerate(coverage.cut_rows(rows, np.arange(120), 31)):
         assert len(members) <= 31
         part[members] = number
     assert part.max() >= 3

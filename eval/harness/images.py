@@ -432,10 +432,12 @@ def make_batches(
     protocol: Protocol,
     fill: Tensor,
     generator: torch.Generator,
+    chances: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give augmented batches and the places of their rows in `rows`, epoch after epoch.
 
-    What chance decides is drawn on the CPU, an epoch at a time, and moved once.
+    What chance decides is drawn on the CPU, an epoch at a time, and moved once. An epoch is a
+    permutation of the rows, or with `chances` as many draws with replacement.
     """
     device, (_, height, width, _) = rows.device, pictures.train.shape
     n = len(rows) // batch * batch
@@ -447,7 +449,10 @@ def make_batches(
         return values
 
     while True:
-        order = move(torch.randperm(len(rows), generator=generator)[:n])
+        if chances is None:
+            order = move(torch.randperm(len(rows), generator=generator)[:n])
+        else:
+            order = move(torch.multinomial(chances, n, replacement=True, generator=generator))
         draws = Draws.make(n, height, width, generator)
         parts = [move(part) for part in (draws.shift, draws.is_mirrored, draws.hole)]
         for start in range(0, n, block):
@@ -540,9 +545,9 @@ def _train(
     protocol: Protocol = job.protocol
     rows = torch.tensor(job.rows, dtype=torch.int64, device=device)
     labels = pictures.train_labels[rows]
-    weights = None
-    if job.weights is not None:
-        weights = torch.tensor(job.weights, dtype=torch.float32, device=device)
+    given = None if job.weights is None else torch.tensor(job.weights, dtype=torch.float32)
+    chances = given if job.is_sampled else None
+    weights = None if given is None or job.is_sampled else given.to(device)
     batch, steps = count_steps(protocol, len(rows), job.keep_ratio)
     mode = compile_mode(protocol, device, steps)
 
@@ -558,7 +563,7 @@ def _train(
     optimizer = make_optimizer(net, protocol)
     fill = mean.round().to(torch.uint8).to(device)
     generator = torch.Generator().manual_seed(job.seed)
-    batches = make_batches(pictures, rows, batch, protocol, fill, generator)
+    batches = make_batches(pictures, rows, batch, protocol, fill, generator, chances)
     peak = at_ratio(protocol.learning_rate, job.keep_ratio)
 
     n_tests = min(protocol.evaluations, steps)
@@ -573,8 +578,8 @@ def _train(
             group["lr"] = peak * rate_at(protocol, step, steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
             logits = forward(images)
-        given = None if weights is None else weights[places]
-        batch_loss(logits, labels[places], given, protocol.label_smoothing).backward()
+        of_batch = None if weights is None else weights[places]
+        batch_loss(logits, labels[places], of_batch, protocol.label_smoothing).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         share.add(3 * batch)

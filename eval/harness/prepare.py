@@ -17,7 +17,7 @@ from harness.encoders import embed, find_place, hash_file
 from harness.results import digest
 from harness.selections import Chooser
 from harness.suite import Cell, Suite, read_suite
-from harness.texts import add_texts, split_held_out
+from harness.texts import add_texts, load_test, split_held_out
 
 if TYPE_CHECKING:
     from dq_multimodal.source import Source
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 BOTH = {
     *("kind", "dataset", "split", "config_name", "test", "test_split", "encoder", "embeddings"),
-    "label_column",
+    *("label_column", "unlabelled"),
 }
 TASK = {
     "image": BOTH | {"image_column", "image_size"},
-    "text": BOTH | {"text_columns", "held_out", "tests", "models", "max_length"},
+    "text": BOTH | {"text_columns", "held_out", "tests", "models", "max_length", "target"},
 }
 """Keys of a task, by its kind."""
 SCHEMA = pa.schema(
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         "draw": pa.int32(),
         "rows": pa.list_(pa.int32()),
         "weights": pa.list_(pa.float32()),
+        "use_weights": pa.string(),
         "keep_ratio": pa.float64(),
         "options": pa.string(),
         "rows_digest": pa.string(),
@@ -73,7 +74,8 @@ def prepare(name: str, folder: Path, work: Path) -> None:
             raise InputError(
                 f"task {task}: {said}; keys are {', '.join(sorted(TASK[spec['kind']]))}"
             )
-        tasks[task] = kinds[spec["kind"]](suite, task, work / task)
+        alike = (name for name in suite.tasks if rows_of(suite.tasks[name]) == rows_of(spec))
+        tasks[task] = kinds[spec["kind"]](suite, task, work / next(alike))
     cells = [(repr(cell), suite.settings[cell.protocol]["trainer"]) for cell in suite.cells]
     pins = {task: made.pins for task, made in tasks.items()}
     asked = digest(pins, {task: suite.tasks[task] for task in used}, suite.selections, cells)
@@ -84,6 +86,12 @@ def prepare(name: str, folder: Path, work: Path) -> None:
     about = {task: made.prepare(writer) for task, made in tasks.items()}
     writer.finish({"suite": suite.name, "asked": asked, "tasks": about})
     print(f"{folder}: {Bundle(folder).n_bytes:,} bytes for {len(suite.cells):,} cells")
+
+
+def rows_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """Give what says which rows a task chooses from; tasks of equal ones share their runs."""
+    names = {"kind", "dataset", "split", "config_name", "held_out", "encoder", "embeddings"}
+    return {key: value for key, value in spec.items() if key in names}
 
 
 @dataclass
@@ -116,6 +124,9 @@ class Task:
         for line in tqdm(lines, desc=f"{self.name}, rows"):
             line["bytes"] = self.count_bytes(line["rows"])
             line["rows_digest"] = digest(line["rows"].tolist())
+            if line["weights"] is not None:
+                parts = [line["use_weights"], line["weights"].tolist()]
+                line["rows_digest"] = digest(line["rows_digest"], *parts)
             positions = np.searchsorted(used, line["rows"])
             if json.loads(line["options"]).get("drop_ratio"):  # other pixels than the source's
                 positions = np.arange(n_packed, n_packed + len(positions))
@@ -142,7 +153,7 @@ class Task:
         from dq_multimodal.source import pin_of
 
         sources = [self.whole, *([self.test_source] if "test" in self.spec else [])]
-        places = {"dataset", "test", "embeddings", "encoder", "models", "tests"}
+        places = {"dataset", "test", "embeddings", "encoder", "models", "tests", "target"}
         spec = {key: value for key, value in self.spec.items() if key not in places}
         encoder = self.chooser.encoder_place
         about = Path(encoder or "") / "config.json"
@@ -182,6 +193,11 @@ class Task:
     def numbers(self) -> np.ndarray | None:
         """Their numbers in row lists; None if these are 0 ... n-1."""
         return None
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The options of `compress` that name the target rows; empty if there are none."""
+        return {}
 
     @cached_property
     def source(self) -> "Source":
@@ -236,15 +252,22 @@ class Task:
         """What chooses the rows."""
         used = dict.fromkeys(cell.selection for cell in self.cells)
         lists = {str(cell.keep) for cell in self.cells if isinstance(cell.keep, str)}
+        names = {**used, **dict.fromkeys(lists)}
+        hidden = {"label_column": "none"} if self.spec.get("unlabelled") else {}
         return Chooser(
             self.place,
             {**self.which, **self.columns, "modality": self.spec["kind"]},
-            {name: self.suite.selections[name] for name in {**used, **dict.fromkeys(lists)}},
+            {
+                name: (hidden if "method" in options else {}) | options
+                for name, options in self.suite.selections.items()
+                if name in names
+            },
             self.work,
             self.n_rows,
             self.spec.get("encoder"),
             self.embeddings,
             self.numbers,
+            self.target,
         )
 
     def choose_all(self) -> list[dict[str, Any]]:
@@ -254,7 +277,8 @@ class Task:
         for selection, keep, draw in tqdm(asked, desc=f"{self.name}, selections"):
             seed = self.suite.draw_seed(selection, draw)
             line = self.chooser.choose(selection, keep, seed)
-            options = json.dumps(self.suite.selections[selection])
+            options = self.suite.selections[selection]
+            options = json.dumps({k: v for k, v in options.items() if k != "use_weights"})
             lines.append(
                 {
                     "selection": selection,
@@ -424,6 +448,19 @@ class TextTask(Task):
         path = self.work / "rows.npy"
         np.save(path, np.load(find_place(self.spec["embeddings"]))[self.numbers])
         return str(path.absolute())
+
+    @cached_property
+    def target(self) -> dict[str, Any]:
+        """The target rows, as a file in the work folder, and their columns."""
+        if "target" not in self.spec:
+            return {}
+        spec = self.spec["target"]
+        rows, columns = load_test("target", spec)
+        path = self.work / f"target-{digest(spec)}.parquet"
+        self.work.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+        return {"target": str(path.absolute()), "target_columns": columns}
 
     def pack(self, writer: BundleWriter, used: np.ndarray) -> None:
         """Write the tokens of the used rows and of the tests, and the models."""

@@ -86,6 +86,8 @@ def train(
     Returns:
         The steps, the test accuracy in percent, and the largest entry of the last gradient.
     """
+    if job.is_sampled:
+        raise InputError("a probe sees all rows at once: use_weights sample is for image and text")
     data = load_features(bundle, job.task, device)
     rows = torch.from_numpy(np.asarray(job.rows)).to(device)
     classes, targets = torch.unique(data.labels[rows], return_inverse=True)

@@ -123,6 +123,7 @@ def describe(cell: Cell, suite: Suite, choices: Choices) -> dict[str, Any]:
         "task": cell.task,
         "selection": cell.selection,
         "options": options,
+        "use_weights": chosen.get("use_weights") or "none",
         "keep": cell.keep,
         "keep_ratio": chosen["keep_ratio"],
         "rows": len(rows),
@@ -404,6 +405,7 @@ def train_cell(cell: Cell, choices: Choices, plan: Plan) -> dict[str, Any]:
         chosen["keep_ratio"] if isinstance(cell.keep, str) else cell.keep,
         cell.training_seed,
         None if weights is None else np.asarray(weights, dtype=np.float32),
+        chosen.get("use_weights") == "sample",
     )
     device = torch.device(plan.device)
     if plan.device == "cuda":

@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from dq_multimodal.config import CompressConfig, InputError, Method, count_kept
+from dq_multimodal.config import CompressConfig, InputError, Method, check_choice, count_kept
+from dq_multimodal.training.weights import UseWeights
 from harness.encoders import find_encoder, find_place
 from harness.results import digest
 
 if TYPE_CHECKING:
     from dq_multimodal import Run
 
-DRAWN = {"method", "draw", "alpha", "importance", "norm"}
-"""Options that need no other bins or scores."""
-OWN = {"by_class", "row_list", "where"}
+DRAWN = {"method", "draw", "alpha", "importance", "norm", "target_share"}
+"""Options that need no other bins, scores or marks of rows."""
+KINDS = ("method", "row_list", "by_length")
+"""Keys of which a selection has one: how it chooses."""
+OWN = {"by_class", "where", "use_weights", *KINDS[1:]}
 """Keys of a selection beside the options of `compress`."""
+PLACES = ("dynamics", "target", "target_model")
+"""Options that are places, found as the encoder is."""
+WHICH = ("split", "config_name")
+TASK_TARGET = "task"
+"""As `target`: the target rows of the task."""
 PATCHES = {
     *("drop_ratio", "patch_size", "attribution", "attribution_model", "patch_coding"),
     *("patch_quality", "min_psnr", "fill", "mae_model"),
@@ -29,7 +37,7 @@ ENCODED = {"embedding_model", "embedding"}
 """Options that ask for other embeddings than those of the task."""
 GIVEN = {
     *("dataset", "split", "config_name", "revision", "modality", "text_columns", "image_column"),
-    *("keep_ratio", "seed", "embeddings", "streaming", "field", "image_folder"),
+    *("keep_ratio", "keep_rows", "seed", "embeddings", "streaming", "field", "image_folder"),
 }
 """Options of `compress` that the task and the suite set."""
 RUN_RATIO = 0.01
@@ -54,6 +62,7 @@ class Chooser:
         embeddings: File of ready embeddings, or None.
         numbers: For each row of the dataset its number in row lists, (n,); None if they are equal.
         n_rows: Rows of the dataset.
+        target: The options that name the task's target rows; empty if it has none.
     """
 
     dataset: str
@@ -64,6 +73,7 @@ class Chooser:
     encoder: Any = None
     embeddings: str | None = None
     numbers: np.ndarray | None = None
+    target: dict[str, Any] = field(default_factory=dict)
     _runs: dict[str, "Run"] = field(default_factory=dict)
     _embedded: "Run | None" = None  # whose embeddings are those of all
 
@@ -71,11 +81,14 @@ class Chooser:
         known = {f.name for f in fields(CompressConfig)} - GIVEN | OWN
         for name, options in self.selections.items():
             strange = set(options) - known
-            if strange or ("method" in options) == ("row_list" in options):
+            if strange or sum(key in options for key in KINDS) != 1:
                 raise InputError(
-                    f"selection {name} must have a method or a row_list, and options of compress "
-                    f"beside {', '.join(sorted(GIVEN))}; got {', '.join(options)}"
+                    f"selection {name} must have a method or a row_list or by_length, and options "
+                    f"of compress beside {', '.join(sorted(GIVEN))}; got {', '.join(options)}"
                 )
+            check_choice("use_weights", options.get("use_weights", "loss"), UseWeights)
+            if options.get("target") == TASK_TARGET and not self.target:
+                raise InputError(f"selection {name}: the task has no target")
             if "method" in options and options["method"] not in get_args(Method):
                 raise InputError(f"selection {name}: no method {options['method']}")
 
@@ -88,71 +101,86 @@ class Chooser:
             seed: Of the draw.
 
         Returns:
-            `rows`, sorted numbers in the dataset; `keep_ratio`; `selection_seconds`, of bins and
-            order; `proxy_seconds`, of the encoder, for embeddings and scores (None: not known, as
-            where embeddings were ready).
+            `rows`, sorted numbers in the dataset; `weights` of them, mean 1, or None, and
+            `use_weights`; `keep_ratio`; `selection_seconds`, of bins and order; `proxy_seconds`,
+            of the encoder, for embeddings and scores (None: not known, as where embeddings were
+            ready, or beside training dynamics or target models, which were made elsewhere).
         """
         options = self.selections[name]
         n_kept = len(self.listed(keep)) if isinstance(keep, str) else count_kept(self.n_rows, keep)
-        seconds: dict[str, float | None]
+        seconds: dict[str, float | None] = {"selection": None, "proxy": None}
+        weights = None
         if "row_list" in options:
-            order, seconds = self.order_list(name, seed), {"selection": None, "proxy": None}
+            order = self.order_list(name, seed)
+        elif options.get("by_length"):
+            order = self.order_by_length()
         else:
-            order, seconds = self.order_rows(options, seed)
+            order, weights, seconds = self.order_rows(options, seed, n_kept)
         if len(order) < n_kept:
             raise InputError(f"{name} has {len(order):,} rows, and {n_kept:,} were to be kept")
+        rows, use = np.sort(order[:n_kept]), options.get("use_weights", "loss")
+        is_weighted = weights is not None and use != "none"
         return {
-            "rows": np.sort(order[:n_kept]),
+            "rows": rows,
+            "weights": weights[rows] if is_weighted else None,
+            "use_weights": use if is_weighted else "none",
             "keep_ratio": n_kept / self.n_rows,
             **{f"{key}_seconds": value for key, value in seconds.items()},
         }
 
-    def order_rows(self, options: dict[str, Any], seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Give all rows in the order of a method, and the seconds of what it needed."""
+    def order_rows(
+        self, options: dict[str, Any], seed: int, n_kept: int
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+        """Give all rows in the order of a method, their weights, and the seconds it needed."""
         from dq_multimodal.core import one_bin, order_rows
-        from dq_multimodal.selection import order_by_method, read_scores
+        from dq_multimodal.ordering import order_by_method, weigh_rows
+        from dq_multimodal.selection import read_scores
 
         if not options.get("by_class", True):
             if options["method"] != "random":
                 raise InputError("by_class false is for random; else give label_column none")
             place = order_rows(one_bin(np.zeros(self.n_rows, dtype=np.int64)), seed=seed)
-            return np.argsort(place), {"selection": 0.0, "proxy": 0.0}
+            return np.argsort(place), None, {"selection": 0.0, "proxy": 0.0}
         run = self.run_of(options)
         started, found = time.perf_counter(), run.manifest["seconds"]
         drawn = {key: value for key, value in options.items() if key in DRAWN}
-        request = replace(run.request, **drawn, seed=seed)
-        place = order_by_method(run.bins, request, read_scores(run.path), run.unreadable)
+        request = replace(run.request, **drawn, seed=seed, keep_ratio=n_kept / self.n_rows)
+        place = order_by_method(run.bins, request, read_scores(run.path), run.marks)
+        weights = weigh_rows(run.bins, request, run.marks, place < n_kept)
         seconds = {"selection": found["selection"] + time.perf_counter() - started, "proxy": 0.0}
-        if options["method"] != "random":
+        if set(PLACES) & set(options):
+            seconds["proxy"] = None
+        elif self.is_embedded(options):
             encoded = run if ENCODED & set(options) else self._embedded
             spent = encoded.manifest["seconds"]["embeddings"] if encoded else None
             of_scores = found.get("scores", 0) if options["method"] == "adq" else 0
             seconds["proxy"] = None if spent is None else spent + of_scores
-        return np.argsort(place), seconds
+        return np.argsort(place), weights, seconds
 
     def run_of(self, options: dict[str, Any]) -> "Run":
         """Give the run that holds the bins, and for adq the scores, of a selection.
 
-        The run of adq, if there is one, is made first: it embeds and scores in one pass over the
-        encoder, and the others take its embeddings.
+        The run that embeds is made first, and the others take its embeddings: that of adq, which
+        scores in the same pass over the encoder, or one that suites on the same rows share.
         """
-        key, is_random = self.key_of(options), options["method"] == "random"
+        key = self.key_of(options)
         if key not in self._runs:
-            if is_random or ENCODED & set(options):
+            if self.is_embedded(options) and not ENCODED & set(options) and self.ready is None:
+                self._embedded = self.make_run(self.widest)
+            if key not in self._runs:
                 self.make_run(options)
-            else:
-                if self.ready is None:
-                    self._embedded = self.make_run(self.widest)
-                if key not in self._runs:
-                    self.make_run(options)
         return self._runs[key]
+
+    def is_embedded(self, options: dict[str, Any]) -> bool:
+        """Say whether a selection needs embeddings."""
+        return CompressConfig(self.dataset, **self.asked(options)).needs_embeddings
 
     @cached_property
     def widest(self) -> dict[str, Any]:
         """The selection whose run makes the embeddings of all."""
         listed = [o for o in self.selections.values() if "method" in o and not ENCODED & set(o)]
-        encoded = [o for o in listed if o["method"] != "random"]
-        return next((o for o in encoded if o["method"] == "adq"), encoded[0])
+        found = [o for method in ("adq", "dq") for o in listed if o["method"] == method]
+        return found[0] if found else {"method": "dq"}
 
     @property
     def ready(self) -> str | None:
@@ -163,19 +191,29 @@ class Chooser:
 
     def key_of(self, options: dict[str, Any]) -> str:
         """Tell apart what needs a run of its own."""
-        from dq_multimodal.selection import bins_kind
+        from dq_multimodal.ordering import bins_kind
 
-        fixed = {k: v for k, v in options.items() if k not in DRAWN | PATCHES}
+        fixed = {k: v for k, v in options.items() if k not in DRAWN | PATCHES | {"use_weights"}}
+        if options.get("target") == TASK_TARGET:
+            fixed |= self.target
         return digest(bins_kind(options["method"]), fixed, self.options, self.encoder)
 
+    def asked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Give the options of `compress` of a selection, its places found, without its patches."""
+        found = {k: v for k, v in options.items() if k not in OWN | PATCHES}
+        found |= {key: find_place(found[key]) for key in PLACES if key in found}
+        return found | (self.target if options.get("target") == TASK_TARGET else {})
+
     def make_run(self, options: dict[str, Any]) -> "Run":
-        """Compress the dataset for the bins and scores of all selections of one key."""
+        """Compress the dataset for the bins, scores and marks of all selections of one key."""
         from dq_multimodal import compress
 
-        key = self.key_of(options)
+        key, method = self.key_of(options), options["method"]
         alike = [o for o in self.selections.values() if "method" in o and self.key_of(o) == key]
-        method = "adq" if any(o["method"] == "adq" for o in alike) else options["method"]
-        fixed = {k: v for k, v in options.items() if k not in DRAWN | OWN | PATCHES}
+        scored = self.work / f"adq-{key}"  # maybe of a suite before
+        if any(o["method"] == "adq" for o in alike) or (method == "dq" and scored.is_dir()):
+            method = "adq"
+        fixed = {k: v for k, v in self.asked(options).items() if k not in DRAWN}
         self._runs[key] = compress(
             self.dataset,
             **(self.options | fixed | self.encoding(options)),
@@ -188,7 +226,7 @@ class Chooser:
 
     def encoding(self, options: dict[str, Any]) -> dict[str, Any]:
         """Give the options that say what embeds the rows of a selection."""
-        if options["method"] == "random":
+        if not self.is_embedded(options):
             return {}
         if not ENCODED & set(options):
             return {"embeddings": self.ready, "embedding_model": self.encoder_place}
@@ -203,7 +241,9 @@ class Chooser:
         """
         from dq_multimodal import compress
 
-        options = {k: v for k, v in self.selections[name].items() if k not in OWN}
+        options = self.selections[name]
+        patches = {k: v for k, v in options.items() if k in PATCHES}
+        options = self.asked(options) | patches
         models = ("attribution_model", "mae_model")
         options |= {key: find_place(options[key]) for key in models if key in options}
         options |= self.encoding(options)
@@ -222,6 +262,18 @@ class Chooser:
 
         rows = self.listed(name)
         return rows[np.argsort(hash_numbers(seed, rows.astype(np.uint64)), kind="stable")]
+
+    def order_by_length(self) -> np.ndarray:
+        """Give the rows by falling length of their responses in characters, ties by number."""
+        from dq_multimodal.source import load_source
+        from dq_multimodal.training.sft import has_chats, to_training_rows
+
+        which = {key: self.options[key] for key in WHICH if key in self.options}
+        rows, columns = load_source(self.dataset, **which).dataset, self.options.get("text_columns")
+        if has_chats(rows, columns):
+            raise InputError("by_length is for texts, and the rows are chats")
+        texts = (row.get("completion", row.get("text")) for row in to_training_rows(rows, columns))
+        return np.argsort([-len(text) for text in texts], kind="stable")
 
     def listed(self, name: str) -> np.ndarray:
         """Read a row list, and give those of its rows that the dataset has."""

@@ -94,7 +94,9 @@ class Job:
         rows: Positions of the kept rows in the packed training rows, (k,) int64.
         keep_ratio: Share of the rows, in (0, 1].
         seed: Training seed.
-        weights: Weight of each row in the loss, (k,), mean 1; None is equal weights.
+        weights: Weight of each row, (k,), mean 1; None is equal weights.
+        is_sampled: Whether they are the chances of the rows to be in a batch, and not factors of
+            their losses.
     """
 
     task: str
@@ -104,6 +106,7 @@ class Job:
     keep_ratio: float
     seed: int
     weights: np.ndarray | None = None
+    is_sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,11 @@ def is_same_rows(name: str, options: dict[str, Any], keep: float | str) -> bool:
     if "row_list" in options:
         return keep == name
     method = options.get("method")
-    return method == "graphcut" or (method in ("dq", "adq") and options.get("draw") == "rank")
+    return (
+        "by_length" in options
+        or method in ("graphcut", "coverage")
+        or (method in ("dq", "adq") and options.get("draw") == "rank")
+    )
 
 
 def _check(name: str, found: Any, kind: Any) -> None:

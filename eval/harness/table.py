@@ -58,6 +58,7 @@ class Row:
     a cell has none), `seconds` the medians of selection, proxy and training (NaN where not known).
     Where the rows are a list that somebody published, `is_list` holds, and `rank` is its place from
     the best among the draws of random and itself, and their number (None where it is not fixed).
+    `use_weights` says what became of the weights of the rows: loss, sample or none.
     """
 
     keep_ratio: float
@@ -72,6 +73,7 @@ class Row:
     is_fixed: bool
     is_list: bool
     rank: tuple[int, int] | None
+    use_weights: str = "none"
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def summarise(lines: Iterable[Mapping[str, Any]]) -> list[Group]:
             is_higher_better(metric)
             of_suite = (line["suite"], line["task"], line["protocol"], line["net"])
             version = (canonical(line["settings"]), canonical(line.get("data")))
-            options = canonical(line.get("options"))
+            used = line.get("use_weights", "none")
+            options = canonical((line.get("options") or {}) | {"use_weights": used})
             row = (line["keep_ratio"], line["selection"], options, line["is_fixed"])
             cell = (0, 0) if line["is_fixed"] else (line["draw"], line["seed"])
             versions = places.setdefault((*of_suite, line["device"]["type"], metric), {})
@@ -199,6 +202,7 @@ def make_group(of_group: tuple[str, ...], found: dict[Any, dict[Any, Any]], note
                 is_fixed=key[-1],
                 is_list=is_list,
                 rank=rank,
+                use_weights=json.loads(key[2])["use_weights"],
             )
         )
     order = list(dict.fromkeys(row.selection for row in rows))
@@ -335,6 +339,11 @@ def markdown(groups: list[Group]) -> str:
     rows = [row for group in groups for row in group.rows]
     notes = [said] if any(row.value.interval for row in rows) else []
     notes += [of_lists] if any(row.rank for row in rows) else []
+    of_weights = (
+        "Weights of the kept rows (how many rows each stands for): factors of their losses, chances "
+        "to be in a batch (sample), or none."
+    )
+    notes += [of_weights] if any(row.use_weights != "none" for row in rows) else []
     notes += [of_seconds] if any(row.seconds for row in rows) else []
     parts += [" ".join(notes)] if notes else []
     return "\n\n".join(parts) or "No cell has finished yet."
@@ -360,13 +369,15 @@ def lay_out(group: Group) -> str:
     last = any(row.best is not None for row in group.rows)
     each = [row.size / row.rows for row in group.rows if row.size is not None]
     is_same = group.size_name == "bytes" and each and max(each) <= (1 + SAME_BYTES) * min(each)
-    head = ("kept", "selection", "rows", group.size_name, "steps")
+    has_weights = any(row.use_weights != "none" for row in group.rows)
+    head = ("kept", "selection", "weights" if has_weights else "", "rows", group.size_name, "steps")
     head += (f"{group.metric}, last epoch" if last else group.metric,)
     head += (f"difference to {BASELINE}", "", "best epoch, picked by the test rows", "cells")
     table: list[tuple[str, ...]] = [(*head, "seconds: selection + proxy + training")]
     for row in group.rows:
         difference = row.difference
-        cells = (share(row.keep_ratio), row.selection, f"{row.rows:,.0f}")
+        cells = (share(row.keep_ratio), row.selection, row.use_weights if has_weights else "")
+        cells += (f"{row.rows:,.0f}",)
         cells += ("" if row.size is None or is_same else f"{row.size:,.0f}", f"{row.steps:,.0f}")
         cells += (show(row.value, digits, "fixed" if row.is_fixed else ""),)
         one = "one list" if row.rank else ""

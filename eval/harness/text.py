@@ -161,7 +161,11 @@ def _train(
     counts = np.array([count_response(row) for row in kept])
     if not counts.any():
         raise InputError(f"no kept row of {job.task} has a response within max_length tokens")
-    weights = np.ones(len(kept)) if job.weights is None else np.asarray(job.weights)
+    weights, chances = np.ones(len(kept)), None
+    if job.weights is not None and job.is_sampled:
+        chances = np.asarray(job.weights, dtype=np.float64)
+    elif job.weights is not None:
+        weights = np.asarray(job.weights)
     total = protocol.work(job.keep_ratio)
     parameters = [p for p in net.parameters() if p.requires_grad]
     exact = parameters
@@ -179,7 +183,7 @@ def _train(
     train_share = n_train / (n_train + n_test)
 
     step, seen, done = 0, 0, 0
-    batches = draw_batches(len(kept), protocol.batch_size, job.seed)
+    batches = draw_batches(len(kept), protocol.batch_size, job.seed, chances)
     net.train()
     progress(0.0)
     while done < total:
@@ -234,13 +238,23 @@ def is_bf16(protocol: Protocol, device: torch.device) -> bool:
     return protocol.precision == "bf16"
 
 
-def draw_batches(n_rows: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Give batches of positions without end: each pass over the rows is a new permutation."""
+def draw_batches(
+    n_rows: int, batch_size: int, seed: int, chances: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Give batches of positions without end.
+
+    Each pass over the rows is a new permutation, or with `chances` (above 0, in proportion) as
+    many draws with replacement.
+    """
     generator = np.random.default_rng(seed)
     left = np.zeros(0, dtype=np.int64)
     while True:
         while len(left) < batch_size:
-            left = np.concatenate([left, generator.permutation(n_rows)])
+            if chances is None:
+                drawn = generator.permutation(n_rows)
+            else:
+                drawn = generator.choice(n_rows, n_rows, p=chances / chances.sum())
+            left = np.concatenate([left, drawn])
         yield left[:batch_size]
         left = left[batch_size:]
 

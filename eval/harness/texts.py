@@ -26,7 +26,7 @@ HELD_OUT = "held out"
 """Name of the test on rows of the data set itself."""
 HELD_OUT_SEED = 1_000_003
 """Of the hash by which rows are held out, and rows of a test are taken; no draw has it."""
-TEST_KEYS = {"dataset", "split", "config_name", "text_columns", "rows", "unnest"}
+TEST_KEYS = {"dataset", "split", "config_name", "text_columns", "rows", "unnest", "half"}
 MODEL_FILES = (*("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "*.bin"),)
 SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "n_prompt": pa.int32()})
 
@@ -55,8 +55,9 @@ def load_test(name: str, spec: dict[str, Any]) -> tuple["Dataset", list[str] | N
     Args:
         name: Name of the test, for messages.
         spec: `dataset`, a place or several; `split` and `config_name` of it; `text_columns`, of
-            which the last is the response; `rows`, how many, by their hashes; `unnest`, a column
-            of lists of records: each record becomes a row, with the other columns beside it.
+            which the last is the response; `half`, 0 or 1: one of two disjoint halves, by their
+            hashes; `rows`, how many of them, by their hashes; `unnest`, a column of lists of
+            records: each record becomes a row, with the other columns beside it.
 
     Raises:
         InputError: If a key is strange, or the rows are not as it says.
@@ -69,6 +70,11 @@ def load_test(name: str, spec: dict[str, Any]) -> tuple["Dataset", list[str] | N
     usual = "train" if Path(place).is_absolute() else "test"
     which = {"split": spec.get("split", usual), "config_name": spec.get("config_name")}
     rows = load_source(place, **which).dataset
+    if "half" in spec:  # before records are parted: those of a row stay together
+        if spec["half"] not in (0, 1):
+            raise InputError(f"test {name}: half must be 0 or 1, got {spec['half']!r}")
+        rows, middle = sample_rows(rows, None), len(rows) // 2
+        rows = rows.select(range(middle) if spec["half"] == 0 else range(middle, len(rows)))
     if column := spec.get("unnest"):
         rows = unnest(rows, column)
     columns = spec.get("text_columns")

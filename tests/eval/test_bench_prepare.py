@@ -193,6 +193,89 @@ def test_dropped_patches_are_filled_and_the_others_as_they_were(folder: Path, ma
     assert test_images.shape == (N_TEST, SIDE, SIDE, 3)
 
 
+def dynamics_of(folder: Path) -> str:
+    """Write dynamics of the training rows, four epochs by chance, and give their file."""
+    rng = np.random.default_rng(1)
+    own, other = rng.uniform(0, 0.6, (2, 4, N_TRAIN))
+    other = np.minimum(other, 1 - own)
+    values = np.stack([own, other, np.sqrt((1 - own) ** 2 + other**2)], axis=2)
+    np.save(folder / "dynamics.npy", values.astype(np.float16))
+    return str(folder / "dynamics.npy")
+
+
+def test_rows_and_weights_are_those_of_compress(folder: Path, tmp_path: Path) -> None:
+    given = {"dynamics": dynamics_of(folder)}
+    selections: dict[str, dict[str, Any]] = {
+        "random": {"method": "random"},
+        "coverage": {"method": "coverage"},
+        "cad": {"method": "coverage", "difficulty": "cad", "noise_ratio": 0.2, **given},
+        "sampled": {"method": "coverage", "use_weights": "sample"},
+        "plain": {"method": "coverage", "use_weights": "none"},
+        "blocks": {"method": "blocks"},
+        "ccs": {"method": "ccs", **given},
+        "dual": {"method": "dual", **given},
+    }
+    group = yaml.safe_load(Path(write(folder, "weighted")).read_text())["compare"][0]
+    group |= {"selections": list(selections), "draws": 1}
+    suite = write(folder, "weighted", selections=selections, compare=[group])
+    prepare(suite, tmp_path / "bundle", tmp_path / "work")
+    lines, read = chosen(Bundle(tmp_path / "bundle")), read_suite(suite)
+    images = Bundle(tmp_path / "bundle").array("toy/train/images")
+    for name, options in selections.items():
+        line, use = lines[(name, "0.2", 0)], options.get("use_weights", "loss")
+        run = compress(
+            str(folder / "train.parquet"),
+            **{k: v for k, v in options.items() if k != "use_weights"},
+            embedding_model=str(folder / "encoder"),
+            keep_ratio=0.2,
+            seed=read.draw_seed(name, 0),
+            report=False,
+            output_dir=tmp_path / name,
+        )
+        assert (images[line["rows"]] == pixels_of(folder, run.kept)).all()
+        if name in ("coverage", "cad", "sampled", "ccs"):
+            np.testing.assert_allclose(line["weights"], run.subset["dq_weight"], rtol=1e-6)
+            assert np.ptp(line["weights"]) > 0.1 and np.mean(line["weights"]) == pytest.approx(1)
+            assert line["use_weights"] == use
+        else:
+            assert line["weights"] is None and line["use_weights"] == "none"
+        assert "use_weights" not in json.loads(line["options"])
+    same = [lines[(name, "0.2", 0)] for name in ("coverage", "sampled", "plain")]
+    assert same[0]["rows"] == same[1]["rows"] == same[2]["rows"]
+    assert same[0]["weights"] == same[1]["weights"]
+    assert len({line["rows_digest"] for line in same}) == 3
+    assert lines[("coverage", "0.2", 0)]["rows"] != lines[("cad", "0.2", 0)]["rows"]
+    assert lines[("ccs", "0.2", 0)]["proxy_seconds"] is None
+
+
+def test_selections_without_labels_have_one_stratum_and_the_same_embeddings(
+    folder: Path, tmp_path: Path
+) -> None:
+    suite = yaml.safe_load(Path(write(folder, "blind")).read_text())
+    group = suite["compare"][0] | {"selections": ["random", "coverage"], "draws": 1}
+    suite["selections"]["coverage"] = {"method": "coverage"}
+    suite["tasks"]["blind"] = {"like": "toy", "unlabelled": True}
+    suite["compare"] = [group, {**group, "task": "blind"}]
+    (tmp_path / "blind.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    prepare(str(tmp_path / "blind.yaml"), tmp_path / "bundle", tmp_path / "work")
+    bundle = Bundle(tmp_path / "bundle")
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["toy"]
+    runs = sorted((tmp_path / "work" / "toy").iterdir())
+    assert [p.name.split("-")[0] for p in runs] == [*["coverage"] * 2, "dq", *["random"] * 2]
+    assert all(str(runs[2]) in (run / "config.yaml").read_text() for run in runs[:2])
+    kept = {
+        (task, line["selection"]): np.bincount(
+            bundle.array(f"{task}/train/labels")[line["rows"]], minlength=3
+        )
+        for task in ("toy", "blind")
+        for line in bundle.table(f"{task}/selections").to_pylist()
+    }
+    assert all(found.sum() == 18 for found in kept.values())
+    for name in ("random", "coverage"):
+        assert np.abs(kept["toy", name] - 0.2 * N_TRAIN / 3).max() < 3
+        assert kept["blind", name].tolist() != kept["toy", name].tolist()
+
+
 def test_a_second_call_finds_it_complete(folder: Path, made: Path, capsys: Any) -> None:
     held = (made / "bundle.json").stat().st_mtime_ns
     prepare(str(folder / "toy.yaml"), made, folder / "work")
@@ -259,6 +342,10 @@ def test_prepared_moved_trained_without_the_data_and_laid_out(folder: Path, tmp_
         ({"dataset": "/nowhere/*.parquet"}, {}, "/nowhere"),
         ({}, {"random": {"method": "best"}}, "no method best"),
         ({}, {"random": {"method": "random", "row_list": "x"}}, "a method or a row_list"),
+        ({}, {"random": {"method": "random", "by_length": True}}, "a method or a row_list"),
+        ({}, {"random": {"method": "random", "use_weights": "both"}}, "use_weights must be one of"),
+        ({}, {"random": {"method": "random", "target": "task"}}, "random: the task has no target"),
+        ({}, {"random": {"method": "ccs", "dynamics": "/nowhere.npy"}}, "/nowhere.npy"),
         ({}, {"random": {"method": "random", "n_bims": 3}}, "n_bims"),
         ({}, {"random": {"method": "dq", "by_class": False}}, "by_class false is for random"),
         ({}, {"random": {"method": "random", "seed": 3}}, "seed"),
@@ -401,6 +488,69 @@ def test_held_out_rows_are_in_no_selection(tmp_path: Path, small_encoder: Path) 
     assert set(found[("dq", "1.0")]) == set(kept)
     assert found[("even", "even")].tolist() == [row for row in kept if row % 2 == 0]
     assert len(found[("random", "even")]) == len(found[("even", "even")])
+
+
+def test_rows_for_a_target_and_the_longest_ones(tmp_path: Path, small_encoder: Path) -> None:
+    rng, n_rows = np.random.default_rng(0), 40
+    words = ["red", "blue", "seven", "eight", "cat", "dog"]
+    texts = [" ".join(rng.choice(words, 3)) for _ in range(n_rows)]
+    answers = ["x" * int(n) for n in rng.permutation(n_rows)]
+    rows = {"instruction": texts, "output": answers}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    questions = [{"q": "seven eight seven", "a": str(k)} for k in range(8)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    about = {"dataset": str(tmp_path / "questions.jsonl"), "text_columns": ["q"]}
+    task = {
+        "kind": "text",
+        "dataset": str(tmp_path / "rows.parquet"),
+        "encoder": str(small_encoder),
+        "held_out": 4,
+        "target": {**about, "half": 0},
+        "tests": {"questions": {**about, "half": 1}},
+        "models": {"tiny": str(small_encoder)},
+    }
+    group = {
+        "task": "rows",
+        "protocol": "sft_small",
+        "nets": ["tiny"],
+        "keep_ratios": [0.25],
+        "selections": ["random", "target", "longest"],
+    }
+    suite = {
+        "decides": "Whether it works.",
+        "tasks": {"rows": task},
+        "selections": {
+            "random": {"method": "random"},
+            "target": {"method": "random", "target": "task", "target_share": 0.6},
+            "longest": {"by_length": True},
+        },
+        "compare": [group],
+    }
+    (tmp_path / "rows.yaml").write_text(yaml.safe_dump(suite))
+    from harness.prepare import TextTask
+
+    read = read_suite(str(tmp_path / "rows.yaml"))
+    made = TextTask(read, "rows", tmp_path / "work")
+    lines = {line["selection"]: line for line in made.choose_all()}
+    target = pq.read_table(made.target["target"])
+    assert len(target) == 4 and len(set(target["a"].to_pylist())) == 4
+    kept = split_held_out(n_rows, 4)[0]
+    by_length = sorted(range(36), key=lambda k: -len(answers[kept[k]]))
+    assert lines["longest"]["rows"].tolist() == sorted(by_length[:9])
+    run = compress(
+        made.place,
+        method="random",
+        target_share=0.6,
+        **made.target,
+        embedding_model=str(small_encoder),
+        keep_ratio=0.25,
+        seed=read.draw_seed("target", 0),
+        report=False,
+        output_dir=tmp_path / "run",
+    )
+    assert lines["target"]["rows"].tolist() == run.kept.tolist()
+    assert lines["target"]["rows"].tolist() != lines["random"]["rows"].tolist()
+    assert lines["target"]["weights"] is None and lines["target"]["proxy_seconds"] is None
 
 
 def test_texts_with_classes_are_probed(tmp_path: Path, small_encoder: Path) -> None:

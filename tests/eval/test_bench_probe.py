@@ -167,6 +167,11 @@ def test_weights_change_the_result(bundle: Bundle) -> None:
     assert accuracy(run(bundle, job(rows, weights=weights / weights.mean()))) != accuracy(ones)
 
 
+def test_weights_are_not_chances_here(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="use_weights sample is for image and text"):
+        run(bundle, job(np.arange(50), weights=np.ones(50, dtype=np.float32), is_sampled=True))
+
+
 def test_a_class_without_rows_is_never_right(bundle: Bundle) -> None:
     classes, tests = bundle.array("toy/train/labels"), bundle.array("toy/test/labels")
     only = np.flatnonzero(classes == 2)[:20]

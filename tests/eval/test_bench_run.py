@@ -421,6 +421,27 @@ def test_the_key_of_a_cell_goes_by_all_that_changes_its_result(tmp_path: Path) -
         key()
 
 
+def test_a_trainer_is_told_the_weights_and_their_use_and_so_is_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    suite = read_suite(str(tmp_path / "toy.yaml"))
+    cell, choices = suite.cells[0], runner.Choices(Bundle(tmp_path / "bundle"))
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        runner.trainer_of("probe"), "train", lambda job, *_: seen.append(job) or {"metrics": {}}
+    )
+    shared = runner.Plan(suite, tmp_path / "bundle", "cpu", 1, float("inf"))
+    assert runner.describe(cell, suite, choices)["use_weights"] == "none"
+    runner.train_cell(cell, choices, shared)
+    for use in ("loss", "sample"):
+        choices.of(cell).update(weights=[1.0] * 40, use_weights=use)
+        assert runner.describe(cell, suite, choices)["use_weights"] == use
+        runner.train_cell(cell, choices, shared)
+    assert [job.weights is None for job in seen] == [True, False, False]
+    assert [job.is_sampled for job in seen] == [False, False, True]
+
+
 def test_settings_go_by_the_ratio_that_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

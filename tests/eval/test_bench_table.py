@@ -150,6 +150,23 @@ def test_other_options_of_a_selection_are_another_row():
     }
 
 
+def test_what_became_of_the_weights_is_said_and_never_mixed():
+    lines = [make_line(60, selection="random"), make_line(61)]
+    assert "| weights |" not in table.markdown(table.summarise(lines))
+    lines += [make_line(62, use_weights=use) for use in ("loss", "sample")]
+    groups = table.summarise(lines)
+    assert {name: (r.use_weights, r.value.mean) for (_, name), r in rows_of(groups).items()} == {
+        "random": ("none", 60),
+        "dq (use_weights none)": ("none", 61),
+        "dq (use_weights loss)": ("loss", 62),
+        "dq (use_weights sample)": ("sample", 62),
+    }
+    said = table.markdown(groups)
+    assert "| kept | selection | weights |" in said and "factors of their losses" in said
+    one = table.markdown(table.summarise([lines[0], lines[3]]))
+    assert "| 10 % | dq | sample |" in one and "| 10 % | random | none |" in one
+
+
 @pytest.mark.parametrize(
     "other", [{"options": {"method": "random", "by_class": False}}, {"is_fixed": True}]
 )

@@ -59,9 +59,9 @@ def bundle(tmp_path_factory):
     return write_bundle(tmp_path_factory.mktemp("b") / "bundle", token_rows(), token_rows(9, 1))
 
 
-def job(rows=N_ROWS, seed=0, weights=None, keep_ratio=1.0, **settings):
+def job(rows=N_ROWS, seed=0, weights=None, keep_ratio=1.0, is_sampled=False, **settings):
     protocol = text.Protocol(**(PLAIN | settings))
-    return Job("t", protocol, "tiny", np.arange(rows), keep_ratio, seed, weights)
+    return Job("t", protocol, "tiny", np.arange(rows), keep_ratio, seed, weights, is_sampled)
 
 
 def train(bundle, progress=lambda share: None, **settings):
@@ -174,6 +174,21 @@ def test_every_pass_over_the_rows_has_all_of_them():
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10].tolist() != drawn[10:].tolist()
     assert drawn.tolist() != np.concatenate([next(text.draw_batches(10, 20, seed=4))]).tolist()
+
+
+def test_rows_are_drawn_in_proportion_to_their_chances():
+    chances = np.array([0.0, 1.0, 3.0, 4.0])
+    batches = text.draw_batches(4, 4, seed=0, chances=chances)
+    drawn = np.concatenate([next(batches) for _ in range(2500)])
+    share = np.bincount(drawn, minlength=4) / len(drawn)
+    np.testing.assert_allclose(share, chances / 8, atol=0.02)  # four deviations
+    assert share[0] == 0
+
+
+def test_weights_are_chances_where_the_suite_says_so(bundle):
+    given = {"weights": np.linspace(0.1, 1.9, N_ROWS), "steps": 2}
+    in_loss, drawn = (loss_of(train(bundle, **given, is_sampled=s)) for s in (False, True))
+    assert drawn == loss_of(train(bundle, **given, is_sampled=True)) != in_loss
 
 
 def test_passes_hold_rows_of_like_length():
@@ -386,6 +401,11 @@ def test_a_test_from_nested_records(tmp_path):
     assert sorted(rows["output"]) == ["0", "1", "1", "2"]
     few, _ = texts.load_test("nested", spec | {"rows": 2})
     assert few["output"] == rows["output"][:2]
+    halves = [texts.load_test("nested", spec | {"half": k})[0] for k in (0, 1)]
+    assert sorted([*halves[0]["output"], *halves[1]["output"]]) == ["0", "1", "1", "2"]
+    assert not set(halves[0]["output"]) & set(halves[1]["output"])
+    with pytest.raises(InputError, match="test nested: half must be 0 or 1, got 2"):
+        texts.load_test("nested", spec | {"half": 2})
     with pytest.raises(InputError, match="column id must hold lists of records, got 0"):
         texts.load_test("nested", spec | {"unnest": "id"})
     with pytest.raises(InputError, match="test nested: no column answer"):

@@ -340,8 +340,8 @@ def markdown(groups: list[Group]) -> str:
     notes = [said] if any(row.value.interval for row in rows) else []
     notes += [of_lists] if any(row.rank for row in rows) else []
     of_weights = (
-        "Weights of the kept rows (how many rows each stands for): factors of their losses, chances "
-        "to be in a batch (sample), or none."
+        "Weights of the kept rows (how many rows each stands for): factors of their losses, "
+        "chances to be in a batch (sample), or none."
     )
     notes += [of_weights] if any(row.use_weights != "none" for row in rows) else []
     notes += [of_seconds] if any(row.seconds for row in rows) else []

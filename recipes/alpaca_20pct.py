@@ -16,6 +16,7 @@ where it was interrupted, from the last checkpoint (`--save_steps`).
 import os
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -83,6 +84,8 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
         response_loss,
         to_training_rows,
     )
+    from dq_multimodal.training.weighted_sft import WeightedSFTTrainer
+    from dq_multimodal.training.weights import WEIGHT_COLUMN, find_use, read_weights
 
     if training.output_dir in (None, "trainer_output"):
         name = Path(rows.dataset_name).name.split(".")[0]
@@ -119,6 +122,11 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     if state.is_main_process:
         record.start(output_dir, asked)
     kept, selection = choose_rows(rows, source, output_dir / "selection", state)
+    train_rows, weights = to_training_rows(kept, rows.text_columns), read_weights(kept)
+    use_weights, trainer_of = find_use(rows.use_weights, weights), SFTTrainer
+    if use_weights != "none":
+        train_rows = train_rows.add_column(WEIGHT_COLUMN, weights)
+        trainer_of = partial(WeightedSFTTrainer, use_weights=use_weights)
 
     if model.dtype:
         options["dtype"] = model.dtype
@@ -130,11 +138,11 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     training.eval_packing = False  # the held-out loss is one of rows
     test_rows = to_training_rows(held_out.dataset, rows.text_columns) if held_out else None
     with loading(name, UnpicklingError):
-        trainer = SFTTrainer(
+        trainer = trainer_of(
             model=net,
             processing_class=tokenizer,
             args=training,
-            train_dataset=to_training_rows(kept, rows.text_columns),
+            train_dataset=train_rows,
             eval_dataset=test_rows,
             peft_config=get_peft_config(model),
         )
@@ -155,6 +163,7 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     metrics = {
         "asked": asked,
         "selection": selection,
+        "use_weights": use_weights,
         "rows_trained": n_trained,  # not known when rows are packed
         "rows_cut_away": None if n_trained is None else len(kept) - n_trained,
         "steps": result.global_step,
@@ -200,7 +209,7 @@ def choose_rows(
 ) -> tuple["Dataset", dict[str, Any]]:
     """Give the rows to train on and what metrics.json says of them; only one process selects."""
     from dq_multimodal import Run
-    from dq_multimodal.subset import OWN_COLUMNS, count_bytes
+    from dq_multimodal.subset import count_bytes
     from dq_multimodal.training.selecting import select_rows
 
     if rows.method == FULL:
@@ -213,7 +222,7 @@ def choose_rows(
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")
     run = Run(folder)
-    return run.subset.remove_columns(list(OWN_COLUMNS)), {
+    return run.subset, {
         "rows": run.manifest["kept"],
         "bytes": run.manifest["bytes"]["subset_data"],
         "source_rows": run.manifest["rows"],
@@ -274,9 +283,10 @@ def summarise(metrics: dict[str, Any], output_dir: Path) -> str:
         tested = f"held-out response loss {held_out['response_loss']:.4f} nats a token"
         tested += f" on {held_out['rows']:,} rows"
     first, last = metrics["train_loss"].get("first"), metrics["train_loss"].get("last")
-    chosen = metrics["selection"]
+    chosen, use_weights = metrics["selection"], metrics["use_weights"]
+    weighted = "" if use_weights == "none" else f"weights in the {use_weights}, "
     return (
-        f"trained on {chosen['rows']:,} of {chosen['source_rows']:,} rows, "
+        f"trained on {chosen['rows']:,} of {chosen['source_rows']:,} rows, {weighted}"
         f"{metrics['steps']} steps, training loss {first} -> {last}, {tested}\n"
         f"{output_dir}: selection/, model/, metrics.json"
     )

@@ -102,6 +102,25 @@ def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "model")
 
 
+def test_weights_of_a_subset_are_used_and_stated(
+    parts, small_encoder, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "subset.parquet"
+    rows = Dataset.from_parquet(str(parts / "rows.parquet"))
+    weights = [0.9 + 0.2 * (k % 2) for k in range(len(rows))]
+    rows.add_column("dq_weight", weights).to_parquet(path)
+    flags = ("--method", "full", "--dataset_name", path)
+    done = launch(TWO, parts, small_encoder, tmp_path / "out", *flags)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["use_weights"], metrics["rows_trained"]) == ("loss", 180)
+    assert metrics["train_loss"]["last"] < metrics["train_loss"]["first"]
+    assert "weights in the loss" in done.stdout
+    (tmp_path / "no").mkdir()
+    flags += ("--packing", "true")
+    said = refuse(parts, small_encoder, tmp_path / "no", flags, monkeypatch, capsys)
+    assert "error: packing puts rows together that weigh differently" in said
+
+
 def test_a_gguf_file_is_trained_whole_and_saved(parts, small_encoder, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

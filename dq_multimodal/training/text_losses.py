@@ -1,0 +1,172 @@
+"""Losses of responses under a causal language model, with and without their instructions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
+
+from dq_multimodal.config import InputError
+from dq_multimodal.model_source import load_language_model, loading
+from dq_multimodal.training.sft import has_chats, to_training_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor, nn
+
+ADAPTER = "adapter_config.json"
+COLUMNS = ("with its instruction", "without")
+
+
+def to_token_rows(
+    dataset: "Dataset", tokenizer: Any, text_columns: list[str] | None, max_length: int
+) -> "Dataset":
+    """Turn instruction rows into the tokens that the SFT recipe trains on, cut at max_length.
+
+    Returns:
+        Rows with `ids` and `n_prompt`: where the tokens of the prompt alone and of the whole part,
+        the response begins; it ends with the end-of-text token, or as the chat template has it. A
+        row without a response has n_prompt = len(ids). Of a row of plain text, all is the response.
+
+    Raises:
+        InputError: If the tokenizer lacks what is needed.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer of the model names no end-of-text token")
+    is_chat = has_chats(dataset, text_columns)
+    if is_chat and not tokenizer.chat_template:
+        raise InputError("the rows are chats, and the tokenizer of the model has no chat template")
+    rows = to_training_rows(dataset, text_columns)
+    return rows.map(
+        _tokenise,
+        fn_kwargs={"tokenizer": tokenizer, "is_chat": is_chat, "max_length": max_length},
+        remove_columns=rows.column_names,
+        desc="tokens",
+    )
+
+
+def _tokenise(row: dict[str, Any], tokenizer: Any, is_chat: bool, max_length: int) -> dict:
+    if is_chat:
+        turns, last = row["prompt"], row["completion"]
+        options = {"tokenize": True, "return_dict": False}
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
+        ids = tokenizer.apply_chat_template(turns + last, **options)
+        is_empty = not any(turn["content"] for turn in last)
+    else:
+        text, response = row.get("prompt", ""), row.get("completion", row.get("text", ""))
+        is_empty, end = not response, tokenizer.eos_token
+        prompt = tokenizer(text)["input_ids"] if text else []
+        ids = tokenizer(text + response + ("" if response.endswith(end) else end))["input_ids"]
+    ids = ids[:max_length]
+    pairs = enumerate(zip(prompt, ids, strict=False))
+    n_prompt = next((k for k, (a, b) in pairs if a != b), min(len(prompt), len(ids)))
+    return {"ids": ids, "n_prompt": len(ids) if is_empty else n_prompt}
+
+
+def measure_losses(
+    net: "nn.Module", rows: "Dataset", start: int, *, pass_tokens: int, device: Any
+) -> Float32[ndarray, "n 2"]:
+    r"""Give the mean loss of the response tokens of rows, with and without their instructions.
+
+    $\frac{1}{T} \sum_t -\log p(y_t \mid x, y_{<t})$ and $\frac{1}{T} \sum_t -\log p(y_t \mid
+    y_{<t})$ over the same T tokens, in nats: their quotient is IFD (Li et al., "From Quantity to
+    Quality", arXiv:2308.12032, equations 1 to 3). Without the instruction the response follows the
+    token that begins a text, so that its first token counts in both. A row of plain text has no
+    instruction: both are the same.
+
+    Args:
+        net: In evaluation mode.
+        rows: From `to_token_rows`.
+        start: Token that begins a text.
+        pass_tokens: Tokens of a forward pass, padding included, or one row.
+        device: Where the net is.
+
+    Returns:
+        Float32; NaN where a row has no response.
+    """
+    found = np.full((len(rows), len(COLUMNS)), np.nan, dtype=np.float32)
+    texts: list[tuple[int, int, list[int], int]] = []  # row, column, tokens, where the response is
+    for number, row in enumerate(rows):
+        ids, n_prompt = row["ids"], row["n_prompt"]
+        if n_prompt < len(ids):
+            alone = [start, *ids[n_prompt:]]
+            is_plain = n_prompt == 0
+            texts.append((number, 0, alone if is_plain else ids, 1 if is_plain else n_prompt))
+            texts.append((number, 1, alone, 1))
+    texts.sort(key=lambda text: -len(text[2]))
+    while texts:
+        n_texts = max(1, pass_tokens // len(texts[0][2]))
+        part, texts = texts[:n_texts], texts[n_texts:]
+        losses = mean_losses(net, [(ids, at) for *_, ids, at in part], device)
+        for (number, column, *_), loss in zip(part, losses, strict=True):
+            found[number, column] = loss
+    return found
+
+
+def mean_losses(net: "nn.Module", texts: list[tuple[list[int], int]], device: Any) -> list[float]:
+    """Give the mean negative log-likelihood, in nats, of the tokens of each text from a place on.
+
+    Args:
+        net: In evaluation mode.
+        texts: Tokens, and the place of the first that counts, from 1 to their number - 1.
+        device: Where the net is.
+    """
+    import torch
+
+    width = max(len(ids) for ids, _ in texts)
+    tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in texts])
+    lengths = torch.tensor([len(ids) for ids, _ in texts])[:, None]
+    firsts = torch.tensor([first for _, first in texts])[:, None]
+    places = torch.arange(width)
+    is_before = (places >= firsts - 1) & (places < lengths - 1)  # the next token counts
+    number, column = is_before.nonzero(as_tuple=True)
+    targets = tokens[number, column + 1].to(device)
+    mask = (places < lengths).long().to(device)
+    with torch.inference_mode(), _head_at(net, number.to(device), column.to(device)):
+        logits = net(input_ids=tokens.to(device), attention_mask=mask, use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    sums = torch.zeros(len(texts), dtype=torch.float64)
+    sums.index_add_(0, number, losses.double().cpu())
+    return (sums / (lengths - firsts)[:, 0]).tolist()
+
+
+@contextmanager
+def _head_at(net: "nn.Module", rows: "Tensor", columns: "Tensor") -> Iterator[None]:
+    """Make logits at some positions only: those of all would fill the memory."""
+
+    def choose(_: "nn.Module", inputs: tuple["Tensor"]) -> tuple["Tensor"]:
+        return (inputs[0][rows, columns],)
+
+    head: Any = net.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def load_checkpoint_of(model: str, checkpoint: str, device: Any) -> "nn.Module":
+    """Load a language model to be evaluated, in bf16 on a GPU.
+
+    Args:
+        model: Folder, .gguf file or Hub id.
+        checkpoint: The same, or another model, or a folder with a LoRA adapter of it.
+        device: Where to.
+
+    Raises:
+        InputError: If it cannot be loaded.
+    """
+    import torch
+
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    is_adapter = (Path(checkpoint) / ADAPTER).is_file()
+    net = load_language_model(model if is_adapter else checkpoint, dtype=dtype)
+    if is_adapter:
+        from peft import PeftModel
+
+        with loading(checkpoint):
+            net = PeftModel.from_pretrained(net, checkpoint)
+    return net.to(device).eval()

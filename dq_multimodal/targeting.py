@@ -126,7 +126,7 @@ def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
         raise InputError("target is for plain embeddings, and embedding is gradients")
     if request.target_model is not None and not isinstance(adapter, TextAdapter):
         raise InputError("target_model reads text, and the rows of the source are none")
-    source = load_source(name, split=request.target_split)
+    source = load_source(name, split=request.target_split, config_name=request.target_config)
     n_rows, columns = len(source.dataset), source.dataset.column_names
     if n_rows > MOST:
         raise InputError(

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import FULL, SelectionArguments, fail, read_arguments
+from dq_multimodal.training.arguments import SelectionArguments, fail, read_arguments
+from dq_multimodal.training.selecting import FULL
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +90,8 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
 
     if training.output_dir in (None, "trainer_output"):
         name = Path(rows.dataset_name).name.split(".")[0]
-        training.output_dir = f"runs/{name}-{rows.method}-{rows.keep_ratio:g}-sft"
+        size = f"{rows.keep_ratio:g}" if rows.keep_rows is None else f"{rows.keep_rows}-rows"
+        training.output_dir = f"runs/{name}-{rows.method}-{size}-sft"
     output_dir = Path(training.output_dir)
     training.output_dir = str(output_dir / "checkpoints")
     training.hub_model_id = training.hub_model_id or output_dir.name
@@ -210,7 +212,7 @@ def choose_rows(
     """Give the rows to train on and what metrics.json says of them; only one process selects."""
     from dq_multimodal import Run
     from dq_multimodal.subset import count_bytes
-    from dq_multimodal.training.selecting import select_rows
+    from dq_multimodal.training.selecting import describe_selection, select_rows
 
     if rows.method == FULL:
         size = {"rows": len(source.dataset), "bytes": count_bytes(source.dataset)}
@@ -222,13 +224,8 @@ def choose_rows(
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")
     run = Run(folder)
-    return run.subset, {
-        "rows": run.manifest["kept"],
-        "bytes": run.manifest["bytes"]["subset_data"],
-        "source_rows": run.manifest["rows"],
-        "seconds": run.manifest["seconds"],
-        "folder": str(folder),
-    }
+    n_bytes = run.manifest["bytes"]["subset_data"]
+    return run.subset, describe_selection(run) | {"bytes": n_bytes, "folder": str(folder)}
 
 
 def check_pushes(rows: SelectionArguments, training: "SFTConfig", has_model: bool) -> None:

@@ -4,27 +4,15 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dq_multimodal.config import (
-    DEFAULT_TEXT_MODEL,
-    Draw,
-    InputError,
-    Method,
-    Similarity,
-    check_choice,
-    check_keep_ratio,
-)
+from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
 from dq_multimodal.splits import base_split, rest_of_split, split_ranges
-from dq_multimodal.training.selecting import AdaptiveArguments, source_flags
-
-TrainingMethod = Literal[Method, "full"]
-FULL = "full"
-"""The method that keeps all rows: the other end of every comparison."""
+from dq_multimodal.training.selecting import METHOD_HELP, OrderArguments, source_flags
 
 
 @dataclass
-class SelectionArguments(AdaptiveArguments):
+class SelectionArguments(OrderArguments):
     """Which rows to train on, and which to test on.
 
     The held-out rows are named by `eval_dataset_name` (another dataset), by `eval_split` (another
@@ -51,10 +39,7 @@ class SelectionArguments(AdaptiveArguments):
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Another dataset to hold out, in the same shape."}
     )
-    method: str = field(
-        default="adq",
-        metadata={"help": "adq, dq, graphcut or random; full trains on all rows."},
-    )
+    method: str = field(default="auto", metadata={"help": METHOD_HELP})
     keep_ratio: float = field(default=0.2, metadata={"help": "Share of the rows, in (0, 1]."})
     selection_seed: int = field(default=0, metadata={"help": "Seed of the selection."})
     draw: str = field(default="random", metadata={"help": "Within a bin: random or rank."})
@@ -64,8 +49,9 @@ class SelectionArguments(AdaptiveArguments):
         default=None,
         metadata={"help": "Text columns in order, the last is the response. Default: detected."},
     )
-    embedding_model: str = field(
-        default=DEFAULT_TEXT_MODEL, metadata={"help": "sentence-transformers model or folder."}
+    embedding_model: str | None = field(
+        default=None,
+        metadata={"help": f"sentence-transformers model or folder. Default: {DEFAULT_TEXT_MODEL}."},
     )
     embeddings: str | None = field(
         default=None, metadata={"help": "Ready embeddings of the rows: FILE.npy or a column."}
@@ -75,11 +61,7 @@ class SelectionArguments(AdaptiveArguments):
     )
 
     def __post_init__(self) -> None:
-        check_keep_ratio(self.keep_ratio)
-        check_choice("method", self.method, TrainingMethod)
-        check_choice("draw", self.draw, Draw)
-        check_choice("similarity", self.similarity, Similarity)
-        self.check()
+        self.check(self.method)
         names_eval = self.eval_split is not None or self.eval_dataset_name is not None
         if self.from_run is not None and self.dataset_split is not None and not names_eval:
             self.eval_split = rest_of_split(self.dataset_split)

@@ -6,13 +6,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_multimodal.config import InputError, check_choice, check_keep_ratio
+from dq_multimodal.config import InputError
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import FULL, TrainingMethod
 from dq_multimodal.training.checkpoints import make_accelerator
 from dq_multimodal.training.classify import BATCH_SIZE, ClassifierArguments, train_classifier
 from dq_multimodal.training.image_data import ImageDataArguments
-from dq_multimodal.training.selecting import AdaptiveArguments, select_rows
+from dq_multimodal.training.selecting import (
+    FULL,
+    METHOD_HELP,
+    OrderArguments,
+    describe_selection,
+    select_rows,
+)
 from dq_multimodal.training.weights import find_use, read_weights
 
 if TYPE_CHECKING:
@@ -27,13 +32,10 @@ SMALL_BATCH = 32
 
 
 @dataclass
-class ImageRunArguments(AdaptiveArguments):
+class ImageRunArguments(OrderArguments):
     """Which rows and patches are kept, and what is trained on them."""
 
-    method: str = field(
-        default="adq",
-        metadata={"help": "adq, dq, graphcut or random; full trains on all rows."},
-    )
+    method: str = field(default="auto", metadata={"help": METHOD_HELP})
     keep_ratio: float = field(default=0.1, metadata={"help": "Share of the rows, in (0, 1]."})
     selection_seed: int = field(default=0, metadata={"help": "Seed of the selection."})
     n_bins: int = field(default=10, metadata={"help": "Number of bins of a class."})
@@ -72,10 +74,8 @@ class ImageRunArguments(AdaptiveArguments):
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run."})
 
     def __post_init__(self) -> None:
-        check_keep_ratio(self.keep_ratio)
-        check_choice("method", self.method, TrainingMethod)
-        self.check()
         self.fill = self.fill or ("mae" if self.mae_model else "mean")
+        self.check(self.method)
 
     def options(self) -> dict[str, Any]:
         """Give the settings that `compress` takes."""
@@ -107,14 +107,18 @@ def train_on_subset(
     from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
     from dq_multimodal.vision.columns import match_classes
 
-    if training.per_device_train_batch_size is None:
-        is_small = run.keep_ratio <= SMALL_SHARE and run.method != FULL
-        training.per_device_train_batch_size = SMALL_BATCH if is_small else BATCH_SIZE
     accelerator = make_accelerator()
     name = Path(data.dataset_name.rstrip("/*")).name.split(".")[0]
-    share = f"{run.keep_ratio:g}" + (f"-{run.drop_ratio:g}" if run.drop_ratio else "")
+    share = f"{run.keep_ratio:g}" if run.keep_rows is None else f"{run.keep_rows}-rows"
+    share += f"-{run.drop_ratio:g}" if run.drop_ratio else ""
     output_dir = Path(run.output_dir or f"runs/{name}-{run.method}-{share}-{run.model}")
     source, test_source = data.load(), load_test(data, run)
+    if training.per_device_train_batch_size is None:
+        kept_share = run.keep_ratio
+        if run.keep_rows is not None:
+            kept_share = run.keep_rows / len(source.dataset)
+        is_small = kept_share <= SMALL_SHARE and run.method != FULL
+        training.per_device_train_batch_size = SMALL_BATCH if is_small else BATCH_SIZE
     pins = {
         "n_processes": accelerator.num_processes,
         "source": pin_of(source.origin, has_names=False),
@@ -165,10 +169,11 @@ def train_on_subset(
             "command": sys.argv,
         }
         record.finish(output_dir, metrics)
-    percent = 100.0 if run.method == FULL else 100 * run.keep_ratio
+    percent = 100.0 if run.method == FULL else 100 * selection["keep_ratio"]
+    method = selection.get("method", FULL)
     weighted = "" if use_weights == "none" else f", weights in the {use_weights}"
     return (
-        f"{run.method} {percent:g} %, {run.model}{weighted}: "
+        f"{method} {percent:.4g} %, {run.model}{weighted}: "
         f"{100 * found['accuracy']:.2f} % of {found['rows_tested']:,} test rows right, "
         f"{found['steps']:,} steps in {found['train_seconds']:.0f} s; {output_dir}"
     )
@@ -218,10 +223,5 @@ def choose_rows(
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")
     made = Run(folder)
-    return made.subset, {
-        "rows": made.manifest["kept"],
-        "source_rows": made.manifest["rows"],
-        "bytes": made.manifest["bytes"],
-        "patches": made.manifest.get("patches"),
-        "seconds": made.manifest["seconds"],
-    }
+    of_images = {name: made.manifest.get(name) for name in ("bytes", "patches")}
+    return made.subset, describe_selection(made) | of_images

@@ -8,8 +8,8 @@ from typing import Any
 
 from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
-from dq_multimodal.training.arguments import FULL
 from dq_multimodal.training.record import METRICS
+from dq_multimodal.training.selecting import FULL
 
 SETTINGS = ("max_steps", "per_device_train_batch_size", "learning_rate", "max_length")
 OPTIONS = ("method", "n_bins", "similarity", "drop_ratio", "fill")
@@ -51,15 +51,17 @@ def read_line(
         size, of_run = chosen["bytes"], found["seconds"]
         seconds, is_resumed = of_run["train"], of_run["is_resumed"]
     stages = chosen["seconds"]
-    has_encoder = asked["method"] != "random"  # which reads the rows in that stage and no more
+    method = chosen.get("method", asked["method"])
+    has_encoder = chosen.get("has_encoder", method != "random")  # else that stage only reads rows
     encoded = sum(stages.get(name, 0) for name in ENCODED) if has_encoder else 0
-    keep_ratio = 1.0 if asked["method"] == FULL else asked["keep_ratio"]
+    keep_ratio = 1.0 if method == FULL else chosen.get("keep_ratio", asked["keep_ratio"])
+    options = {name: asked[name] for name in OPTIONS if asked.get(name) is not None}
     kind, _, threads = found["device"].partition(", ")
     return {
         "suite": suite,
         "task": task,
         "selection": selection,
-        "options": {name: asked[name] for name in OPTIONS if asked.get(name) is not None},
+        "options": options | {"method": method},
         "keep": keep_ratio,
         "keep_ratio": keep_ratio,
         "rows": chosen["rows"],

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dq_multimodal.config import (
     DEFAULT_TEXT_MODEL,
     CompressConfig,
-    Importance,
     InputError,
-    Representativeness,
-    check_alpha,
+    Method,
     check_choice,
 )
 from dq_multimodal.training.weights import USE_HELP, UseWeights
@@ -18,8 +16,31 @@ from dq_multimodal.training.weights import USE_HELP, UseWeights
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
+TrainingMethod = Literal[Method, "full"]
+FULL = "full"
+"""The method that keeps all rows: the other end of every comparison."""
+
+METHOD_HELP = "A method of dq-multimodal compress, auto included; full trains on all rows."
+
 DRAWN = ("method", "draw", "seed")
-"""What `resample` can change; of adq also how its bins are weighed."""
+"""What `resample` can change beside the size; of adq also how its bins are weighed."""
+
+ORDER = (
+    "dynamics",
+    "difficulty",
+    "noise_ratio",
+    "target",
+    "target_split",
+    "target_config",
+    "target_columns",
+    "target_share",
+    "target_model",
+    "target_gradients",
+    "drop_duplicates",
+    "cap_by",
+    "cap",
+)
+"""What decides the order of the rows beside the method, in `compress` alone."""
 
 FIXED = (
     "n_bins",
@@ -30,14 +51,69 @@ FIXED = (
     "embeddings",
     "text_columns",
     "label_column",
+    *ORDER,
 )
-"""What it cannot."""
+"""What `resample` cannot change."""
 
 
 @dataclass
-class AdaptiveArguments:
-    """How adq weighs the bins, a finished run to draw from, and what weights of rows are for."""
+class OrderArguments:
+    """What decides which rows are kept beside the method, and what their weights are for."""
 
+    keep_rows: int | None = field(
+        default=None, metadata={"help": "Number of rows to keep, in place of keep_ratio."}
+    )
+    dynamics: str | None = field(
+        default=None,
+        metadata={"help": "Training dynamics, FILE.npy of train_extractor.py or score_text.py."},
+    )
+    difficulty: str | None = field(
+        default=None,
+        metadata={
+            "help": "coverage: rows weigh by aum, cad, dual, dyn-unc, el2n or forgetting of the "
+            "dynamics, ifd of losses, or a column of numbers."
+        },
+    )
+    noise_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the rows of the lowest AUM that go to the end. Default: 0.05 for "
+            "coverage with dynamics, 0.3 for ccs, else 0."
+        },
+    )
+    target: str | None = field(
+        default=None, metadata={"help": "Dataset of rows that the model shall be good at."}
+    )
+    target_split: str = field(default="train", metadata={"help": "Split of the target."})
+    target_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the target on the Hub."}
+    )
+    target_columns: list[str] | None = field(
+        default=None, metadata={"help": "Text columns of the target. Default: detected."}
+    )
+    target_share: float = field(
+        default=0.7, metadata={"help": "Share of the subset that is picked for the target."}
+    )
+    target_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Causal language model whose hidden states compare rows with the target. "
+            "Default: the embeddings do."
+        },
+    )
+    target_gradients: bool = field(
+        default=False, metadata={"help": "Compare by LoRA gradients of that model."}
+    )
+    drop_duplicates: float | None = field(
+        default=None,
+        metadata={"help": "Cosine from which a row near to one before it goes to the end."},
+    )
+    cap_by: str | None = field(
+        default=None, metadata={"help": "Column of which no value may pass cap."}
+    )
+    cap: float | None = field(
+        default=None, metadata={"help": "Rows of one value, or their share below 1."}
+    )
     alpha: float = field(
         default=0.6, metadata={"help": "adq: weight of a bin's importance beside its size."}
     )
@@ -56,19 +132,21 @@ class AdaptiveArguments:
     )
     use_weights: str | None = field(default=None, metadata={"help": USE_HELP})
 
-    def check(self) -> None:
-        """Raise unless the settings are known ones."""
-        check_alpha(self.alpha)
-        check_choice("importance", self.importance, Importance)
-        if self.representativeness is not None:
-            check_choice("representativeness", self.representativeness, Representativeness)
+    def check(self, method: str) -> None:
+        """Raise unless `compress` would take the settings; a run is asked when it is drawn from."""
         if self.use_weights is not None:
             check_choice("use_weights", self.use_weights, UseWeights)
+        check_choice("method", method, TrainingMethod)
+        options = self.options()
+        if self.from_run is not None or method == FULL:
+            options = {n: v for n, v in options.items() if n not in (*ORDER, "method")}
+        CompressConfig(**{"dataset": "", **options})
 
     def options(self) -> dict[str, Any]:
         """Give the settings that `compress` takes."""
-        names = ("alpha", "importance", "representativeness")
-        return {name: getattr(self, name) for name in names}
+        names = ("alpha", "importance", "representativeness", "keep_rows", *ORDER)
+        found = {name: getattr(self, name) for name in names}
+        return found | {"target_columns": self.target_columns and tuple(self.target_columns)}
 
 
 def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
@@ -126,6 +204,8 @@ def select_rows(
     """
     from dq_multimodal.pipeline import compress
 
+    if options.get("keep_rows") is not None:
+        options = {name: value for name, value in options.items() if name != "keep_ratio"}
     if from_run is None:
         return compress(dataset_name, output_dir=folder, **options)
     from dq_multimodal.hub import open_run
@@ -150,6 +230,21 @@ def select_rows(
             )
     if options.get("drop_ratio"):
         raise InputError("from_run draws whole rows: it does not go with drop_ratio")
-    names = (*DRAWN, "alpha", "importance") if options.get("method", "adq") == "adq" else DRAWN
+    if options.get("method") in (None, "auto"):
+        options = {**options, "method": run.request.method}
+    names = (*DRAWN, "alpha", "importance") if options["method"] == "adq" else DRAWN
     drawn = {name: options[name] for name in names if name in options}
-    return resample(run, options["keep_ratio"], output_dir=folder, **drawn)
+    sizes: dict[str, Any] = {name: options.get(name) for name in ("keep_ratio", "keep_rows")}
+    return resample(run, output_dir=folder, **sizes, **drawn)
+
+
+def describe_selection(run: "Run") -> dict[str, Any]:
+    """Give what metrics.json says of how the rows of a run were chosen."""
+    return {
+        "method": run.request.method,
+        "keep_ratio": run.request.keep_ratio,
+        "has_encoder": run.request.needs_embeddings,
+        "rows": run.manifest["kept"],
+        "source_rows": run.manifest["rows"],
+        "seconds": run.manifest["seconds"],
+    }

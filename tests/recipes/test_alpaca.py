@@ -44,7 +44,7 @@ def flags_of(parts, small_encoder, out, *flags):
         *("--output_dir", out, "--max_steps", 8, "--logging_steps", 1, "--max_length", 64),
         *("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1),
         *("--learning_rate", "1e-2", "--eval_split", "train[90%:]"),
-        *("--dataset_split", "train[:90%]", *flags),
+        *("--dataset_split", "train[:90%]", "--method", "adq", *flags),
     ]
     return [str(flag) for flag in given]
 
@@ -142,7 +142,7 @@ def test_a_gguf_file_is_trained_whole_and_saved(parts, small_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "best"], "error: method must be one of adq, dq, graphcut, random, full"),
+        (["--method", "best"], "error: method must be one of auto, random, blocks"),
         (["--keep_ratio", "2"], "error: keep_ratio must lie in (0, 1], got 2.0"),
         (["--model_name_or_path", "no/model"], "error: the Hub is out of reach and model no/model"),
         (["--dataset_name", "no/data"], "error: the Hub is out of reach and no/data"),

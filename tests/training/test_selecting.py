@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from dq_multimodal import compress
+from dq_multimodal import InputError, compress
 from dq_multimodal.training.arguments import SelectionArguments, read_arguments
 from dq_multimodal.training.image_data import ImageDataArguments
 from dq_multimodal.training.image_run import ImageRunArguments
-from dq_multimodal.training.selecting import AdaptiveArguments, select_rows
+from dq_multimodal.training.selecting import OrderArguments, describe_selection, select_rows
+from dq_multimodal.training.weights import read_weights
 
 
 def test_settings_of_adq_do_not_stand_in_the_way_of_other_methods(tmp_path):
@@ -18,7 +19,7 @@ def test_settings_of_adq_do_not_stand_in_the_way_of_other_methods(tmp_path):
     given = {"embeddings": str(tmp_path / "emb.npy"), "report": False}
     run = compress(path, method="dq", output_dir=tmp_path / "run", **given)
     for method in ("dq", "random"):
-        options = AdaptiveArguments().options() | {"method": method, "keep_ratio": 0.5, "seed": 3}
+        options = OrderArguments().options() | {"method": method, "keep_ratio": 0.5, "seed": 3}
         origin = run.config["source"]
         drawn = select_rows(path, tmp_path / method, options, str(run.path), origin)
         straight = run.resample(0.5, method=method, seed=3, output_dir=tmp_path / f"{method}2")
@@ -54,3 +55,46 @@ def test_a_run_names_its_dataset_and_what_it_left_to_be_held_out(tmp_path, capsy
             read("--from_run", folder)
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_decides_the_order_reaches_compress(tmp_path):
+    """A number of rows, dynamics and a difficulty: the run has them, the weights and its name."""
+    rng = np.random.default_rng(0)
+    path = str(tmp_path / "rows.parquet")
+    rows = {"text": [f"row {k}" for k in range(60)], "source": ["a", "b"] * 30}
+    Dataset.from_dict(rows).to_parquet(path)
+    np.save(tmp_path / "emb.npy", rng.normal(size=(60, 4)).astype(np.float32))
+    np.save(tmp_path / "dyn.npy", rng.uniform(size=(4, 60, 3)).astype(np.float16))
+    flags = ("--dataset_name", path, "--dataset_split", "train", "--keep_rows", "12")
+    flags += ("--embeddings", tmp_path / "emb.npy", "--dynamics", tmp_path / "dyn.npy")
+    flags += ("--difficulty", "aum", "--cap_by", "source", "--cap", "0.5")
+    (found,) = read_arguments([SelectionArguments], {}, list(map(str, flags)))
+    run = select_rows(path, tmp_path / "run", {**found.options(), "report": False}, None, {})
+    request = run.request
+    assert (len(run.subset), request.method, request.difficulty) == (12, "coverage", "aum")
+    assert sorted(run.subset["source"]) == ["a"] * 6 + ["b"] * 6
+    about = describe_selection(run)
+    assert (about["method"], about["rows"], about["keep_ratio"]) == ("coverage", 12, 0.2)
+    weights = read_weights(run.subset)
+    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+    asked = {**found.options(), "keep_rows": 6}
+    drawn = select_rows(path, tmp_path / "less", asked, str(run.path), run.config["source"])
+    assert (len(drawn.subset), drawn.request.method) == (6, "coverage")
+    other = asked | {"difficulty": "el2n"}
+    with pytest.raises(InputError, match="difficulty el2n was asked, and the run"):
+        select_rows(path, tmp_path / "no", other, str(run.path), run.config["source"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "ccs"}, "ccs needs the training dynamics"),
+        ({"keep_rows": 0}, "keep_rows must be"),
+        ({"target_share": 0.0}, "target_share must lie in"),
+        ({"use_weights": "both"}, "use_weights must be one of loss, sample, none"),
+    ],
+)
+def test_bad_settings_are_said_before_the_work(change, message):
+    for kind in (SelectionArguments, ImageRunArguments):
+        with pytest.raises(InputError, match=message):
+            kind(**change)

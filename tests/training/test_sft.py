@@ -84,7 +84,7 @@ def test_flags_win_over_the_file(tmp_path):
         ("keep_ration: 0.5", "keep_ration"),
         ("keep_ratio: 20%", "20%"),
         ("keep_ratio: 3", "keep_ratio must lie in (0, 1], got 3.0"),
-        ("method: best", "method must be one of adq, dq, graphcut, random, full, got 'best'"),
+        ("method: best", "ccs, dual, full, got 'best'"),
         ("a: [", "is not YAML"),
         ("- a", "must hold flat entries"),
         ("a: {b: 1}", "must hold flat entries"),

@@ -3,9 +3,13 @@
     decides: The question that this suite answers.
     tasks:        # optional: data beside that of eval/datasets.yaml
     protocols:    # optional: settings beside those of eval/protocols.yaml
-    selections:   # name: options of `compress`, or a row list
+    selections:   # name: options of `compress`, or a row list, or by_length
     compare:      # groups of cells, in the order of worth
 
+A selection may have keys of its own beside the options of `compress`: `use_weights` (loss, sample
+or none: what becomes of the weights of its rows, by default of their losses), `by_class: false`
+(random rows whatever their labels), `row_list` with `where` (see `read_row_list`), and `by_length:
+true` (the rows with the longest responses). `target: task` stands for the target rows of the task.
 An entry of tasks or protocols may say `like: NAME` and change some of that one.
 
 A cell is one training run: a task, a selection with a keep ratio and a draw, a protocol, a net and

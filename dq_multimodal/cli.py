@@ -287,9 +287,17 @@ def _fill_in(arguments: list[str]) -> list[str]:
     found = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         found.append(argument)
-        if argument == "--drop-duplicates" and not following[:1].isdigit():
+        if argument == "--drop-duplicates" and not _is_number(following):
             found.append("0.95")
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tuple[int, str | None]:

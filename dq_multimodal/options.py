@@ -275,7 +275,7 @@ def given_options(context: typer.Context, *left_out: str) -> dict[str, Any]:
         "keep_ratio": parse_ratio,
         "drop_ratio": parse_drop_ratio,
         "text_columns": parse_columns,
-        "target_columns": parse_columns,
+        "target_columns": lambda text: parse_columns(text, "target_columns"),
         "max_memory": parse_bytes,
     }
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -307,11 +307,11 @@ def parse_drop_ratio(text: str) -> float:
     return ratio
 
 
-def parse_columns(text: str | None) -> tuple[str, ...] | None:
+def parse_columns(text: str | None, name: str = "text_columns") -> tuple[str, ...] | None:
     """Read column names parted by commas."""
     if text is None:
         return None
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise InputError(f"text_columns must be names parted by commas, got {text!r}")
+        raise InputError(f"{name} must be names parted by commas, got {text!r}")
     return names

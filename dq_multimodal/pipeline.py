@@ -133,6 +133,7 @@ def compress(
         if aim is not None:
             config["target"] = describe_target(aim, request)
         marks = make_marks(source.dataset, request, len(strata))
+        count_subset(strata, request, marks)  # raises if a cap leaves too few
         if not overwrite and is_finished(target, config, with_report=report):
             return found_complete(target)
         note_model(config, adapter, request, source.dataset.column_names)

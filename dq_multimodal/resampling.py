@@ -157,8 +157,8 @@ def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarr
     """Find source rows: in the subset of the run if it holds them all, else in the source."""
     n_held = int(run.manifest["kept"])
     written = subset.read_numbers(run.path, n_held)
-    wanted = subset.name_numbers(read_kept(run.path, run.request))
-    if not written.equals(wanted.select(written.column_names)):
+    wanted = read_kept(run.path, run.request)
+    if not subset.is_of_kept(written, wanted, run.request.method):
         raise InputError(f"the subset of {run.path} does not hold the rows marked as kept")
     numbers = written["dq_row"].to_numpy()
     missing = np.setdiff1d(kept, numbers)

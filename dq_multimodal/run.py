@@ -85,10 +85,11 @@ class Run:
         missing = [name for name in files if not (self.path / name).exists()]
         if missing:
             raise InputError(f"the run in {path} is not whole: {', '.join(missing)} is missing")
-        if bins_kind(self.request.method) not in ("none", config["bins"]):
+        method = self.request.method
+        if method == "auto" or bins_kind(method) not in ("none", config["bins"]):
             raise InputError(
                 f"{self.path / folder.CONFIG} is not the config.yaml of a run: its method is "
-                f"{self.request.method}, and its bins are {config['bins']}"
+                f"{method}, and its bins are {config['bins']}"
             )
 
     @property
@@ -261,10 +262,14 @@ def _is_of_hub(path: Path) -> bool:
 
 
 def default_folder(request: CompressConfig) -> Path:
-    """Give runs/DATASET-METHOD-RATIO, a long name cut to what file systems take."""
+    """Give runs/DATASET-METHOD-RATIO, or with keep_rows runs/DATASET-METHOD-N-rows.
+
+    A long name is cut to what file systems take.
+    """
     name = re.sub(r"[^\w.-]+", "", short_name(request.dataset)).strip(".") or "dataset"
     name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
-    return Path("runs") / f"{name}-{request.method}-{request.keep_ratio:g}"
+    size = f"{request.keep_ratio:g}" if request.keep_rows is None else f"{request.keep_rows}-rows"
+    return Path("runs") / f"{name}-{request.method}-{size}"
 
 
 SEALED = ("complete", "files", "digest")

@@ -12,7 +12,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.atomic import open_parquet
-from dq_multimodal.config import InputError
+from dq_multimodal.config import InputError, Method
 from dq_multimodal.local_data import read_parquet
 from dq_multimodal.row_files import NO_FILES, admit, count_outside, embed, measure_outside
 from dq_multimodal.row_sizes import cut_rows, measure_rows
@@ -276,6 +276,12 @@ def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
     return pa.concat_tables(tables)
 
 
-def name_numbers(kept: "pa.Table") -> "pa.Table":
-    """Give the columns of kept rows the names that they have in the subset."""
-    return kept.rename_columns([f"dq_{name}" for name in kept.column_names])
+def is_of_kept(written: "pa.Table", kept: "pa.Table", method: Method) -> bool:
+    """Say whether `read_numbers` found the numbers and weights of the kept rows, `read_kept`.
+
+    Earlier releases wrote no weights of adq.
+    """
+    wanted = kept.rename_columns([f"dq_{name}" for name in kept.column_names])
+    if method == "adq" and "dq_weight" not in written.column_names:
+        wanted = wanted.drop_columns(["dq_weight"])
+    return written.equals(wanted)

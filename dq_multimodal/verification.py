@@ -144,12 +144,9 @@ def _differing_columns(table: "pa.Table", written: "pa.Table") -> list[str]:
 
 
 def _check_numbers(run: Run) -> Found:
-    wanted = subset.name_numbers(read_kept(run.path, run.request))
+    wanted = read_kept(run.path, run.request)
     found = subset.read_numbers(run.path, len(wanted))
-    names = [n for n in wanted.column_names if n != "dq_weight" or n in found.column_names]
-    if found.column_names != names:
-        return [f"it has the columns {', '.join(found.column_names)}"]
-    is_same = found.equals(wanted.select(names))
+    is_same = subset.is_of_kept(found, wanted, run.request.method)
     faults = [] if is_same else ["they are not those marked as kept, with their weights"]
     return faults, f"{len(found):,} rows"
 

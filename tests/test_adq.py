@@ -35,7 +35,7 @@ def run(texts, small_encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adq")
     path = str(folder / "texts.parquet")
     Dataset.from_dict({"text": texts}).to_parquet(path)
-    options = {"n_bins": 7, "output_dir": folder / "run", "report": False}
+    options = {"method": "adq", "n_bins": 7, "output_dir": folder / "run", "report": False}
     return compress(path, embedding_model=str(small_encoder), **options)
 
 
@@ -43,8 +43,7 @@ def table(run):
     return pq.read_table(run.path / "bins.parquet").to_pandas()
 
 
-def test_adq_is_the_default_and_its_files_tell_the_whole_story(run):
-    assert run.request.method == "adq"
+def test_the_files_of_adq_tell_the_whole_story(run):
     found = table(run)
     assert not found.isnull().any().any()
     assert (found.diversity < 0).all()
@@ -53,6 +52,8 @@ def test_adq_is_the_default_and_its_files_tell_the_whole_story(run):
     weights = adaptive_weights(run.bins, found.importance.to_numpy(), 0.6)
     np.testing.assert_allclose(found.weight, weights)
     np.testing.assert_array_equal(run.order, order_rows(run.bins, weights))
+    shares = (found["size"] / found.kept)[run.bins.bin[run.kept]].to_numpy()
+    np.testing.assert_allclose(run.subset["dq_weight"], shares / shares.mean(), rtol=1e-6)
     assert found.kept.sum() == 80
     assert len(set(found.kept)) > 1, "the sample is uniform: the scores did nothing"
     assert [check.result for check in verify(run)] == ["passed"] * 5
@@ -126,7 +127,7 @@ def test_a_run_without_scores_says_so(texts, small_encoder, tmp_path):
 def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encoder, tmp_path):
     rows = Dataset.from_dict({"text": texts})
     given = str(run.path / "embeddings.npy")
-    options = {"embeddings": given, "n_bins": 7, "report": False}
+    options = {"method": "adq", "embeddings": given, "n_bins": 7, "report": False}
     model = {"embedding_model": str(small_encoder), "representativeness": "texture"}
     ready = compress(rows, output_dir=tmp_path / "a", score_rows=1000, **model, **options)
     # the sample is every row, so all scores are those of the whole pass
@@ -146,7 +147,7 @@ def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encod
 
 def test_what_is_missing_is_named(cli, tmp_path, run):
     Dataset.from_dict({"x": list(range(400))}).to_parquet(tmp_path / "x.parquet")
-    given = ("--embeddings", run.path / "embeddings.npy")
+    given = ("--method", "adq", "--embeddings", run.path / "embeddings.npy")
     done = cli("compress", "x.parquet", *given, code=2)
     assert "adq scores the text or images of rows" in done.stderr
     assert "has the columns x: name --text-columns, or --method dq" in done.stderr
@@ -177,6 +178,7 @@ def test_surprisal_for_text_only(run, texts, small_encoder, small_classifier, tm
     rows = Dataset.from_dict({"text": texts})
     made = compress(
         rows,
+        method="adq",
         representativeness="surprisal",
         embedding_model=str(small_encoder),
         n_bins=7,
@@ -198,7 +200,7 @@ def images(folder, classifier, **options):
         features=Features({"img": Image(), "label": Dataset.from_dict({"a": [1]}).features["a"]}),
     )
     settings = {"embedding_model": str(classifier), "n_bins": 3, "output_dir": folder, **options}
-    return compress(rows, report=False, **settings)
+    return compress(rows, method="adq", report=False, **settings)
 
 
 @pytest.mark.parametrize("kind", ["features", "gradients"])
@@ -310,7 +312,7 @@ def test_nothing_that_can_be_scored_is_dq(tmp_path, small_classifier, texts, sma
     rows = Dataset.from_dict(
         {"img": [{"bytes": b"no picture", "path": None}] * 40}, features=Features({"img": Image()})
     )
-    options = {"n_bins": 4, "report": False}
+    options = {"method": "adq", "n_bins": 4, "report": False}
     blank = compress(
         rows,
         embedding_model=str(small_classifier),

@@ -16,7 +16,16 @@ from typing import Any
 
 import yaml
 
-from dq_multimodal import documents, embedding, patch_records, report, scoring, selection, subset
+from dq_multimodal import (
+    documents,
+    embedding,
+    patch_records,
+    report,
+    scoring,
+    selection,
+    subset,
+    targeting,
+)
 from dq_multimodal.atomic import open_parquet, write_text
 from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
@@ -54,6 +63,7 @@ WHOLE = {
     subset.PARTIAL: subset.PART,
     scoring.FOLDER: rf"(rows|views)(/({_ROWS})({re.escape(embedding.PARTIAL)}|\.tmp)?)?",
     patch_records.FOLDER: r"\d{6}\.parquet(\.tmp)?",
+    targeting.FOLDER: targeting.WHOLE_PATTERN,
 }
 """Folders that a run replaces or removes as a whole, and what it writes into them."""
 
@@ -272,7 +282,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def record_files(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Give a manifest with bytes and SHA-256 of all files of the run, and its own digest."""
-    names = [CONFIG, selection.SELECTION_FILE, selection.BINS_FILE, embedding.FILE, *SHOWN]
+    picks = f"{targeting.FOLDER}/{targeting.PICKS}"
+    names = [CONFIG, selection.SELECTION_FILE, selection.BINS_FILE, embedding.FILE, picks, *SHOWN]
     names.remove(report.FILE)  # tells how long the work took
     paths = [path for name in names if (path := folder / name).is_file()]
     paths += subset.subset_files(folder)

@@ -42,6 +42,9 @@ NO_WRITING = ("no_access", "read")
 ROW_NAMES = ("label_column", "image_column", "text_columns", "columns", "column", "template")
 """Settings that name what is in the rows, never a place."""
 PLACES = (
+    "dynamics",
+    "target",
+    "target_model",
     "embeddings",
     "embedding_model",
     "attribution_model",
@@ -386,11 +389,15 @@ def _download(repo_id: str, name: str, kind: Kind, commit: str) -> Path:
 def public_config(config: dict[str, Any]) -> dict[str, Any]:
     """Give config.yaml without the folders of this machine: a local path becomes its last part."""
     config = deepcopy(config)
-    source, request = config["source"], config["request"]
-    source.pop("image_folder", None)
-    if source["kind"] in ("file", "folder"):
-        source.pop("path", None)  # a run that comes from the Hub has none
-        source["name"] = request["dataset"] = Path(source["name"]).name or source["name"]
+    origins = {"dataset": config["source"], "target": (config.get("target") or {}).get("source")}
+    for setting, origin in origins.items():
+        if origin is None:
+            continue
+        origin.pop("image_folder", None)
+        if origin["kind"] in ("file", "folder"):
+            origin.pop("path", None)  # a run that comes from the Hub has none
+            name = Path(origin["name"]).name or origin["name"]
+            origin["name"] = config["request"][setting] = name
     return _strip(config)
 
 

@@ -1,9 +1,10 @@
 """What is known of rows beside their bins: what leaves rows out, puts them last or weighs them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -168,14 +169,14 @@ def weigh_dynamics(values: Float[ndarray, "t n k"], request: CompressConfig) -> 
     """Give every row its weight in the coverage by a score of its dynamics; NaN weighs nothing."""
     from dq_multimodal.core import difficulty
 
-    name = request.difficulty or ""
+    name = cast(difficulty.Score, request.difficulty)
     is_of_losses = name == "ifd"
     if is_of_losses != (values.shape[2] == 2):
         wanted = "losses of responses" if is_of_losses else "training dynamics"
         raise InputError(f"difficulty {name} is of {wanted}, got dynamics of shape {values.shape}")
     known = ~np.isnan(values).any(axis=(0, 2))
     some = values[:, known]
-    scores = {
+    scores: dict[difficulty.Score, Callable[[ndarray], ndarray]] = {
         "aum": difficulty.aum,
         "cad": lambda v: difficulty.cad(v, len(v)),
         "dual": difficulty.dual,

@@ -27,6 +27,7 @@ from dq_multimodal.core import (
 from dq_multimodal.core.balance import balance_rows, draw_balanced
 from dq_multimodal.core.coverage import cover_rows, weigh_by_nearest
 from dq_multimodal.core.difficulty import ccs_strata, dual_propensity
+from dq_multimodal.core.duplicates import find_duplicates
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.core.order import cap_rows, count_capped, put_last
 from dq_multimodal.core.target import mix_orders
@@ -169,8 +170,6 @@ def mark_duplicates(
     """Find the near-duplicates of every row that comes before it in the order of the method."""
     from tqdm import tqdm
 
-    from dq_multimodal.core.duplicates import find_duplicates
-
     assert request.drop_duplicates is not None
     order = order_by_method(bins, request, scores, marks)
     with tqdm(desc="duplicates", unit="pair", unit_scale=True) as bar:
@@ -251,7 +250,7 @@ def _order_rows(
         )
         return _draw_by_chance(chance, seed, rows)
     if method == "blocks":
-        rank = draw_balanced(_rank_anew(bins), bins.stratum, seed)
+        rank = draw_balanced(bins.rank, bins.stratum, seed, rows)
         return order_rows(Bins(bins.bin, rank, bins.gain, bins.stratum), draw="rank")
     draw = "rank" if method in ("graphcut", "coverage") else request.draw
     weights = weigh_bins(bins, request, scores) if method == "adq" else None
@@ -281,16 +280,6 @@ def _draw_by_chance(
     place = np.empty(len(rows), dtype=np.int64)
     place[np.lexsort((uniform, keys))] = np.arange(len(rows))
     return place
-
-
-def _rank_anew(bins: Bins) -> Int[ndarray, " n"]:
-    """Number the rows of every stratum from 0 by their ranks, of which some may be missing."""
-    at = np.lexsort((bins.rank, bins.stratum))
-    strata = bins.stratum[at]
-    starts = np.searchsorted(strata, strata)
-    rank = np.empty(len(at), dtype=np.int64)
-    rank[at] = np.arange(len(at)) - starts
-    return rank
 
 
 def _is_repeated(group: Int[ndarray, " n"], place: Int[ndarray, " n"]) -> Bool[ndarray, " n"]:

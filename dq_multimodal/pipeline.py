@@ -60,6 +60,7 @@ from dq_multimodal.selection import (
     write_selection,
 )
 from dq_multimodal.source import Source, pin_of
+from dq_multimodal.targeting import Target, describe_target, load_target, pick_targets
 from dq_multimodal.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from dq_multimodal.patching import PatchDropper
-    from dq_multimodal.targeting import Target
 
 BEGUN = {
     "embeddings": embedding.PROGRESS,
@@ -123,8 +123,6 @@ def compress(
         adapter = choose_adapter(source.dataset, request)
         aim = None
         if request.target is not None:
-            from dq_multimodal.targeting import describe_target, load_target
-
             aim = load_target(request, adapter)
         label_column = label_column_of(adapter, request)
         strata, labels, unlabelled = survey(source, adapter, request, label_column)
@@ -252,7 +250,7 @@ def _mark_more(
     source: Source,
     adapter: Adapter | None,
     embeddings: "ndarray | None",
-    aim: "Target | None",
+    aim: Target | None,
     bins: Bins,
     request: CompressConfig,
     scores: Scores | None,
@@ -265,8 +263,6 @@ def _mark_more(
     """
     notes = []
     if aim is not None:
-        from dq_multimodal.targeting import pick_targets
-
         found = pick_targets(folder, source.dataset, adapter, embeddings, aim, request)
         marks = marks.with_(target_rank=found.rank, target_row=found.row)
         notes += found.notes

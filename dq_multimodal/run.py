@@ -22,6 +22,7 @@ from dq_multimodal import (
     patch_records,
     scoring,
     subset,
+    targeting,
 )
 from dq_multimodal.atomic import expand_home
 from dq_multimodal.config import (
@@ -243,7 +244,8 @@ class Run:
     def find_damage(self) -> dict[str, str]:
         """Say which files are not those that the run recorded, and how; see verify."""
         found = folder.find_damage(self.path, self.manifest, is_deep=True)
-        optional = {embedding.FILE, *folder.SHOWN}  # on the Hub there are fewer
+        picks = f"{targeting.FOLDER}/{targeting.PICKS}"
+        optional = {embedding.FILE, picks, *folder.SHOWN}  # on the Hub there are fewer
         found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
         if not documents.is_sealed(self.manifest):
             found[folder.MANIFEST] = "has another content"
@@ -401,6 +403,7 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
     shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now
+    targeting.forget_vectors(target)
     finished = folder.record_files(target, {"complete": True, **manifest})
     folder.write_manifest(target, finished)
     return Run(target)

@@ -314,7 +314,7 @@ def find_damage(folder: Path, manifest: dict[str, Any], *, is_deep: bool = False
     if record is None:
         return {name: "is torn" for name in sorted(needed | {CARD}) if _is_torn(folder / name)}
     parts |= {name for name in record if re.fullmatch(f"{subset.FOLDER}/{subset.PART}", name)}
-    may_be = {embedding.FILE, *SHOWN}
+    may_be = {embedding.FILE, f"{targeting.FOLDER}/{targeting.PICKS}", *SHOWN}
     found = {}
     for name in sorted((needed - {subset.FOLDER}) | parts | record.keys()):
         path, written = folder / name, record.get(name)

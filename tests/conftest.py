@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -90,16 +91,20 @@ def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run the real command line as a subprocess in tmp_path."""
+@pytest.fixture(scope="session")
+def command() -> Cli:
+    """Run the real command line as a subprocess in a folder."""
 
     def run(
-        *arguments: object, env: dict[str, str] | None = None, code: int = 0, **options: object
-    ):
+        folder: Path,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        code: int = 0,
+        **options: object,
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "dq_multimodal.cli", *map(str, arguments)],
-            cwd=tmp_path,
+            cwd=folder,
             env=env or os.environ.copy(),
             capture_output=True,
             text=True,
@@ -110,3 +115,9 @@ def cli(tmp_path: Path) -> Cli:
         return done
 
     return run
+
+
+@pytest.fixture
+def cli(command: Cli, tmp_path: Path) -> Cli:
+    """Run the real command line as a subprocess in tmp_path."""
+    return partial(command, tmp_path)

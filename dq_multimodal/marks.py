@@ -169,14 +169,14 @@ def weigh_dynamics(values: Float[ndarray, "t n k"], request: CompressConfig) -> 
     """Give every row its weight in the coverage by a score of its dynamics; NaN weighs nothing."""
     from dq_multimodal.core import difficulty
 
-    name = cast(difficulty.Score, request.difficulty)
+    name = cast(DifficultyName, request.difficulty)
     is_of_losses = name == "ifd"
     if is_of_losses != (values.shape[2] == 2):
         wanted = "losses of responses" if is_of_losses else "training dynamics"
         raise InputError(f"difficulty {name} is of {wanted}, got dynamics of shape {values.shape}")
     known = ~np.isnan(values).any(axis=(0, 2))
     some = values[:, known]
-    scores: dict[difficulty.Score, Callable[[ndarray], ndarray]] = {
+    scores: dict[DifficultyName, Callable[[ndarray], ndarray]] = {
         "aum": difficulty.aum,
         "cad": lambda v: difficulty.cad(v, len(v)),
         "dual": difficulty.dual,

@@ -12,7 +12,7 @@ from numpy import ndarray
 from dq_multimodal.core.bins import as_matrix, for_each, split_strata, stratum_codes
 from dq_multimodal.core.compiled import compile_loop
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.core.partition import GRID, _Directions
+from dq_multimodal.core.partition import GRID, Directions
 
 BLOCK_VALUES = 2**21
 SMALL_ROWS = 2**14
@@ -122,7 +122,7 @@ def whole_rows(
     values: Float[ndarray, "n d"], rows: Int[ndarray, " k"] | None = None
 ) -> Int32[ndarray, "k d"]:
     """Give some rows unit length, in whole units of 2^-26; None is all."""
-    to_unit = _Directions()
+    to_unit = Directions()
     n_rows = len(values) if rows is None else len(rows)
     units = np.empty((n_rows, values.shape[1]), dtype=np.int32)
     step = max(1, BLOCK_VALUES // values.shape[1])

@@ -12,7 +12,7 @@ from numpy import ndarray
 from dq_multimodal.config import InputError
 from dq_multimodal.core.bins import as_matrix, count_threads, for_each, split_strata, stratum_codes
 from dq_multimodal.core.compiled import compile_loop
-from dq_multimodal.core.partition import _Directions, partition_rows
+from dq_multimodal.core.partition import Directions, partition_rows
 
 MAX_ROWS = 20_000
 """Rows whose cosines with one another are held in one table, 1.6 GB."""
@@ -246,7 +246,7 @@ def cut_rows(
 def _make_table(values: Float[ndarray, "n d"], members: Int[ndarray, " k"]) -> Int[ndarray, "k k"]:
     """Give the cosines of all pairs of some rows, in units of 2^-30."""
     size, width = len(members), values.shape[1]
-    to_unit = _Directions()
+    to_unit = Directions()
     rows = np.empty((size, width))
     step = max(1, TILE_VALUES // width)
     for start in range(0, size, step):

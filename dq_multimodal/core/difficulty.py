@@ -7,15 +7,14 @@ read as they are and summed in float64.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.config import InputError
+from dq_multimodal.config import DifficultyName, InputError
 
-Score = Literal["aum", "cad", "dual", "dyn-unc", "el2n", "forgetting", "ifd"]
 ROUNDING = 2.0**-10
 """By so much numbers of half precision may lie outside their range."""
 BETA = 15
@@ -169,7 +168,7 @@ def ifd(losses: Any) -> Float[ndarray, "*shape"]:
     return np.where(without > 0, with_it / np.where(without > 0, without, 1), 1.0)
 
 
-def difficulty_weights(name: Score, scores: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+def difficulty_weights(name: DifficultyName, scores: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Turn scores into weights of rows, larger for harder rows.
 
     AUM becomes 1 - AUM, the others stay. Weights above the 95th percentile are lowered to it, so

@@ -77,7 +77,7 @@ def partition_rows(
     if n_rows > size:
         keys = hash_numbers(seed ^ SALT, picks.astype(np.uint64))
         picks = np.sort(np.argpartition(keys, size)[:size])
-    place = _Directions() if similarity == "cosine" else _Places(values, picks)
+    place = Directions() if similarity == "cosine" else _Places(values, picks)
     sample = place(values[picks])[0]
     uniform = hash_numbers(seed ^ SALT, ~np.arange(n_parts, dtype=np.uint64)) >> np.uint64(11)
     centres = find_centres(sample, uniform * 2.0**-53, is_spherical=similarity == "cosine")
@@ -178,10 +178,11 @@ def nearest(
     return codes
 
 
-class _Directions:
+class Directions:
     """Gives rows unit length, on the grid; rows of zeros stay zero."""
 
     def __call__(self, block: ndarray) -> tuple[Float[ndarray, "b d"], Float[ndarray, " b"]]:
+        """Give the rows of a block, and the power of two by which each was divided: 1."""
         rows = block.astype(np.float64)
         rows = _to_grid(_shift(rows, -_exponent(rows)))
         length = np.sqrt(row_squares(rows))[:, None]

@@ -10,7 +10,7 @@ from numpy import ndarray
 from dq_multimodal.config import InputError
 from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.core.compiled import compile_loop
-from dq_multimodal.core.partition import _Directions
+from dq_multimodal.core.partition import Directions
 
 LIST_VALUES = 2 * 10**8
 """All lists of near rows together hold so many rows, 4 bytes each, where depth is not given."""
@@ -107,7 +107,7 @@ def _list_near(
 ) -> Int[ndarray, "t depth"]:
     """List for each target row the rows of the greatest cosines to it, nearest first."""
     n_rows, n_targets = len(rows), len(targets)
-    to_unit = _Directions()
+    to_unit = Directions()
     lists = np.empty((n_targets, depth), dtype=np.int32)
     step, width = max(1, COSINE_VALUES // n_rows), max(1, BLOCK_VALUES // rows.shape[1])
     for start in range(0, n_targets, step):

@@ -10,7 +10,7 @@ from dq_multimodal import InputError
 from dq_multimodal.core import balance
 from dq_multimodal.core.balance import SALT, balance_rows, draw_balanced
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.core.partition import GRID, _Directions
+from dq_multimodal.core.partition import GRID, Directions
 
 
 def nodes(start, stop):
@@ -24,7 +24,7 @@ def nodes(start, stop):
 
 def plain_line(rows):
     """The tree of the definition: sort by the projection, halve, go on."""
-    units = np.rint(_Directions()(rows)[0] / GRID).astype(np.int64)
+    units = np.rint(Directions()(rows)[0] / GRID).astype(np.int64)
     keys = hash_numbers(SALT, np.arange(len(rows), dtype=np.uint64))
 
     def line_up(members):

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from dq_multimodal import InputError
 from dq_multimodal.core import coverage
 from dq_multimodal.core.coverage import cover_rows, table_bytes, weigh_by_nearest
-from dq_multimodal.core.partition import GRID, _Directions
+from dq_multimodal.core.partition import GRID, Directions
 
 
 def cosines(rows):
     """Cosines in units of 2^-30, from rows rounded to multiples of 2^-26."""
-    rows = _Directions()(rows)[0] / GRID
+    rows = Directions()(rows)[0] / GRID
     exact = rows.astype(np.int64).astype(object)
     return [[round(float(a @ b) / 2**22) for b in exact] for a in exact]
 

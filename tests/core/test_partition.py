@@ -107,7 +107,7 @@ def test_the_bits_depend_on_no_block_size_order_of_sums_or_type(monkeypatch):
 
 def test_products_of_prepared_rows_are_exact():
     rows, _ = clouds(2, n_rows=50, width=30)
-    places = [partition._Directions(), partition._Places(rows, np.arange(50))]
+    places = [partition.Directions(), partition._Places(rows, np.arange(50))]
     for place in places:
         on_grid, _ = place(rows)
         assert (np.rint(on_grid / GRID) == on_grid / GRID).all()

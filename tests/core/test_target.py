@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from dq_multimodal import InputError
 from dq_multimodal.core import target
-from dq_multimodal.core.partition import _Directions
+from dq_multimodal.core.partition import Directions
 from dq_multimodal.core.target import mix_orders, pick_for_targets
 
 
 def plain(rows, targets, depth=None):
     """Round-robin of the definition: (row, target) in the order of the picks."""
-    exact = _Directions()(targets)[0] @ _Directions()(rows)[0].T
+    exact = Directions()(targets)[0] @ Directions()(rows)[0].T
     cosines = np.rint(exact * 2**30)  # of the rounded rows: equal ones must tie
     lists = [
         sorted(range(len(rows)), key=lambda row: (-cosines[t, row], row))[:depth]

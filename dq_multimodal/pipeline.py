@@ -113,13 +113,13 @@ def compress(
         raise InputError("streaming is for a name or a path: this dataset is loaded already")
     if request.streaming and not world.is_alone:
         raise InputError("streaming is for one process: leave out --streaming or the launcher")
+    source = source or open_source(request)
+    subset.check_columns(source.dataset)
+    request, why = settle_method(request, source.dataset)
     target = expand_home(output_dir) if output_dir is not None else default_folder(request)
     with folder.claim_folder(target):
-        source = source or open_source(request)
         spare_inputs(target, request, source)
         world.post("source", pin=pin_of(source.origin))
-        subset.check_columns(source.dataset)
-        request, why = settle_method(request, source.dataset)
         adapter = choose_adapter(source.dataset, request)
         aim = None
         if request.target is not None:

@@ -27,6 +27,7 @@ from test_tampered_runs import (
 from dq_multimodal import InputError, Run, compress, resample, verify
 from dq_multimodal.cli import main
 from dq_multimodal.marks import MARK_TYPES
+from dq_multimodal.planning import plan
 
 N = 120
 SELECTION = "selection.parquet"
@@ -401,6 +402,13 @@ def test_auto_names_the_method_and_says_why(method, place, tmp_path, command):
     assert "already complete" in command(place, *arguments).stdout
     again = run.resample(0.1, output_dir=tmp_path / "again")
     assert again.request.method == method
+
+
+def test_the_folder_of_auto_has_the_name_of_its_method(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = str(place / "d.parquet")
+    assert plan(source)["output_dir"] == "runs/d-random-0.2"
+    assert compress(source, report=False).path == Path("runs/d-random-0.2")
 
 
 def test_auto_with_a_target_mixes_it_with_random(marked):

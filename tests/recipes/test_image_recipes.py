@@ -105,6 +105,33 @@ def test_extractor_and_autoencoder_learn_and_are_ready_for_use(work):
     assert psnr["mae"] > psnr["zero"]
 
 
+def test_dynamics_of_all_rows_on_two_processes(work, tmp_path):
+    out = tmp_path / "out"
+    options = {
+        "dataset_name": work / "train.parquet",
+        "model": "resnet10-narrow",
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 0.05,
+        "output_dir": out,
+    }
+    done = launch("train_extractor.py", "--record_dynamics", launcher=TWO, **options)
+    assert "trained on all 360 labelled rows" in done.stdout
+    dynamics, about = np.load(out / "dynamics.npy"), json.loads((out / "dynamics.json").read_text())
+    assert (dynamics.shape, dynamics.dtype) == ((3, 360, 3), np.float16)
+    assert np.isfinite(dynamics).all()
+    own, other, el2n = np.moveaxis(dynamics.astype(float), 2, 0)
+    assert (own[-1] > other[-1]).mean() > (own[0] > other[0]).mean()
+    third = 1 - own - other  # of three classes
+    np.testing.assert_allclose(el2n**2, (1 - own) ** 2 + other**2 + third**2, atol=5e-3)
+    assert (about["epochs"], about["rows"], about["mode"]) == (3, 360, "train")
+    found = metrics(out)
+    assert about["source"] == found["asked"]["source"]
+    assert (found["rows_trained"], found["steps"]) == (360, 36)
+    assert "accuracy" not in found
+    launch("train_extractor.py", "--record_dynamics", launcher=(), code=2, **options, max_steps=5)
+
+
 def test_the_whole_sequence_with_patches(work, tmp_path):
     out = tmp_path / "out"
     flags = arguments(
@@ -140,6 +167,7 @@ def test_rows_of_a_finished_run_need_no_encoder(work, tmp_path):
     run = compress(
         str(work / "train.parquet"),
         embedding_model=str(work / "extractor" / "model"),
+        method="adq",
         n_bins=3,
         keep_ratio=0.5,
         output_dir=tmp_path / "run",
@@ -170,6 +198,19 @@ def test_all_rows_on_two_processes(work, tmp_path):
     assert found["rows_tested"] == 90
     assert found["rows_trained"] == 360
     assert found["accuracy"] > 0.6
+
+
+def test_weights_of_a_subset_are_used_and_stated(work, tmp_path):
+    rows = Dataset.from_parquet(str(work / "train.parquet"))
+    weights = [1.5 if k % 3 == 2 else 0.0 for k in range(len(rows))]  # the blue ones
+    rows.add_column("dq_weight", weights).to_parquet(tmp_path / "subset.parquet")
+    out = tmp_path / "out"
+    flags = arguments(work, out, method="full", dataset_name=tmp_path / "subset.parquet")
+    done = launch("cifar10.py", **flags)
+    found = metrics(out)
+    assert (found["use_weights"], found["rows_trained"]) == ("loss", 360)
+    assert "weights in the loss" in done.stdout
+    assert found["accuracy"] == pytest.approx(1 / 3)  # all are called blue
 
 
 def test_large_images_stay_on_disk(work, tmp_path):

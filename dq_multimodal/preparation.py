@@ -27,6 +27,7 @@ from dq_multimodal.local_data import is_table
 from dq_multimodal.marks import hash_file
 from dq_multimodal.model_source import hash_weights
 from dq_multimodal.ordering import bins_kind, count_subset
+from dq_multimodal.repeats import note_repeats
 from dq_multimodal.selection import read_strata
 from dq_multimodal.source import Source, from_memory, load_source
 from dq_multimodal.stream import Stream
@@ -292,6 +293,7 @@ def note_rows(
     if adapter is not None:
         lost = sorted(row for what in left_out for row in problems.get(what, []))
         manifest["notes"] = adapter.notes + note_left_out(adapter, lost) + manifest["notes"]
+    manifest["notes"] += note_repeats(source.dataset, adapter, request)
     if source.note is not None:
         manifest["notes"].append(source.note)
     manifest["problems"] = {

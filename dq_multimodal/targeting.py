@@ -1,6 +1,5 @@
 """A target: some rows that the model shall be good at, and the rows that are picked for them."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -31,10 +30,10 @@ from dq_multimodal.language_rows import (
     make_signs,
     warm_up,
 )
-from dq_multimodal.row_sizes import BLOCK_BYTES, cut_rows
+from dq_multimodal.repeats import digest_rows
+from dq_multimodal.row_sizes import BLOCK_BYTES
 from dq_multimodal.source import Source, load_source
 from dq_multimodal.vision.columns import NO_LABEL
-from dq_multimodal.vision.pixels import read_bytes, undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +57,6 @@ N_NEAREST = 8
 MAX_LISTED = 1000
 TEXT_CHARACTERS = 400
 HIDDEN_BATCH, GRADIENT_BATCH = 32, 16
-BLOCK_ROWS, IMAGE_ROWS = 4096, 64
 
 
 @dataclass(frozen=True)
@@ -310,11 +308,10 @@ def find_leaks(
     equal: dict[int, int] = {}
     if adapter is not None and type(adapter) is type(target.adapter):
         known: dict[bytes, int] = {}
-        for row, digest in _digests(target.source.dataset, target.adapter):
+        for row, digest in digest_rows(target.source.dataset, target.adapter):
             known.setdefault(digest, row)
-        equal = {
-            row: known[digest] for row, digest in _digests(dataset, adapter) if digest in known
-        }
+        found_in = digest_rows(dataset, adapter)
+        equal = {row: known[digest] for row, digest in found_in if digest in known}
     near: dict[int, tuple[int, float]] = {}
     if embeddings is not None and targets is not None:
         directions = _unit(np.asarray(targets, dtype=np.float32))
@@ -335,25 +332,6 @@ def find_leaks(
         np.array([cosine for _, cosine in found], dtype=np.float64),
         np.array([row in equal for row in rows], dtype=bool),
     )
-
-
-def _digests(dataset: "Dataset", adapter: Adapter) -> list[tuple[int, bytes]]:
-    """Hash the text or the image file of every row; rows without any are left out."""
-    found = []
-    sizes = adapter.lengths()
-    is_image = isinstance(adapter, ImageAdapter)
-    files = undecoded(dataset, adapter.column) if isinstance(adapter, ImageAdapter) else dataset
-    for start, stop in cut_rows(sizes, IMAGE_ROWS if is_image else BLOCK_ROWS):
-        contents: list[bytes | None] = []
-        if isinstance(adapter, ImageAdapter):
-            contents = [read_bytes(value) for value in files[start:stop][adapter.column]]
-        elif isinstance(adapter, TextAdapter):
-            texts = adapter.texts(np.arange(start, stop))
-            contents = [" ".join(text.split()).encode() for text in texts]
-        for row, content in enumerate(contents, start):
-            if content:
-                found.append((row, hashlib.blake2b(content, digest_size=16).digest()))
-    return found
 
 
 def _unit(rows: Float[ndarray, "k d"]) -> Float[ndarray, "k d"]:

@@ -20,7 +20,7 @@ LEVELS = [
     {"vision"},
     {"adapters", "patches"},
     {"stream"},
-    {"local_data", "batches", "shares", "marks", "language_rows"},
+    {"local_data", "batches", "shares", "marks", "language_rows", "repeats"},
     {"source", "ordering"},
     {"patch_records"},
     {"embedding", "selection", "subset", "patching", "card_parts"},

@@ -280,6 +280,7 @@ class TextAdapter:
         self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
         self._columns = dataset.select_columns(list(layout.columns))
         self._lengths: Int[ndarray, " n"] | None = None
+        self._hashes = array("q")
 
     @cached_property
     def _encoder(self) -> Any:
@@ -332,10 +333,18 @@ class TextAdapter:
         """Read all rows once: characters of every row, and the notes on odd rows."""
         if self._lengths is None:
             systems = SystemTurns() if self.is_chat else None
-            self._lengths, self.problems = scan_rows(self._columns, self.layout, systems)
+            self._lengths, self.problems = scan_rows(
+                self._columns, self.layout, systems, self._hashes
+            )
             if systems is not None:
                 self._shared = systems.find_shared(self._lengths)
         return self._lengths
+
+    @property
+    def text_hashes(self) -> Int[ndarray, " n"]:
+        """Hashes that are equal for equal texts, white space apart; each process has its own."""
+        self.lengths()
+        return np.array(self._hashes, dtype=np.int64)
 
     @property
     def middle_dimension(self) -> int:
@@ -432,7 +441,10 @@ def make_valid(text: str) -> str:
 
 
 def scan_rows(
-    dataset: "Dataset", layout: TextLayout, systems: SystemTurns | None = None
+    dataset: "Dataset",
+    layout: TextLayout,
+    systems: SystemTurns | None = None,
+    hashes: "array[int] | None" = None,
 ) -> tuple[Int[ndarray, " n"], Problems]:
     """Measure every row and find the odd ones; none is dropped.
 
@@ -440,6 +452,7 @@ def scan_rows(
         dataset: The rows.
         layout: What of them is read.
         systems: Takes the system turns of chats.
+        hashes: Takes a hash of the text of every row, white space apart.
 
     Returns:
         Characters of every row, and the row numbers of each problem: an empty field, a field
@@ -450,11 +463,13 @@ def scan_rows(
     start = 0
     for block in read_blocks(dataset, BLOCK_ROWS):
         part = np.zeros(len(block[layout.columns[0]]), dtype=np.int64)
+        found: list[list[str]] = [[] for _ in part]
         for column in layout.columns:
             for row, value in enumerate(block[column], start):
                 size = 0
                 for role, texts in split_turns(column, value):
                     size += sum(len(text) + 1 for text in texts)
+                    found[row - start] += texts
                     if systems is not None and role in SYSTEM and texts:
                         systems.note(row, make_valid(" ".join(texts)))
                 part[row - start] += size
@@ -464,6 +479,8 @@ def scan_rows(
                     problems.setdefault(f"a {column} that is not text", []).append(row)
                 elif is_misread(value):
                     problems.setdefault(MISREAD, []).append(row)
+        if hashes is not None:
+            hashes.extend(hash(" ".join(" ".join(texts).split())) for texts in found)
         parts.append(part)
         start += len(part)
     lengths = np.concatenate(parts)

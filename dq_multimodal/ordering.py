@@ -1,5 +1,6 @@
 """From embeddings to bins, to an order of the rows by the method asked for, to their weights."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -110,10 +111,12 @@ def bin_by_method(
     request: CompressConfig,
     marks: Marks,
     n_left: int = 0,
-    is_out: Bool[ndarray, " n"] | None = None,
     where: dict[str, Any] | None = None,
 ) -> tuple[Bins, Marks]:
     """Make the bins that a method needs, and for coverage the record of the nearest rows.
+
+    Rows that cannot be read or are likely to be labelled wrong are left out of coverage: they are
+    not covered, cover nothing, have a gain of NaN and the last ranks of their stratum.
 
     Args:
         embeddings: (n, d) numbers.
@@ -122,9 +125,6 @@ def bin_by_method(
         request: The settings.
         marks: What else is known of the rows.
         n_left: Numbers of the left factor where embeddings are outer products.
-        is_out: Rows that coverage leaves out: they are not covered, cover nothing, have a gain of
-            NaN and the last ranks of their stratum. None is those that cannot be read or are
-            likely to be labelled wrong.
         where: What `make_bins_together` takes beside.
     """
     from tqdm import tqdm
@@ -140,9 +140,8 @@ def bin_by_method(
             rank = balance_rows(embeddings, strata, on_rows=bar.update)
             gain = np.full(n_rows, np.nan)
             return Bins(np.zeros(n_rows, dtype=np.int64), rank, gain, strata), marks
-        if is_out is None:
-            is_out = find_noise(marks, request, n_rows)
-            is_out |= False if marks.unreadable is None else marks.unreadable
+        is_out = find_noise(marks, replace(request, method="coverage"), n_rows)
+        is_out |= False if marks.unreadable is None else marks.unreadable
         rows = np.flatnonzero(~is_out)
         weights = None if marks.difficulty is None else marks.difficulty[rows].astype(np.float64)
         some = embeddings if len(rows) == n_rows else embeddings[rows]

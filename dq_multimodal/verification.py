@@ -270,10 +270,7 @@ def _check_bins(run: Run) -> Found:
     if recorded is not None and hashlib.sha256(rows.data).hexdigest() != recorded:
         return [f"{embedding.FILE} does not hold the embeddings that were given"]
     n_left = count_left(run.config)
-    is_out = np.isnan(written.gain)
-    bins, marks = bin_by_method(
-        rows, written.stratum, kind, request, run.marks, n_left, is_out=is_out
-    )
+    bins, marks = bin_by_method(rows, written.stratum, kind, request, run.marks, n_left)
     n_wrong = int(np.sum((bins.bin != written.bin) | (bins.rank != written.rank)))
     close = 1e-7 * np.abs(np.nan_to_num(bins.gain)).max()  # another device adds in another order
     is_near = np.isclose(bins.gain, written.gain, rtol=1e-6, atol=close, equal_nan=True)

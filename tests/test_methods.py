@@ -27,7 +27,9 @@ from test_tampered_runs import (
 from dq_multimodal import InputError, Run, compress, resample, verify
 from dq_multimodal.cli import main
 from dq_multimodal.marks import MARK_TYPES
+from dq_multimodal.ordering import bin_by_method, order_by_method
 from dq_multimodal.planning import plan
+from dq_multimodal.selection import write_selection
 
 N = 120
 SELECTION = "selection.parquet"
@@ -299,6 +301,22 @@ def test_a_forged_record_of_nearest_rows_is_found_by_the_weights_alone(made, tmp
     record_again(bare)
     found = verify(bare)
     assert found[NUMBERS].result == "failed", found
+
+
+def test_rows_left_out_of_coverage_are_those_that_its_marks_say(made, tmp_path):
+    run = Run(copy_of(made["coverage"], tmp_path))
+    request, is_out = run.request, np.isin(np.arange(N), run.kept[:5])
+    marks = run.marks.with_(unreadable=is_out)
+    rows, strata = run.open_embeddings(), run.bins.stratum
+    bins, marks = bin_by_method(rows, strata, "coverage", request, marks)
+    marks = marks.with_(unreadable=None)
+    order = order_by_method(bins, request, None, marks)
+    labels = run.manifest["labels"]
+    write_selection(run.path, bins, "coverage", order, request, labels, None, marks)
+    record_again(run.path)
+    found = verify(run)
+    assert found[ORDER].result == "passed"
+    assert found[BINS].result == "failed"
 
 
 def test_a_subset_of_coverage_has_its_weights(made, tmp_path):

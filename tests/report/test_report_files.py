@@ -161,7 +161,7 @@ def test_a_random_run_has_neither_bins_nor_map(tmp_path):
     (tmp_path / "map.parquet").write_bytes(b"of another run")
     write_report(tmp_path, config, manifest, embeddings=None, dataset=None)
     text = plain(read(tmp_path))
-    assert "This run has no bins" in text and "needs the embeddings" in text
+    assert "This method makes no bins" in text and "needs the embeddings" in text
     assert "rows are shown by number only" in text and re.search(r"row \d+ kept", text)
     assert not (tmp_path / "map.parquet").exists()
     assert data_of(read(tmp_path))["points"] is None

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from dq_multimodal.atomic import open_parquet, read_text, write_text
 from dq_multimodal.card_parts import LICENCE, Card, Matter, plain_card, read_card
+from dq_multimodal.config import CompressConfig
 from dq_multimodal.local_data import last_part, short_name
 from dq_multimodal.markdown import clean, code, escape, table
 from dq_multimodal.selection import BINS_FILE, SCORES, read_table
@@ -171,9 +172,12 @@ def make_body(
     ]
     if manifest["notes"]:
         parts += ["## Notes on the rows", "\n".join(f"- {escape(n)}" for n in manifest["notes"])]
+    seen = "embeddings of the rows, never at a trained model's results"
+    if config.get("dynamics"):
+        seen = "how a model learned the rows, never at what one learns from the subset"
     parts += [
         "## Limits",
-        "The selection looks at embeddings of the rows, never at a trained model's results. "
+        f"The selection looks at {seen}. "
         "Whether the subset trains as well as the whole has to be measured for each model and "
         "task; random selection of the same size is a strong baseline. Errors and biases of the "
         "source are still here.",
@@ -275,6 +279,9 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
     request, rows, model = config["request"], config["rows"], config["embedding"]
     settings = {name: request[name] for name in ("method", "keep_ratio", "seed")}
     settings |= {name: request[name] for name in MARKING if request.get(name) is not None}
+    noise_share = CompressConfig.from_dict(request).noise_share
+    if noise_share:
+        settings["noise_ratio"] = noise_share
     if request.get("target") is not None:
         settings["target"] = last_part(request["target"])
         settings["target_share"] = request["target_share"]

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
+AUTO_NOTE = "method auto is "
+"""How the note begins that says which method auto is."""
 MAX_UNLABELLED = 0.1
 """Share of the rows up to which coverage is better than random selection without labels."""
 MAX_LISTED = 1000
@@ -114,7 +116,7 @@ def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[Compress
     else:
         method, why = "random", "no method is known to be better for text without a target"
     weighed = "; train with the weights in dq_weight" * (method == "coverage")
-    return replace(request, method=method), f"method auto is {method}, since {why}{weighed}"
+    return replace(request, method=method), f"{AUTO_NOTE}{method}, since {why}{weighed}"
 
 
 def survey(

@@ -30,6 +30,7 @@ from dq_multimodal.ordering import (
     count_subset,
     order_by_method,
 )
+from dq_multimodal.preparation import AUTO_NOTE
 from dq_multimodal.run import (
     Run,
     begin,
@@ -126,7 +127,8 @@ def resample(
         sizes = run.manifest["bytes"]
         of_source = {key: sizes[key] for key in ("source_data", "source_files")}
         manifest = {
-            **{key: run.manifest[key] for key in ("rows", "labels", "notes", "problems")},
+            **{key: run.manifest[key] for key in ("rows", "labels", "problems")},
+            "notes": [n for n in run.manifest["notes"] if not n.startswith(AUTO_NOTE)],
             "scores": run.manifest.get("scores"),
             "bytes": {**of_source, "subset_data": data_bytes},
             "seconds": {"resample": round(time.perf_counter() - started, 3)},

@@ -1,6 +1,7 @@
 """Methods coverage, blocks, ccs, dual and auto, and what else orders rows, end to end."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,10 @@ def test_rows_likely_to_be_labelled_wrong_are_last(made):
     wrong = np.arange(7, N, 20)
     assert sorted(made["coverage"].order[wrong]) == list(range(N - 6, N))  # 5 % of 120
     assert made["ccs"].order[wrong].min() >= N - 36  # 30 %
+    for method, share in (("coverage", 0.05), ("ccs", 0.3), ("dual", None)):
+        card = (made[method].path / "README.md").read_text()
+        assert "looks at how a model learned the rows, never at what one learns" in card
+        assert re.findall(r"\| noise_ratio \| `(.*)` \|", card) == ([str(share)] if share else [])
 
 
 def test_a_weight_counts_the_rows_that_a_kept_row_stands_for(made, place):
@@ -420,6 +425,7 @@ def test_auto_names_the_method_and_says_why(method, place, tmp_path, command):
     assert "already complete" in command(place, *arguments).stdout
     again = run.resample(0.1, output_dir=tmp_path / "again")
     assert again.request.method == method
+    assert note not in again.manifest["notes"], "it is of another size"
 
 
 def test_the_folder_of_auto_has_the_name_of_its_method(place, tmp_path, monkeypatch):

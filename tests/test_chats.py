@@ -373,12 +373,13 @@ def test_given_embeddings_and_images_that_are_alike_are_said(small_classifier, t
     columns = {"image": [white] * N, "question": ["what?"] * N, "file_name": ["a.png"] * N}
     rows = Dataset.from_dict(columns).cast_column("image", Image())
     options |= {"embedding_model": str(small_classifier), "output_dir": tmp_path / "images"}
-    first, second = compress(rows, **options).manifest["notes"]
+    first, second, third = compress(rows, **options).manifest["notes"]
     assert "WARNING: nearly all embeddings are alike" in first
     assert second == (
         "rows are chosen by the image in image alone: the text in question does not count "
         "(--modality text --text-columns question chooses by the text alone)"
     )
+    assert third.startswith(f"{N - 1} rows repeat a row before them exactly (the same image file)")
     random_run = CompressConfig(dataset="x", method="random")
     assert choose_adapter(rows, random_run).notes == []
     with pytest.raises(InputError):

@@ -266,13 +266,13 @@ def test_a_full_disk_is_one_line(cli, tmp_path, given):
 def test_a_folder_that_is_removed_on_the_way_is_one_line(tmp_path, given, monkeypatch):
     from dq_multimodal import pipeline
 
-    plain = pipeline.bin_rows
+    plain = pipeline.bin_by_method
 
     def remove(*args, **options):
         shutil.rmtree(tmp_path / "run")
         return plain(*args, **options)
 
-    monkeypatch.setattr(pipeline, "bin_rows", remove)
+    monkeypatch.setattr(pipeline, "bin_by_method", remove)
     with pytest.raises(InputError, match=r"run.* was removed while the run needed it"):
         compress(**given[1], output_dir=tmp_path / "run")
     monkeypatch.undo()

@@ -128,7 +128,8 @@ def test_embeddings_in_a_column(tmp_path):
 
 
 def test_the_encoder_sees_chunks_and_gives_nearly_the_same(source, tmp_path, small_encoder):
-    options = {"embedding_model": str(small_encoder), "batch_size": 5, "n_bins": 3}
+    model = str(small_encoder)
+    options = {"method": "adq", "embedding_model": model, "batch_size": 5, "n_bins": 3}
     plain, streamed = both(source, tmp_path, score_rows=10, **options)
     values = [np.load(run.path / "embeddings.npy") for run in (plain, streamed)]
     np.testing.assert_allclose(values[1], values[0], atol=1e-5)
@@ -148,7 +149,8 @@ def test_an_interrupted_stream_goes_on_where_it_stopped(
     from dq_multimodal.adapters.text import TextAdapter
 
     monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
-    options = {"embedding_model": str(small_encoder), "batch_size": 5, "n_bins": 3}
+    model = str(small_encoder)
+    options = {"method": "adq", "embedding_model": model, "batch_size": 5, "n_bins": 3}
     options |= {"score_rows": 10, "report": False, "streaming": True, "label_column": "kind"}
     whole = compress(str(source), output_dir=tmp_path / "whole", **options)
     embed, calls = TextAdapter.embed, count()

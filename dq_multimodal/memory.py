@@ -1,12 +1,14 @@
 """How much memory a run needs, worked out before it starts; the limit that it may not pass."""
 
+import json
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,13 @@ from dq_multimodal.adapters.text import BLOCK_ROWS as TEXT_ROWS
 from dq_multimodal.byte_sizes import format_bytes
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import count_working_bytes
-from dq_multimodal.core.coverage import table_bytes
+from dq_multimodal.core.bins import count_threads
+from dq_multimodal.core.coverage import MAX_ROWS as COVERAGE_ROWS
+from dq_multimodal.core.coverage import TABLE_BYTES
 from dq_multimodal.core.diversity import BLOCK_ROWS, OUT, count_sampled
+from dq_multimodal.core.duplicates import MAX_ROWS as DUPLICATE_ROWS
+from dq_multimodal.core.target import BLOCK_VALUES, COSINE_VALUES, LIST_VALUES
+from dq_multimodal.model_source import accelerator, find_gguf, find_model
 from dq_multimodal.ordering import count_subset
 from dq_multimodal.patch_records import BLOCK_ROWS as PATCH_ROWS
 from dq_multimodal.patch_records import LARGEST_PIXELS, STEP_PIXELS
@@ -30,6 +37,7 @@ from dq_multimodal.report.facts import MAX_POINTS
 from dq_multimodal.row_sizes import BLOCK_BYTES as READ_BYTES
 from dq_multimodal.stream import N_HELD, Stream
 from dq_multimodal.subset import BLOCK_BYTES, measure_picks
+from dq_multimodal.targeting import MOST
 from dq_multimodal.vision.columns import find_image_column
 from dq_multimodal.vision.pixels import count_pixels, read_bytes, undecoded
 
@@ -46,6 +54,12 @@ ORDER_ROW = 160
 """Bytes a row of bins, ranks, gains, order, its sorts, and the table that is written."""
 LENGTH_ROW = 48
 """Bytes a row of lengths, the batch plan and its key."""
+LOOPS = 150_000_000
+"""numba, and the loops that it compiles."""
+PASS = 84_000_000
+"""Of one thread: rows on their way to unit length, a tile of their products, buffers of BLAS."""
+RECORDS = (16, 48)
+"""Bytes of a row of coverage that came nearer to a pick: while rows are picked, and afterwards."""
 REPORT_IMPORTS = {"sklearn.manifold": 100_000_000, "matplotlib.figure": 90_000_000}
 MAP_PAIR = 40
 """Bytes a pair of points of the map: inner products and what is made of them, float64."""
@@ -116,8 +130,11 @@ def estimate_memory(
     config: dict[str, Any],
     *,
     with_report: bool,
+    n_targets: int = MOST,
 ) -> Memory:
     """Work out what a run needs, from its sizes and one row through the model.
+
+    Of a language model that compares the rows with a target, the weights alone are counted.
 
     Args:
         dataset: The rows.
@@ -126,6 +143,7 @@ def estimate_memory(
         request: The settings.
         config: What config.yaml will hold.
         with_report: Whether the report is written.
+        n_targets: Rows of the target, if there is one.
     """
     n_rows = len(dataset)
     n_kept = count_subset(strata, request)
@@ -141,7 +159,19 @@ def estimate_memory(
         largest = np.sort(np.bincount(strata))[-(os.cpu_count() or 1) :]  # side by side
         stages["selection"] += count_working_bytes(largest.tolist(), width)
     if config["bins"] == "coverage":
-        stages["selection"] += table_bytes(np.bincount(strata).tolist())
+        copied = 4 * n_rows * width * bool(request.noise_share)
+        stages["selection"] += copied + coverage_bytes(np.bincount(strata).tolist(), width)
+    if config["bins"] == "blocks":
+        stages["selection"] += balance_bytes(np.bincount(strata).tolist(), width)
+    if request.drop_duplicates is not None:
+        numbers = min(n_rows, DUPLICATE_ROWS) * width
+        stages["duplicates"] = ORDER_ROW * n_rows + 8 * numbers + PASS
+    if request.target is not None:
+        stages["target"] = ORDER_ROW * n_rows + target_bytes(n_rows, n_targets, width or 64)
+        if request.target_model is not None:
+            weights = weight_bytes(request.target_model)
+            stages["target model"] = LENGTH_ROW * n_rows + weights
+            stages["target"] += weights
     if request.needs_embeddings:
         mapped += 4 * n_rows * width
     if has_model and adapter is not None:
@@ -167,6 +197,76 @@ def estimate_memory(
         held = int((N_HELD + PYTHON * part) * dataset.chunk_bytes)
         stages = {name: size + held for name, size in stages.items()}
     return Memory(resident_bytes(), stages, mapped)
+
+
+def coverage_bytes(sizes: Sequence[int], width: int) -> int:
+    """Give what coverage takes: tables, rows in float64, and the records of the nearest rows.
+
+    Args:
+        sizes: Rows of each stratum.
+        width: Numbers of an embedding.
+    """
+    parts = [min(size, COVERAGE_ROWS) for size in sizes for _ in range(-(-size // COVERAGE_ROWS))]
+    parts.sort(reverse=True)
+    taken = [4 * k**2 + 8 * k * width + min(PASS, 40 * k * max(k, width)) for k in parts]
+    most = TABLE_BYTES // count_threads(len(parts))
+    n_alone = sum(4 * k**2 > most for k in parts)
+    n_beside = count_threads(len(parts) - n_alone)
+    at_once = max(taken[0], sum(taken[n_alone : n_alone + n_beside]))
+    n_records = sum(round(k * (1 + np.log(max(k, 1)))) for k in parts)
+    cut = 4 * max(sizes) * width * (max(sizes) > COVERAGE_ROWS)
+    return _loops() + max(at_once + RECORDS[0] * n_records, RECORDS[1] * n_records, cut)
+
+
+def balance_bytes(sizes: Sequence[int], width: int) -> int:
+    """Give what the trees of `balance_rows` take: whole rows, and lines of the largest stratum."""
+    numbers = sum(sizes) * width
+    return _loops() + 4 * numbers + min(PASS, 40 * numbers) + 40 * max(sizes)
+
+
+def target_bytes(n_rows: int, n_targets: int, width: int) -> int:
+    """Give what the picks for a target take: lists of near rows, and a block of cosines.
+
+    Args:
+        n_rows: Rows of the source.
+        n_targets: Rows of the target.
+        width: Numbers of an embedding, or fewer.
+    """
+    lists = 4 * min(n_targets * n_rows, LIST_VALUES)
+    at_once = min(n_targets, max(1, COSINE_VALUES // n_rows))
+    tile = 16 * at_once * min(n_rows, max(1, BLOCK_VALUES // width))
+    return _loops() + lists + 4 * at_once * n_rows + tile + 40 * n_rows + PASS
+
+
+def _loops() -> int:
+    return LOOPS * ("numba" not in sys.modules)
+
+
+def weight_bytes(name: str) -> int:
+    """Give the bytes of the weights of a language model as it is loaded.
+
+    Args:
+        name: As `LanguageModel` takes it. Of one on the Hub, what the Hub says of it counts.
+    """
+    size = 4 if accelerator() is None else 2
+    found = find_gguf(name)
+    if found:
+        from gguf import GGUFReader
+
+        tensors = GGUFReader(Path(*found)).tensors
+        return size * sum(int(tensor.n_elements) for tensor in tensors)
+    place, _ = find_model(name)
+    if not Path(place).is_dir():
+        from huggingface_hub import HfApi
+
+        return size * int(getattr(HfApi().model_info(place).safetensors, "total", 0))
+    n_numbers = 0
+    for path in Path(place).glob("*.safetensors"):
+        with path.open("rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        n_numbers += sum(prod(head[key]["shape"]) for key in head.keys() - {"__metadata__"})
+    others = sum(path.stat().st_size for path in Path(place).glob("pytorch_model*.bin"))
+    return size * n_numbers or others
 
 
 def bin_sizes(strata: Int[ndarray, " n"], n_bins: int) -> list[int]:

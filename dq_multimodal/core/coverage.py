@@ -1,6 +1,6 @@
 """Coverage: the order in which rows are picked greedily to be near to all rows of their stratum."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, no_type_check
@@ -190,18 +190,6 @@ def weigh_by_nearest(
     stands_for = np.where(np.diff(offsets) > 1, first[codes], -1)
     stands_for[recorded[is_kept[picks]]] = picks[is_kept[picks]]
     return np.bincount(stands_for[stands_for >= 0], minlength=n_rows)
-
-
-def table_bytes(sizes: Sequence[int] | Int[ndarray, " s"], max_rows: int = MAX_ROWS) -> int:
-    """Give the most memory that the tables take at once.
-
-    Args:
-        sizes: Rows of each stratum.
-        max_rows: As in `cover_rows`.
-    """
-    tables = sorted((4 * min(int(size), max_rows) ** 2 for size in sizes), reverse=True)
-    n_parts = sum(-(-int(size) // max_rows) for size in sizes)
-    return max(tables[0], min(TABLE_BYTES, count_threads(n_parts) * tables[0]))
 
 
 def _whole_weights(

@@ -71,7 +71,8 @@ def find_duplicates(
         first = _first_equal(units)
         distinct = np.flatnonzero(first == np.arange(len(part)))
         same = np.arange(len(part))
-        same[distinct] = distinct[_walk_rows(units[distinct], float(threshold), on_pairs)]
+        units = units[distinct]
+        same[distinct] = distinct[_walk_rows(units, float(threshold), on_pairs)]
         same = same[first]
         is_duplicate = same != np.arange(len(part))
         found[part[is_duplicate]] = part[same[is_duplicate]]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dq_multimodal import InputError
 from dq_multimodal.core import coverage
-from dq_multimodal.core.coverage import cover_rows, table_bytes, weigh_by_nearest
+from dq_multimodal.core.coverage import cover_rows, weigh_by_nearest
 from dq_multimodal.core.partition import GRID, Directions
 
 
@@ -236,12 +236,6 @@ def test_weights_of_kept_rows_that_are_no_prefix():
     assert weigh(*range(7)) == [1, 1, 1, 1, 0, 1, 1]
     with pytest.raises(InputError, match="records must hold ranks"):
         weigh_by_nearest((offsets, nearest[1] + 1), rank, strata, rank < 1)
-
-
-def test_table_bytes():
-    assert table_bytes([1000]) == 4 * 1000**2
-    assert table_bytes([20_000, 20_000]) <= coverage.TABLE_BYTES
-    assert table_bytes([30_000], max_rows=10_000) >= 4 * 10_000**2
 
 
 @pytest.mark.parametrize(

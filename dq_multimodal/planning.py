@@ -39,6 +39,9 @@ from dq_multimodal.probes import (
     probe_subset,
     probe_tables,
     spread,
+    time_balance,
+    time_coverage,
+    time_duplicates,
     time_picks,
     time_scores,
     time_surprisal,
@@ -47,6 +50,7 @@ from dq_multimodal.report_probes import probe_report
 from dq_multimodal.run import default_folder
 from dq_multimodal.source import Source
 from dq_multimodal.summary import describe_strata
+from dq_multimodal.targeting import Target, describe_target, load_target
 from dq_multimodal.vision.pixels import UNDECODED
 
 if TYPE_CHECKING:
@@ -71,6 +75,7 @@ class Asked:
     strata: Int[ndarray, " n"]
     labels: list[str]
     config: dict[str, Any]
+    target: Target | None
 
     @property
     def has_model(self) -> bool:
@@ -111,7 +116,12 @@ def plan(
     asked = prepare(dataset, options)
     start_seconds = time.perf_counter() - started
     request, rows, strata = asked.request, asked.source.dataset, asked.strata
-    memory = estimate_memory(rows, strata, asked.adapter, request, asked.config, with_report=report)
+    n_targets = len(asked.target.source.dataset) if asked.target is not None else 0
+    memory = estimate_memory(
+        *(rows, strata, asked.adapter, request, asked.config),
+        with_report=report,
+        n_targets=n_targets,
+    )
     check_memory(memory, limit)
     seconds = {"start": start_seconds, "embeddings": 0.0}
     vectors, probe = _embed_some(asked, seconds)
@@ -121,8 +131,7 @@ def plan(
     seconds["selection"], tables = probe_tables(strata, request, asked.labels)
     n_left = count_left(asked.config)
     if vectors is not None:
-        n_bins = 1 if asked.config["bins"] == "graphcut" else request.n_bins
-        seconds["selection"] += time_picks(vectors, strata, n_bins, request.similarity, n_left)
+        seconds["selection"] += _pick_seconds(asked, vectors, n_left)
     seconds["subset"], sizes = probe_subset(rows, strata, n_kept, request.seed, asked.dropper)
     disk = _array_bytes(asked, n_rows) | tables | {"subset": sizes["subset_files"]}
     if report:
@@ -151,7 +160,7 @@ def plan(
         "disk_at_most": sum(disk.values()) + passing,
         "disk_free": shutil.disk_usage(_nearest(target)).free,
         "bytes": {"source_data": subset.count_bytes(rows), **sizes},
-        "notes": asked.adapter.notes if asked.adapter is not None else [],
+        "notes": _note(asked),
         "max_memory": limit,
     }
 
@@ -164,12 +173,15 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     subset.check_columns(rows)
     request, _ = settle_method(request, rows)
     adapter = choose_adapter(rows, request)
+    target = load_target(request, adapter) if request.target is not None else None
     label_column = label_column_of(adapter, request)
     strata, labels, _ = survey(source, adapter, request, label_column)
     request = request.of_rows(len(strata))
-    make_marks(rows, request, len(strata))
+    count_subset(strata, request, make_marks(rows, request, len(strata)))
     config = make_config(request, source, adapter, label_column)
-    asked = Asked(request, source, adapter, None, strata, labels, config)
+    if target is not None:
+        config["target"] = describe_target(target, request)
+    asked = Asked(request, source, adapter, None, strata, labels, config, target)
     note_model(config, adapter, request, rows.column_names)
     if adapter is not None:
         adapter.lengths()  # reads all rows, as a run does in any case
@@ -178,6 +190,17 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
 
         asked.dropper = make_dropper(rows, request, adapter)
     return asked
+
+
+def _note(asked: Asked) -> list[str]:
+    """Give what a user has to be told, and what the seconds leave out."""
+    notes = list(asked.adapter.notes) if asked.adapter is not None else []
+    if asked.target is None:
+        return notes
+    what = "embedding the target rows and picking for them"
+    if asked.request.target_model is not None:
+        what = "reading all rows with the language model of the target"
+    return [*notes, *asked.target.notes, f"the seconds do not count {what}"]
 
 
 def _count_kept(asked: Asked, seconds: dict[str, float]) -> int:
@@ -226,6 +249,22 @@ def _embed_some(
     seconds["embeddings"] = found.seconds
     tried = {"rows": found.probed_rows, "seconds": round(found.probed_seconds, 3)}
     return found.vectors, tried | {"rows_per_second": round(len(rows) / found.seconds, 2)}
+
+
+def _pick_seconds(asked: Asked, vectors: Float[ndarray, "k d"], n_left: int) -> float:
+    """Give the seconds of the bins that the method needs, and of finding near-duplicates."""
+    request, strata, kind = asked.request, asked.strata, asked.config["bins"]
+    seconds = 0.0
+    if kind == "coverage":
+        seconds = time_coverage(vectors, strata)
+    elif kind == "blocks":
+        seconds = time_balance(vectors, strata)
+    elif kind != "none":
+        n_bins = 1 if kind == "graphcut" else request.n_bins
+        seconds = time_picks(vectors, strata, n_bins, request.similarity, n_left)
+    if request.drop_duplicates is not None:
+        seconds += time_duplicates(vectors, len(strata), request.drop_duplicates)
+    return seconds
 
 
 def _score_seconds(asked: Asked, embed_seconds: float) -> float:

@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,12 @@ from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.batches import load_ahead, plan_batches
 from dq_multimodal.config import CompressConfig, Similarity
 from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
+from dq_multimodal.core.balance import SMALL_ROWS, balance_rows
+from dq_multimodal.core.bins import count_threads
+from dq_multimodal.core.coverage import MAX_ROWS, TABLE_BYTES, cover_rows
 from dq_multimodal.core.diversity import OUT, count_steps, diversity, learn_directions
+from dq_multimodal.core.duplicates import MAX_ROWS as DUPLICATE_ROWS
+from dq_multimodal.core.duplicates import find_duplicates
 from dq_multimodal.marks import Marks
 from dq_multimodal.model_source import accelerator
 from dq_multimodal.ordering import bins_kind
@@ -36,6 +41,9 @@ GROWTH = 1.2
 """Exponent in n of the time of the greedy picks; refit it when core/graph_cut.py changes."""
 MOST_GROWTH = 2.5
 PICK_ROWS = 4096
+COVER_ROWS = 8192
+COVER_GROWTH = (1.5, 2.5)
+"""Exponents in n that are believed of coverage, whose table grows by the square of the rows."""
 LONG_SECONDS, MANY_ROWS = 120.0, 65_536
 """Fewer rows take less; a word on them would take its time for nothing."""
 TABLE_ROWS = 100_000
@@ -173,6 +181,51 @@ def time_picks(
     return float((whole * (sizes / size) ** growth).sum())
 
 
+def time_coverage(vectors: Float[ndarray, "k d"], strata: Int[ndarray, " n"]) -> float:
+    """Give the seconds that coverage takes: of some rows, and of half of them for the growth."""
+    sizes = np.bincount(strata)
+    n_parts = -(-sizes // MAX_ROWS)
+    parts = np.repeat(sizes / np.maximum(n_parts, 1), n_parts)
+    size = min(COVER_ROWS, int(parts.max()))
+    whole, half = (_clock(cover_rows, stretch(vectors, k)) for k in (size, -(-size // 2)))
+    growth = np.clip(np.log2(max(whole, 1e-9) / max(half, 1e-9)), *COVER_GROWTH)
+    taken = whole * (parts / size) ** growth
+    is_alone = 4 * parts**2 * count_threads(len(parts)) > TABLE_BYTES
+    n_threads = count_threads(int((~is_alone).sum()))
+    return float(taken[is_alone].sum() + taken[~is_alone].sum() / n_threads)
+
+
+def time_balance(vectors: Float[ndarray, "k d"], strata: Int[ndarray, " n"]) -> float:
+    """Give the seconds that `balance_rows` takes: all rows pass through every level of a tree."""
+    sizes = np.bincount(strata)
+    sizes = sizes[sizes > 1]
+    if not len(sizes):
+        return 0.0
+    size = min(PICK_ROWS, int(sizes.max()))
+    each = _clock(balance_rows, stretch(vectors, size)) / (size * np.log2(size))
+    n_parts = int((-(-sizes // SMALL_ROWS)).sum())
+    below = sizes @ np.log2(np.minimum(sizes, SMALL_ROWS)) / count_threads(n_parts)
+    return float(each * (below + sizes @ np.log2(np.maximum(sizes / SMALL_ROWS, 1))))
+
+
+def time_duplicates(vectors: Float[ndarray, "k d"], n_rows: int, threshold: float) -> float:
+    """Give about the seconds that finding near-duplicates takes, if few rows are any."""
+    size = min(PICK_ROWS, n_rows)
+    order = np.arange(size)
+    whole = _clock(lambda rows: find_duplicates(rows, order[: len(rows)], threshold),
+                   stretch(vectors, size))  # fmt: skip
+    n_parts = -(-n_rows // DUPLICATE_ROWS)
+    return whole * n_parts * (n_rows / n_parts / size) ** 2
+
+
+def _clock(work: Callable[[ndarray], object], rows: ndarray) -> float:
+    """Time some work on rows, after a few of them that have loops compiled."""
+    work(rows[:8])
+    started = time.perf_counter()
+    work(rows)
+    return time.perf_counter() - started
+
+
 def foresee_picks(
     vectors: Float[ndarray, "n d"],
     strata: Int[ndarray, " n"],
@@ -214,14 +267,19 @@ def probe_tables(
     if kind != "none":
         n_bins = request.n_bins if kind == "dq" else 1
         place = rng.permutation(size)
-        gains = rng.normal(size=size)
+        gains = np.full(size, np.nan) if kind == "blocks" else rng.normal(size=size)
         bins = Bins(bin=place % n_bins, rank=place // n_bins, gain=gains, stratum=bins.stratum)
+    marks = Marks()
+    if kind == "coverage":
+        n_near = round(1 + np.log(np.bincount(strata).max()))
+        ranks = np.sort(np.exp(rng.uniform(0, np.log(size), (size, n_near))), axis=1)
+        marks = Marks(nearest=(np.arange(size + 1) * n_near, ranks.astype(np.int64).ravel()))
     ratio = max(request.keep_ratio, 1 / size)
     like = CompressConfig(request.dataset, keep_ratio=ratio, method="dq", n_bins=request.n_bins)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         order = order_rows(bins)
-        write_selection(Path(folder), bins, kind, order, like, labels, None, Marks())
+        write_selection(Path(folder), bins, kind, order, like, labels, None, marks)
         seconds = time.perf_counter() - started
         found = {name: (Path(folder) / name).stat().st_size for name in (SELECTION_FILE, BINS_FILE)}
     found[SELECTION_FILE] = round(found[SELECTION_FILE] * n_rows / size)

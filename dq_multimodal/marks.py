@@ -151,11 +151,7 @@ def read_dynamics(name: str, n_rows: int) -> Float[ndarray, "t n k"]:
     Raises:
         InputError: If it is neither, or of another number of rows.
     """
-    path = expand_home(name)
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read the dynamics {name}: {first_line(error)}") from None
+    values = _open_array(name)
     is_good = values.ndim == 3 and values.shape[2] in (2, 3) and values.dtype.kind == "f"
     if not is_good or values.shape[1] != n_rows or not len(values):
         raise InputError(
@@ -163,6 +159,19 @@ def read_dynamics(name: str, n_rows: int) -> Float[ndarray, "t n k"]:
             f"losses, got {values.dtype} of shape {values.shape} in {name}"
         )
     return values
+
+
+def has_epochs(name: str) -> bool:
+    """Say whether a file holds training dynamics of 2 epochs or more."""
+    shape = _open_array(name).shape
+    return len(shape) == 3 and shape[0] > 1 and shape[2] == 3
+
+
+def _open_array(name: str) -> ndarray:
+    try:
+        return np.load(expand_home(name), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read the dynamics {name}: {first_line(error)}") from None
 
 
 def weigh_dynamics(values: Float[ndarray, "t n k"], request: CompressConfig) -> ndarray:

@@ -24,7 +24,7 @@ from dq_multimodal.config import (
     count_parts,
 )
 from dq_multimodal.local_data import is_table
-from dq_multimodal.marks import hash_file
+from dq_multimodal.marks import has_epochs, hash_file
 from dq_multimodal.model_source import hash_weights
 from dq_multimodal.ordering import bins_kind, count_subset
 from dq_multimodal.repeats import note_repeats
@@ -32,7 +32,6 @@ from dq_multimodal.selection import read_strata
 from dq_multimodal.source import Source, from_memory, load_source
 from dq_multimodal.stream import Stream
 from dq_multimodal.summary import show_name
-from dq_multimodal.vision.columns import find_label_column
 from dq_multimodal.vision.pixels import UNDECODED
 
 if TYPE_CHECKING:
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
 MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
 AUTO_NOTE = "method auto is "
 """How the note begins that says which method auto is."""
-MAX_UNLABELLED = 0.1
-"""Share of the rows up to which coverage is better than random selection without labels."""
+COVERED_SHARE = 0.05
+"""Share of images up to which auto takes coverage, without training dynamics."""
 MAX_LISTED = 1000
 """Row numbers of one problem that manifest.json lists; the count is exact.
 
@@ -92,29 +91,26 @@ def open_source(request: CompressConfig) -> Source:
 def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[CompressConfig, str | None]:
     """Give method auto the name of the method that the evidence supports, and say why.
 
-    The reasons are in docs/method.md, with what was measured.
+    The reasons are in docs/selection.md, what was measured in docs/results.md.
     """
     method: Method
     if request.method != "auto":
         return request, None
+    share = request.keep_ratio
+    if request.keep_rows is not None and not isinstance(dataset, Stream):
+        share = request.keep_rows / len(dataset)
     if request.target is not None:
         method, why = "random", "no other way to choose what is not for the target is known better"
-    elif request.dynamics is not None or request.difficulty is not None:
-        method, why = "coverage", "there is a difficulty or there are training dynamics"
-    elif is_image(dataset, request):
-        share = request.keep_ratio
-        if request.keep_rows is not None and not isinstance(dataset, Stream):
-            share = request.keep_rows / len(dataset)
-        if find_label_column(dataset, request.label_column) is not None:
-            method, why = "coverage", "these are images with labels"
-        elif share <= MAX_UNLABELLED:
-            method, why = "coverage", f"at most {MAX_UNLABELLED:.0%} of images without labels stay"
-        else:
-            method, why = "blocks", f"more than {MAX_UNLABELLED:.0%} of images without labels stay"
+    elif request.difficulty is not None:
+        method, why = "coverage", "there is a difficulty"
+    elif request.dynamics is not None and has_epochs(request.dynamics):
+        method, why = "dual", "there are training dynamics"
+    elif is_image(dataset, request) and share <= COVERED_SHARE:
+        method, why = "coverage", f"these are images, and at most {COVERED_SHARE:.0%} are kept"
     elif request.embeddings is not None or request.embedding_model is not None:
-        method, why = "blocks", "there are embeddings, and neither labels nor a target"
+        method, why = "blocks", "there are embeddings, and no method is known to do more with them"
     else:
-        method, why = "random", "no method is known to be better for text without a target"
+        method, why = "random", "no method is known to be better for such rows at this size"
     weighed = "; train with the weights in dq_weight" * (method == "coverage")
     return replace(request, method=method), f"{AUTO_NOTE}{method}, since {why}{weighed}"
 

@@ -6,9 +6,10 @@ After a line `<!-- KIND: FILE -->` stands a table of that file; what is there up
 line is replaced. `facts` is what eval/alpaca_compression.py measured, `bytes` what
 eval/patch_bytes.py did without loss and `frontier` with it, `speed` and `coder` what
 eval/image_speed.py did, `scores` what eval/adq_scores.py did, `partition` what
-eval/partition_loss.py did, `selection` what eval/selection_benchmark.py did; `goals` is of that
-file, or of that of eval/text_speed.py; `plan` is what eval/plan_accuracy.py measured, and `large`
-what eval/large_source.py did.
+eval/partition_loss.py did, `selection` what eval/selection_benchmark.py did, `coverage` what
+eval/coverage_benchmark.py did; `goals` is of the file of selection, or of that of
+eval/text_speed.py; `plan` is what eval/plan_accuracy.py measured, and `large` what
+eval/large_source.py did.
 
 `bench` is of the results lines of a suite (or of a demo): all tables of it, up to the line
 `<!-- end -->`.
@@ -24,7 +25,7 @@ import numpy as np
 from common import grid
 from harness.results import read_lines
 from harness.table import markdown, summarise
-from selection_tables import goals, large, partition_loss, plans, selections
+from selection_tables import coverage, goals, large, partition_loss, plans, selections
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -158,6 +159,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scores": score_noise,
     "partition": partition_loss,
     "selection": selections,
+    "coverage": coverage,
     "goals": goals,
     "plan": plans,
     "large": large,

@@ -53,6 +53,25 @@ def selections(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def coverage(document: dict[str, Any]) -> str:
+    """Lay out what eval/coverage_benchmark.py measured."""
+    head = ("rows", "method", "seconds", "seconds of CPU", "peak above the embeddings")
+    rows: list[tuple[str, ...]] = [(*head, "first 10 % as ours")]
+    for line in document["lines"]:
+        found = line.get("agreement at 10 %")
+        rows.append(
+            (
+                f"{line['rows']:,}, {line['data']}",
+                line["method"],
+                f"{line['seconds']['median']:,.1f}",
+                f"{line['cpu_seconds']:,.1f}",
+                f"{line['memory_bytes'] / 1e6:,.0f} MB",
+                "" if found is None else f"{100 * found['same rank']:.4g} %",
+            )
+        )
+    return grid(rows)
+
+
 def goals(document: dict[str, Any]) -> str:
     """Lay out the goals beside what was measured."""
     words = {True: "yes", False: "**no**", None: ""}

@@ -404,11 +404,15 @@ def test_drop_duplicates(number, alike, place, tmp_path, command):
 
 
 AUTO = {
-    "random": ((), "no method is known to be better for text without a target"),
-    "blocks": (("--embeddings", "e.npy"), "there are embeddings, and neither labels nor a target"),
+    "random": ((), "no method is known to be better for such rows at this size"),
+    "blocks": (
+        ("--embeddings", "e.npy"),
+        "there are embeddings, and no method is known to do more with them",
+    ),
+    "dual": ((*GIVEN, "--dynamics", "dynamics.npy"), "there are training dynamics"),
     "coverage": (
-        (*GIVEN, "--dynamics", "dynamics.npy"),
-        "there is a difficulty or there are training dynamics; train with the weights in dq_weight",
+        (*GIVEN, "--dynamics", "dynamics.npy", "--difficulty", "aum"),
+        "there is a difficulty; train with the weights in dq_weight",
     ),
 }
 
@@ -442,18 +446,18 @@ def test_auto_with_a_target_mixes_it_with_random(marked):
     assert "dq_weight" not in run.subset.column_names
 
 
-def test_auto_of_an_image_folder_with_labels_is_weighted_coverage(tmp_path, command):
-    for k in range(24):
+def test_auto_of_an_image_folder_is_weighted_coverage_where_few_are_kept(tmp_path, command):
+    for k in range(60):
         name = "cat" if k % 3 else "dog"
         (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "pictures" / name / f"{k:02}.png").write_bytes(save(picture(seed=k)))
-    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(24, 4)))
-    flags = ("--embeddings", "e.npy", "--keep-ratio", 0.25, "--output-dir", "run")
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(60, 4)))
+    flags = ("--embeddings", "e.npy", "--keep-ratio", 0.05, "--output-dir", "run")
     done = command(tmp_path, "compress", "pictures", *flags)
-    assert "method auto is coverage, since these are images with labels" in done.stdout
+    assert "method auto is coverage, since these are images, and at most 5% are kept" in done.stdout
     run = Run(tmp_path / "run")
     assert results(run) == ALL_PASSED
-    assert np.bincount(run.bins.stratum[run.kept]).tolist() == [4, 2]
+    assert np.bincount(run.bins.stratum[run.kept]).tolist() == [2, 1]
     assert np.mean([*weights(run).values()]) == pytest.approx(1)
     assert "dq_weight" in (run.path / "README.md").read_text()
     assert (run.path / "report.html").is_file()

@@ -133,8 +133,8 @@ def bin_by_method(
         bins = bin_rows(
             embeddings, strata, kind, request.n_bins, request.similarity, n_left, **(where or {})
         )
-        return bins, marks
-    n_rows = len(strata)
+        return bins, marks.with_(nearest=None)
+    n_rows, marks = len(strata), marks.with_(nearest=None)
     with tqdm(total=n_rows, desc="select", unit="row") as bar:
         if kind == "blocks":
             rank = balance_rows(embeddings, strata, on_rows=bar.update)
@@ -296,9 +296,8 @@ def weigh_rows(
 
     Coverage: how many rows of its stratum a kept row stands for, those whose nearest kept row it
     is (CRAIG, arXiv:1906.01827). In a row's record of nearest rows the last one that is kept
-    counts. Rows that coverage left out stand for themselves only. adq and
-    ccs: rows over kept rows of its bin or stratum, which is the inverse of the
-    share with which it was kept.
+    counts. Rows that coverage left out stand for themselves only. adq and ccs: rows over kept rows
+    of its bin, or of its stratum of AUM, which is the inverse of the share that was kept.
 
     Returns:
         None where all kept rows weigh the same: for the other methods, and with a target, whose

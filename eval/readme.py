@@ -7,7 +7,8 @@ line is replaced. `facts` is what eval/alpaca_compression.py measured, `bytes` w
 eval/patch_bytes.py did without loss and `frontier` with it, `speed` and `coder` what
 eval/image_speed.py did, `scores` what eval/adq_scores.py did, `partition` what
 eval/partition_loss.py did, `selection` what eval/selection_benchmark.py did, `coverage` what
-eval/coverage_benchmark.py did; `goals` is of the file of selection, or of that of
+eval/coverage_benchmark.py did, `noise` what eval/label_noise.py did; `goals` is of the file of
+selection, or of that of
 eval/text_speed.py; `plan` is what eval/plan_accuracy.py measured, and `large` what
 eval/large_source.py did.
 
@@ -25,7 +26,15 @@ import numpy as np
 from common import grid
 from harness.results import read_lines
 from harness.table import markdown, summarise
-from selection_tables import coverage, goals, large, partition_loss, plans, selections
+from selection_tables import (
+    coverage,
+    goals,
+    label_noise,
+    large,
+    partition_loss,
+    plans,
+    selections,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -160,6 +169,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "partition": partition_loss,
     "selection": selections,
     "coverage": coverage,
+    "noise": label_noise,
     "goals": goals,
     "plan": plans,
     "large": large,

@@ -72,6 +72,22 @@ def coverage(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def label_noise(document: dict[str, Any]) -> str:
+    """Lay out what eval/label_noise.py measured: wrong labels among the kept rows."""
+    shares = list(dict.fromkeys(line["noise_ratio"] for line in document["lines"]))
+    head = ("kept", "selection", *(f"{100 * share:g} % put last" for share in shares))
+    cells: dict[tuple[str, str], list[str]] = {}
+    for line in document["lines"]:
+        key = f"{100 * line['keep_ratio']:g} %", line["selection"]
+        shown = f"{100 * line['wrong']:.1f} %"
+        if "accuracy" in line:
+            shown += f" (accuracy {line['accuracy']:.1f})"
+        cells.setdefault(key, []).append(shown)
+    order = list(dict.fromkeys(kept for kept, _ in cells))
+    rows = [(*key, *found) for key, found in cells.items()]
+    return grid([head, *sorted(rows, key=lambda row: order.index(row[0]))])
+
+
 def goals(document: dict[str, Any]) -> str:
     """Lay out the goals beside what was measured."""
     words = {True: "yes", False: "**no**", None: ""}

@@ -144,7 +144,13 @@ def compress(
             config["patches"] = dropper.describe()
         if limit is not None:
             need = estimate_memory(
-                source.dataset, strata, adapter, request, config, with_report=report
+                source.dataset,
+                strata,
+                adapter,
+                request,
+                config,
+                with_report=report,
+                n_targets=0 if aim is None else len(aim.source.dataset),
             )
             check_memory(need, limit)
         begin(target, config, overwrite)

@@ -54,6 +54,10 @@ DROPPED = (
     "the other columns are those of the source."
 )
 
+TARGETED = (
+    " A share of the rows was picked for a target, whose rows took turns to pick their nearest row "
+    "that was left."
+)
 METHODS = {
     "adq": "Adaptive Dataset Quantization: the rows were parted into disjoint bins by greedy "
     "GraphCut gains, every bin was scored for representativeness and diversity, and gave a share "
@@ -146,7 +150,7 @@ def make_body(
         "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
         *_weighing(run_folder, repo_id, source["split"]),
         "## How it was made",
-        METHODS[request["method"]] + ".",
+        METHODS[request["method"]] + "." + (TARGETED if request.get("target") else ""),
         table(["setting", "value"], _settings(config)),
         "## Before and after",
         table(
@@ -285,6 +289,9 @@ def _settings(config: dict[str, Any]) -> list[list[str]]:
     if request.get("target") is not None:
         settings["target"] = last_part(request["target"])
         settings["target_share"] = request["target_share"]
+        if request.get("target_model") is not None:
+            settings["target_model"] = last_part(request["target_model"])
+            settings["target_gradients"] = request["target_gradients"]
     if config["bins"] in ("dq", "graphcut"):
         settings |= {name: request[name] for name in ("draw", "n_bins", "similarity")}
     if config["bins"] != "none" and request.get("partition") is not None:

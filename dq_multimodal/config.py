@@ -274,7 +274,8 @@ class CompressConfig:
         """Share of the rows that go to the end as likely to be labelled wrong."""
         if self.noise_ratio is not None:
             return self.noise_ratio
-        known = {"ccs": CCS_NOISE, "coverage": COVERAGE_NOISE if self.dynamics else 0.0}
+        is_known = self.dynamics is not None and self.difficulty != "ifd"  # which is of losses
+        known = {"ccs": CCS_NOISE, "coverage": COVERAGE_NOISE if is_known else 0.0}
         return known.get(self.method, 0.0)
 
     def _check_order(self) -> None:
@@ -284,13 +285,13 @@ class CompressConfig:
             object.__setattr__(self, "keep_rows", int(self.keep_rows))
         if self.method in ("ccs", "dual") and self.dynamics is None:
             raise InputError(f"{self.method} needs the training dynamics of the rows: --dynamics")
-        if self.difficulty is not None:
-            if self.method not in ("auto", "coverage"):
-                raise InputError(f"difficulty is for coverage, and the method is {self.method}")
-            if self.difficulty in get_args(DifficultyName) and self.dynamics is None:
-                raise InputError(f"difficulty {self.difficulty} needs dynamics of the rows")
-        if self.method == "coverage" and self.embedding == "gradients":
-            raise InputError("coverage is for plain embeddings, and gradients are outer products")
+        if self.difficulty in get_args(DifficultyName) and self.dynamics is None:
+            raise InputError(f"difficulty {self.difficulty} needs dynamics of the rows")
+        for name in ("coverage", "blocks"):
+            if self.method == name and self.embedding == "gradients":
+                raise InputError(f"{name} is for plain embeddings, not for gradients")
+        if self.drop_duplicates is not None and self.embedding == "gradients":
+            raise InputError("drop_duplicates is for plain embeddings, not for gradients")
         if self.method == "coverage" and self.similarity != "cosine":
             raise InputError("coverage compares rows by cosine: leave out similarity")
         if self.noise_ratio is not None:
@@ -299,14 +300,16 @@ class CompressConfig:
                 raise InputError("noise_ratio needs the training dynamics of the rows: --dynamics")
         check_share("target_share", self.target_share)
         lone = self.target_model or self.target_columns or self.target_gradients
-        if lone and self.target is None:
-            raise InputError("target_model, target_columns and target_gradients need a target")
+        if (lone or self.target_config) and self.target is None:
+            raise InputError("settings that begin with target_ need a target")
         if not isinstance(self.target_split, str) or not isinstance(self.target_gradients, bool):
             raise InputError("target_split must be a name, and target_gradients true or false")
         if self.target_gradients and self.target_model is None:
             raise InputError("target_gradients needs a target_model: a causal language model")
         if self.drop_duplicates is not None:
             check_share("drop_duplicates", self.drop_duplicates)
+        if self.cap_by is not None and self.keep_every_class:
+            raise InputError("a cap may leave a class without a row: not with keep_every_class")
         if (self.cap_by is None) != (self.cap is None):
             raise InputError("cap_by and cap go together: a column, and rows or a share of a value")
         if self.cap is not None and not (

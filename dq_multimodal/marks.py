@@ -124,8 +124,12 @@ def make_marks(
     found: dict[str, Any] = {}
     if request.dynamics is not None:
         values = read_dynamics(request.dynamics, n_rows)
+        known = ~np.isnan(values).any(axis=(0, 2))
+        if not known.any():
+            raise InputError(f"no row has dynamics in {request.dynamics}: they are all NaN")
+        if request.method == "dual" and len(values) < 2:
+            raise InputError(f"dual needs dynamics of 2 epochs or more, got {len(values)}")
         if values.shape[2] == 3:
-            known = ~np.isnan(values).any(axis=(0, 2))
             scores = {"aum": aum, "confidence": confidence}
             scores |= {"dual": dual} if len(values) > 1 else {}
             for name, score in scores.items():
@@ -140,6 +144,8 @@ def make_marks(
             found["difficulty"] = weigh_dynamics(values, request)
     if request.difficulty is not None and "difficulty" not in found:
         found["difficulty"] = read_numbers(dataset, request.difficulty)
+    if "difficulty" in found and not found["difficulty"].any():
+        raise InputError(f"difficulty {request.difficulty} is 0 for all rows: leave it out")
     if request.cap_by is not None:
         found["group"] = read_group(dataset, request.cap_by)
     return Marks(**found)
@@ -169,9 +175,12 @@ def has_epochs(name: str) -> bool:
 
 def _open_array(name: str) -> ndarray:
     try:
-        return np.load(expand_home(name), mmap_mode="r", allow_pickle=False)
+        values = np.load(expand_home(name), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"cannot read the dynamics {name}: {first_line(error)}") from None
+    if not isinstance(values, np.ndarray):
+        raise InputError(f"dynamics must be a .npy file, and {name} holds several arrays")
+    return values
 
 
 def weigh_dynamics(values: Float[ndarray, "t n k"], request: CompressConfig) -> ndarray:
@@ -200,7 +209,9 @@ def weigh_dynamics(values: Float[ndarray, "t n k"], request: CompressConfig) -> 
 
 
 def read_numbers(dataset: "Dataset", column: str) -> Float32[ndarray, " n"]:
-    """Read a column of finite numbers of at least 0."""
+    """Read a column of finite numbers of at least 0, clipped as other difficulties are."""
+    from dq_multimodal.core.difficulty import clip_weights
+
     values = read_column(dataset, column, "difficulty")
     try:
         found = np.array(values, dtype=np.float32)
@@ -208,13 +219,14 @@ def read_numbers(dataset: "Dataset", column: str) -> Float32[ndarray, " n"]:
         found = np.array([np.nan])
     if found.ndim != 1 or not np.isfinite(found).all() or (found < 0).any():
         raise InputError(f"difficulty {column} must be a column of finite numbers of at least 0")
-    return found
+    return clip_weights(found.astype(np.float64)).astype(np.float32)
 
 
 def read_group(dataset: "Dataset", column: str) -> Int[ndarray, " n"]:
     """Number the values of a column; rows without one are a value of their own."""
-    values = [str(value) for value in read_column(dataset, column, "cap_by")]
-    return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    values = read_column(dataset, column, "cap_by")
+    names = ["" if value is None else f"={value}" for value in values]
+    return np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def read_column(dataset: "Dataset", column: str, what: str) -> list[Any]:
@@ -225,8 +237,22 @@ def read_column(dataset: "Dataset", column: str, what: str) -> list[Any]:
         names = ", ".join(dataset.column_names)
         scores = f" nor one of {', '.join(get_args(DifficultyName))}" * (what == "difficulty")
         raise InputError(f"{what} {column} is no column of the dataset ({names}){scores}")
+    if type(dataset.features[column]).__name__ in ("Image", "Audio", "Video"):
+        raise InputError(f"{what} {column} must be a column of plain values")
     blocks = read_blocks(dataset.select_columns([column]), 65536)
     return [value for block in blocks for value in block[column]]
+
+
+def note_marks(marks: Marks) -> list[str]:
+    """Say how many rows have no dynamics, where there are some."""
+    n_lost = 0 if marks.aum is None else int(np.isnan(marks.aum).sum())
+    if not n_lost:
+        return []
+    verb = "row has" if n_lost == 1 else "rows have"
+    return [
+        f"{n_lost:,} {verb} no training dynamics: they weigh nothing in coverage, and come last in "
+        "ccs and dual"
+    ]
 
 
 def find_noise(marks: Marks, request: CompressConfig, n_rows: int) -> Bool[ndarray, " n"]:

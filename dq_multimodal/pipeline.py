@@ -18,7 +18,7 @@ from dq_multimodal.config import (
     InputError,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
-from dq_multimodal.marks import Marks, make_marks
+from dq_multimodal.marks import Marks, make_marks, note_marks
 from dq_multimodal.memory import check_memory, estimate_memory
 from dq_multimodal.ordering import (
     bin_by_method,
@@ -174,7 +174,7 @@ def compress(
                 if isinstance(adapter, ImageAdapter) and not is_read:
                     adapter.check_images()
                 note_rows(manifest, source, adapter, request, strata, unlabelled)
-                manifest["notes"] += [] if why is None else [why]
+                manifest["notes"] += note_marks(marks) + ([] if why is None else [why])
                 if request.needs_embeddings:
                     by_cosine = request.embeddings is None or request.similarity == "cosine"
                     embedded = embedding.open_embeddings(target)

@@ -54,6 +54,8 @@ MAX_NAMED = 20
 def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
     """Make the request from the options of `compress`; those beside a preset win over it."""
     preset = options.pop("preset", None)
+    if options.get("difficulty") and options.get("method", "auto") not in ("auto", "coverage"):
+        raise InputError(f"difficulty is for coverage, and the method is {options['method']}")
     if options.get("keep_rows") is not None and "keep_ratio" in options:
         raise InputError("give keep_ratio or keep_rows, not both")
     if preset is not None:
@@ -99,20 +101,21 @@ def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[Compress
     share = request.keep_ratio
     if request.keep_rows is not None and not isinstance(dataset, Stream):
         share = request.keep_rows / len(dataset)
-    if request.target is not None:
-        method, why = "random", "no other way to choose what is not for the target is known better"
-    elif request.difficulty is not None:
+    is_plain = request.embedding == "features" and request.similarity == "cosine"
+    if request.difficulty is not None:
         method, why = "coverage", "there is a difficulty"
-    elif request.dynamics is not None and has_epochs(request.dynamics):
-        method, why = "dual", "there are training dynamics"
-    elif is_image(dataset, request) and share <= COVERED_SHARE:
+    elif request.target is not None:
+        method, why = "random", "no other way to choose what is not for the target is known better"
+    elif is_plain and request.dynamics is not None and has_epochs(request.dynamics):
+        request = replace(request, difficulty="cad", method="coverage")
+        method, why = "coverage", "there are training dynamics, by which rows weigh as cad says"
+    elif is_plain and is_image(dataset, request) and share <= COVERED_SHARE:
         method, why = "coverage", f"these are images, and at most {COVERED_SHARE:.0%} are kept"
-    elif request.embeddings is not None or request.embedding_model is not None:
+    elif is_plain and (request.embeddings is not None or request.embedding_model is not None):
         method, why = "blocks", "there are embeddings, and no method is known to do more with them"
     else:
         method, why = "random", "no method is known to be better for such rows at this size"
-    weighed = "; train with the weights in dq_weight" * (method == "coverage")
-    return replace(request, method=method), f"{AUTO_NOTE}{method}, since {why}{weighed}"
+    return replace(request, method=method), f"{AUTO_NOTE}{method}, since {why}"
 
 
 def survey(

@@ -97,8 +97,6 @@ def resample(
     changes["keep_rows"] = keep_rows
     if keep_ratio is not None:
         changes["keep_ratio"] = keep_ratio
-    if method not in (None, "coverage"):
-        changes["difficulty"] = None
     request = replace(run.request, **changes).of_rows(run.manifest["rows"])
     run.check_tables()
     scores = read_scores(run.path)
@@ -144,6 +142,8 @@ def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, Marks, BinsKind]
     needed, present = bins_kind(request.method), run.config["bins"]
     if needed in ("none", present):
         return run.bins, run.marks, present
+    if present == "none" and request.partition is not None:
+        raise InputError(f"the rows of {run.path} were not parted: compress the source anew")
     if not (run.path / embedding.FILE).is_file():
         raise InputError(
             f"{request.method} needs bins that {run.path} does not have (its method was "

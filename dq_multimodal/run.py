@@ -244,8 +244,9 @@ class Run:
     def find_damage(self) -> dict[str, str]:
         """Say which files are not those that the run recorded, and how; see verify."""
         found = folder.find_damage(self.path, self.manifest, is_deep=True)
-        picks = f"{targeting.FOLDER}/{targeting.PICKS}"
-        optional = {embedding.FILE, picks, *folder.SHOWN}  # on the Hub there are fewer
+        optional = {embedding.FILE, *folder.SHOWN}
+        if _is_of_hub(self.path / folder.CONFIG):  # there are fewer
+            optional.add(f"{targeting.FOLDER}/{targeting.PICKS}")
         found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
         if not documents.is_sealed(self.manifest):
             found[folder.MANIFEST] = "has another content"
@@ -278,7 +279,7 @@ SEALED = ("complete", "files", "digest")
 """What only the manifest of a finished run has."""
 STAGES = {
     "embeddings": (embedding.FILE,),
-    "selection": (SELECTION_FILE, BINS_FILE),
+    "selection": (SELECTION_FILE, BINS_FILE, targeting.FOLDER),
     "subset": (subset.FOLDER,),
     "report": folder.SHOWN,
 }
@@ -307,7 +308,8 @@ def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
     """
     before, manifest = _read_before(target, is_strict=not overwrite)
     differing = _differences(before, config) if before is not None else []
-    has_work = any((target / name).exists() for name in (embedding.FILE, embedding.PROGRESS))
+    work = (embedding.FILE, embedding.PROGRESS, targeting.FOLDER)
+    has_work = any((target / name).exists() for name in work)
     is_complete = bool(manifest.get("complete"))
     if not overwrite and (has_work or is_complete) and (differing or before is None):
         found = "; ".join(differing) or f"its {folder.CONFIG} is missing"

@@ -75,7 +75,8 @@ def verify(run: Run | str | Path) -> list[Check]:
       revision, where it can be had (of images with dropped patches, the kept pixels)
     - the bins: their sizes and ranks, and from embeddings.npy, where it is there, every bin, rank
       and gain; ready embeddings against their recorded SHA-256
-    - all files and manifest.json, against the bytes and SHA-256 that the run recorded
+    - all files and manifest.json, against the bytes and SHA-256 that the run recorded. The columns
+      of dynamics, near-duplicates and targets are compared by these alone
 
     A comparison that some damage makes impossible has failed, and says why.
 

@@ -53,7 +53,7 @@ def main() -> None:
     found = np.load(noisy)
     given, true = (found[name].astype(np.int64) for name in (args.labels, "clean_label"))
     started = time.perf_counter()
-    dynamics = record(given, args.epochs, args.work / args.labels)
+    dynamics = record(given, args.epochs, args.work / f"{args.labels}-{args.epochs}")
     document = {
         "command": " ".join(["python", "eval/label_noise.py", *sys.argv[1:]]),
         "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",

@@ -190,7 +190,15 @@ def difficulty_weights(name: DifficultyName, scores: Float[ndarray, " n"]) -> Fl
         return weights
     weights = np.where(weights > -ROUNDING, np.maximum(weights, 0), weights)
     _check_range(f"weights by {name}", weights, 0, math.inf)
-    return np.minimum(weights, np.quantile(weights, CLIP_AT, method="lower"))
+    return clip_weights(weights)
+
+
+def clip_weights(weights: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Lower weights above the 95th percentile to it, or to the least above 0 if it is 0."""
+    top = np.quantile(weights, CLIP_AT, method="lower")
+    if top == 0:
+        top = weights.min(initial=np.inf, where=weights > 0)
+    return np.minimum(weights, top)
 
 
 def dual_propensity(

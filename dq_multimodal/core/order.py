@@ -11,6 +11,9 @@ from dq_multimodal.config import Draw, InputError
 from dq_multimodal.core.bins import Bins
 from dq_multimodal.core.hashing import hash_numbers
 
+ROUNDING = 1e-9
+"""By so much a cap times a number of rows may be above a whole number."""
+
 
 def order_rows(
     bins: Bins,
@@ -124,10 +127,11 @@ def cap_rows(
     held: list[tuple[int, int]] = []  # groups that have no room now
     room = 0.0
     for place in range(len(rows)):
-        before, room = room, math.ceil(cap * (place + 1)) if cap < 1 else cap
+        before, room = room, math.ceil(cap * (place + 1) - ROUNDING) if cap < 1 else cap
         if room > before:
-            waiting, held = waiting + held, []
-            heapq.heapify(waiting)
+            for item in held:
+                heapq.heappush(waiting, item)
+            held = []
         while waiting and counts[waiting[0][1]] >= room:
             held.append(heapq.heappop(waiting))
         if not waiting:
@@ -147,7 +151,7 @@ def count_capped(groups: Int[ndarray, " n"], cap: float) -> int:
     sizes = np.bincount(groups)
     if cap >= 1:
         return int(np.minimum(sizes, cap).sum())
-    room = np.ceil(cap * np.arange(1, len(groups) + 1))
+    room = np.ceil(cap * np.arange(1, len(groups) + 1) - ROUNDING)
     levels, at = np.unique(room, return_inverse=True)  # few, where the groups are many
     totals = np.array([np.minimum(sizes, level).sum() for level in levels])[at]
     is_short = totals < np.arange(1, len(groups) + 1)

@@ -30,7 +30,7 @@ METHODS = {
 ADAPTIVE = ("alpha", "importance", "norm")
 MARKING = ("difficulty", "noise_ratio", "drop_duplicates", "cap_by", "cap")
 OF_BINS = ("draw", "n_bins", "partition", "similarity", *ADAPTIVE)
-SETTINGS = ("method", "keep_ratio", "seed", *MARKING, *OF_BINS)
+SETTINGS = ("method", "keep_ratio", "keep_rows", "seed", *MARKING, *OF_BINS)
 WHY_NO_EMBEDDINGS = (
     "This needs the embeddings of the rows, and there were none to read: random runs make none, "
     "and repositories on the Hub do not hold them."

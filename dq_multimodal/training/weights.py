@@ -16,7 +16,7 @@ WEIGHT_COLUMN = "dq_weight"
 UseWeights = Literal["loss", "sample", "none"]
 USE_HELP = (
     "loss: the loss of a row times its dq_weight; sample: rows of every epoch are drawn with "
-    "replacement, in proportion to it; none: it is ignored. Default: loss where the rows have it."
+    "replacement, in proportion to it; none: it is ignored, as by default."
 )
 
 
@@ -39,10 +39,10 @@ def read_weights(dataset: "Dataset") -> Float[ndarray, " n"] | None:
 
 
 def find_use(asked: str | None, weights: Float[ndarray, " n"] | None) -> UseWeights:
-    """Say how weights are used: as asked, else in the loss; rows without weights are all equal."""
-    if weights is None or asked == "none":
+    """Say how weights are used: as asked, else not at all; rows without weights are all equal."""
+    if weights is None or asked not in ("loss", "sample"):
         return "none"
-    return "sample" if asked == "sample" else "loss"
+    return "loss" if asked == "loss" else "sample"
 
 
 def draw_rows(

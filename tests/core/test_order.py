@@ -197,7 +197,7 @@ def cap_slowly(order, groups, cap):
     """Take, place by place, the first row whose group has room."""
     left, taken = list(np.argsort(order)), []
     while left:
-        room = math.ceil(cap * (len(taken) + 1)) if cap < 1 else cap
+        room = math.ceil(cap * (len(taken) + 1) - 1e-9) if cap < 1 else cap
         counts = np.bincount(groups[taken], minlength=groups.max() + 1)
         fits = [row for row in left if counts[groups[row]] < room]
         if not fits:

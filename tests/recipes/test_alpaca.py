@@ -109,7 +109,7 @@ def test_weights_of_a_subset_are_used_and_stated(
     rows = Dataset.from_parquet(str(parts / "rows.parquet"))
     weights = [0.9 + 0.2 * (k % 2) for k in range(len(rows))]
     rows.add_column("dq_weight", weights).to_parquet(path)
-    flags = ("--method", "full", "--dataset_name", path)
+    flags = ("--method", "full", "--dataset_name", path, "--use_weights", "loss")
     done = launch(TWO, parts, small_encoder, tmp_path / "out", *flags)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["use_weights"], metrics["rows_trained"]) == ("loss", 180)

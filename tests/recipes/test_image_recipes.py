@@ -206,7 +206,7 @@ def test_weights_of_a_subset_are_used_and_stated(work, tmp_path):
     rows.add_column("dq_weight", weights).to_parquet(tmp_path / "subset.parquet")
     out = tmp_path / "out"
     flags = arguments(work, out, method="full", dataset_name=tmp_path / "subset.parquet")
-    done = launch("cifar10.py", **flags)
+    done = launch("cifar10.py", **flags, use_weights="loss")
     found = metrics(out)
     assert (found["use_weights"], found["rows_trained"]) == ("loss", 360)
     assert "weights in the loss" in done.stdout

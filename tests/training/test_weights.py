@@ -32,7 +32,7 @@ def test_bad_weights(weights):
 def test_how_weights_are_used():
     some = np.ones(3)
     asked = (None, "loss", "sample", "none")
-    assert [find_use(each, some) for each in asked] == ["loss", "loss", "sample", "none"]
+    assert [find_use(each, some) for each in asked] == ["none", "loss", "sample", "none"]
     assert {find_use(each, None) for each in asked} == {"none"}
 
 

@@ -26,7 +26,6 @@ from test_tampered_runs import (
 )
 
 from dq_multimodal import InputError, Run, compress, resample, verify
-from dq_multimodal.cli import main
 from dq_multimodal.marks import MARK_TYPES
 from dq_multimodal.ordering import bin_by_method, order_by_method
 from dq_multimodal.planning import plan
@@ -409,10 +408,9 @@ AUTO = {
         ("--embeddings", "e.npy"),
         "there are embeddings, and no method is known to do more with them",
     ),
-    "dual": ((*GIVEN, "--dynamics", "dynamics.npy"), "there are training dynamics"),
     "coverage": (
-        (*GIVEN, "--dynamics", "dynamics.npy", "--difficulty", "aum"),
-        "there is a difficulty; train with the weights in dq_weight",
+        (*GIVEN, "--dynamics", "dynamics.npy"),
+        "there are training dynamics, by which rows weigh as cad says",
     ),
 }
 
@@ -461,90 +459,6 @@ def test_auto_of_an_image_folder_is_weighted_coverage_where_few_are_kept(tmp_pat
     assert np.mean([*weights(run).values()]) == pytest.approx(1)
     assert "dq_weight" in (run.path / "README.md").read_text()
     assert (run.path / "report.html").is_file()
-
-
-WRONG = {
-    "--method best": "'best' is not one of 'auto', 'random', 'blocks', 'coverage'",
-    "--keep-rows 0": "keep_rows must be a whole number of at least 1, got 0",
-    "--keep-rows 121": "keep_rows must be at most the 120 rows, got 121",
-    "--keep-rows 5 --keep-ratio 0.5": "give keep_ratio or keep_rows, not both",
-    "--method ccs": "ccs needs the training dynamics of the rows: --dynamics",
-    "--method dual": "dual needs the training dynamics of the rows: --dynamics",
-    "--method dual --dynamics one_epoch.npy": "dual needs the training dynamics of the rows, of 2",
-    "--dynamics no.npy": "no.npy",
-    "--dynamics d.parquet": "d.parquet",
-    "--dynamics e.npy": "dynamics must have shape (epochs, 120, 3), or (checkpoints, 120, 2)",
-    "--dynamics short.npy": "dynamics must have shape (epochs, 120, 3)",
-    "--method ccs --dynamics losses.npy": "ccs needs training dynamics, (epochs, 120, 3)",
-    "--difficulty aum": "difficulty aum needs dynamics of the rows",
-    "--difficulty size": "difficulty size is no column of the dataset",
-    "--difficulty text": "difficulty text must be a column of finite numbers of at least 0",
-    "--difficulty debt": "difficulty debt must be a column of finite numbers of at least 0",
-    "--difficulty ifd --dynamics dynamics.npy": "difficulty ifd is of losses of responses",
-    "--difficulty aum --dynamics losses.npy": "difficulty aum is of training dynamics",
-    "--difficulty length --method dq": "difficulty is for coverage, and the method is dq",
-    "--method coverage --similarity euclidean": "coverage compares rows by cosine",
-    "--noise-ratio 1 --dynamics dynamics.npy": "noise_ratio must lie in [0, 1), got 1.0",
-    "--noise-ratio nan --dynamics dynamics.npy": "noise_ratio must lie in [0, 1), got nan",
-    "--noise-ratio 0.1": "noise_ratio needs the training dynamics of the rows: --dynamics",
-    "--target no.parquet": "no.parquet",
-    "--target d.parquet --target-split none": "none",
-    "--target d.parquet --target-share 0": "target_share must lie in (0, 1], got 0.0",
-    "--target d.parquet --target-columns ,": "target_columns must be names parted by commas",
-    "--target d.parquet --target-columns no": "target d.parquet: ",
-    "--target d.parquet --target-gradients": "target_gradients needs a target_model",
-    "--target-model m": "target_model, target_columns and target_gradients need a target",
-    "--drop-duplicates 1.5": "drop_duplicates must lie in (0, 1], got 1.5",
-    "--drop-duplicates -1": "drop_duplicates must lie in (0, 1], got -1.0",
-    "--drop-duplicates=near": "--drop-duplicates': Input should be a valid number",
-    "--cap-by source": "cap_by and cap go together",
-    "--cap 5": "cap_by and cap go together",
-    "--cap-by origin --cap 5": "cap_by origin is no column of the dataset",
-    "--cap-by source --cap 0": "cap must be a number of rows, or a share below 1, got 0.0",
-    "--cap-by source --cap 1.5": "cap must be a number of rows, or a share below 1, got 1.5",
-    "--cap-by source --cap 2": "a cap of 2 on source leaves at most 6 rows, and 24 were asked for",
-}
-
-
-@pytest.mark.parametrize("flags", WRONG)
-def test_a_wrong_value_is_one_clear_line(flags, place, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    before = {path.name for path in place.iterdir()}
-    given = () if "--embeddings" in flags else ("--embeddings", "e.npy")
-    with pytest.raises(SystemExit) as end:
-        main(["compress", "d.parquet", *given, *flags.split(), "--output-dir", str(tmp_path / "o")])
-    found = capsys.readouterr()
-    line = found.err.strip().splitlines()[-1]
-    assert end.value.code == 2, found
-    assert line.startswith("error: ")
-    assert WRONG[flags] in line
-    assert "Traceback" not in found.err
-    assert {path.name for path in place.iterdir()} == before
-    assert not (tmp_path / "o" / SELECTION).exists()
-
-
-def test_wrong_values_of_resample(made, tmp_path, command):
-    copy_of(made["blocks"], tmp_path)
-    for flags, message in (
-        (("--method", "auto", "--keep-ratio", 0.1), "auto is for compress: name the method"),
-        ((), "resample needs a keep_ratio or keep_rows, one of them"),
-        (("--keep-ratio", 0.1, "--keep-rows", 3), "one of them"),
-        (("--method", "ccs", "--keep-ratio", 0.1), "ccs needs the training dynamics of the rows"),
-    ):
-        done = command(tmp_path, "resample", "copy", *flags, "--output-dir", "out", code=2)
-        assert message in done.stderr.splitlines()[-1]
-        assert done.stderr.count("\n") == 1
-        assert not (tmp_path / "out" / SELECTION).exists()
-
-
-def test_drop_duplicates_takes_a_number_or_none():
-    from dq_multimodal.cli import _fill_in
-
-    assert _fill_in(["--drop-duplicates"]) == ["--drop-duplicates", "0.95"]
-    for number in ("0.9", ".9", "1", "-1"):
-        assert _fill_in(["--drop-duplicates", number]) == ["--drop-duplicates", number]
-    for other in ("--json", "2024.parquet", "-o"):
-        assert _fill_in(["--drop-duplicates", other]) == ["--drop-duplicates", "0.95", other]
 
 
 def test_a_run_of_the_hub_is_resampled_by_coverage(place, tmp_path, command):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
 AUTO_NOTE = "method auto is "
 """How the note begins that says which method auto is."""
-COVERED_SHARE = 0.05
+COVERED_SHARE = 0.1
 """Share of images up to which auto takes coverage, without training dynamics."""
 MAX_LISTED = 1000
 """Row numbers of one problem that manifest.json lists; the count is exact.

@@ -36,6 +36,10 @@ STYLES = (
     ("#8a4f9e", ":", "D"),
     ("#5a616e", (0, (5, 1)), "v"),
     ("#a33a68", (0, (3, 1, 1, 1)), "P"),
+    ("#0e8a8a", "-", "X"),
+    ("#8c6d1f", "--", "p"),
+    ("#b0413e", "-.", "<"),
+    ("#3f4a9a", ":", ">"),
 )
 """Colour, dash and mark of each line: none is told apart by its colour alone."""
 NAMES = {"alpaca": "Alpaca", "cifar10": "CIFAR-10"}

@@ -15,7 +15,10 @@ from dq_multimodal.config import count_kept
         ({"keep_ratio": True}, "keep_ratio must lie in"),
         ({"keep_ratio": "0.2"}, "keep_ratio must lie in"),
         ({"keep_ratio": float("nan")}, "got nan"),
-        ({"method": "best"}, "method must be one of auto, random, blocks, coverage, dq, adq, graphcut, ccs, dual, got 'best'"),
+        (
+            {"method": "best"},
+            "method must be one of auto, random, blocks, coverage, dq, adq, graphcut, ccs, dual, ",
+        ),
         ({"draw": "best"}, "draw must be one of random, rank"),
         ({"similarity": "dot"}, "similarity must be one of cosine, euclidean"),
         ({"n_bins": 1.5}, "n_bins must be a whole number of at least 1, got 1.5"),

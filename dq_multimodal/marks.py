@@ -1,9 +1,7 @@
 """What is known of rows beside their bins: what leaves rows out, puts them last or weighs them."""
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy import ndarray
 
 from dq_multimodal.atomic import expand_home
 from dq_multimodal.config import CompressConfig, DifficultyName, InputError
+from dq_multimodal.documents import describe_file
 from dq_multimodal.stream import first_line
 
 if TYPE_CHECKING:
@@ -64,10 +63,6 @@ class Marks:
     target_rank: Int[ndarray, " n"] | None = None
     target_row: Int[ndarray, " n"] | None = None
 
-    def with_(self, **columns: Any) -> "Marks":
-        """Give the marks with some others."""
-        return replace(self, **columns)
-
     def readable(self, n_rows: int) -> Int[ndarray, " k"]:
         """Give the numbers of the rows that a subset may take."""
         return np.arange(n_rows) if self.unreadable is None else np.flatnonzero(~self.unreadable)
@@ -109,11 +104,7 @@ class Marks:
         return cls(**found)
 
 
-def make_marks(
-    dataset: "Dataset",
-    request: CompressConfig,
-    n_rows: int,
-) -> Marks:
+def make_marks(dataset: "Dataset", request: CompressConfig, n_rows: int) -> Marks:
     """Read what the request names beside the rows: dynamics, difficulty, the column of the cap.
 
     Raises:
@@ -130,11 +121,11 @@ def make_marks(
         if request.method == "dual" and len(values) < 2:
             raise InputError(f"dual needs dynamics of 2 epochs or more, got {len(values)}")
         if values.shape[2] == 3:
-            scores = {"aum": aum, "confidence": confidence}
+            scores, some = {"aum": aum, "confidence": confidence}, values[:, known]
             scores |= {"dual": dual} if len(values) > 1 else {}
             for name, score in scores.items():
                 found[name] = np.full(n_rows, np.nan, dtype=np.float32)
-                found[name][known] = score(values[:, known])
+                found[name][known] = score(some)
         elif request.method in ("ccs", "dual") or request.noise_ratio:
             raise InputError(
                 f"{request.method} needs training dynamics, (epochs, {n_rows}, 3), and "
@@ -275,7 +266,6 @@ def hash_file(name: str | None) -> str | None:
     if name is None:
         return None
     try:
-        with Path(expand_home(name)).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return describe_file(expand_home(name))["sha256"]
     except OSError as error:
         raise InputError(f"cannot read {name}: {first_line(error)}") from None

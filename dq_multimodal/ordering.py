@@ -133,8 +133,8 @@ def bin_by_method(
         bins = bin_rows(
             embeddings, strata, kind, request.n_bins, request.similarity, n_left, **(where or {})
         )
-        return bins, marks.with_(nearest=None)
-    n_rows, marks = len(strata), marks.with_(nearest=None)
+        return bins, replace(marks, nearest=None)
+    n_rows, marks = len(strata), replace(marks, nearest=None)
     with tqdm(total=n_rows, desc="select", unit="row") as bar:
         if kind == "blocks":
             rank = balance_rows(embeddings, strata, on_rows=bar.update)
@@ -147,16 +147,16 @@ def bin_by_method(
         some = embeddings if len(rows) == n_rows else embeddings[rows]
         found = cover_rows(some, strata[rows], weights, on_picks=bar.update)
     gain, rank = np.full(n_rows, np.nan), np.zeros(n_rows, dtype=np.int64)
-    gain[rows], rank[rows] = found.gain, found.rank
-    n_in = np.bincount(strata[rows], minlength=int(strata.max()) + 1)
-    for row in np.flatnonzero(is_out):
-        rank[row] = n_in[strata[row]]
-        n_in[strata[row]] += 1
+    gain[rows] = found.gain
+    place = np.arange(n_rows)
+    place[rows] = found.rank
+    at = np.lexsort((place, is_out, strata))  # those left out come last, by row number
+    rank[at] = np.arange(n_rows) - np.searchsorted(strata[at], strata[at])
     counts = np.zeros(n_rows, dtype=np.int64)
     counts[rows] = np.diff(found.nearest[0])
     starts = np.concatenate([[0], np.cumsum(counts)])
     bins = Bins(np.zeros(n_rows, dtype=np.int64), rank, gain, strata)
-    return bins, marks.with_(nearest=(starts, found.nearest[1]))
+    return bins, replace(marks, nearest=(starts, found.nearest[1]))
 
 
 def mark_duplicates(
@@ -173,7 +173,7 @@ def mark_duplicates(
     order = order_by_method(bins, request, scores, marks)
     with tqdm(desc="duplicates", unit="pair", unit_scale=True) as bar:
         found = find_duplicates(embeddings, order, request.drop_duplicates, on_pairs=bar.update)
-    return marks.with_(duplicate_of=found)
+    return replace(marks, duplicate_of=found)
 
 
 def order_by_method(

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,7 @@ def compress(
                     alike = embedding.note_alike(embedded, by_cosine=by_cosine)
                     manifest["notes"] = alike + manifest["notes"]
         unreadable = mark_left_out(manifest, adapter, request)
-        marks = marks.with_(unreadable=unreadable)
+        marks = replace(marks, unreadable=unreadable)
         count_subset(strata, request, marks)  # raises if too few rows are left
         with _stage(target, manifest, "selection", SELECTION_FILE, BINS_FILE) as is_due:
             if is_due:
@@ -270,7 +271,7 @@ def _mark_more(
     notes = []
     if aim is not None:
         found = pick_targets(folder, source.dataset, adapter, embeddings, aim, request)
-        marks = marks.with_(target_rank=found.rank, target_row=found.row)
+        marks = replace(marks, target_rank=found.rank, target_row=found.row)
         notes += found.notes
     if request.drop_duplicates is not None:
         assert embeddings is not None

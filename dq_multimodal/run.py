@@ -38,7 +38,6 @@ from dq_multimodal.report import FILE, write_report
 from dq_multimodal.selection import (
     BINS_FILE,
     SELECTION_FILE,
-    read_kept,
     read_selection,
     read_table,
 )
@@ -395,8 +394,7 @@ def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Ru
 
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
     manifest["bytes"]["subset_files"] = sum(sizes)
-    request = CompressConfig.from_dict(config["request"])
-    manifest["kept"] = len(read_kept(target, request))
+    manifest["kept"] = int(read_selection(target)[1]["kept"].sum())
     packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
     manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
     card.write_card(target, config, manifest)

@@ -17,6 +17,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,18 @@ def compare(
         "dual": difficulty.dual(dynamics),
     }
     cad = difficulty.difficulty_weights("cad", difficulty.cad(dynamics, len(dynamics)))
-    marks = Marks().with_(**{name: found.astype(np.float32) for name, found in scores.items()})
+    cad = cad.astype(np.float32)
+    marks = replace(Marks(), **{name: found.astype(np.float32) for name, found in scores.items()})
     zeros = np.zeros(n_rows, dtype=np.int64)
     no_bins = Bins(zeros, zeros, np.full(n_rows, np.nan), given)
     kinds: list[tuple[str, dict[str, Any], Marks]] = [
         ("random", {"method": "random"}, marks),
         ("coverage", {"method": "coverage"}, marks),
-        ("coverage, cad", {"method": "coverage"}, marks.with_(difficulty=cad.astype(np.float32))),
+        (
+            "coverage, cad",
+            {"method": "coverage"},
+            replace(marks, difficulty=cad),
+        ),
         ("ccs", {"method": "ccs"}, marks),
     ]
     lines = []

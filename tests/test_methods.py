@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -310,10 +311,10 @@ def test_a_forged_record_of_nearest_rows_is_found_by_the_weights_alone(made, tmp
 def test_rows_left_out_of_coverage_are_those_that_its_marks_say(made, tmp_path):
     run = Run(copy_of(made["coverage"], tmp_path))
     request, is_out = run.request, np.isin(np.arange(N), run.kept[:5])
-    marks = run.marks.with_(unreadable=is_out)
+    marks = replace(run.marks, unreadable=is_out)
     rows, strata = run.open_embeddings(), run.bins.stratum
     bins, marks = bin_by_method(rows, strata, "coverage", request, marks)
-    marks = marks.with_(unreadable=None)
+    marks = replace(marks, unreadable=None)
     order = order_by_method(bins, request, None, marks)
     labels = run.manifest["labels"]
     write_selection(run.path, bins, "coverage", order, request, labels, None, marks)

@@ -24,7 +24,6 @@ from dq_multimodal.core.diversity import OUT, count_steps, diversity, learn_dire
 from dq_multimodal.core.duplicates import MAX_ROWS as DUPLICATE_ROWS
 from dq_multimodal.core.duplicates import find_duplicates
 from dq_multimodal.marks import Marks
-from dq_multimodal.model_source import accelerator
 from dq_multimodal.ordering import bins_kind
 from dq_multimodal.selection import BINS_FILE, SELECTION_FILE, write_selection
 
@@ -151,7 +150,6 @@ def time_picks(
     n_bins: int,
     similarity: Similarity,
     n_left: int = 0,
-    device: str | None = None,
 ) -> float:
     """Give the seconds that the greedy picks of all strata will take.
 
@@ -165,7 +163,7 @@ def time_picks(
     def clock(size: int) -> float:
         rows = stretch(vectors, size)
         started = time.perf_counter()
-        make_bins(rows, min(n_bins, size), similarity, n_left=n_left, device=device)
+        make_bins(rows, min(n_bins, size), similarity, n_left=n_left)
         return time.perf_counter() - started
 
     size = min(PICK_ROWS, largest)
@@ -247,7 +245,7 @@ def foresee_picks(
     """
     if np.bincount(strata).max() < MANY_ROWS:
         return None
-    seconds = time_picks(vectors, strata, n_bins, similarity, n_left, accelerator())
+    seconds = time_picks(vectors, strata, n_bins, similarity, n_left)
     if seconds < LONG_SECONDS:
         return None
     long = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.0f} hours"

@@ -11,8 +11,6 @@ from numpy import ndarray
 from dq_multimodal.config import Similarity
 from dq_multimodal.core import Bins, make_bins
 from dq_multimodal.core.bins import as_matrix, stratum_codes
-from dq_multimodal.core.lockstep import MAX_ROWS
-from dq_multimodal.model_source import accelerator
 from dq_multimodal.world import ALONE, World
 
 
@@ -44,9 +42,7 @@ def make_bins_together(
     settings: dict[str, Any] = {"n_bins": n_bins, "similarity": similarity, "n_left": n_left}
     n_busy = sum(len(rows) > 0 for rows in shares)
     if n_busy == 1 or folder is None:
-        is_small = not codes.max() and len(codes) <= MAX_ROWS  # nothing to pick beside it
-        settings |= {"device": None if is_small else accelerator(), "on_picks": on_picks}
-        return make_bins(embeddings, strata=strata, **settings)
+        return make_bins(embeddings, strata=strata, on_picks=on_picks, **settings)
     as_matrix(embeddings)  # an error is to name the row of the whole
     world.post("bins", folder=str(folder.absolute()), codes=codes.astype(np.int32), **settings)
     found = {0: _bin_some(embeddings, shares[0], codes, on_picks=on_picks, **settings)}
@@ -105,7 +101,6 @@ def _bin_some(
         similarity,
         codes[rows],
         n_left=n_left,
-        device=accelerator(),
         on_picks=on_picks,
     )
     return bins.bin, bins.rank, bins.gain

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from threading import Event
 from typing import Any
 
@@ -13,11 +12,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
-from dq_multimodal.core.graph_cut import TABLE_BYTES, GraphCut
-from dq_multimodal.core.greedy import Greedy
-from dq_multimodal.core.lockstep import MAX_ROWS, bin_in_lockstep
-from dq_multimodal.core.rows import RowSource
-from dq_multimodal.core.sweep import Sweep, fits_device
+from dq_multimodal.core.graph_cut import GraphCut
+from dq_multimodal.core.rows import prepare_rows
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,6 @@ def make_bins(
     strata: Any = None,
     *,
     n_left: int = 0,
-    device: str | None = None,
     on_picks: Callable[[int], object] | None = None,
 ) -> Bins:
     """Part the rows of every stratum into bins, one greedy run after the other.
@@ -69,8 +64,6 @@ def make_bins(
         n_left: For rows that are outer products (last-layer gradients): an embedding holds the
             n_left numbers of the left factor, then those of the right one. 0 is plain rows.
         strata: (n,) labels of any type that sorts, integers or strings; None is one stratum.
-        device: "cuda" picks on an accelerator, in small strata side by side, with the same picks;
-            None is the processor, several strata at once.
         on_picks: Called now and then with the number of rows picked since (for progress bars).
 
     Returns:
@@ -102,36 +95,23 @@ def make_bins(
     def tell(n_picks: int) -> None:
         if is_stopped.is_set():
             raise InterruptedError
-        if on_picks is not None:
+        if on_picks is not None and n_picks:
             on_picks(n_picks)
 
-    def bin_stratum(members: Int[ndarray, " k"], table_bytes: int) -> None:
-        part = None if len(members) == n_rows else members
-        source = RowSource(values, part, similarity, n_left)
-        greedy: Greedy
-        if device is None or n_left or not fits_device(len(members), values.shape[1], device):
-            greedy = GraphCut(source, similarity, table_bytes)
-        else:
-            greedy = Sweep(source, similarity, device)
+    strata_rows = split_strata(codes)
+    n_threads, n_cores = count_threads(len(strata_rows)), count_threads(n_rows)
+
+    def bin_stratum(members: Int[ndarray, " k"]) -> None:
+        rows = prepare_rows(values, members, similarity, n_left)
+        greedy = GraphCut(rows, similarity, n_cores // n_threads, n_threads)
         for b in range(min(int(n_bins), len(members))):
             picks, gains = greedy.pick(-(-greedy.n_left // (int(n_bins) - b)), tell)
             bins.bin[members[picks]] = b
             bins.rank[members[picks]] = np.arange(len(picks))
             with np.errstate(over="ignore"):  # of rows near the end of the float64 range
-                bins.gain[members[picks]] = gains * source.unit * source.unit
+                bins.gain[members[picks]] = gains * rows.unit * rows.unit
 
-    strata_rows = split_strata(codes)
-    if device is not None and not n_left:
-        small = [members for members in strata_rows if len(members) <= MAX_ROWS]
-        strata_rows = [members for members in strata_rows if len(members) > MAX_ROWS]
-        made = bin_in_lockstep(values, small, int(n_bins), similarity, device, on_picks)
-        for members, *found in made:
-            bins.bin[members], bins.rank[members], bins.gain[members] = found
-        for members in strata_rows:  # one at a time has the device, or all cores
-            bin_stratum(members, TABLE_BYTES)
-    else:
-        share = TABLE_BYTES // count_threads(len(strata_rows))
-        for_each(partial(bin_stratum, table_bytes=share), strata_rows, is_stopped.set)
+    for_each(bin_stratum, strata_rows, is_stopped.set)
     return bins
 
 
@@ -152,12 +132,13 @@ def for_each(
 ) -> None:
     """Do the work of every stratum, large ones first, side by side where there are cores."""
     n_threads = count_threads(len(strata))
-    if n_threads < 2:
-        for members in strata:
-            work(members)
-        return
     from threadpoolctl import threadpool_limits
 
+    if n_threads < 2:
+        with threadpool_limits(1):
+            for members in strata:
+                work(members)
+        return
     with threadpool_limits(1), ThreadPoolExecutor(n_threads) as pool:
         running = [pool.submit(work, members) for members in sorted(strata, key=len, reverse=True)]
         try:

@@ -15,9 +15,18 @@ def compile_loop(loop: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         loop: A module's function, marked `no_type_check`, so that no wrapper hides it.
     """
+    return _compile(loop)
+
+
+def compile_float_loop(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a loop, as `compile_loop` does, whose sums of floats may be made in any order."""
+    return _compile(loop, fastmath={"reassoc", "contract", "nsz", "nnan"})
+
+
+def _compile(loop: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     import numba
 
     try:
-        return numba.njit(nogil=True, cache=True)(loop)
+        return numba.njit(nogil=True, cache=True, **options)(loop)
     except RuntimeError:  # neither folder can be written
-        return numba.njit(nogil=True)(loop)
+        return numba.njit(nogil=True, **options)(loop)

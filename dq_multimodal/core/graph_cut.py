@@ -1,268 +1,434 @@
 """Exact greedy GraphCut picks, far below n^2 work and in O(n) memory beside the embeddings."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
-from dq_multimodal.core.blocks import row_squares
-from dq_multimodal.core.front import FRONT_SHARE, MAX_PLAIN_VALUES, Front, Near
-from dq_multimodal.core.greedy import Greedy
-from dq_multimodal.core.hashing import row_hash
-from dq_multimodal.core.levels import NEAR_ROWS, RING_FACTOR, RING_ROWS, RUN_PICKS, Level
-from dq_multimodal.core.losses import count_pair_bytes, has_room
-from dq_multimodal.core.rows import HELD_BYTES, RowSource, find_equal
-from dq_multimodal.core.whole import RACE_PICKS, RACE_VALUES, Whole
+from dq_multimodal.core.rows import BLOCK_ROWS, Rows, find_equal, rotate_rows
 
-DIRECTIONS = 32
-"""Directions in which the change of a gain is followed exactly, at most."""
+TIE_WIDTH = 1e-9
+"""Gains closer than this times the scale are a tie."""
 
-SAMPLE_ROWS, SAMPLE_TURNS = 2048, 3
-"""Rows in which these are looked for, and steps of the search."""
+POOL_ROWS, POOL_SHARE, STRONG_SHARE = 256, 0.25, 0.7
+"""Rows of the smallest pool, the part of a pool that the next one holds, and the part of that whose
+picks need no check."""
 
-TABLE_BYTES = 2**28
-"""Memory for the pairs of all rows left (all pairs of 8,192 rows), or half of it for some pairs and
-half for these rows."""
+ROOM_BYTES, POOL_BYTES = 5 * 2**25, 2**26
+"""Memory for the rows of all pools and their products, and for those of the largest pool alone."""
 
-SMALL_ROWS = 1024
-"""So few rows are all looked at: hardly any bound excludes a row of these for long."""
+FIRST_ROWS, MAX_ROWS, GROWTH = 64, 1024, 2
+"""Rows that are multiplied with a pool at once: at first, at most, and times the picks that the
+last product served."""
 
-LOAD_SHARE = 1 / 2
-"""Part of all rows that bounds have to leave for a pick before all are looked at."""
+PRODUCT_COST = 0.12
+"""What an inner product made with many others takes, in units of one made alone."""
 
-WHOLE_PICKS = 512
-"""Picks that are then made among all rows until bounds are tried again; each time twice as many."""
+MIN_PAUSE, MAX_PAUSE = 16, 1024
+"""Picks in a pool itself after a check that did not pay: at first, and at most."""
+
+LOAD_PICKS = 64
+"""Picks over which inner products are counted."""
+
+MIN_OPEN = 0.75
+"""Where fewer of the rows are left, those that are used up are forgotten."""
+
+NO_CHECK = -1
+"""In place of the number of a pool: none has to be checked."""
 
 
-class GraphCut(Greedy):
-    r"""Exact greedy runs that look at few rows for a pick, see `Greedy`.
-
-    - W is split along a few directions (the mean of a sample and its largest variation). What a
-      gain owes to them is followed exactly in k numbers a row; what it owes to the rest of W, of
-      which x has the length $\|x_\perp\|$, has moved by at most $f \|x_\perp\| \|\Delta
-      W_\perp\|$ since the row was last looked at. This bounds every gain.
-    - The near rows are drawn by these bounds from a few thousand, and these from all rows. What
-      each draw left out is bounded together; where that does not do, it is drawn anew.
-    - The best of the near rows, the front, are exact, and some picks are made in a row among
-      them, see `Table`. One product with the way that W went bounds the near rows at its end, and
-      so what lies between its ends, but for what the way bends. Of the few that might have won or
-      tied, the gains at each pick are worked out (one product of two small matrices); the picks up
-      to the first at which one does so are kept, and a new front is drawn there.
-    - Where the sum W is so short that this leaves most rows to look at, picks are made among all
-      of them, see `Whole`: for a while, or, where all their pairs have room, to the end.
-
-    Float32 serves to exclude rows, with its error added to the bounds; gains that are compared
-    are float64. The picks are those of the plain greedy. Rows that are equal bit for bit are one
-    row that may be picked again.
-
-    Args:
-        source: The rows.
-        similarity: Which gain.
-        table_bytes: Memory for all rows left and their pairs.
+@dataclass
+class Pool:
+    """Candidates: picks are made among them, or a smaller pool of the best of them is drawn.
 
     Attributes:
-        terms: What the gain of a row is bounded by, each to be weighted: what it has along the
-            directions, its length across them, its squared norm (euclidean), and what it owes to W
-            across them.
-        n_open: Distinct rows among those left.
+        rows: The rows, by number.
+        gains: Gain of each, less the constant, when `done` picks were made and the running sum was
+            `total`; minus infinity where a row is used up.
+        squares: Their squared norms.
+        ends: Number of the outermost pool that has to be checked after the pick of a row.
+        block: The rows in float32; None where they are read where they lie.
+        error: How far gains may be off, and how many were worked out in float64 since.
+        is_inside: Which rows the next pool holds.
+        products: Inner products of some of the rows with all of them.
+        slots: Place of each row among these, -1 for none.
+        n_filled: Rows that have a place.
+    """
+
+    rows: Int[ndarray, " r"]
+    gains: Float[ndarray, " r"]
+    squares: Float[ndarray, " r"]
+    ends: Int[ndarray, " r"]
+    block: Float32[ndarray, "r w"] | None
+    total: Float[ndarray, "k d"]
+    done: int
+    error: Float[ndarray, " 2"] = field(default_factory=lambda: np.zeros(2))
+    is_inside: Bool[ndarray, " r"] | None = None
+    products: Float32[ndarray, "s r"] | None = None
+    slots: Int[ndarray, " r"] | None = None
+    n_filled: int = 0
+
+
+@dataclass
+class Pace:
+    """What checks of a pool taught: picks without one, and picks in the pool itself after one."""
+
+    limit: int
+    pause: int = MIN_PAUSE
+    pause_until: int = 0
+
+
+class GraphCut:
+    r"""Greedy runs over the rows of one stratum, each from the rows that those before it left.
+
+    With R the rows when a run begins and S those picked so far, the gain of a row is
+
+    - cosine: $\sum_{p \in R} \langle p, x \rangle - 2 \sum_{p \in S} \langle p, x \rangle$
+    - euclidean: $\sum_{p \in S} \|p-x\|^2 - \sum_{p \in R \setminus S} \|p-x\|^2$
+      (Dataset Quantization, arXiv:2308.10524, Eq. 1-2)
+
+    Up to a constant that is $f \langle x, W \rangle + c \|x\|^2$ with the running sum
+    $W = \sum_R p - 2 \sum_S p$, f = 1 and c = 0 (cosine) or f = 2 and c = 2|S| - |R| (euclidean).
+    Gains within 1e-9 x scale of the best are a tie, which the lowest row number wins: two equal
+    rows may leave a matrix product with different last bits. The scale is |R| (cosine) or the sum
+    of the squared distances of R to its mean (euclidean). The picks are those of this definition,
+    but few rows are looked at for one:
+
+    - The best quarter of the rows is a pool, the best quarter of these the next, down to 256 rows.
+      Picks are made in the innermost pool alone, until one comes from its lower part: then a row
+      outside might soon be better.
+    - Each pool, from the innermost, then checks the rows that it left outside the next one, see
+      `count_safe`. Picks from the first at which one of them might have won or tied are undone,
+      and the smaller pools are drawn anew. Where checks take more than they spare, picks are made
+      in a larger pool for a while.
+    - In a pool gains follow from inner products of its rows, made in float32 for many picks at
+      once. Their error is bounded, and float64 decides between all that may win or tie.
+    - Once all pairs of the rows left are fewer products than pools take, they are made at once, and
+      serve to the last row.
+
+    Rows that are equal bit for bit are one row that may be picked again.
+
+    Args:
+        rows: The rows.
+        similarity: Which gain.
+        n_threads: Threads for this stratum.
+        n_beside: Strata that share the memory, this one included.
+
+    Attributes:
+        n_left: Rows that are not picked yet.
     """
 
     def __init__(
-        self, source: RowSource, similarity: Similarity, table_bytes: int = TABLE_BYTES
+        self, rows: Rows, similarity: Similarity, n_threads: int = 1, n_beside: int = 1
     ) -> None:
-        super().__init__(similarity, len(source), np.zeros(source.n_columns), 0.0)
-        self.source, self.table_bytes = source, table_bytes
-        self.whole: Whole | None = None
-        self.directions = find_directions(source)
-        n_directions = self.directions.shape[1]
-        n_terms = n_directions + (2 if self.is_cosine else 3)
-        terms = np.zeros((len(source), n_terms), dtype=np.float32, order="F")
-        squares, across = np.empty(len(source)), np.empty(len(source))
-        for span in source.spans():
-            block = source.take(span)
-            self.total += block.sum()
-            along = block @ self.directions
-            terms[span, :n_directions], squares[span] = along, block.squares()
-            across[span] = squares[span] - row_squares(along)
-        self.square_total = float(squares.sum())
-        across = np.maximum(across, 0.0) + 1e-13 * squares  # more than rounding takes from it
-        terms[:, n_directions] = self.factor * np.sqrt(across)
+        from dq_multimodal.core import picking
+
+        self.loops, self.is_cosine = picking, similarity == "cosine"
+        self.factor, self.rise = (1.0, 0.0) if self.is_cosine else (2.0, 2.0)
+        self.left, self.next_equal = find_equal(rows)
+        self.rows = rows = rotate_rows(rows) if self.is_cosine else rows
+        self.n_left, self.width, self.split = len(rows.place), rows.values.shape[1], rows.n_left
+        self.product_error = (self.width + 16) * picking.ROUNDING
+        self.n_threads = n_threads
+        self.workers = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
+        n_values = max(ROOM_BYTES // n_beside // 4, 2 * self.n_left)
+        self.room = np.empty(n_values, dtype=np.float32)
+        self.pool_values = POOL_BYTES // n_beside // 4
+        self.numbers = np.full(self.n_left, -1)
+        self.numbers[self.left] = self.left
+        self.total = np.zeros((max(self.split, 1), self.width - self.split))
+        picking.add_rows(rows, np.arange(self.n_left), 1.0, self.total)
+        self.square_total = float(rows.squares.sum())
+        self.pools: list[Pool] = []
+        self.is_paired, self.load, self.n_products, self.counted_at = False, 0.0, 0, 0
+
+    def pick(
+        self, n_picks: int, on_picks: Callable[[int], object] | None = None
+    ) -> tuple[Int[ndarray, " picks"], Float[ndarray, " picks"]]:
+        """Make a greedy run over the rows that are left.
+
+        Args:
+            n_picks: How many to pick, at most `n_left`.
+            on_picks: Called now and then with the number of rows picked since its last call, which
+                may be 0.
+
+        Returns:
+            The row numbers in pick order, and the gain with which each was picked.
+        """
+        scale = float(self.n_left)
         if not self.is_cosine:
-            terms[:, n_directions + 1] = squares
-        self.numbers, self.next_equal = find_equal(source)
-        if len(self.numbers) < len(source):
-            terms, squares = keep_rows(terms, self.numbers), squares[self.numbers]
-        self.terms, self.squares, self.n_open = terms, squares, len(squares)
-        self.norms, self.front_share = np.sqrt(squares), float(FRONT_SHARE)
-
-    def _run(self, on_picks: Callable[[int], object] | None) -> None:
-        n_whole = WHOLE_PICKS
-        self.load, self.n_multiplied = 0.0, 0
-        while self.done < self.n_picks:
-            if self.whole is None and not self.suits_whole:
-                self._pick_near(on_picks)
-            else:
-                self._pick_whole(n_whole, on_picks)
-                n_whole *= 2
-
-    def _pick_whole(self, n_most: int, on_picks: Callable[[int], object] | None) -> None:
-        """Pick among all rows left: so many times, or to the end if all pairs have room."""
-        if self.whole is None:
-            self._compact()
-            self.whole = Whole(self, np.arange(len(self.numbers)), self.numbers.copy())
-        end = self.n_picks if self.whole.is_full else min(self.done + n_most, self.n_picks)
-        while self.done < end:
-            self.whole = self.whole.without_used(self)
-            n_made = len(self.whole.pick_some(end - self.done))
+            moved = float(np.vdot(self.total, self.total)) / self.n_left
+            scale = max(self.square_total - moved, 0.0)
+        self.tie, self.n_start = TIE_WIDTH * scale, self.n_left
+        self.sum, self.done, self.n_picks = self.total.copy(), 0, n_picks
+        self.picks, self.picked = (np.empty(n_picks, dtype=np.int64) for _ in range(2))
+        self.made, self.thresholds = np.empty(n_picks), np.empty(n_picks)
+        self.widest = float(np.sqrt(self.rows.squares[self.left].max())) + self.loops.SHORTEST
+        self.paces = [Pace(n_picks)]
+        self._take_all()
+        n_told = 0
+        while self.done < n_picks:
+            self._choose_pairs()
+            self._draw()
+            end = self._pick_some()
+            if end != NO_CHECK:
+                self._check(end)
             if on_picks is not None:
-                on_picks(n_made)
-        if not self.whole.is_full:
-            rows = np.flatnonzero(self.whole.numbers >= 0)
-            self.n_open = len(rows)
-            self.numbers[:] = -1
-            self.numbers[self.whole.places[rows]] = self.whole.numbers[rows]
-            self.whole, self.load = None, 0.0
+                on_picks(max(self.done - n_told, 0))
+                n_told = max(self.done, n_told)
+        if not self.is_cosine:
+            squares = self.rows.squares[self.picks]
+            self.made += 2 * (np.cumsum(squares) - squares) - self.square_total
+            self.square_total -= float(squares.sum())
+        self.total = (self.total + self.sum) / 2
+        self.n_left -= n_picks
+        return self.picked, self.made
 
-    def _pick_near(self, on_picks: Callable[[int], object] | None) -> None:
-        """Pick among the rows near the best, until it is less work to look at all rows."""
-        self._compact()
-        self.pace, self.load = float(RUN_PICKS), 0.0
-        self.widest = float(self.norms.max())
-        sizes = [NEAR_ROWS]
-        if self.n_left > 2 * RING_ROWS:
-            sizes.insert(0, max(RING_ROWS, int(RING_FACTOR * self.n_left**0.5)))
-        levels = [Level(self, None, sizes[0])]
-        least = np.inf
-        while self.done < self.n_picks and not self.suits_whole:
-            depth = next(k for k, level in enumerate(levels) if level.is_spent)
-            del levels[depth + 1 :]
-            for size in sizes[depth + 1 :]:
-                levels.append(Level(self, levels[-1].draw(least)[0], size))
-            near = Near(self, *levels[-1].draw(least))
-            least = self._pick_among(near, levels, on_picks)
-            del near  # or it would be held beside the next one
+    def _take_all(self) -> None:
+        """Make the outermost pool, of all rows that are left."""
+        if not self.is_paired:
+            self.pools, self.left = [], self.left[self.numbers[self.left] >= 0]
+            size, block = len(self.left), None
+            if size * self.width <= self.pool_values and self._has_room(size):
+                block = self._find_room(size)
+                self._copy(self.left, block)
+            squares, ends = self.rows.squares[self.left], np.full(size, NO_CHECK)
+            pool = Pool(self.left, np.empty(size), squares, ends, block, self.sum, self.done)
+            self.pools.append(pool)
+        self._work_out(self.pools[0], np.arange(len(self.left)))
 
-    def _pick_among(
-        self, near: Near, levels: list[Level], on_picks: Callable[[int], object] | None
-    ) -> float:
-        """Pick among some near rows while they do; gives the bound of rows to draw at least."""
+    def _choose_pairs(self) -> None:
+        """Choose whether all pairs of the rows left are multiplied at once."""
+        if len(self.pools) > 1 or self.is_paired:
+            return
+        size, n_picks = len(self.left), len(self.numbers) - self.n_left + self.done
+        if n_picks - self.counted_at >= LOAD_PICKS:
+            self.load = self.n_products / (n_picks - self.counted_at)
+            self.n_products, self.counted_at = 0, n_picks
+        has_room = size * (size + self.width) <= len(self.room)
+        if has_room and (size <= 2 * POOL_ROWS or 2 * self.load > size):
+            self.is_paired, self.pools[0].products = True, None
+
+    def _draw(self) -> None:
+        """Draw smaller pools from the innermost, as long as they pay."""
+        while not self.is_paired:
+            depth, pool = len(self.pools) - 1, self.pools[-1]
+            n_open = int(np.count_nonzero(pool.gains > -np.inf))
+            if not depth and n_open < MIN_OPEN * len(pool.rows):
+                self._take_all()
+                continue
+            size = max(POOL_ROWS, int(POOL_SHARE * n_open))
+            if pool.block is None:
+                size = min(size, max(1, self.pool_values // self.width))
+            is_paused = self.done < self.paces[depth].pause_until
+            if is_paused or n_open <= 1.5 * size or not self._has_room(size):
+                return
+            pool.total, pool.done = self.sum.copy(), self.done
+            inside = np.sort(np.argpartition(pool.gains, -size)[-size:])
+            pool.is_inside = np.zeros(len(pool.rows), dtype=bool)
+            pool.is_inside[inside] = True
+            rows, gains, ends = pool.rows[inside], pool.gains[inside], pool.ends[inside]
+            n_weak = min(int((1 - STRONG_SHARE) * size), size - 1)
+            is_weak = gains <= np.partition(gains, n_weak)[n_weak]
+            ends[is_weak & (ends == NO_CHECK)] = depth
+            block = self._find_room(size)
+            if pool.block is None:
+                self._copy(rows, block)
+            else:
+                np.take(pool.block, inside, axis=0, out=block, mode="clip")
+            squares, error = pool.squares[inside], pool.error.copy()
+            made = Pool(rows, gains, squares, ends, block, pool.total, pool.done, error)
+            self.pools.append(made)
+            if len(self.paces) < len(self.pools):
+                self.paces.append(Pace(self.n_picks))
+
+    def _pick_some(self) -> int:
+        """Pick in the innermost pool until one has to be checked; gives its number."""
+        pool, depth = self.pools[-1], len(self.pools) - 1
+        if pool.products is None:
+            self._begin_products(pool)
+        stop, end = self.n_picks, NO_CHECK
+        if self.done < self.paces[depth].pause_until < stop:
+            stop = self.paces[depth].pause_until
+        for k, outer in enumerate(self.pools[:-1]):
+            if outer.done + self.paces[k].limit < stop:
+                stop, end = outer.done + self.paces[k].limit, k
+        n_wanted, n_before = FIRST_ROWS, self.done
+        run = (self.numbers, self.picks, self.picked, self.made, self.thresholds)
+        own = (pool.rows, pool.gains, pool.squares, pool.ends)
         while True:
-            front = Front(near)
-            n_made = front.run(levels)
-            if n_made and on_picks is not None:
-                on_picks(n_made)
-            if self.done == self.n_picks or self.suits_whole or any(k.is_spent for k in levels):
-                return np.inf if n_made or front.is_used_up else front.line
+            self.done, why, what = self.loops.pick_rows(
+                *(self.rows, run, own, pool.products, pool.slots, self.next_equal, self.sum),
+                *(self._rules(0), pool.error, self.done, stop),
+            )
+            if self.done == self.n_picks:
+                return 0 if depth else NO_CHECK
+            if why == self.loops.IS_DONE:
+                return end
+            if why == self.loops.NEEDS_CHECK:
+                return what if what != NO_CHECK else depth - 1
+            if self.done > n_before:
+                n_wanted, n_before = min(GROWTH * (self.done - n_before), MAX_ROWS), self.done
+            self._add_products(pool, what, len(pool.rows) if self.is_paired else n_wanted)
 
-    @property
-    def suits_whole(self) -> bool:
-        """Whether all rows left have room, and looking at few of them is not less work."""
-        width = self.source.values.shape[1]
-        return suits_whole(self.n_open, width, self.table_bytes, self.load)
+    def _begin_products(self, pool: Pool) -> None:
+        """Give room to the products of a pool: half of what is left, or all for all pairs."""
+        size, n_used = len(pool.rows), self._count_used()
+        n_free = (len(self.room) - n_used) // (1 if self.is_paired else 2)
+        n_slots = min(size, max(1, n_free // size))
+        pool.products = self.room[n_used : n_used + n_slots * size].reshape(n_slots, size)
+        pool.slots, pool.n_filled = np.full(size, -1), 0
 
-    @property
-    def run_picks(self) -> int:
-        """Picks that are tried in a row: twice as many as lately were kept, within limits."""
-        n_tried = round(2 * self.pace) if self.pace > 1.5 else 1
-        return max(1, min(RUN_PICKS, n_tried))
+    def _add_products(self, pool: Pool, place: int, n_wanted: int) -> None:
+        """Multiply the row at a place, and those of the highest gains, with all rows of a pool."""
+        assert pool.products is not None and pool.slots is not None
+        gains = np.where(pool.slots < 0, pool.gains, -np.inf)
+        gains[place] = np.inf
+        n_made = min(n_wanted, len(pool.products), int(np.count_nonzero(gains > -np.inf)))
+        if pool.n_filled + n_made > len(pool.products):
+            pool.slots[:], pool.n_filled = -1, 0
+        places, end = np.argpartition(gains, -n_made)[-n_made:], pool.n_filled + n_made
+        self._multiply(pool, places, pool.products[pool.n_filled : end])
+        pool.slots[places] = np.arange(pool.n_filled, end)
+        pool.n_filled = end
+        self.n_products += n_made * len(pool.rows)
 
-    def _compact(self) -> None:
-        """Forget the rows that are used up."""
-        is_open = self.numbers >= 0
-        if not is_open.all():
-            for name in ("numbers", "squares", "norms"):
-                setattr(self, name, getattr(self, name)[is_open])
-            self.terms = keep_rows(self.terms, np.flatnonzero(is_open))
+    def _check(self, end: int) -> None:
+        """Check the pools from the innermost to the one that ended, and undo picks that fail."""
+        while len(self.pools) - 1 > end:
+            self.pools.pop()
+            pool, pace = self.pools[-1], self.paces[len(self.pools) - 1]
+            n_picks, span = self.done - pool.done, slice(pool.done, self.done)
+            if not n_picks:
+                continue
+            assert pool.is_inside is not None
+            outside = np.flatnonzero(~pool.is_inside & (pool.gains > -np.inf))
+            before, after = pool.gains[outside], self._project(pool, outside)
+            slack = max(self._slack(self.sum), self._slack(pool.total))
+            n_safe, n_dots = self.loops.count_safe(
+                *(self.rows, pool.rows[outside], before, after, np.array([slack, pool.error[0]])),
+                *(self.picks[span], self.thresholds[span], pool.total, self._rules(pool.done)),
+            )
+            if n_safe == n_picks:
+                pool.gains[outside] = after
+                self._work_out(pool, np.flatnonzero(pool.is_inside))
+                pace.limit = max(pace.limit, int(1.1 * n_picks) + 1)
+            else:
+                undone = slice(pool.done + n_safe, self.done)
+                self.loops.add_rows(self.rows, self.picks[undone], 2.0, self.sum)
+                self.numbers[self.picks[undone][::-1]] = self.picked[undone][::-1]
+                self.done = undone.start
+                self._work_out(pool, np.arange(len(pool.rows)))
+                pace.limit = max(2, int(0.8 * n_safe))
+            if len(pool.rows) + n_dots <= PRODUCT_COST * n_safe * len(outside):
+                pace.pause = MIN_PAUSE
+            else:
+                pace.pause_until = self.done + pace.pause
+                pace.pause = min(2 * pace.pause, MAX_PAUSE)
 
-    def weigh(self, n_picks: int) -> None:
-        """Follow how many rows are multiplied for a pick."""
-        self.load += (self.n_multiplied / n_picks - self.load) / 8
-        self.n_multiplied = 0
+    def _work_out(self, pool: Pool, places: Int[ndarray, " k"]) -> None:
+        """Work out gains of a pool as the running sum is now; the others are so already."""
+        pool.gains[places] = self._project(pool, places)
+        pool.gains[self.numbers[pool.rows] < 0] = -np.inf
+        pool.total, pool.done, pool.is_inside = self.sum.copy(), self.done, None
+        pool.error[:] = self._slack(self.sum) * self.widest, 0
 
-    def along(self, sums: Float[ndarray, "*t d"]) -> Float[ndarray, "*t k"]:
-        """Give the weights of the directions at W, the factor f included."""
-        return self.factor * (sums @ self.directions)
+    def _slack(self, total: Float[ndarray, "k d"]) -> float:
+        """Bound what float32 takes from a gain of a row of norm 1."""
+        return 2.5 * self.loops.ROUNDING * self.factor * float(np.linalg.norm(total))
 
-    def across(self, sums: Float[ndarray, "*t d"]) -> Float[ndarray, "*t d"]:
-        """Give what W has across the directions."""
-        return sums - (sums @ self.directions) @ self.directions.T
+    def _rules(self, done: int) -> tuple[float, ...]:
+        """Give the numbers that make up a gain; see `pick_rows`."""
+        tilt = 0.0 if self.is_cosine else 2.0 * done - self.n_start
+        return self.factor, self.rise, tilt, self.tie, self.product_error, self.widest
 
-    def rounding(self, vectors: Float[ndarray, "*t d"]) -> float:
-        """Bound the error of a product with the longest vector, for a row of norm 1."""
-        lengths = np.linalg.norm(vectors, axis=-1)
-        return self.source.rounding * float(np.max(lengths))
+    def _project(self, pool: Pool, places: Int[ndarray, " k"]) -> Float[ndarray, " k"]:
+        """Give the gains of some rows of a pool, less the constant."""
+        found, numbers = np.empty(len(places)), pool.rows[places]
 
+        def work(part: slice) -> None:
+            if pool.block is None:
+                self.loops.project_rows(self.rows, numbers[part], self.sum, found[part])
+            else:
+                at = places[part]
+                self.loops.project_block(pool.block, at, self.split, self.sum, found[part])
 
-def keep_rows(values: Float[ndarray, "n k"], rows: Int[ndarray, " m"]) -> Float[ndarray, "m k"]:
-    """Keep some rows, ascending, in the memory of all."""
-    for column in values.T:
-        column[: len(rows)] = column[rows]
-    return values[: len(rows)]
+        self._in_parts(len(places), work)
+        return self.factor * found + self._rules(self.done)[2] * pool.squares[places]
 
+    def _multiply(
+        self, pool: Pool, places: Int[ndarray, " b"], products: Float32[ndarray, "b r"]
+    ) -> None:
+        """Multiply some rows of a pool with all of it."""
+        batch, k = self._block(pool, places), self.split
 
-def suits_whole(n_rows: int, n_columns: int, table_bytes: int, load: float) -> bool:
-    """Tell whether picks are made among all rows left.
+        def work(part: slice) -> None:
+            for start in range(part.start, part.stop, BLOCK_ROWS):
+                span = slice(start, min(start + BLOCK_ROWS, part.stop))
+                block = self._block(pool, span)
+                np.matmul(batch[:, k:], block[:, k:].T, out=products[:, span])
+                if k:
+                    products[:, span] *= batch[:, :k] @ block[:, :k].T
 
-    Args:
-        n_rows: Rows left.
-        n_columns: Numbers a row.
-        table_bytes: Memory for them and their pairs.
-        load: Rows that were multiplied for a pick lately.
-    """
-    if 8 * n_rows * n_columns > table_bytes:
-        return False
-    if n_rows <= SMALL_ROWS:
-        return True
-    is_light = n_rows * n_columns <= MAX_PLAIN_VALUES  # and near rows can be a plain front
-    return load >= LOAD_SHARE * n_rows and (has_room(n_rows, table_bytes) or not is_light)
+        self._in_parts(len(pool.rows), work)
 
+    def _block(self, pool: Pool, places: slice | Int[ndarray, " b"]) -> Float32[ndarray, "b w"]:
+        """Give some rows of a pool in float32."""
+        if pool.block is not None:
+            return pool.block[places]
+        rows = pool.rows[places]
+        block = np.empty((len(rows), self.width), dtype=np.float32)
+        self.loops.copy_rows(self.rows, rows, block)
+        return block
 
-def find_directions(source: RowSource) -> Float[ndarray, "d k"]:
-    """Give orthonormal directions along which a sample of the rows varies most, its mean first.
+    def _copy(self, rows: Int[ndarray, " r"], block: Float32[ndarray, "r w"]) -> None:
+        """Copy rows to a block, in float32."""
 
-    There are few enough that n x k numbers take at most a quarter of the memory of the rows. Picks
-    do not depend on them, only the time they take.
-    """
-    n_rows, n_columns = len(source), source.n_columns
-    size = min(DIRECTIONS, -(-n_columns // 4), max(1, 2**22 // n_columns))
-    if n_rows <= 2 * FRONT_SHARE * RUN_PICKS:
-        return np.zeros((n_columns, 0))
-    sample = source.take(np.arange(0, n_rows, -(-n_rows // SAMPLE_ROWS)))
-    mean = sample.sum() / len(sample)
-    hashes = row_hash(0, n_columns * size).reshape(n_columns, size)
-    turned = hashes / 2.0**63 - 1.0
-    narrow: Any = sample.narrow()
-    for _ in range(SAMPLE_TURNS):
-        turned[:, 0] = mean
-        basis = np.linalg.qr(turned)[0]
-        turned = narrow.weighted(narrow @ basis.astype(np.float32)).astype(np.float64)
-    if mean.any():
-        turned[:, 0] = mean
-    return np.linalg.qr(turned)[0]
+        def work(part: slice) -> None:
+            self.loops.copy_rows(self.rows, rows[part], block[part])
+
+        self._in_parts(len(rows), work)
+
+    def _in_parts(self, n_rows: int, work: Callable[[slice], object]) -> None:
+        """Do the work for all rows, in parts side by side where that pays."""
+        n_parts = min(self.n_threads, n_rows // BLOCK_ROWS)
+        if self.workers is None or n_parts < 2:
+            work(slice(0, n_rows))
+        else:
+            edges = np.linspace(0, n_rows, n_parts + 1).astype(int)
+            list(self.workers.map(work, [slice(a, b) for a, b in pairwise(edges)]))
+
+    def _count_used(self) -> int:
+        """Count the numbers of the room that pools take."""
+        held = [array for pool in self.pools for array in (pool.block, pool.products)]
+        return sum(array.size for array in held if array is not None)
+
+    def _has_room(self, n_rows: int) -> bool:
+        """Whether rows have room, and the products of one of them with all."""
+        return self._count_used() + n_rows * (self.width + 1) <= len(self.room)
+
+    def _find_room(self, n_rows: int) -> Float32[ndarray, "r w"]:
+        """Give room for the rows of one more pool."""
+        start = self._count_used()
+        return self.room[start : start + n_rows * self.width].reshape(n_rows, self.width)
 
 
 def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
-    About 8 k + 220 bytes a row, k being the number of followed directions (at most 32): half of it
-    for a second level, which grows to all rows where no bound excludes any. What levels hold of the
-    rows themselves or, later, the pairs of rows are bounded, and the blocks.
+    About 200 bytes a row, and the room for pools and products, which small strata do not fill.
 
     Args:
         sizes: Rows of each of the strata that are binned side by side.
         n_columns: Numbers a row.
     """
-    n_directions = min(DIRECTIONS, -(-n_columns // 4))
-    n_bytes = 2**27
+    n_bytes = 2**26
     for n_rows in map(int, sizes):
-        held = 2 * min(4 * n_rows * n_columns, HELD_BYTES)
-        share = TABLE_BYTES // len(sizes)
-        n_whole = min(n_rows, share // (8 * n_columns))
-        paired = count_pair_bytes(n_whole, share) + 4 * n_whole * n_columns
-        paired += min(8 * n_whole * n_columns, HELD_BYTES)
-        paired += 13 * min(RACE_PICKS * n_whole, RACE_VALUES)
-        n_bytes += n_rows * (8 * n_directions + 220) + max(held, paired)
+        wanted = 4 * n_rows * (2 * n_columns + n_rows)
+        n_bytes += 200 * n_rows + min(wanted, ROOM_BYTES // len(sizes))
     return n_bytes

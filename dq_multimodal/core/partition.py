@@ -9,7 +9,6 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
 from dq_multimodal.core.bins import as_matrix
-from dq_multimodal.core.blocks import row_squares
 from dq_multimodal.core.hashing import hash_numbers
 
 SAMPLE_ROWS = 16_384
@@ -114,7 +113,7 @@ def find_centres(
         centres = centres[used]
         means = _means(sample, codes, len(used))
         if is_spherical:
-            length = np.sqrt(row_squares(means))[:, None]
+            length = np.sqrt(np.vecdot(means, means))[:, None]
             has_one = length > 0  # opposite rows have none: their centre stays where it was
             means = np.where(has_one, _to_grid(means / np.where(has_one, length, 1)), centres)
         centres = means
@@ -128,7 +127,7 @@ def _first_centres(
 
     The draw ends early when every row is a centre.
     """
-    squares = row_squares(sample)
+    squares = np.vecdot(sample, sample)
     picks = [int(uniform[0] * len(sample))]
     distance = np.full(len(sample), np.inf)
     for number in uniform[1:]:
@@ -168,7 +167,7 @@ def nearest(
         centres: The same.
         unit: Power of two by which each row was divided beyond the centres; None is 1 for all.
     """
-    half = row_squares(centres) / 2
+    half = np.vecdot(centres, centres) / 2
     codes = np.empty(len(rows), dtype=np.int64)
     step = _block_rows(rows.shape[1], len(centres))
     for start in range(0, len(rows), step):
@@ -185,7 +184,7 @@ class Directions:
         """Give the rows of a block, and the power of two by which each was divided: 1."""
         rows = block.astype(np.float64)
         rows = _to_grid(_shift(rows, -_exponent(rows)))
-        length = np.sqrt(row_squares(rows))[:, None]
+        length = np.sqrt(np.vecdot(rows, rows))[:, None]
         return _to_grid(rows / np.where(length > 0, length, 1)), np.ones(len(rows))
 
 

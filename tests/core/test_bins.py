@@ -1,8 +1,9 @@
 """make_bins against the written-out definition."""
 
-import gc
+import os
+import subprocess
+import sys
 import tracemalloc
-import weakref
 from functools import cache
 
 import numpy as np
@@ -12,19 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import (
-    bins,
-    blocks,
-    front,
-    graph_cut,
-    held,
-    levels,
-    losses,
-    make_bins,
-    rows,
-    table,
-    whole,
-)
+from dq_multimodal.core import graph_cut, make_bins, rows
 
 
 def naive_bins(x, n_bins, similarity):
@@ -108,48 +97,22 @@ def naive_bins_of(name, n_bins, similarity):
 
 SIZES = {
     "as they are": {},
-    "short races": {"RACE_PICKS": 3, "TILE_ROWS": 4, "STRIP_ROWS": 3, "FEW_ROWS": 2},
-    "races of few gains": {"RACE_VALUES": 90},
-    "few rivals": {"RIVALS": 2, "FLAT_VALUES": 60, "LEAST_RACED": 1},
-    "all pairs at the end": {"TABLE_BYTES": 4 * 12**2, "NEAR_ROWS": 6, "RUN_PICKS": 3},
-    "all pairs where it pays": {"SMALL_ROWS": 0, "NEAR_ROWS": 6, "RUN_PICKS": 3},
-    "some pairs": {"TABLE_BYTES": 3000, "FIRST_ROWS": 2, "MORE_ROWS": 1, "WHOLE_PICKS": 7},
-    "some pairs now and then": {
-        "TABLE_BYTES": 3000,
-        "SMALL_ROWS": 0,
-        "LOAD_SHARE": 0.01,
-        "WHOLE_PICKS": 1,
-        "MAX_PLAIN_VALUES": 0,
-        "OPEN_SHARE": 0.95,
-        "MORE_ROWS": 2,
-        "NEAR_ROWS": 6,
-        "RUN_PICKS": 3,
-    },
-    "three small levels": {
-        "TABLE_BYTES": 0,
-        "RING_ROWS": 8,
-        "RING_FACTOR": 0,
-        "NEAR_ROWS": 6,
-        "RUN_PICKS": 3,
-    },
-    "one by one": {
-        "TABLE_BYTES": 0,
-        "RING_ROWS": 16,
-        "RING_FACTOR": 0,
-        "NEAR_ROWS": 4,
-        "RUN_PICKS": 3,
-        "MAX_FRONT_ROWS": 4,
-        "MAX_PLAIN_VALUES": 0,
-    },
-    "short runs": {"NEAR_ROWS": 12, "RUN_PICKS": 2, "BLOCK_ROWS": 3, "HELD_BYTES": 40},
+    "small pools": {"POOL_ROWS": 4, "FIRST_ROWS": 3},
+    "tiny pools": {"POOL_ROWS": 1, "FIRST_ROWS": 1, "MAX_ROWS": 2, "PRODUCT_COST": 100.0},
+    "read in place": {"POOL_ROWS": 3, "POOL_BYTES": 4 * 12, "MAX_PAUSE": 4},
+    "little room": {"POOL_ROWS": 5, "POOL_BYTES": 4 * 36, "ROOM_BYTES": 4 * 120},
+    "one product at a time": {"POOL_ROWS": 100, "ROOM_BYTES": 4 * 280, "POOL_BYTES": 4 * 240},
+    "no pool pays": {"POOL_ROWS": 4, "PRODUCT_COST": 0.0, "MIN_OPEN": 1.0},
+    "few dimensions": {"MAX_DIRECTIONS": 3},
 }
 
 
 def set_sizes(monkeypatch, sizes):
     for name, value in sizes.items():
-        for module in (bins, blocks, front, graph_cut, held, levels, losses, rows, table, whole):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, value)
+        found = [module for module in (graph_cut, rows) if hasattr(module, name)]
+        assert found, name
+        for module in found:
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
@@ -197,14 +160,12 @@ def closed_form_greedy(x, n_bins, similarity):
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-@pytest.mark.parametrize("table_rows", [0, 700, 2500])
+@pytest.mark.parametrize("held_rows", [0, 700, 2500])
 def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(
-    similarity, shift, table_rows, monkeypatch
+    similarity, shift, held_rows, monkeypatch
 ):
-    set_sizes(monkeypatch, {"RING_ROWS": 800, "RING_FACTOR": 0, "NEAR_ROWS": 200, "RUN_PICKS": 12})
-    set_sizes(monkeypatch, {"TABLE_BYTES": 4 * table_rows**2})
-    if table_rows == 700:  # and where more are left, some of their pairs
-        set_sizes(monkeypatch, {"MAX_PLAIN_VALUES": 0})
+    room = {"POOL_BYTES": 4 * 24 * held_rows + 4 * 24 * 300, "ROOM_BYTES": 2**20}
+    set_sizes(monkeypatch, {"POOL_ROWS": 40, **room})
     x = (np.random.default_rng(0).normal(size=(2500, 24)) + shift).astype(np.float32)
     got = make_bins(x, 5, similarity)
     wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 5, similarity)
@@ -213,88 +174,44 @@ def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_all_rows_are_looked_at_for_a_while_where_no_bound_excludes_many(similarity, monkeypatch):
-    ways = []
+def test_picks_that_a_row_outside_spoils_are_undone(similarity, monkeypatch):
+    found = []
+    check = graph_cut.GraphCut._check
 
-    class Watched(whole.Whole):
-        def pick_some(self, n_most):
-            way = super().pick_some(n_most)
-            ways.append((self.is_full, len(self), len(way)))
-            return way
-
-    near = []
-    pick_near = graph_cut.GraphCut._pick_near
-
-    def watched(self, on_picks):
+    def watched(self, end):
         before = self.done
-        pick_near(self, on_picks)
-        near.append(self.done - before)
+        check(self, end)
+        found.append(before - self.done)
 
-    monkeypatch.setattr(graph_cut, "Whole", Watched)
-    monkeypatch.setattr(whole, "Whole", Watched)
-    monkeypatch.setattr(graph_cut.GraphCut, "_pick_near", watched)
-    set_sizes(monkeypatch, {"RING_ROWS": 800, "RING_FACTOR": 0, "NEAR_ROWS": 200, "RUN_PICKS": 12})
-    set_sizes(monkeypatch, {"TABLE_BYTES": 2**19, "WHOLE_PICKS": 150, "SMALL_ROWS": 0})
-    set_sizes(monkeypatch, {"LOAD_SHARE": 0.05, "MAX_PLAIN_VALUES": 0})
-    x = np.random.default_rng(3).normal(size=(1500, 24)).astype(np.float32)  # W is short
+    monkeypatch.setattr(graph_cut.GraphCut, "_check", watched)
+    set_sizes(monkeypatch, {"POOL_ROWS": 8, "PRODUCT_COST": 100.0, "ROOM_BYTES": 2**19})
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(900, 24)) * np.exp(0.5 * rng.normal(size=(900, 1)))
+    x = np.concatenate([x, x[:200]]).astype(np.float32)
     got = make_bins(x, 3, similarity)
     wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 3, similarity)
     np.testing.assert_array_equal(got.bin, wanted_bin)
     np.testing.assert_array_equal(got.rank, wanted_rank)
-    assert len({size for is_full, size, _ in ways if not is_full}) > 1  # used-up rows go
-    assert sum(is_full for is_full, _, _ in ways) > 0  # the last rows have room
-    assert len(near) > 3  # bounds are tried again, within a bin too
-    assert sum(made for *_, made in ways) + sum(near) == len(x)
+    assert min(found) == 0 < max(found)
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_the_outer_level_leaves_rows_out(similarity, monkeypatch):
-    drawn = []
-
-    class Watched(levels.Level):
-        def draw(self, least):
-            found = super().draw(least)
-            drawn.append(self.held is None and self.most > levels.NEVER / 2)
-            return found
-
-    monkeypatch.setattr(graph_cut, "Level", Watched)
-    set_sizes(monkeypatch, {"TABLE_BYTES": 0, "RING_ROWS": 100, "RING_FACTOR": 0})
-    x = (np.random.default_rng(1).normal(size=(5000, 8)) + 0.7).astype(np.float32)
-    got = make_bins(x, 4, similarity)
-    wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 4, similarity)
-    assert any(drawn)
-    np.testing.assert_array_equal(got.bin, wanted_bin)
-    np.testing.assert_array_equal(got.rank, wanted_rank)
-
-
-def test_a_level_is_used_up_before_others_matter(monkeypatch):
-    set_sizes(monkeypatch, {"RING_ROWS": 400, "RING_FACTOR": 0, "NEAR_ROWS": 100, "RUN_PICKS": 16})
-    set_sizes(monkeypatch, {"TABLE_BYTES": 0})
-    rng = np.random.default_rng(0)
-    inner, outer = rng.normal(size=(400, 8)) * 1e-3, rng.normal(size=(300, 8))
-    outer /= np.linalg.norm(outer, axis=1, keepdims=True)
-    x = rng.permutation(np.concatenate([inner, outer, -outer])).astype(np.float32)
-    got = make_bins(x, 2, "euclidean")
-    wanted_bin, wanted_rank = closed_form_greedy(x.astype(np.float64), 2, "euclidean")
-    np.testing.assert_array_equal(got.bin, wanted_bin)
-    np.testing.assert_array_equal(got.rank, wanted_rank)
-
-
-def test_few_rows_are_looked_at():
+def test_few_rows_are_looked_at(monkeypatch):
     looked = []
-    x = (np.random.default_rng(0).normal(size=(30_000, 16)) + 1.0).astype(np.float32)
+    project, multiply = graph_cut.GraphCut._project, graph_cut.GraphCut._multiply
 
-    class Watched(graph_cut.RowSource):
-        def read(self, numbers):
-            found = super().read(numbers)
-            looked.append(len(found))
-            return found
+    def watch_project(self, pool, places):
+        looked.append(len(places))
+        return project(self, pool, places)
 
-    source = Watched(x, None, "cosine")
-    greedy = graph_cut.GraphCut(source, "cosine")
-    looked.clear()
-    greedy.pick(3000)
-    assert 0 < sum(looked) < 12 * len(x)  # the plain greedy reads all 3,000 times
+    def watch_multiply(self, pool, places, products):
+        looked.append(products.size)
+        return multiply(self, pool, places, products)
+
+    monkeypatch.setattr(graph_cut.GraphCut, "_project", watch_project)
+    monkeypatch.setattr(graph_cut.GraphCut, "_multiply", watch_multiply)
+    x = (np.random.default_rng(0).normal(size=(30_000, 48)) + 1.0).astype(np.float32)
+    graph_cut.GraphCut(prepare(x), "cosine").pick(3000)
+    assert 0 < sum(looked) < 50 * len(x)  # the plain greedy looks at all 3,000 times
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
@@ -329,70 +246,93 @@ def test_a_row_that_is_used_up_hides_no_tie():
     np.testing.assert_array_equal(got.rank, wanted)
 
 
-def test_rows_are_read_by_their_numbers_in_any_order():
-    x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
-    source = graph_cut.RowSource(x, None, "cosine")
-    numbers = np.array([5, 9, 7])  # as when the second of equal rows stands for the first
-    wanted = (x / np.linalg.norm(x, axis=1, keepdims=True))[numbers] @ np.ones(3)
-    np.testing.assert_allclose(source.screen(numbers, np.ones(3)), wanted, rtol=1e-5)
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_float16_is_read_as_numpy_reads_it(similarity):
+    from dq_multimodal.core import picking
+
+    bits = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = bits[np.isfinite(bits)].reshape(-1, 64)
+    found = rows.prepare_rows(values, np.arange(len(values)), similarity)
+    block = np.empty(values.shape)
+    picking.copy_rows(found, np.arange(len(values)), block)
+    x = values.astype(np.float64)
+    if similarity == "cosine":
+        norms = np.linalg.norm(x, axis=1, keepdims=True)
+        wanted = x / np.where(norms > 0, norms, 1)
+    else:
+        wanted = (x - x.mean(0)) / found.unit
+    np.testing.assert_allclose(block, wanted, rtol=1e-12, atol=1e-15)
 
 
-def test_memory_mapped_rows_are_not_copied(tmp_path, monkeypatch):
-    set_sizes(monkeypatch, {"HELD_BYTES": 2**18, "BLOCK_BYTES": 2**18, "BLOCK_ROWS": 256})
-    set_sizes(monkeypatch, {"TABLE_BYTES": 2**20})
+def test_rows_of_few_directions_are_rotated_and_picked_as_they_are():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(600, 5)) @ rng.normal(size=(5, 80))).astype(np.float32)
+    assert rows.rotate_rows(prepare(x)).values.shape == (600, 5)
+    got, wanted = make_bins(x, 4), closed_form_greedy(x.astype(float), 4, "cosine")
+    np.testing.assert_array_equal(got.bin, wanted[0])
+    np.testing.assert_array_equal(got.rank, wanted[1])
+    noisy = prepare(x + np.float32(1e-5) * rng.normal(size=x.shape))
+    assert rows.rotate_rows(noisy) is noisy
+    x[598] = rng.normal(size=80)  # no row of the sample
+    odd = prepare(x)
+    assert rows.rotate_rows(odd) is odd
+
+
+def prepare(x):
+    return rows.prepare_rows(x, np.arange(len(x)), "cosine")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_memory_mapped_rows_are_not_copied(held, tmp_path, monkeypatch):
+    set_sizes(monkeypatch, {"POOL_BYTES": 2**23 if held else 2**20, "ROOM_BYTES": 2**23 + 2**21})
+    set_sizes(monkeypatch, {"BLOCK_ROWS": 256})
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(8_000, 256)) + 1).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    make_bins(mapped[:600], 3)  # compiles
     tracemalloc.start()
     got = make_bins(mapped, 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1.5 * x.nbytes < graph_cut.count_working_bytes([8_000], 256)
+    assert peak < 2 * x.nbytes < graph_cut.count_working_bytes([8_000], 256)
     np.testing.assert_array_equal(got.bin, make_bins(x, 10).bin)
 
 
 @pytest.mark.parametrize("strata", [1, 3])
-def test_the_pairs_of_all_strata_are_bounded_together(strata, monkeypatch):
-    made = {}
+def test_strata_share_the_memory(strata, monkeypatch):
+    made = []
+    begin = graph_cut.GraphCut.__init__
 
-    class Watched(whole.Whole):
-        def __init__(self, cut, *given):
-            super().__init__(cut, *given)
-            losses = self.losses
-            held = losses.rows.nbytes if self.is_full else losses.made.nbytes
-            made.setdefault(cut, []).append((self.is_full, held + 4 * len(self) * 4))
+    def watched(self, *given):
+        begin(self, *given)
+        made.append(self.room.nbytes)
 
-    monkeypatch.setattr(graph_cut, "Whole", Watched)
-    monkeypatch.setattr(bins.os, "sched_getaffinity", lambda _: range(3), raising=False)
-    set_sizes(monkeypatch, {"TABLE_BYTES": 3 * 2**20, "SMALL_ROWS": 2**30, "RUN_PICKS": 4})
+    monkeypatch.setattr(graph_cut.GraphCut, "__init__", watched)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3), raising=False)
     make_bins(np.random.default_rng(0).normal(size=(1350, 4)), 4, strata=np.arange(1350) % strata)
     assert len(made) == strata
-    most = sum(max(held for _, held in own) for own in made.values())
-    assert 0.4 * 3 * 2**20 < most <= 3 * 2**20
-    assert {own[0][0] for own in made.values()} == {strata > 1}
+    assert max(made) <= graph_cut.ROOM_BYTES // strata
 
 
-def test_nothing_of_a_stratum_waits_for_the_collector():
-    source = graph_cut.RowSource(np.random.default_rng(0).normal(size=(300, 4)), None, "cosine")
-    greedy = graph_cut.GraphCut(source, "cosine")
-    greedy.pick(200)
-    held = weakref.ref(greedy.whole)
-    gc.disable()
-    del greedy
-    is_held = held() is not None
-    gc.enable()
-    assert not is_held
-
-
-def test_all_rows_are_looked_at_where_bounds_exclude_few():
-    room = graph_cut.TABLE_BYTES
-    assert not graph_cut.suits_whole(8000, 384, room, load=2e3)
-    assert graph_cut.suits_whole(8000, 384, room, load=4e3)
-    assert graph_cut.suits_whole(1000, 384, room, load=0.0)
-    assert graph_cut.suits_whole(87_000, 384, room, load=44e3)
-    assert not graph_cut.suits_whole(88_000, 384, room, load=88e3)  # the rows alone
-    assert not graph_cut.suits_whole(10_000, 16, room, load=1e4)  # a plain front does
+def test_no_loop_reads_beyond_an_array(tmp_path):
+    code = """
+import numpy as np
+from dq_multimodal.core import graph_cut, make_bins
+graph_cut.POOL_ROWS, graph_cut.POOL_BYTES = 20, 4 * 12 * 400
+x = np.random.default_rng(0).normal(size=(500, 12))
+x = np.concatenate([x, x[:50]])
+for kind in (np.float16, np.float32, np.float64):
+    for similarity in ("cosine", "euclidean"):
+        for n_left in (0, 3):
+            make_bins(x.astype(kind), 3, similarity, n_left=n_left)
+print("done")
+"""
+    env = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.stdout.strip() == "done", done.stderr
 
 
 def test_an_error_of_the_caller_ends_all_strata():

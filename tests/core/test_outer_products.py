@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from dq_multimodal import InputError
 from dq_multimodal.core import make_bins
-from dq_multimodal.core.blocks import OuterProducts
 
 
 def factors(seed, n=60, k=3, d=5):
@@ -40,24 +39,6 @@ def test_thousands_of_rows():
     got = make_bins(np.hstack([left, right]), 4, n_left=2)
     want = make_bins(multiplied(left, right), 4)
     np.testing.assert_array_equal(got.bin, want.bin)
-
-
-def test_operations_are_those_of_the_flattened_rows():
-    left, right = factors(2)
-    rows, flat = OuterProducts(left, right), multiplied(left, right)
-    vector = np.random.default_rng(0).normal(size=15)
-    np.testing.assert_allclose(rows @ vector, flat @ vector)
-    np.testing.assert_allclose(rows.sum(), flat.sum(axis=0))
-    np.testing.assert_allclose(rows.squares(), (flat**2).sum(axis=1))
-    np.testing.assert_allclose(rows.pairs(), flat @ flat.T)
-    np.testing.assert_allclose(rows.products(7), flat @ flat[7])
-    np.testing.assert_allclose(rows.flat(), flat)
-    weights = np.random.default_rng(1).normal(size=(60, 2))
-    np.testing.assert_allclose(rows.weighted(weights), flat.T @ weights)
-    np.testing.assert_allclose(rows @ flat[:2].T, flat @ flat[:2].T)
-    assert (rows @ np.zeros((15, 0))).shape == (60, 0)
-    np.testing.assert_allclose(rows[np.array([3, 5])].sum(), flat[[3, 5]].sum(axis=0))
-    assert rows.shape == flat.shape
 
 
 def test_rows_of_zeros_stay_zero():

@@ -1,6 +1,9 @@
 """From embeddings to bins, to an order of the rows by the method asked for, to their weights."""
 
+import sys
 from dataclasses import replace
+from functools import partial
+from threading import Timer
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +23,7 @@ from dq_multimodal.core import (
     Scores,
     adaptive_weights,
     bin_importance,
+    make_bins,
     one_bin,
     order_rows,
     partition_rows,
@@ -34,6 +38,9 @@ from dq_multimodal.core.order import cap_rows, count_capped, put_last
 from dq_multimodal.core.target import mix_orders
 from dq_multimodal.marks import Marks, find_noise
 from dq_multimodal.shares import make_bins_together
+
+COMPILE_SECONDS = 1.0
+"""Where compilation takes longer, a line says so."""
 
 BinsKind = Literal["dq", "graphcut", "coverage", "blocks", "none"]
 """What the bin, rank and gain columns hold: DQ's bins, one greedy run by the gains of GraphCut or
@@ -87,6 +94,7 @@ def bin_rows(
     """Make the bins of greedy GraphCut runs, with a progress bar; see `make_bins_together`."""
     from tqdm import tqdm
 
+    compile_picks(embeddings.dtype)
     with tqdm(total=len(strata), desc="select", unit="row") as bar:
         return make_bins_together(
             embeddings,
@@ -97,6 +105,20 @@ def bin_rows(
             on_picks=bar.update,
             **where,
         )
+
+
+def compile_picks(dtype: np.dtype) -> None:
+    """Have the loops of the greedy compiled for a type of embeddings; says so where it takes long.
+
+    They are kept, so this takes a moment from the second run on.
+    """
+    line = "compiling the loops of the selection, about 20 s, once on this machine"
+    slow = Timer(COMPILE_SECONDS, partial(print, line, file=sys.stderr, flush=True))
+    slow.start()
+    try:
+        make_bins(np.eye(3, dtype=dtype), 1)
+    finally:
+        slow.cancel()
 
 
 def count_left(config: dict[str, Any], model: str = "embedding") -> int:

@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 N_BINS, SEED = 10, 0
 SIZES = (2_000, 4_000, 8_000, 11_495, 26_000, 52_002)
-REAL, COMPARED = 52_002, 11_495
+REAL, COMPARED, FLAT = 52_002, 11_495, 20_000
 ROUGH = {
     "ours": (10, REAL, 1.25),
+    "ours before": (10, REAL, 1.25),
     "ours in parts": (10, REAL, 1),
     "n-by-n": (150, COMPARED, 3),
     "n-by-n, float32": (75, COMPARED, 3),
@@ -44,6 +45,7 @@ ROUGH = {
 """Seconds at a number of rows, and the growth, as guessed to say beforehand how long it takes."""
 METHODS = {
     "ours": "dq_multimodal.core.make_bins",
+    "ours before": "the same of an older release, in the folder named by --before",
     "ours in parts": "the same in parts by k-means, --partition kmeans: ceil(rows / 50,000) parts",
     "n-by-n": "matrix of all pairs of the rows left, float64, made for each bin; at each pick the "
     "gains of all rows anew, by summing the rows of the matrix that are picked",
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--closed_up_to", type=int, default=COMPARED, help="Rows of closed form.")
     parser.add_argument("--peers_up_to", type=int, default=4_000, help="Rows of the libraries.")
     parser.add_argument("--peers", type=Path, help="Folder with apricot and submodlib.")
+    parser.add_argument("--before", type=Path, help="Folder with an older release.")
     parser.add_argument("--cifar_run", type=Path, help="Run folder: its embeddings and strata.")
     parser.add_argument("--two_million", action="store_true")
     args = parser.parse_args()
@@ -144,7 +147,15 @@ def plan(args: argparse.Namespace) -> list[Line]:
         n_rows = len(np.load(args.cifar_run / "embeddings.npy", mmap_mode="r"))
     if n_rows <= args.up_to:
         asked += [(classes, n_rows, "ours", kind) for kind in ("cosine", "euclidean")]
-    peers = {"apricot": args.peers, "submodlib": args.peers}
+    flat = {"data": "made up, 8 directions", "make": "flat", "seed": SEED, "of": FLAT}
+    if most >= FLAT:
+        asked.append((flat, FLAT, "ours", "cosine"))
+    if args.before is not None:
+        pairs = [
+            [one, (*one[:2], "ours before", one[3])][: 1 + (one[2] == "ours")] for one in asked
+        ]
+        asked = [one for pair in pairs for one in pair]
+    peers = {"apricot": args.peers, "submodlib": args.peers, "ours before": args.before}
     return [
         {
             **{"method": method, "rows": n, "similarity": kind, "n_bins": N_BINS, "source": source},
@@ -244,7 +255,12 @@ def agreement(line: Line, lines: list[Line]) -> dict[str, float] | None:
     """Compare picks with ours: shares of the rows in the same bin, and at the same rank there."""
     same = ("data", "rows", "similarity")
     own = [x for x in lines if x["method"] == "ours" and all(x[k] == line[k] for k in same)]
-    if line["method"].startswith("ours") or not own or "absent" in line or "absent" in own[0]:
+    if (
+        line["method"] in ("ours", "ours in parts")
+        or not own
+        or "absent" in line
+        or "absent" in own[0]
+    ):
         return None
     a, b = np.load(line["picks"]), np.load(own[0]["picks"])
     in_bin = a["bin"] == b["bin"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-ORDER = ("n-by-n", "ours", "closed form", "apricot", "submodlib", "ours in parts")
+ORDER = ("n-by-n", "ours", "closed form", "apricot", "submodlib", "ours in parts", "ours before")
 QUANTITIES = {"seconds": "seconds", "memory_bytes": "MB above the embeddings"}
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -138,12 +139,12 @@ PLAIN: dict[str, tuple[Pick, Any]] = {
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
     """Time a method, and save its picks; "absent" says why there is nothing to time."""
-    if asked.get("peers"):
-        sys.path.append(asked["peers"])
     method, n_bins, n_rows = asked["method"], asked["n_bins"], asked["rows"]
+    if asked.get("peers"):  # an older package goes before this one, other libraries behind it
+        sys.path.insert(0 if method == "ours before" else len(sys.path), asked["peers"])
     embeddings = np.load(asked["file"], mmap_mode="r")[:n_rows]
     strata = np.load(asked["strata"])[:n_rows] if asked.get("strata") else None
-    if method == "ours":
+    if method in ("ours", "ours before"):
         from dq_multimodal.core import make_bins
 
         def work(rows: ndarray, strata: Any = None) -> tuple[ndarray, ...]:
@@ -171,15 +172,17 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         float(embeddings[start : start + BLOCK_ROWS].sum())
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
-    load, before, seconds = os.getloadavg()[0], resident_bytes(), []
+    load, before, seconds, used = os.getloadavg()[0], resident_bytes(), [], []
     for _ in range(asked["repeats"]):
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.process_time()
         bins, ranks = work(embeddings, strata)
         seconds.append(time.perf_counter() - started)
+        used.append(time.process_time() - began)
     peak = peak_bytes()
     np.savez(asked["picks"], bin=bins, rank=ranks)
     return {
         "seconds": seconds,
+        "cpu_seconds": round(statistics.median(used), 4),
         "memory_bytes": max(0, peak - before),
         "load_before": round(load, 2),
         "threads": count_threads(),
@@ -234,6 +237,11 @@ def make_rows(asked: dict[str, Any]) -> dict[str, Any]:
         n_rows, size = asked["rows"], 512
         strata = np.arange(n_rows) % 10
         np.save(asked["strata"], strata)
+    elif asked["make"] == "flat":
+        rng, n_rows, size = np.random.default_rng(asked["seed"]), asked["rows"], 256
+        flat = rng.normal(size=(n_rows, 8)) @ rng.normal(size=(8, size))
+        np.save(target, flat.astype(np.float32))
+        return {}
     else:
         source = np.load(asked["from"], mmap_mode="r")
         n_rows, size = asked.get("rows", len(source)), source.shape[1]

@@ -30,17 +30,17 @@ def partition_loss(document: dict[str, Any]) -> str:
 def selections(document: dict[str, Any]) -> str:
     """Lay out what eval/selection_benchmark.py measured, and what is extrapolated from it."""
     rows: list[tuple[str, ...]] = [
-        ("rows", "method", "seconds", "peak above the embeddings", "picks as ours")
+        ("rows", "method", "seconds", "of CPU", "peak above the embeddings", "picks as ours")
     ]
     beyond = [{**line, "is_beyond": True} for line in document["extrapolated"]]
     measured = [line for line in document["lines"] if "seconds" in line]
     kinds = list(dict.fromkeys(line["data"] for line in measured))
     for line in sorted([*measured, *beyond], key=lambda x: (kinds.index(x["data"]), x["rows"])):
         method = line["method"]
-        method += f", {line['similarity']}" if method == "ours" else ""
+        method += f", {line['similarity']}" if method in ("ours", "ours before") else ""
         memory = f"{line['memory_bytes'] / 1e6:,.0f} MB"
         if "is_beyond" in line:
-            cells = (f"{line['seconds']:,.0f} (extrapolated)", f"{memory} (extrapolated)", "")
+            cells = (f"{line['seconds']:,.0f} (extrapolated)", "", f"{memory} (extrapolated)", "")
         else:
             spread = line["seconds"]
             shown = f"{spread['median']:,.2f}"
@@ -48,7 +48,7 @@ def selections(document: dict[str, Any]) -> str:
                 shown += f" ({spread['min']:,.2f} to {spread['max']:,.2f})"
             share = (line["agreement"] or {}).get("same_bin_and_rank")
             agreed = "" if share is None else "all" if share == 1 else f"{100 * share:.2f} %"
-            cells = (shown, memory, agreed)
+            cells = (shown, f"{line['cpu_seconds']:,.2f}", memory, agreed)
         rows.append((f"{line['rows']:,}, {line['data']}", method, *cells))
     return grid(rows)
 

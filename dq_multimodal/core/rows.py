@@ -64,7 +64,8 @@ def prepare_rows(
     from dq_multimodal.core import picking
 
     size, is_half, unit = len(members), values.dtype == np.float16, 1.0
-    numbers = values.view(np.uint16) if is_half else values
+    numbers = values.view(np.uint16 if is_half else values.dtype)
+    numbers.flags.writeable = False  # as where they are mapped: one compilation serves both
     units, factors, mean = (
         np.ones((2, size)),
         np.ones((2, size)),

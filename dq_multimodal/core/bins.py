@@ -99,11 +99,11 @@ def make_bins(
             on_picks(n_picks)
 
     strata_rows = split_strata(codes)
-    n_threads, n_cores = count_threads(len(strata_rows)), count_threads(n_rows)
+    n_threads = count_threads(len(strata_rows))
 
     def bin_stratum(members: Int[ndarray, " k"]) -> None:
         rows = prepare_rows(values, members, similarity, n_left)
-        greedy = GraphCut(rows, similarity, n_cores // n_threads, n_threads)
+        greedy = GraphCut(rows, similarity, n_threads)
         for b in range(min(int(n_bins), len(members))):
             picks, gains = greedy.pick(-(-greedy.n_left // (int(n_bins) - b)), tell)
             bins.bin[members[picks]] = b

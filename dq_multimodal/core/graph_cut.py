@@ -1,9 +1,7 @@
 """Exact greedy GraphCut picks, far below n^2 work and in O(n) memory beside the embeddings."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -116,16 +114,13 @@ class GraphCut:
     Args:
         rows: The rows.
         similarity: Which gain.
-        n_threads: Threads for this stratum.
         n_beside: Strata that share the memory, this one included.
 
     Attributes:
         n_left: Rows that are not picked yet.
     """
 
-    def __init__(
-        self, rows: Rows, similarity: Similarity, n_threads: int = 1, n_beside: int = 1
-    ) -> None:
+    def __init__(self, rows: Rows, similarity: Similarity, n_beside: int = 1) -> None:
         from dq_multimodal.core import picking
 
         self.loops, self.is_cosine = picking, similarity == "cosine"
@@ -134,8 +129,6 @@ class GraphCut:
         self.rows = rows = rotate_rows(rows) if self.is_cosine else rows
         self.n_left, self.width, self.split = len(rows.place), rows.values.shape[1], rows.n_left
         self.product_error = (self.width + 16) * picking.ROUNDING
-        self.n_threads = n_threads
-        self.workers = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
         n_values = max(ROOM_BYTES // n_beside // 4, 2 * self.n_left)
         self.room = np.empty(n_values, dtype=np.float32)
         self.pool_values = POOL_BYTES // n_beside // 4
@@ -145,6 +138,7 @@ class GraphCut:
         picking.add_rows(rows, np.arange(self.n_left), 1.0, self.total)
         self.square_total = float(rows.squares.sum())
         self.pools: list[Pool] = []
+        self.first_gains, self.first_error = np.empty(self.n_left), 0.0
         self.is_paired, self.load, self.n_products, self.counted_at = False, 0.0, 0, 0
 
     def pick(
@@ -185,7 +179,10 @@ class GraphCut:
             squares = self.rows.squares[self.picks]
             self.made += 2 * (np.cumsum(squares) - squares) - self.square_total
             self.square_total -= float(squares.sum())
-        self.total = (self.total + self.sum) / 2
+        # W of the rows left is the mean of that at both ends of this run; so are its gains
+        pool, self.total = self.pools[0], (self.total + self.sum) / 2
+        self.first_gains[pool.rows] = (self.first_gains[pool.rows] + pool.gains) / 2
+        self.first_error = max(self.first_error, pool.error[0])
         self.n_left -= n_picks
         return self.picked, self.made
 
@@ -196,11 +193,17 @@ class GraphCut:
             size, block = len(self.left), None
             if size * self.width <= self.pool_values and self._has_room(size):
                 block = self._find_room(size)
-                self._copy(self.left, block)
+                self.loops.copy_rows(self.rows, self.left, block)
             squares, ends = self.rows.squares[self.left], np.full(size, NO_CHECK)
-            pool = Pool(self.left, np.empty(size), squares, ends, block, self.sum, self.done)
-            self.pools.append(pool)
+            gains = self.first_gains[self.left]
+            self.pools.append(Pool(self.left, gains, squares, ends, block, self.sum, self.done))
+            if not self.done and self.n_left < len(self.numbers):
+                self._anchor(self.pools[0], self.first_error)
+                return
         self._work_out(self.pools[0], np.arange(len(self.left)))
+        if not self.done:
+            self.first_gains[self.left] = self.pools[0].gains
+            self.first_error = self.pools[0].error[0]
 
     def _choose_pairs(self) -> None:
         """Choose whether all pairs of the rows left are multiplied at once."""
@@ -238,7 +241,7 @@ class GraphCut:
             ends[is_weak & (ends == NO_CHECK)] = depth
             block = self._find_room(size)
             if pool.block is None:
-                self._copy(rows, block)
+                self.loops.copy_rows(self.rows, rows, block)
             else:
                 np.take(pool.block, inside, axis=0, out=block, mode="clip")
             squares, error = pool.squares[inside], pool.error.copy()
@@ -335,8 +338,12 @@ class GraphCut:
         """Work out gains of a pool as the running sum is now; the others are so already."""
         pool.gains[places] = self._project(pool, places)
         pool.gains[self.numbers[pool.rows] < 0] = -np.inf
+        self._anchor(pool, self._slack(self.sum) * self.widest)
+
+    def _anchor(self, pool: Pool, error: float) -> None:
+        """Note that the gains of a pool are those of now, within an error."""
         pool.total, pool.done, pool.is_inside = self.sum.copy(), self.done, None
-        pool.error[:] = self._slack(self.sum) * self.widest, 0
+        pool.error[:] = error, 0
 
     def _slack(self, total: Float[ndarray, "k d"]) -> float:
         """Bound what float32 takes from a gain of a row of norm 1."""
@@ -349,16 +356,11 @@ class GraphCut:
 
     def _project(self, pool: Pool, places: Int[ndarray, " k"]) -> Float[ndarray, " k"]:
         """Give the gains of some rows of a pool, less the constant."""
-        found, numbers = np.empty(len(places)), pool.rows[places]
-
-        def work(part: slice) -> None:
-            if pool.block is None:
-                self.loops.project_rows(self.rows, numbers[part], self.sum, found[part])
-            else:
-                at = places[part]
-                self.loops.project_block(pool.block, at, self.split, self.sum, found[part])
-
-        self._in_parts(len(places), work)
+        found = np.empty(len(places))
+        if pool.block is None:
+            self.loops.project_rows(self.rows, pool.rows[places], self.sum, found)
+        else:
+            self.loops.project_block(pool.block, places, self.split, self.sum, found)
         return self.factor * found + self._rules(self.done)[2] * pool.squares[places]
 
     def _multiply(
@@ -366,16 +368,12 @@ class GraphCut:
     ) -> None:
         """Multiply some rows of a pool with all of it."""
         batch, k = self._block(pool, places), self.split
-
-        def work(part: slice) -> None:
-            for start in range(part.start, part.stop, BLOCK_ROWS):
-                span = slice(start, min(start + BLOCK_ROWS, part.stop))
-                block = self._block(pool, span)
-                np.matmul(batch[:, k:], block[:, k:].T, out=products[:, span])
-                if k:
-                    products[:, span] *= batch[:, :k] @ block[:, :k].T
-
-        self._in_parts(len(pool.rows), work)
+        for start in range(0, len(pool.rows), BLOCK_ROWS):
+            span = slice(start, start + BLOCK_ROWS)
+            block = self._block(pool, span)
+            np.matmul(batch[:, k:], block[:, k:].T, out=products[:, span])
+            if k:
+                products[:, span] *= batch[:, :k] @ block[:, :k].T
 
     def _block(self, pool: Pool, places: slice | Int[ndarray, " b"]) -> Float32[ndarray, "b w"]:
         """Give some rows of a pool in float32."""
@@ -385,23 +383,6 @@ class GraphCut:
         block = np.empty((len(rows), self.width), dtype=np.float32)
         self.loops.copy_rows(self.rows, rows, block)
         return block
-
-    def _copy(self, rows: Int[ndarray, " r"], block: Float32[ndarray, "r w"]) -> None:
-        """Copy rows to a block, in float32."""
-
-        def work(part: slice) -> None:
-            self.loops.copy_rows(self.rows, rows[part], block[part])
-
-        self._in_parts(len(rows), work)
-
-    def _in_parts(self, n_rows: int, work: Callable[[slice], object]) -> None:
-        """Do the work for all rows, in parts side by side where that pays."""
-        n_parts = min(self.n_threads, n_rows // BLOCK_ROWS)
-        if self.workers is None or n_parts < 2:
-            work(slice(0, n_rows))
-        else:
-            edges = np.linspace(0, n_rows, n_parts + 1).astype(int)
-            list(self.workers.map(work, [slice(a, b) for a, b in pairwise(edges)]))
 
     def _count_used(self) -> int:
         """Count the numbers of the room that pools take."""

@@ -1,8 +1,11 @@
 """Orders by method beside marks: noise, targets, near-duplicates, caps; and the weights of rows."""
 
+import time
+
 import numpy as np
 import pytest
 
+from dq_multimodal import ordering
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import Bins, make_bins, one_bin, row_hash
 from dq_multimodal.marks import Marks, find_noise
@@ -271,3 +274,13 @@ def test_bins_without_rows_left_out_are_those_of_all(rows):
     bins, _ = bin_by_method(embeddings, strata, "coverage", ask(method="coverage"), Marks())
     assert isinstance(bins, Bins)
     assert not np.isnan(bins.gain).any()
+
+
+def test_a_long_compilation_is_said(monkeypatch, capfd):
+    monkeypatch.setattr(ordering, "make_bins", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr(ordering, "COMPILE_SECONDS", 0.05)
+    ordering.compile_picks(np.dtype(np.float16))
+    assert "compiling the loops of the selection" in capfd.readouterr().err
+    monkeypatch.setattr(ordering, "COMPILE_SECONDS", 5.0)
+    ordering.compile_picks(np.dtype(np.float16))
+    assert not capfd.readouterr().err

@@ -17,8 +17,9 @@ POOL_ROWS, POOL_SHARE, STRONG_SHARE = 256, 0.25, 0.7
 """Rows of the smallest pool, the part of a pool that the next one holds, and the part of that whose
 picks need no check."""
 
-ROOM_BYTES, POOL_BYTES = 5 * 2**25, 2**26
-"""Memory for the rows of all pools and their products, and for those of the largest pool alone."""
+HELD_BYTES, ROOM_BYTES, POOL_BYTES = 3 * 2**26, 2**27, 2**25
+"""Memory for all rows of a stratum, where they fit, else they are read where they lie; for the rows
+of smaller pools and for products; and for the rows of the largest of these pools."""
 
 FIRST_ROWS, MAX_ROWS, GROWTH = 64, 1024, 2
 """Rows that are multiplied with a pool at once: at first, at most, and times the picks that the
@@ -56,6 +57,7 @@ class Pool:
         products: Inner products of some of the rows with all of them.
         slots: Place of each row among these, -1 for none.
         n_filled: Rows that have a place.
+        n_wanted: Rows that are given a place at once.
     """
 
     rows: Int[ndarray, " r"]
@@ -70,6 +72,7 @@ class Pool:
     products: Float32[ndarray, "s r"] | None = None
     slots: Int[ndarray, " r"] | None = None
     n_filled: int = 0
+    n_wanted: int = 0
 
 
 @dataclass
@@ -129,6 +132,7 @@ class GraphCut:
         self.rows = rows = rotate_rows(rows) if self.is_cosine else rows
         self.n_left, self.width, self.split = len(rows.place), rows.values.shape[1], rows.n_left
         self.product_error = (self.width + 16) * picking.ROUNDING
+        self.is_held = 4 * self.n_left * self.width <= HELD_BYTES // n_beside
         n_values = max(ROOM_BYTES // n_beside // 4, 2 * self.n_left)
         self.room = np.empty(n_values, dtype=np.float32)
         self.pool_values = POOL_BYTES // n_beside // 4
@@ -191,8 +195,8 @@ class GraphCut:
         if not self.is_paired:
             self.pools, self.left = [], self.left[self.numbers[self.left] >= 0]
             size, block = len(self.left), None
-            if size * self.width <= self.pool_values and self._has_room(size):
-                block = self._find_room(size)
+            if self.is_held:
+                block = np.empty((size, self.width), dtype=np.float32)
                 self.loops.copy_rows(self.rows, self.left, block)
             squares, ends = self.rows.squares[self.left], np.full(size, NO_CHECK)
             gains = self.first_gains[self.left]
@@ -213,7 +217,7 @@ class GraphCut:
         if n_picks - self.counted_at >= LOAD_PICKS:
             self.load = self.n_products / (n_picks - self.counted_at)
             self.n_products, self.counted_at = 0, n_picks
-        has_room = size * (size + self.width) <= len(self.room)
+        has_room = size * size <= len(self.room)
         if has_room and (size <= 2 * POOL_ROWS or 2 * self.load > size):
             self.is_paired, self.pools[0].products = True, None
 
@@ -226,7 +230,7 @@ class GraphCut:
                 self._take_all()
                 continue
             size = max(POOL_ROWS, int(POOL_SHARE * n_open))
-            if pool.block is None:
+            if not depth:
                 size = min(size, max(1, self.pool_values // self.width))
             is_paused = self.done < self.paces[depth].pause_until
             if is_paused or n_open <= 1.5 * size or not self._has_room(size):
@@ -261,7 +265,7 @@ class GraphCut:
         for k, outer in enumerate(self.pools[:-1]):
             if outer.done + self.paces[k].limit < stop:
                 stop, end = outer.done + self.paces[k].limit, k
-        n_wanted, n_before = FIRST_ROWS, self.done
+        n_before = self.done
         run = (self.numbers, self.picks, self.picked, self.made, self.thresholds)
         own = (pool.rows, pool.gains, pool.squares, pool.ends)
         while True:
@@ -275,9 +279,10 @@ class GraphCut:
                 return end
             if why == self.loops.NEEDS_CHECK:
                 return what if what != NO_CHECK else depth - 1
-            if self.done > n_before:
-                n_wanted, n_before = min(GROWTH * (self.done - n_before), MAX_ROWS), self.done
-            self._add_products(pool, what, len(pool.rows) if self.is_paired else n_wanted)
+            if (n_served := self.done - n_before) > 0:
+                pool.n_wanted = min(GROWTH * n_served, MAX_ROWS) if n_served > 2 else 1
+                n_before = self.done
+            self._add_products(pool, what)
 
     def _begin_products(self, pool: Pool) -> None:
         """Give room to the products of a pool: half of what is left, or all for all pairs."""
@@ -286,16 +291,21 @@ class GraphCut:
         n_slots = min(size, max(1, n_free // size))
         pool.products = self.room[n_used : n_used + n_slots * size].reshape(n_slots, size)
         pool.slots, pool.n_filled = np.full(size, -1), 0
+        pool.n_wanted = size if self.is_paired else FIRST_ROWS
 
-    def _add_products(self, pool: Pool, place: int, n_wanted: int) -> None:
+    def _add_products(self, pool: Pool, place: int) -> None:
         """Multiply the row at a place, and those of the highest gains, with all rows of a pool."""
         assert pool.products is not None and pool.slots is not None
-        gains = np.where(pool.slots < 0, pool.gains, -np.inf)
-        gains[place] = np.inf
-        n_made = min(n_wanted, len(pool.products), int(np.count_nonzero(gains > -np.inf)))
+        places = np.array([place])
+        if pool.n_wanted > 1:
+            gains = np.where(pool.slots < 0, pool.gains, -np.inf)
+            gains[place] = np.inf
+            n_made = min(pool.n_wanted, len(pool.products), int((gains > -np.inf).sum()))
+            places = np.argpartition(gains, -n_made)[-n_made:]
+        n_made = len(places)
         if pool.n_filled + n_made > len(pool.products):
             pool.slots[:], pool.n_filled = -1, 0
-        places, end = np.argpartition(gains, -n_made)[-n_made:], pool.n_filled + n_made
+        end = pool.n_filled + n_made
         self._multiply(pool, places, pool.products[pool.n_filled : end])
         pool.slots[places] = np.arange(pool.n_filled, end)
         pool.n_filled = end
@@ -368,8 +378,9 @@ class GraphCut:
     ) -> None:
         """Multiply some rows of a pool with all of it."""
         batch, k = self._block(pool, places), self.split
-        for start in range(0, len(pool.rows), BLOCK_ROWS):
-            span = slice(start, start + BLOCK_ROWS)
+        step = BLOCK_ROWS if pool.block is None else len(pool.rows)
+        for start in range(0, len(pool.rows), step):
+            span = slice(start, start + step)
             block = self._block(pool, span)
             np.matmul(batch[:, k:], block[:, k:].T, out=products[:, span])
             if k:
@@ -386,7 +397,7 @@ class GraphCut:
 
     def _count_used(self) -> int:
         """Count the numbers of the room that pools take."""
-        held = [array for pool in self.pools for array in (pool.block, pool.products)]
+        held = [pool.products for pool in self.pools] + [pool.block for pool in self.pools[1:]]
         return sum(array.size for array in held if array is not None)
 
     def _has_room(self, n_rows: int) -> bool:
@@ -410,6 +421,7 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     """
     n_bytes = 2**26
     for n_rows in map(int, sizes):
-        wanted = 4 * n_rows * (2 * n_columns + n_rows)
-        n_bytes += 200 * n_rows + min(wanted, ROOM_BYTES // len(sizes))
+        held = min(4 * n_rows * n_columns, HELD_BYTES // len(sizes))
+        room = min(4 * n_rows * (n_columns + n_rows), ROOM_BYTES // len(sizes))
+        n_bytes += 200 * n_rows + held + room
     return n_bytes

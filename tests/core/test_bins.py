@@ -99,9 +99,9 @@ SIZES = {
     "as they are": {},
     "small pools": {"POOL_ROWS": 4, "FIRST_ROWS": 3},
     "tiny pools": {"POOL_ROWS": 1, "FIRST_ROWS": 1, "MAX_ROWS": 2, "PRODUCT_COST": 100.0},
-    "read in place": {"POOL_ROWS": 3, "POOL_BYTES": 4 * 12, "MAX_PAUSE": 4},
-    "little room": {"POOL_ROWS": 5, "POOL_BYTES": 4 * 36, "ROOM_BYTES": 4 * 120},
-    "one product at a time": {"POOL_ROWS": 100, "ROOM_BYTES": 4 * 280, "POOL_BYTES": 4 * 240},
+    "read in place": {"POOL_ROWS": 3, "HELD_BYTES": 0, "POOL_BYTES": 4 * 12, "MAX_PAUSE": 16},
+    "little room": {"POOL_ROWS": 5, "HELD_BYTES": 4 * 36, "ROOM_BYTES": 4 * 120},
+    "one product at a time": {"POOL_ROWS": 100, "ROOM_BYTES": 4 * 42},
     "no pool pays": {"POOL_ROWS": 4, "PRODUCT_COST": 0.0, "MIN_OPEN": 1.0},
     "few dimensions": {"MAX_DIRECTIONS": 3},
 }
@@ -164,7 +164,7 @@ def closed_form_greedy(x, n_bins, similarity):
 def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(
     similarity, shift, held_rows, monkeypatch
 ):
-    room = {"POOL_BYTES": 4 * 24 * held_rows + 4 * 24 * 300, "ROOM_BYTES": 2**20}
+    room = {"HELD_BYTES": 4 * 24 * held_rows, "POOL_BYTES": 4 * 24 * 300, "ROOM_BYTES": 2**20}
     set_sizes(monkeypatch, {"POOL_ROWS": 40, **room})
     x = (np.random.default_rng(0).normal(size=(2500, 24)) + shift).astype(np.float32)
     got = make_bins(x, 5, similarity)
@@ -284,8 +284,8 @@ def prepare(x):
 
 @pytest.mark.parametrize("held", [True, False])
 def test_memory_mapped_rows_are_not_copied(held, tmp_path, monkeypatch):
-    set_sizes(monkeypatch, {"POOL_BYTES": 2**23 if held else 2**20, "ROOM_BYTES": 2**23 + 2**21})
-    set_sizes(monkeypatch, {"BLOCK_ROWS": 256})
+    set_sizes(monkeypatch, {"HELD_BYTES": 2**23 if held else 2**20, "POOL_BYTES": 2**20})
+    set_sizes(monkeypatch, {"ROOM_BYTES": 2**21, "BLOCK_ROWS": 256})
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(8_000, 256)) + 1).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
@@ -319,7 +319,7 @@ def test_no_loop_reads_beyond_an_array(tmp_path):
     code = """
 import numpy as np
 from dq_multimodal.core import graph_cut, make_bins
-graph_cut.POOL_ROWS, graph_cut.POOL_BYTES = 20, 4 * 12 * 400
+graph_cut.POOL_ROWS, graph_cut.HELD_BYTES = 20, 4 * 12 * 400
 x = np.random.default_rng(0).normal(size=(500, 12))
 x = np.concatenate([x, x[:50]])
 for kind in (np.float16, np.float32, np.float64):

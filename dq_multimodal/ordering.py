@@ -110,13 +110,15 @@ def bin_rows(
 def compile_picks(dtype: np.dtype) -> None:
     """Have the loops of the greedy compiled for a type of embeddings; says so where it takes long.
 
-    They are kept, so this takes a moment from the second run on.
+    They are kept, so this takes a moment from the second run on. Enough rows are binned for pools
+    to be drawn and checked.
     """
-    line = "compiling the loops of the selection, about 20 s, once on this machine"
+    line = "compiling the loops of the selection, about 20 s, once for this type of embeddings"
     slow = Timer(COMPILE_SECONDS, partial(print, line, file=sys.stderr, flush=True))
     slow.start()
     try:
-        make_bins(np.eye(3, dtype=dtype), 1)
+        rows = np.cos(np.outer(np.arange(1500), np.arange(1, 41)))
+        make_bins(rows.astype(dtype), 10)
     finally:
         slow.cancel()
 

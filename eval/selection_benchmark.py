@@ -176,7 +176,8 @@ def place(one: Line, work: Path) -> Path:
     """Name the file of a measurement; ours is measured anew when the code of core changes."""
     facts = {**one, "peers": None, "source": {**one["source"], "of": None}}
     if one["method"].startswith("ours"):
-        code = sorted((ROOT / "dq_multimodal" / "core").glob("*.py"))
+        root = Path(one["peers"]) if one["method"] == "ours before" else ROOT
+        code = sorted((root / "dq_multimodal" / "core").glob("*.py"))
         facts["code"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = f"{one['method']}-{one['source']['data']}-{one['rows']}-{one['similarity']}-{key}.json"

@@ -166,7 +166,7 @@ def hold(lines: list[Line], growth: list[Line]) -> list[Line]:
 
 
 def beside_before(lines: list[Line]) -> list[tuple[Line, float, float]]:
-    """Put every line of ours beside the release before: the ratio of seconds, and of those of CPU."""
+    """Put every line of ours beside the release before: ratios of seconds, wall and CPU."""
     found = []
     for line in find(lines, method="ours"):
         same = {key: line[key] for key in ("data", "rows", "similarity")}

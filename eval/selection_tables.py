@@ -48,7 +48,8 @@ def selections(document: dict[str, Any]) -> str:
                 shown += f" ({spread['min']:,.2f} to {spread['max']:,.2f})"
             share = (line["agreement"] or {}).get("same_bin_and_rank")
             agreed = "" if share is None else "all" if share == 1 else f"{100 * share:.2f} %"
-            cells = (shown, f"{line['cpu_seconds']:,.2f}", memory, agreed)
+            used = f"{line['cpu_seconds']:,.2f}" if "cpu_seconds" in line else ""
+            cells = (shown, used, memory, agreed)
         rows.append((f"{line['rows']:,}, {line['data']}", method, *cells))
     return grid(rows)
 

@@ -51,7 +51,7 @@ def make_bins(
 ) -> Bins:
     """Part the rows of every stratum into bins, one greedy run after the other.
 
-    Bin b is picked greedily (see `Greedy`) from the rows that the bins before it left; the
+    Bin b is picked greedily (see `GraphCut`) from the rows that the bins before it left; the
     last is what remains, in greedy order too. Sizes differ by at most one, larger bins first. A
     stratum with fewer rows than bins fills only its first bins. Early bins lie in the middle of
     the data, late ones at its edge; the very first row is the one nearest the mean (appendix 1.1,

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
-from dq_multimodal.core.rows import BLOCK_ROWS, Rows, find_equal, rotate_rows
+from dq_multimodal.core.rows import BLOCK_ROWS, MAX_DIRECTIONS, Rows, find_equal, rotate_rows
 
 TIE_WIDTH = 1e-9
 """Gains closer than this times the scale are a tie."""
@@ -32,7 +32,10 @@ MIN_PAUSE, MAX_PAUSE = 16, 1024
 """Picks in a pool itself after a check that did not pay: at first, and at most."""
 
 LOAD_PICKS = 64
-"""Picks over which inner products are counted."""
+"""Picks over which inner products are counted, to choose when all pairs are fewer."""
+
+PICKS_A_CALL = 128
+"""Picks after which the caller is told, at most."""
 
 MIN_OPEN = 0.75
 """Where fewer of the rows are left, those that are used up are forgotten."""
@@ -52,7 +55,10 @@ class Pool:
         squares: Their squared norms.
         ends: Number of the outermost pool that has to be checked after the pick of a row.
         block: The rows in float32; None where they are read where they lie.
-        error: How far gains may be off, and how many were worked out in float64 since.
+        total: The running sum, see `gains`.
+        done: Picks made, see `gains`.
+        error: How far gains may be off, and how many were worked out in float64 one by one: after
+            as many as there are rows, all are, and gains are exact again.
         is_inside: Which rows the next pool holds.
         products: Inner products of some of the rows with all of them.
         slots: Place of each row among these, -1 for none.
@@ -77,7 +83,14 @@ class Pool:
 
 @dataclass
 class Pace:
-    """What checks of a pool taught: picks without one, and picks in the pool itself after one."""
+    """What checks of a pool taught.
+
+    Attributes:
+        limit: Picks without another check, at most.
+        pause: Picks that are made in the pool itself after the next check that does not pay, which
+            is one that takes more products than picks in the pool would have taken.
+        pause_until: Picks made in all when the last of these ends.
+    """
 
     limit: int
     pause: int = MIN_PAUSE
@@ -109,10 +122,13 @@ class GraphCut:
       in a larger pool for a while.
     - In a pool gains follow from inner products of its rows, made in float32 for many picks at
       once. Their error is bounded, and float64 decides between all that may win or tie.
-    - Once all pairs of the rows left are fewer products than pools take, they are made at once, and
-      serve to the last row.
+    - Where the products of all pairs of the rows left have room, and lately a pick took products
+      with more than half of them (or there are at most 512), they are made at once and serve to
+      the last row.
 
-    Rows that are equal bit for bit are one row that may be picked again.
+    Rows of equal numbers are one row that may be picked again. Float64 rounds too, so a row within
+    some 1e-5 tie widths of where ties end may go either way. Euclidean outer products are not moved
+    to their mean; if that is far longer than they are from one another, rounding decides more.
 
     Args:
         rows: The rows.
@@ -169,16 +185,13 @@ class GraphCut:
         self.widest = float(np.sqrt(self.rows.squares[self.left].max())) + self.loops.SHORTEST
         self.paces = [Pace(n_picks)]
         self._take_all()
-        n_told = 0
+        self.on_picks, self.n_told = on_picks, 0
         while self.done < n_picks:
             self._choose_pairs()
             self._draw()
             end = self._pick_some()
             if end != NO_CHECK:
                 self._check(end)
-            if on_picks is not None:
-                on_picks(max(self.done - n_told, 0))
-                n_told = max(self.done, n_told)
         if not self.is_cosine:
             squares = self.rows.squares[self.picks]
             self.made += 2 * (np.cumsum(squares) - squares) - self.square_total
@@ -190,9 +203,17 @@ class GraphCut:
         self.n_left -= n_picks
         return self.picked, self.made
 
+    def _tell(self) -> None:
+        """Tell the caller how many picks were made; those that were undone are told once."""
+        if self.on_picks is not None:
+            self.on_picks(max(self.done - self.n_told, 0))
+            self.n_told = max(self.done, self.n_told)
+
     def _take_all(self) -> None:
         """Make the outermost pool, of all rows that are left."""
         if not self.is_paired:
+            for pool in self.pools:
+                pool.block = pool.products = None  # or they would be held beside the new ones
             self.pools, self.left = [], self.left[self.numbers[self.left] >= 0]
             size, block = len(self.left), None
             if self.is_held:
@@ -271,12 +292,15 @@ class GraphCut:
         while True:
             self.done, why, what = self.loops.pick_rows(
                 *(self.rows, run, own, pool.products, pool.slots, self.next_equal, self.sum),
-                *(self._rules(0), pool.error, self.done, stop),
+                *(self._rules(0), pool.error, self.done, min(stop, self.done + PICKS_A_CALL)),
             )
+            self._tell()
             if self.done == self.n_picks:
                 return 0 if depth else NO_CHECK
             if why == self.loops.IS_DONE:
-                return end
+                if self.done == stop:
+                    return end
+                continue
             if why == self.loops.NEEDS_CHECK:
                 return what if what != NO_CHECK else depth - 1
             if (n_served := self.done - n_before) > 0:
@@ -378,7 +402,7 @@ class GraphCut:
     ) -> None:
         """Multiply some rows of a pool with all of it."""
         batch, k = self._block(pool, places), self.split
-        step = BLOCK_ROWS if pool.block is None else len(pool.rows)
+        step = BLOCK_ROWS if pool.block is None or k else len(pool.rows)
         for start in range(0, len(pool.rows), step):
             span = slice(start, start + step)
             block = self._block(pool, span)
@@ -413,7 +437,8 @@ class GraphCut:
 def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
-    About 200 bytes a row, and the room for pools and products, which small strata do not fill.
+    About 300 bytes a row, 256 more for the coordinates of `rotate_rows`, the rows in float32 where
+    they are held, and the room for pools and products, which small strata do not fill.
 
     Args:
         sizes: Rows of each of the strata that are binned side by side.
@@ -422,6 +447,7 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     n_bytes = 2**26
     for n_rows in map(int, sizes):
         held = min(4 * n_rows * n_columns, HELD_BYTES // len(sizes))
-        room = min(4 * n_rows * (n_columns + n_rows), ROOM_BYTES // len(sizes))
-        n_bytes += 200 * n_rows + held + room
+        room = max(ROOM_BYTES // len(sizes), 8 * n_rows)
+        room = min(4 * n_rows * (n_columns + n_rows), room)
+        n_bytes += (300 + 8 * MAX_DIRECTIONS) * n_rows + held + room
     return n_bytes

@@ -103,7 +103,9 @@ def read(rows, i, bits, row):
     left, right, mean = row[: rows.n_left], row[rows.n_left :], rows.mean
     unit, factor = rows.units[0, i], rows.factors[0, i]
     for j in range(len(left)):
-        left[j] = left[j] * unit * factor
+        left[j] *= unit
+    for j in range(len(left)):  # one product of both could be beyond float64
+        left[j] *= factor
     unit, factor = rows.units[1, i], rows.factors[1, i]
     for j in range(len(right)):
         right[j] = (right[j] * unit - mean[j]) * factor

@@ -115,7 +115,7 @@ def rotate_rows(rows: Rows) -> Rows:
 
 
 def find_equal(rows: Rows) -> tuple[Int[ndarray, " firsts"], Int[ndarray, " _"]]:
-    """Find rows that are equal bit for bit.
+    """Find rows of equal numbers.
 
     Returns:
         The first row of every group of equal rows, ascending, and for every row the next one that
@@ -129,9 +129,10 @@ def find_equal(rows: Rows) -> tuple[Int[ndarray, " firsts"], Int[ndarray, " _"]]
     order = np.argsort(hashes, kind="stable")
     is_same = hashes[order[1:]] == hashes[order[:-1]]
     follows = np.flatnonzero(is_same)
+    values = rows.values.view(np.float16) if rows.is_half else rows.values
     for start in range(0, len(follows), BLOCK_ROWS):
         at = follows[start : start + BLOCK_ROWS]
-        pairs = (rows.values[rows.place[order[at + k]]] for k in (0, 1))
+        pairs = (values[rows.place[order[at + k]]] for k in (0, 1))
         is_same[at] = np.equal(*pairs).all(axis=1)
     if not is_same.any():
         return np.arange(size), np.empty(0, dtype=np.int64)

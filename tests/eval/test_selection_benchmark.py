@@ -155,7 +155,7 @@ def make_line(method, rows, seconds, *, data="Alpaca", same=None, memory=1e6):
     line = {"method": method, "data": data, "rows": rows, "similarity": "cosine", "repeats": 1}
     line |= {"seconds": {"median": seconds, "min": seconds, "max": seconds}}
     line["agreement"] = None if same is None else {"same_bin": 1.0, "same_bin_and_rank": same}
-    return {**line, "memory_bytes": memory, "dimension": 384}
+    return {**line, "memory_bytes": memory, "dimension": 384, "cpu_seconds": 2 * seconds}
 
 
 def test_growth_is_fitted_and_what_is_extrapolated_stands_apart():
@@ -184,10 +184,15 @@ def test_goals_take_the_worst_figure():
     lines = [make_line("ours", 52_002, 2.0, memory=3e8)]
     sizes = (52_002, 208_008, 1_000_000)
     lines += [make_line("ours", n, 3 * (n / 52_002) ** 1.2, data="mixed Alpaca") for n in sizes]
+    lines += [make_line("ours before", n, 5.0, data="mixed Alpaca") for n in sizes[:1]]
+    lines += [make_line("ours before", 52_002, 3.0), make_line("ours before", 9, 0.1)]
     held = {goal["work"]: goal for goal in goals.summarise(lines)["goals"]}
     growth = held["growth from 52,002 to 1,000,000 rows"]
     assert growth["measured"] == "1.33" and growth["is_met"] is False  # from the real rows
-    assert held["Alpaca, 52,002 rows"]["is_met"] is True
+    half = held["Alpaca, 52,002 rows: seconds of the release before"]
+    assert half["measured"] == "0.67 of them" and half["is_met"] is False
+    worst = held["every line: seconds of CPU of the release before"]
+    assert worst["measured"] == "0.67 of them (52,002 rows, Alpaca, cosine)" and worst["is_met"]
     assert held["Alpaca, 52,002 rows: peak above the embeddings"]["measured"] == "300 MB"
     assert held["working memory of ours, every line"]["is_met"] is True
     assert held["50,000 x 512, 10 classes"]["is_met"] is None
@@ -214,4 +219,4 @@ def test_the_whole_benchmark_and_again_from_what_is_saved(tmp_path, monkeypatch,
     for method in ("n-by-n", "closed form"):
         assert lines[method, "cosine"]["agreement"] == {"same_bin": 1.0, "same_bin_and_rank": 1.0}
     assert str(tmp_path) not in output.read_text()
-    assert len(made[0]["goals"]) == 10
+    assert len(made[0]["goals"]) == 12

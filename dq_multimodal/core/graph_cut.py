@@ -148,7 +148,7 @@ class GraphCut:
         self.rows = rows = rotate_rows(rows) if self.is_cosine else rows
         self.n_left, self.width, self.split = len(rows.place), rows.values.shape[1], rows.n_left
         self.product_error = (self.width + 16) * picking.ROUNDING
-        self.is_held = 4 * self.n_left * self.width <= HELD_BYTES // n_beside
+        self.held_values = HELD_BYTES // n_beside // 4
         n_values = max(ROOM_BYTES // n_beside // 4, 2 * self.n_left)
         self.room = np.empty(n_values, dtype=np.float32)
         self.pool_values = POOL_BYTES // n_beside // 4
@@ -216,7 +216,7 @@ class GraphCut:
                 pool.block = pool.products = None  # or they would be held beside the new ones
             self.pools, self.left = [], self.left[self.numbers[self.left] >= 0]
             size, block = len(self.left), None
-            if self.is_held:
+            if size * self.width <= self.held_values:
                 block = np.empty((size, self.width), dtype=np.float32)
                 self.loops.copy_rows(self.rows, self.left, block)
             squares, ends = self.rows.squares[self.left], np.full(size, NO_CHECK)

@@ -113,8 +113,8 @@ def test_the_tables_of_the_benchmark_tell_measured_from_extrapolated():
     readme = load_script("readme")
     rows = readme.selections(make_benchmark()).splitlines()
     assert len(rows) == 2 + 5 + 1
-    assert rows[2] == "| 2,000, Alpaca | n-by-n | 2.00 (2.00 to 2.00) | 4 MB | all |"
-    assert rows[6] == "| 26,000, Alpaca | n-by-n | 900 (extrapolated) | 4 MB (extrapolated) |  |"
+    assert rows[2] == "| 2,000, Alpaca | n-by-n | 2.00 (2.00 to 2.00) |  | 4 MB | all |"
+    assert rows[6] == "| 26,000, Alpaca | n-by-n | 900 (extrapolated) |  | 4 MB (extrapolated) |  |"
     goal = {"work": "w", "goal": "g", "measured": "m"}
     made = readme.goals({"goals": [{**goal, "is_met": met} for met in (True, False, None)]})
     assert [row.split(" | ")[-1] for row in made.splitlines()[2:]] == ["yes |", "**no** |", " |"]

@@ -159,7 +159,11 @@ def plan(args: argparse.Namespace) -> list[Line]:
     return [
         {
             **{"method": method, "rows": n, "similarity": kind, "n_bins": N_BINS, "source": source},
-            "repeats": 5 if guess(method, n) < 2 else 3 if guess(method, n) < 10 else 1,
+            "repeats": 1
+            if source is flat or guess(method, n) >= 10
+            else 3
+            if guess(method, n) >= 2
+            else 5,
             "peers": str(peers[method].resolve()) if peers.get(method) else None,
         }
         for source, n, method, kind in asked

@@ -19,6 +19,8 @@ SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_CONFIG_BYTES = 1_000_000
 MAX_MANIFEST_BYTES = 100_000_000
 """It holds the label of every stratum."""
+MAX_VALUE = 10_000
+"""Characters of a value. YAML has numbers to base 60, and a long one takes minutes to read."""
 MAX_DEPTH = 20
 """Ours have five levels; readers of YAML and JSON go one call deeper for every level."""
 
@@ -200,7 +202,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: If it cannot be read, is too large, has what ours do not (anchors, deep
-            nesting), lacks something, or holds a value of another type or out of range.
+            nesting, very long values), lacks something, or holds a value of another type or out of
+            range.
     """
     with _reading(path):
         text = read_text(path, MAX_CONFIG_BYTES)
@@ -212,6 +215,8 @@ def read_config(path: Path) -> dict[str, Any]:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise InputError(f"it is nested more than {MAX_DEPTH} deep")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_VALUE:
+                raise InputError(f"it has a value of more than {MAX_VALUE:,} characters")
         document = yaml.load(text, Loader=SAFE_LOADER)
         check_type("config", document, Config)
         if (document["rows"] or {}).get("modality") == "image":  # as releases without it did
@@ -272,7 +277,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(f"{what}: {error}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # or a date that is none
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # as of a date
         raise InputError(f"{what}: it is no {'YAML' if path.suffix == '.yaml' else 'JSON'}") from (
             error
         )

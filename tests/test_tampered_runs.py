@@ -211,6 +211,11 @@ HOSTILE = {
     "aliases": (lambda text: ALIASES + text, "it has YAML anchors"),
     "nested": (lambda text: text + f"z: {'[' * 20000}{']' * 20000}\n", "nested more than 20 deep"),
     "long": (lambda text: text + f"z: {'x' * 10**6}\n", "larger than 1,000,000 bytes"),
+    "base 60": (
+        lambda text: text + f"z: {'1:' * 20000}1\n",
+        "value of more than 10,000 characters",
+    ),
+    "beyond floats": (lambda text: text + f"z: {'1:' * 400}1.5\n", "it is no YAML"),
     "code": (lambda text: text + "z: !!python/object/apply:os.getcwd []\n", "it is no YAML"),
     "date": (lambda text: text.replace("split: train", "split: 2001-99-99"), "it is no YAML"),
     "a list": (lambda _: "- request\n", "config must be dict, got list"),

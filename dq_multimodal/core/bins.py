@@ -111,7 +111,10 @@ def make_bins(
             with np.errstate(over="ignore"):  # of rows near the end of the float64 range
                 bins.gain[members[picks]] = gains * rows.unit * rows.unit
 
-    for_each(bin_stratum, strata_rows, is_stopped.set)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # more threads wait for one another longer than a product takes
+        for_each(bin_stratum, strata_rows, is_stopped.set)
     return bins
 
 
@@ -132,13 +135,12 @@ def for_each(
 ) -> None:
     """Do the work of every stratum, large ones first, side by side where there are cores."""
     n_threads = count_threads(len(strata))
+    if n_threads < 2:
+        for members in strata:
+            work(members)
+        return
     from threadpoolctl import threadpool_limits
 
-    if n_threads < 2:
-        with threadpool_limits(1):
-            for members in strata:
-                work(members)
-        return
     with threadpool_limits(1), ThreadPoolExecutor(n_threads) as pool:
         running = [pool.submit(work, members) for members in sorted(strata, key=len, reverse=True)]
         try:

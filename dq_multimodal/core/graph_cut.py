@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -27,6 +28,9 @@ last product served."""
 
 PRODUCT_COST = 0.12
 """What an inner product made with many others takes, in units of one made alone."""
+
+MAX_KNOTS = 512
+"""Knots of the trajectory; where they are used up, all pools are checked."""
 
 MIN_PAUSE, MAX_PAUSE = 16, 1024
 """Picks in a pool itself after a check that did not pay: at first, and at most."""
@@ -57,6 +61,7 @@ class Pool:
         block: The rows in float32; None where they are read where they lie.
         total: The running sum, see `gains`.
         done: Picks made, see `gains`.
+        knot: The knot of the trajectory at that time.
         error: How far gains may be off, and how many were worked out in float64 one by one: after
             as many as there are rows, all are, and gains are exact again.
         is_inside: Which rows the next pool holds.
@@ -73,12 +78,31 @@ class Pool:
     block: Float32[ndarray, "r w"] | None
     total: Float[ndarray, "k d"]
     done: int
+    knot: int = 0
     error: Float[ndarray, " 2"] = field(default_factory=lambda: np.zeros(2))
     is_inside: Bool[ndarray, " r"] | None = None
     products: Float32[ndarray, "s r"] | None = None
     slots: Int[ndarray, " r"] | None = None
     n_filled: int = 0
     n_wanted: int = 0
+
+
+class Path(NamedTuple):
+    """The trajectory of the running sum, at knots of a few picks each.
+
+    Attributes:
+        sums: The running sum at each knot.
+        first: Picks made by then.
+        low: What the gains of rows outside have to stay below in the picks up to the next knot.
+        bend: How far the running sum leaves the chord to the next knot.
+        count: Number of the last knot.
+    """
+
+    sums: Float[ndarray, "m+1 k d"]
+    first: Int[ndarray, " m+1"]
+    low: Float[ndarray, " m"]
+    bend: Float[ndarray, " m"]
+    count: Int[ndarray, " 1"]
 
 
 @dataclass
@@ -157,6 +181,12 @@ class GraphCut:
         self.total = np.zeros((max(self.split, 1), self.width - self.split))
         picking.add_rows(rows, np.arange(self.n_left), 1.0, self.total)
         self.square_total = float(rows.squares.sum())
+        n_knots = MAX_KNOTS + 1
+        self.path = Path(
+            np.empty((n_knots, *self.total.shape)),
+            np.empty(n_knots, dtype=np.int64),
+            *(np.empty(MAX_KNOTS), np.empty(MAX_KNOTS), np.zeros(1, dtype=np.int64)),
+        )
         self.pools: list[Pool] = []
         self.first_gains, self.first_error = np.empty(self.n_left), 0.0
         self.is_paired, self.load, self.n_products, self.counted_at = False, 0.0, 0, 0
@@ -181,7 +211,7 @@ class GraphCut:
         self.tie, self.n_start = TIE_WIDTH * scale, self.n_left
         self.sum, self.done, self.n_picks = self.total.copy(), 0, n_picks
         self.picks, self.picked = (np.empty(n_picks, dtype=np.int64) for _ in range(2))
-        self.made, self.thresholds = np.empty(n_picks), np.empty(n_picks)
+        self.made = np.empty(n_picks)
         self.widest = float(np.sqrt(self.rows.squares[self.left].max())) + self.loops.SHORTEST
         self.paces = [Pace(n_picks)]
         self._take_all()
@@ -256,7 +286,9 @@ class GraphCut:
             is_paused = self.done < self.paces[depth].pause_until
             if is_paused or n_open <= 1.5 * size or not self._has_room(size):
                 return
-            pool.total, pool.done = self.sum.copy(), self.done
+            if not depth:
+                self._restart_path()
+            pool.total, pool.done, pool.knot = self.sum.copy(), self.done, int(self.path.count[0])
             inside = np.sort(np.argpartition(pool.gains, -size)[-size:])
             pool.is_inside = np.zeros(len(pool.rows), dtype=bool)
             pool.is_inside[inside] = True
@@ -270,7 +302,7 @@ class GraphCut:
             else:
                 np.take(pool.block, inside, axis=0, out=block, mode="clip")
             squares, error = pool.squares[inside], pool.error.copy()
-            made = Pool(rows, gains, squares, ends, block, pool.total, pool.done, error)
+            made = Pool(rows, gains, squares, ends, block, pool.total, pool.done, pool.knot, error)
             self.pools.append(made)
             if len(self.paces) < len(self.pools):
                 self.paces.append(Pace(self.n_picks))
@@ -287,12 +319,15 @@ class GraphCut:
             if outer.done + self.paces[k].limit < stop:
                 stop, end = outer.done + self.paces[k].limit, k
         n_before = self.done
-        run = (self.numbers, self.picks, self.picked, self.made, self.thresholds)
+        run = (self.numbers, self.picks, self.picked, self.made)
         own = (pool.rows, pool.gains, pool.squares, pool.ends)
         while True:
+            if not depth:
+                self._restart_path()
             self.done, why, what = self.loops.pick_rows(
                 *(self.rows, run, own, pool.products, pool.slots, self.next_equal, self.sum),
-                *(self._rules(0), pool.error, self.done, min(stop, self.done + PICKS_A_CALL)),
+                *(self.path, self._rules(0), pool.error, self.done),
+                min(stop, self.done + PICKS_A_CALL),
             )
             self._tell()
             if self.done == self.n_picks:
@@ -340,24 +375,26 @@ class GraphCut:
         while len(self.pools) - 1 > end:
             self.pools.pop()
             pool, pace = self.pools[-1], self.paces[len(self.pools) - 1]
-            n_picks, span = self.done - pool.done, slice(pool.done, self.done)
+            n_picks = self.done - pool.done
             if not n_picks:
                 continue
             assert pool.is_inside is not None
             outside = np.flatnonzero(~pool.is_inside & (pool.gains > -np.inf))
             before, after = pool.gains[outside], self._project(pool, outside)
             slack = max(self._slack(self.sum), self._slack(pool.total))
-            n_safe, n_dots = self.loops.count_safe(
+            safe, n_dots = self.loops.count_safe(
                 *(self.rows, pool.rows[outside], before, after, np.array([slack, pool.error[0]])),
-                *(self.picks[span], self.thresholds[span], pool.total, self._rules(pool.done)),
+                *(self.path, pool.knot, self._rules(pool.done)),
             )
+            n_safe = int(self.path.first[safe]) - pool.done
             if n_safe == n_picks:
                 pool.gains[outside] = after
                 self._work_out(pool, np.flatnonzero(pool.is_inside))
                 pace.limit = max(pace.limit, int(1.1 * n_picks) + 1)
             else:
                 undone = slice(pool.done + n_safe, self.done)
-                self.loops.add_rows(self.rows, self.picks[undone], 2.0, self.sum)
+                self.sum[:], self.path.count[0] = self.path.sums[safe], safe
+                self.path.low[safe] = np.inf
                 self.numbers[self.picks[undone][::-1]] = self.picked[undone][::-1]
                 self.done = undone.start
                 self._work_out(pool, np.arange(len(pool.rows)))
@@ -374,9 +411,15 @@ class GraphCut:
         pool.gains[self.numbers[pool.rows] < 0] = -np.inf
         self._anchor(pool, self._slack(self.sum) * self.widest)
 
+    def _restart_path(self) -> None:
+        """Forget the trajectory up to now."""
+        path = self.path
+        path.sums[0], path.first[0], path.low[0], path.count[0] = self.sum, self.done, np.inf, 0
+
     def _anchor(self, pool: Pool, error: float) -> None:
         """Note that the gains of a pool are those of now, within an error."""
         pool.total, pool.done, pool.is_inside = self.sum.copy(), self.done, None
+        pool.knot = int(self.path.count[0])
         pool.error[:] = error, 0
 
     def _slack(self, total: Float[ndarray, "k d"]) -> float:
@@ -401,14 +444,17 @@ class GraphCut:
         self, pool: Pool, places: Int[ndarray, " b"], products: Float32[ndarray, "b r"]
     ) -> None:
         """Multiply some rows of a pool with all of it."""
+        from torch import from_numpy, mm  # far faster than NumPy's where batches are small
+
         batch, k = self._block(pool, places), self.split
         step = BLOCK_ROWS if pool.block is None or k else len(pool.rows)
         for start in range(0, len(pool.rows), step):
             span = slice(start, start + step)
             block = self._block(pool, span)
-            np.matmul(batch[:, k:], block[:, k:].T, out=products[:, span])
+            out = from_numpy(products[:, span])
+            mm(from_numpy(batch[:, k:]), from_numpy(block[:, k:]).T, out=out)
             if k:
-                products[:, span] *= batch[:, :k] @ block[:, :k].T
+                out *= from_numpy(batch[:, :k]) @ from_numpy(block[:, :k]).T
 
     def _block(self, pool: Pool, places: slice | Int[ndarray, " b"]) -> Float32[ndarray, "b w"]:
         """Give some rows of a pool in float32."""

@@ -20,6 +20,9 @@ SHORTEST = 2.0**-40
 MAX_EXPONENT = 1000
 """Rows are scaled by powers of two between 2^-1000 and 2^1000, which is exact."""
 
+KNOT_PICKS = 8
+"""Picks from one knot of the trajectory to the next, at most."""
+
 N_STRETCHES, MAX_DOTS = 32, 16
 """Stretches of a trajectory that are bounded one by one, and products that a check may take for
 each row; where it needs more, it counts fewer picks."""
@@ -203,7 +206,23 @@ def project_block(block, places, n_left, total, found):
 
 @compile_float_loop
 @no_type_check
-def pick_rows(rows, run, pool, products, slots, next_equal, total, rules, error, done, stop):
+def end_stretch(path, sums, n_picks, done):
+    """Make a knot of the running sum after the last of some picks; `sums` holds it after each."""
+    if n_picks == 0:
+        return
+    last, bend = path.count[0], 0.0
+    for t in range(1, n_picks):
+        bend = max(bend, distance(sums[t], sums[0], sums[n_picks], t / n_picks))
+    path.bend[last], path.count[0] = bend, last + 1
+    path.first[last + 1], path.sums[last + 1] = done, sums[n_picks]
+    if last + 1 < len(path.low):
+        path.low[last + 1] = np.inf
+    sums[0] = sums[n_picks]
+
+
+@compile_float_loop
+@no_type_check
+def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, error, done, stop):
     """Make picks in a pool.
 
     Its gains are followed by products in float32, with a bound of their error; float64 decides
@@ -212,12 +231,13 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, rules, error,
     Args:
         rows: The rows.
         run: Of all rows their number, or the next equal one, -1 where none is left; of each pick
-            its row, its number, its gain, and the threshold of the rows outside.
+            its row, its number and its gain.
         pool: Rows, gains, squares and ends of the pool; see `Pool`.
         products: Inner products of some rows of the pool with all of it.
         slots: Of each row of the pool its place there, -1 for none.
         next_equal: See `find_equal`.
         total: The running sum.
+        path: Knots of its trajectory; see `Path`.
         rules: f; in squared norms, by how much a gain rises with a pick and what it begins with;
             the tie width; the error of the product of two rows of norm 1; the longest norm.
         error: (2,) how far the gains of the pool may be off, and how many were worked out since.
@@ -228,13 +248,15 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, rules, error,
         Picks made, why it came back (see `NEEDS_PRODUCTS`), and the place in the pool of the pick
         that has no products, or the end of the last pick.
     """
-    numbers, picks, picked, made, thresholds = run
+    numbers, picks, picked, made = run
     members, gains, squares, ends = pool
     factor, rise, tilt, tie, rounding, widest = rules
     size, n_left = len(members), rows.n_left
     bits, row = buffers(rows)
     near, exact = np.empty(size, np.int64), np.empty(size)
-    while done < stop:
+    sums, n_since = np.empty((KNOT_PICKS + 1, *total.shape)), 0
+    sums[0] = total
+    while done < stop and path.count[0] < len(path.low):
         best = -np.inf
         if error[1] > size:
             error[:] = 0.0
@@ -246,6 +268,7 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, rules, error,
         for i in range(size):
             best = max(best, gains[i])
         if best == -np.inf:
+            end_stretch(path, sums, n_since, done)
             return done, NEEDS_CHECK, -1
         least, n_near = best - 2 * error[0] - MARGIN * tie, 0
         for i in range(size):
@@ -264,27 +287,36 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, rules, error,
                 at, made[done] = i, exact[k]
         error[1] += n_near - 1
         if slots[at] < 0:
+            end_stretch(path, sums, n_since, done)
             return done, NEEDS_PRODUCTS, at
         one, taken = members[at], products[slots[at]]
-        picks[done], picked[done], thresholds[done] = one, numbers[one], top - MARGIN * tie
+        picks[done], picked[done] = one, numbers[one]
+        path.low[path.count[0]] = min(path.low[path.count[0]], top - MARGIN * tie)
         numbers[one] = next_equal[numbers[one]] if len(next_equal) else -1
-        read(rows, one, bits, row)
+        if n_near > 1:  # else it was read last
+            read(rows, one, bits, row)
         add(row, n_left, -2.0, total)
         for i in range(size):
             gains[i] += rise * squares[i] - 2 * factor * taken[i]
         if numbers[one] < 0:
             gains[at] = -np.inf
         error[0] += 2 * factor * rounding * (np.sqrt(squares[at]) + SHORTEST) * widest
-        done += 1
+        done, n_since = done + 1, n_since + 1
+        sums[n_since] = total
+        if n_since == KNOT_PICKS:
+            end_stretch(path, sums, n_since, done)
+            n_since = 0
         if ends[at] >= 0:
+            end_stretch(path, sums, n_since, done)
             return done, NEEDS_CHECK, ends[at]
-    return done, IS_DONE, -1
+    end_stretch(path, sums, n_since, done)
+    return done, IS_DONE if done == stop else NEEDS_CHECK, 0
 
 
 @compile_float_loop
 @no_type_check
-def count_safe(rows, members, before, after, slack, picks, thresholds, start, rules):
-    """Count the picks before the first at which one of some rows might have won or tied.
+def count_safe(rows, members, before, after, slack, path, knot, rules):
+    """Count the stretches before the first in which one of some rows might have won or tied.
 
     The running sum went along a trajectory, and a gain is linear in it. So the gains of a row at
     both ends bound it in between: it leaves their chord by at most f |x| times the distance of the
@@ -294,53 +326,50 @@ def count_safe(rows, members, before, after, slack, picks, thresholds, start, ru
     Args:
         rows: The rows.
         members: Those to check; none was picked.
-        before: Gain of each before the first pick; `after`: after the last.
+        before: Gain of each at the first knot; `after`: at the last.
         slack: How far gains may be off, for a row of norm 1, and for any.
-        picks: (t,) rows picked, t >= 1.
-        thresholds: (t,) what a gain has to stay below before each pick.
-        start: The running sum before the first pick.
-        rules: See `pick_rows`, as before the first pick.
+        path: Knots of the trajectory; see `Path`.
+        knot: The first of them.
+        rules: See `pick_rows`, as at the first knot.
 
     Returns:
-        The number of picks, and the inner products it took.
+        The last knot up to which the picks are safe, and the inner products it took.
     """
     factor, rise, tilt, _, _, _ = rules
-    n_picks, n_left = len(picks), rows.n_left
+    last, n_left = path.count[0], rows.n_left
     bits, row = buffers(rows)
-    n_stretches = min(N_STRETCHES, n_picks)
-    first = np.arange(n_stretches + 1) * n_picks // n_stretches
-    sums, now = np.empty((n_stretches + 1, *start.shape)), start.copy()
+    n_stretches = min(N_STRETCHES, last - knot)
+    edges = knot + np.arange(n_stretches + 1) * (last - knot) // n_stretches
+    sums, first = path.sums[edges], path.first[edges] - path.first[knot]
+    n_picks = first[n_stretches]
+    low, aside = np.empty(n_stretches), np.empty(n_stretches + 1)
+    bend, bend_within = np.empty(n_stretches), np.empty(n_stretches)
+    for s in range(n_stretches + 1):
+        aside[s] = distance(sums[s], sums[0], sums[n_stretches], first[s] / n_picks)
     for s in range(n_stretches):
-        sums[s] = now
-        add_rows(rows, picks[first[s] : first[s + 1]], -2.0, now)
-    sums[n_stretches] = now
-    low = np.full(n_stretches, np.inf)
-    bend, bend_within = np.zeros(n_stretches), np.zeros(n_stretches)
-    for s in range(n_stretches):
-        now[:] = sums[s]
-        for t in range(first[s], first[s + 1]):
-            low[s] = min(low[s], thresholds[t] - slack[1])
-            bend[s] = max(bend[s], distance(now, sums[0], sums[n_stretches], t / n_picks))
-            part = (t - first[s]) / (first[s + 1] - first[s])
-            bend_within[s] = max(bend_within[s], distance(now, sums[s], sums[s + 1], part))
-            read(rows, picks[t], bits, row)
-            add(row, n_left, -2.0, now)
-    bend, bend_within = factor * bend + slack[0], factor * bend_within + slack[0]
+        off = 0.0
+        for k in range(edges[s] + 1, edges[s + 1]):
+            part = (path.first[k] - path.first[edges[s]]) / (first[s + 1] - first[s])
+            off = max(off, distance(path.sums[k], sums[s], sums[s + 1], part))
+        off += path.bend[edges[s] : edges[s + 1]].max()
+        low[s] = path.low[edges[s] : edges[s + 1]].min() - slack[1]
+        bend_within[s] = factor * off + slack[0]
+        bend[s] = factor * (max(aside[s], aside[s + 1]) + off) + slack[0]
     lowest, longest = low.min(), bend.max()
-    n_safe, n_dots = n_picks, 0
+    n_safe, n_dots = n_stretches, 0
     for k in range(len(members)):
         square = rows.squares[members[k]]
         norm = np.sqrt(square) + SHORTEST
         if max(before[k], after[k]) + norm * longest < lowest:
             continue
-        read(rows, members[k], bits, row)
-        rises = (after[k] - before[k]) / n_picks
-        for s in range(n_stretches):
-            if first[s] >= n_safe:
-                break
+        rises, is_read = (after[k] - before[k]) / n_picks, False
+        for s in range(n_safe):
             most = before[k] + max(rises * first[s], rises * (first[s + 1] - 1))
             if most + norm * bend[s] < low[s]:
                 continue
+            if not is_read:
+                read(rows, members[k], bits, row)
+                is_read = True
             most = -np.inf
             for end in range(s, s + 2):
                 gain = factor * project(row, n_left, sums[end])
@@ -349,6 +378,6 @@ def count_safe(rows, members, before, after, slack, picks, thresholds, start, ru
                 if first[s + 1] - first[s] == 1:
                     break
             if most + norm * bend_within[s] >= low[s] or n_dots > MAX_DOTS * len(members):
-                n_safe = first[s]
+                n_safe = s
                 break
-    return n_safe, n_dots
+    return edges[n_safe], n_dots

@@ -26,7 +26,8 @@ FIRST_ROWS, MAX_ROWS, GROWTH = 64, 1024, 2
 """Rows that are multiplied with a pool at once: at first, at most, and times the picks that the
 last product served."""
 
-PRODUCT_COST = 0.12
+LEAST, SERVED = 16, 1
+PRODUCT_COST = 0.08
 """What an inner product made with many others takes, in units of one made alone."""
 
 MAX_KNOTS = 512
@@ -339,7 +340,7 @@ class GraphCut:
             if why == self.loops.NEEDS_CHECK:
                 return what if what != NO_CHECK else depth - 1
             if (n_served := self.done - n_before) > 0:
-                pool.n_wanted = min(GROWTH * n_served, MAX_ROWS) if n_served > 2 else 1
+                pool.n_wanted = min(max(GROWTH * n_served, LEAST), MAX_ROWS) if n_served > SERVED else 1
                 n_before = self.done
             self._add_products(pool, what)
 

@@ -59,8 +59,9 @@ class Pool:
             `total`; minus infinity where a row is used up.
         squares: Their squared norms.
         ends: Number of the outermost pool that has to be checked after the pick of a row.
-        block: The rows in float32; None where they are read where they lie.
         total: The running sum, see `gains`.
+        block: Rows in float32, these among them; None where they are read where they lie.
+        at: Where the rows lie in the block; None where it holds just these, in order.
         done: Picks made, see `gains`.
         knot: The knot of the trajectory at that time.
         error: How far gains may be off, and how many were worked out in float64 one by one: after
@@ -76,9 +77,10 @@ class Pool:
     gains: Float[ndarray, " r"]
     squares: Float[ndarray, " r"]
     ends: Int[ndarray, " r"]
-    block: Float32[ndarray, "r w"] | None
     total: Float[ndarray, "k d"]
-    done: int
+    block: Float32[ndarray, "_ w"] | None
+    at: Int[ndarray, " r"] | None = None
+    done: int = 0
     knot: int = 0
     error: Float[ndarray, " 2"] = field(default_factory=lambda: np.zeros(2))
     is_inside: Bool[ndarray, " r"] | None = None
@@ -241,8 +243,9 @@ class GraphCut:
             self.n_told = max(self.done, self.n_told)
 
     def _take_all(self) -> None:
-        """Make the outermost pool, of all rows that are left."""
-        if not self.is_paired:
+        """Make the outermost pool, of all rows that are left, or take the one that is there."""
+        n_open = int(np.count_nonzero(self.numbers[self.left] >= 0))
+        if not self.pools or (not self.is_paired and n_open < MIN_OPEN * len(self.left)):
             for pool in self.pools:
                 pool.block = pool.products = None  # or they would be held beside the new ones
             self.pools, self.left = [], self.left[self.numbers[self.left] >= 0]
@@ -251,15 +254,15 @@ class GraphCut:
                 block = np.empty((size, self.width), dtype=np.float32)
                 self.loops.copy_rows(self.rows, self.left, block)
             squares, ends = self.rows.squares[self.left], np.full(size, NO_CHECK)
-            gains = self.first_gains[self.left]
-            self.pools.append(Pool(self.left, gains, squares, ends, block, self.sum, self.done))
-            if not self.done and self.n_left < len(self.numbers):
-                self._anchor(self.pools[0], self.first_error)
-                return
-        self._work_out(self.pools[0], np.arange(len(self.left)))
+            self.pools.append(Pool(self.left, np.empty(size), squares, ends, self.sum, block))
+        pool = self.pools[0]
+        if self.done or self.is_paired or self.n_left == len(self.numbers):
+            self._work_out(pool, np.arange(len(pool.rows)))
+        else:
+            pool.gains = np.where(self.numbers[pool.rows] < 0, -np.inf, self.first_gains[pool.rows])
+            self._anchor(pool, self.first_error)
         if not self.done:
-            self.first_gains[self.left] = self.pools[0].gains
-            self.first_error = self.pools[0].error[0]
+            self.first_gains[pool.rows], self.first_error = pool.gains, pool.error[0]
 
     def _choose_pairs(self) -> None:
         """Choose whether all pairs of the rows left are multiplied at once."""
@@ -287,8 +290,6 @@ class GraphCut:
             is_paused = self.done < self.paces[depth].pause_until
             if is_paused or n_open <= 1.5 * size or not self._has_room(size):
                 return
-            if not depth:
-                self._restart_path()
             pool.total, pool.done, pool.knot = self.sum.copy(), self.done, int(self.path.count[0])
             inside = np.sort(np.argpartition(pool.gains, -size)[-size:])
             pool.is_inside = np.zeros(len(pool.rows), dtype=bool)
@@ -297,13 +298,13 @@ class GraphCut:
             n_weak = min(int((1 - STRONG_SHARE) * size), size - 1)
             is_weak = gains <= np.partition(gains, n_weak)[n_weak]
             ends[is_weak & (ends == NO_CHECK)] = depth
-            block = self._find_room(size)
+            made = Pool(rows, gains, pool.squares[inside], ends, pool.total, pool.block)
+            made.done, made.knot, made.error[:] = pool.done, pool.knot, pool.error
             if pool.block is None:
-                self.loops.copy_rows(self.rows, rows, block)
+                made.block = self._find_room(size)
+                self.loops.copy_rows(self.rows, rows, made.block)
             else:
-                np.take(pool.block, inside, axis=0, out=block, mode="clip")
-            squares, error = pool.squares[inside], pool.error.copy()
-            made = Pool(rows, gains, squares, ends, block, pool.total, pool.done, pool.knot, error)
+                made.at = inside if pool.at is None else pool.at[inside]
             self.pools.append(made)
             if len(self.paces) < len(self.pools):
                 self.paces.append(Pace(self.n_picks))
@@ -346,6 +347,10 @@ class GraphCut:
 
     def _begin_products(self, pool: Pool) -> None:
         """Give room to the products of a pool: half of what is left, or all for all pairs."""
+        if pool.at is not None:
+            block, at = self._find_room(len(pool.rows)), pool.at
+            np.take(pool.block, at, axis=0, out=block, mode="clip")
+            pool.block, pool.at = block, None
         size, n_used = len(pool.rows), self._count_used()
         n_free = (len(self.room) - n_used) // (1 if self.is_paired else 2)
         n_slots = min(size, max(1, n_free // size))
@@ -419,6 +424,8 @@ class GraphCut:
 
     def _anchor(self, pool: Pool, error: float) -> None:
         """Note that the gains of a pool are those of now, within an error."""
+        if len(self.pools) == 1:
+            self._restart_path()
         pool.total, pool.done, pool.is_inside = self.sum.copy(), self.done, None
         pool.knot = int(self.path.count[0])
         pool.error[:] = error, 0
@@ -438,7 +445,8 @@ class GraphCut:
         if pool.block is None:
             self.loops.project_rows(self.rows, pool.rows[places], self.sum, found)
         else:
-            self.loops.project_block(pool.block, places, self.split, self.sum, found)
+            places_there = places if pool.at is None else pool.at[places]
+            self.loops.project_block(pool.block, places_there, self.split, self.sum, found)
         return self.factor * found + self._rules(self.done)[2] * pool.squares[places]
 
     def _multiply(
@@ -468,7 +476,8 @@ class GraphCut:
 
     def _count_used(self) -> int:
         """Count the numbers of the room that pools take."""
-        held = [pool.products for pool in self.pools] + [pool.block for pool in self.pools[1:]]
+        held = [pool.products for pool in self.pools]
+        held += [pool.block for pool in self.pools[1:] if pool.at is None]
         return sum(array.size for array in held if array is not None)
 
     def _has_room(self, n_rows: int) -> bool:

@@ -111,10 +111,16 @@ def make_bins(
             with np.errstate(over="ignore"):  # of rows near the end of the float64 range
                 bins.gain[members[picks]] = gains * rows.unit * rows.unit
 
+    import torch
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # more threads wait for one another longer than a product takes
-        for_each(bin_stratum, strata_rows, is_stopped.set)
+    n_before = torch.get_num_threads()
+    torch.set_num_threads(1)  # more wait for one another longer than a product takes
+    try:
+        with threadpool_limits(1):
+            for_each(bin_stratum, strata_rows, is_stopped.set)
+    finally:
+        torch.set_num_threads(n_before)
     return bins
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -22,11 +22,11 @@ HELD_BYTES, ROOM_BYTES, POOL_BYTES = 3 * 2**26, 5 * 2**25, 2**26
 """Memory for all rows of a stratum, where they fit, else they are read where they lie; for the rows
 of smaller pools and for products; and for the rows of the largest of these pools."""
 
-FIRST_ROWS, MAX_ROWS, GROWTH = 64, 1024, 2
-"""Rows that are multiplied with a pool at once: at first, at most, and times the picks that the
-last product served."""
+NO_CODES = (np.empty((0, 0), dtype=np.int8), np.empty(0, dtype=np.float32), 0.0)
+FIRST_ROWS, MIN_ROWS, MAX_ROWS = 64, 16, 1024
+"""Rows that are multiplied with a pool at once: at first, at least and at most. Fewer take hardly
+less time, but for a single one, see `_pick_some`."""
 
-LEAST, SERVED = 16, 1
 PRODUCT_COST = 0.08
 """What an inner product made with many others takes, in units of one made alone."""
 
@@ -88,6 +88,9 @@ class Pool:
     slots: Int[ndarray, " r"] | None = None
     n_filled: int = 0
     n_wanted: int = 0
+    coded: Any = None
+    n_scans: int = MIN_PAUSE
+    scan_until: int = 0
 
 
 class Path(NamedTuple):
@@ -326,10 +329,12 @@ class GraphCut:
         while True:
             if not depth:
                 self._restart_path()
+            is_scanned = self.done < pool.scan_until
+            coded = pool.coded if is_scanned else NO_CODES
             self.done, why, what = self.loops.pick_rows(
-                *(self.rows, run, own, pool.products, pool.slots, self.next_equal, self.sum),
-                *(self.path, self._rules(0), pool.error, self.done),
-                min(stop, self.done + PICKS_A_CALL),
+                *(self.rows, run, own + coded, pool.products, pool.slots, self.next_equal),
+                *(self.sum, self.path, self._rules(0), pool.error, self.done),
+                min(stop, self.done + PICKS_A_CALL, pool.scan_until if is_scanned else stop),
             )
             self._tell()
             if self.done == self.n_picks:
@@ -337,13 +342,18 @@ class GraphCut:
             if why == self.loops.IS_DONE:
                 if self.done == stop:
                     return end
+                n_before = self.done if is_scanned else n_before
                 continue
             if why == self.loops.NEEDS_CHECK:
                 return what if what != NO_CHECK else depth - 1
             if (n_served := self.done - n_before) > 0:
-                pool.n_wanted = min(max(GROWTH * n_served, LEAST), MAX_ROWS) if n_served > SERVED else 1
+                pool.n_wanted = min(max(n_served, MIN_ROWS), MAX_ROWS)
+                pool.n_scans = pool.n_scans if n_served == 1 else MIN_PAUSE
                 n_before = self.done
-            self._add_products(pool, what)
+            if n_served == 1 and not self.split:
+                self._begin_scans(pool)
+            else:
+                self._add_products(pool, what)
 
     def _begin_products(self, pool: Pool) -> None:
         """Give room to the products of a pool: half of what is left, or all for all pairs."""
@@ -357,6 +367,15 @@ class GraphCut:
         pool.products = self.room[n_used : n_used + n_slots * size].reshape(n_slots, size)
         pool.slots, pool.n_filled = np.full(size, -1), 0
         pool.n_wanted = size if self.is_paired else FIRST_ROWS
+
+    def _begin_scans(self, pool: Pool) -> None:
+        """Let gains be worked out at each pick for a while, since products serve a single one."""
+        if pool.coded is None:
+            codes = np.empty((len(pool.rows), self.width), dtype=np.int8)
+            steps = np.empty(len(pool.rows), dtype=np.float32)
+            pool.coded = codes, steps, self.loops.encode_rows(self.rows, pool.rows, codes, steps)
+        pool.scan_until = self.done + pool.n_scans
+        pool.n_scans = min(2 * pool.n_scans, MAX_PAUSE)
 
     def _add_products(self, pool: Pool, place: int) -> None:
         """Multiply the row at a place, and those of the highest gains, with all rows of a pool."""

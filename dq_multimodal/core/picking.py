@@ -206,6 +206,39 @@ def project_block(block, places, n_left, total, found):
 
 @compile_float_loop
 @no_type_check
+def encode_rows(rows, numbers, codes, steps):
+    """Round some rows to 8 bits: row = code x step; gives the length of what is lost, at most."""
+    bits, row = buffers(rows)
+    lost = 0.0
+    for k in range(len(numbers)):
+        read(rows, numbers[k], bits, row)
+        peak = np.abs(row).max()
+        step = np.float32(peak / 127 + SHORTEST)
+        steps[k] = step
+        for j in range(len(row)):
+            codes[k, j] = np.int8(np.rint(row[j] / step))
+            row[j] -= codes[k, j] * np.float64(step)
+        lost = max(lost, np.sqrt(dot(row, row)))
+    return lost
+
+
+@compile_float_loop
+@no_type_check
+def scan(codes, steps, squares, total, factor, tilt, gains):
+    """Work out the gains of coded rows, but for those that are used up, and find the best."""
+    single, best = total[0].astype(np.float32), -np.inf
+    for i in range(len(codes)):
+        code, found = codes[i], np.float32(0)
+        for j in range(len(single)):
+            found += np.float32(code[j]) * single[j]
+        if gains[i] > -np.inf:
+            gains[i] = factor * steps[i] * found + tilt * squares[i]
+            best = max(best, gains[i])
+    return best
+
+
+@compile_float_loop
+@no_type_check
 def end_stretch(path, sums, n_picks, done):
     """Make a knot of the running sum after the last of some picks; `sums` holds it after each."""
     if n_picks == 0:
@@ -232,7 +265,8 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
         rows: The rows.
         run: Of all rows their number, or the next equal one, -1 where none is left; of each pick
             its row, its number and its gain.
-        pool: Rows, gains, squares and ends of the pool; see `Pool`.
+        pool: Rows, gains, squares and ends of the pool; see `Pool`. Codes and steps of
+            `encode_rows` and what is lost, to work out all gains at each pick; or none.
         products: Inner products of some rows of the pool with all of it.
         slots: Of each row of the pool its place there, -1 for none.
         next_equal: See `find_equal`.
@@ -249,7 +283,7 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
         that has no products, or the end of the last pick.
     """
     numbers, picks, picked, made = run
-    members, gains, squares, ends = pool
+    members, gains, squares, ends, codes, steps, lost = pool
     factor, rise, tilt, tie, rounding, widest = rules
     size, n_left = len(members), rows.n_left
     bits, row = buffers(rows)
@@ -258,15 +292,20 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
     sums[0] = total
     while done < stop and path.count[0] < len(path.low):
         best = -np.inf
-        if error[1] > size:
-            error[:] = 0.0
+        if len(codes):
+            best = scan(codes, steps, squares, total, factor, tilt + rise * done, gains)
+            longest = np.sqrt(dot(total[0], total[0]))
+            error[0], error[1] = factor * longest * (lost + rounding * (widest + lost)), size + 1
+        else:
+            if error[1] > size:
+                error[:] = 0.0
+                for i in range(size):
+                    if gains[i] > -np.inf:
+                        read(rows, members[i], bits, row)
+                        gains[i] = factor * project(row, n_left, total)
+                        gains[i] += (tilt + rise * done) * squares[i]
             for i in range(size):
-                if gains[i] > -np.inf:
-                    read(rows, members[i], bits, row)
-                    gains[i] = factor * project(row, n_left, total)
-                    gains[i] += (tilt + rise * done) * squares[i]
-        for i in range(size):
-            best = max(best, gains[i])
+                best = max(best, gains[i])
         if best == -np.inf:
             end_stretch(path, sums, n_since, done)
             return done, NEEDS_CHECK, -1
@@ -286,18 +325,20 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
             if exact[k] >= top - tie and (at < 0 or numbers[members[i]] < numbers[members[at]]):
                 at, made[done] = i, exact[k]
         error[1] += n_near - 1
-        if slots[at] < 0:
+        if not len(codes) and slots[at] < 0:
             end_stretch(path, sums, n_since, done)
             return done, NEEDS_PRODUCTS, at
-        one, taken = members[at], products[slots[at]]
+        one = members[at]
         picks[done], picked[done] = one, numbers[one]
         path.low[path.count[0]] = min(path.low[path.count[0]], top - MARGIN * tie)
         numbers[one] = next_equal[numbers[one]] if len(next_equal) else -1
         if n_near > 1:  # else it was read last
             read(rows, one, bits, row)
         add(row, n_left, -2.0, total)
-        for i in range(size):
-            gains[i] += rise * squares[i] - 2 * factor * taken[i]
+        if not len(codes):
+            taken = products[slots[at]]
+            for i in range(size):
+                gains[i] += rise * squares[i] - 2 * factor * taken[i]
         if numbers[one] < 0:
             gains[at] = -np.inf
         error[0] += 2 * factor * rounding * (np.sqrt(squares[at]) + SHORTEST) * widest

@@ -293,6 +293,8 @@ class GraphCut:
             is_paused = self.done < self.paces[depth].pause_until
             if is_paused or n_open <= 1.5 * size or not self._has_room(size):
                 return
+            if not depth:
+                self._restart_path()
             pool.total, pool.done, pool.knot = self.sum.copy(), self.done, int(self.path.count[0])
             inside = np.sort(np.argpartition(pool.gains, -size)[-size:])
             pool.is_inside = np.zeros(len(pool.rows), dtype=bool)
@@ -443,10 +445,7 @@ class GraphCut:
 
     def _anchor(self, pool: Pool, error: float) -> None:
         """Note that the gains of a pool are those of now, within an error."""
-        if len(self.pools) == 1:
-            self._restart_path()
         pool.total, pool.done, pool.is_inside = self.sum.copy(), self.done, None
-        pool.knot = int(self.path.count[0])
         pool.error[:] = error, 0
 
     def _slack(self, total: Float[ndarray, "k d"]) -> float:

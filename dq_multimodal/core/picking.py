@@ -225,16 +225,14 @@ def encode_rows(rows, numbers, codes, steps):
 @compile_float_loop
 @no_type_check
 def scan(codes, steps, squares, total, factor, tilt, gains):
-    """Work out the gains of coded rows, but for those that are used up, and find the best."""
-    single, best = total[0].astype(np.float32), -np.inf
+    """Work out the gains of coded rows, but for those that are used up."""
+    single = total[0].astype(np.float32)
     for i in range(len(codes)):
         code, found = codes[i], np.float32(0)
         for j in range(len(single)):
             found += np.float32(code[j]) * single[j]
         if gains[i] > -np.inf:
             gains[i] = factor * steps[i] * found + tilt * squares[i]
-            best = max(best, gains[i])
-    return best
 
 
 @compile_float_loop
@@ -292,20 +290,15 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
     sums[0] = total
     while done < stop and path.count[0] < len(path.low):
         best = -np.inf
-        if len(codes):
-            best = scan(codes, steps, squares, total, factor, tilt + rise * done, gains)
-            longest = np.sqrt(dot(total[0], total[0]))
-            error[0], error[1] = factor * longest * (lost + rounding * (widest + lost)), size + 1
-        else:
-            if error[1] > size:
-                error[:] = 0.0
-                for i in range(size):
-                    if gains[i] > -np.inf:
-                        read(rows, members[i], bits, row)
-                        gains[i] = factor * project(row, n_left, total)
-                        gains[i] += (tilt + rise * done) * squares[i]
+        if error[1] > size and not len(codes):
+            error[:] = 0.0
             for i in range(size):
-                best = max(best, gains[i])
+                if gains[i] > -np.inf:
+                    read(rows, members[i], bits, row)
+                    gains[i] = factor * project(row, n_left, total)
+                    gains[i] += (tilt + rise * done) * squares[i]
+        for i in range(size):
+            best = max(best, gains[i])
         if best == -np.inf:
             end_stretch(path, sums, n_since, done)
             return done, NEEDS_CHECK, -1
@@ -335,13 +328,18 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
         if n_near > 1:  # else it was read last
             read(rows, one, bits, row)
         add(row, n_left, -2.0, total)
-        if not len(codes):
+        if numbers[one] < 0:
+            gains[at] = -np.inf
+        if len(codes):
+            scan(codes, steps, squares, total, factor, tilt + rise * (done + 1), gains)
+            error[0] = factor * np.sqrt(dot(total[0], total[0]))
+            error[0] *= lost + rounding * (widest + lost)
+            error[1] = size + 1
+        else:
             taken = products[slots[at]]
             for i in range(size):
                 gains[i] += rise * squares[i] - 2 * factor * taken[i]
-        if numbers[one] < 0:
-            gains[at] = -np.inf
-        error[0] += 2 * factor * rounding * (np.sqrt(squares[at]) + SHORTEST) * widest
+            error[0] += 2 * factor * rounding * (np.sqrt(squares[at]) + SHORTEST) * widest
         done, n_since = done + 1, n_since + 1
         sums[n_since] = total
         if n_since == KNOT_PICKS:

@@ -1,7 +1,7 @@
 """Disjoint bins by greedy GraphCut gains (Dataset Quantization, arXiv:2308.10524)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, Similarity
-from dq_multimodal.core.graph_cut import GraphCut
+from dq_multimodal.core.graph_cut import HELD_BYTES, MAX_KNOTS, ROOM_BYTES, GraphCut
 from dq_multimodal.core.rows import prepare_rows
 
 
@@ -156,6 +156,25 @@ def for_each(
             on_stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
+    """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
+
+    About 300 bytes a row, the rows in float32 where they are held, and in 8 bits, and the room for
+    pools and products, which small strata do not fill.
+
+    Args:
+        sizes: Rows of each of the strata that are binned side by side.
+        n_columns: Numbers a row.
+    """
+    n_bytes = 2**26
+    for n_rows in map(int, sizes):
+        held = min(4 * n_rows * n_columns, HELD_BYTES // len(sizes))
+        room = max(ROOM_BYTES // len(sizes), 8 * n_rows)
+        room = min(4 * n_rows * (n_columns + n_rows), room)
+        n_bytes += (300 + 2 * n_columns) * n_rows + held + room + 8 * MAX_KNOTS * n_columns
+    return n_bytes
 
 
 def as_matrix(embeddings: Any) -> Float[ndarray, "n d"]:

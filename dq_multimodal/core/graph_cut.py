@@ -1,20 +1,20 @@
 """Exact greedy GraphCut picks, far below n^2 work and in O(n) memory beside the embeddings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Int8
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
-from dq_multimodal.core.rows import BLOCK_ROWS, MAX_DIRECTIONS, Rows, find_equal, rotate_rows
+from dq_multimodal.core.rows import BLOCK_ROWS, Rows, find_equal
 
 TIE_WIDTH = 1e-9
 """Gains closer than this times the scale are a tie."""
 
-POOL_ROWS, POOL_SHARE, STRONG_SHARE = 256, 0.25, 0.7
+POOL_ROWS, POOL_SHARE, STRONG_SHARE = 256, 0.3, 0.8
 """Rows of the smallest pool, the part of a pool that the next one holds, and the part of that whose
 picks need no check."""
 
@@ -22,10 +22,8 @@ HELD_BYTES, ROOM_BYTES, POOL_BYTES = 3 * 2**26, 5 * 2**25, 2**26
 """Memory for all rows of a stratum, where they fit, else they are read where they lie; for the rows
 of smaller pools and for products; and for the rows of the largest of these pools."""
 
-NO_CODES = (np.empty((0, 0), dtype=np.int8), np.empty(0, dtype=np.float32), 0.0)
 FIRST_ROWS, MIN_ROWS, MAX_ROWS = 64, 16, 1024
-"""Rows that are multiplied with a pool at once: at first, at least and at most. Fewer take hardly
-less time, but for a single one, see `_pick_some`."""
+"""Rows that are multiplied with a pool at once: at first, at least and at most."""
 
 PRODUCT_COST = 0.08
 """What an inner product made with many others takes, in units of one made alone."""
@@ -34,19 +32,20 @@ MAX_KNOTS = 512
 """Knots of the trajectory; where they are used up, all pools are checked."""
 
 MIN_PAUSE, MAX_PAUSE = 16, 1024
-"""Picks in a pool itself after a check that did not pay: at first, and at most."""
+"""Picks in a pool itself after a check that did not pay, and picks by scans after a product that
+served one pick only: at first, and at most."""
 
 LOAD_PICKS = 64
 """Picks over which inner products are counted, to choose when all pairs are fewer."""
 
-PICKS_A_CALL = 128
-"""Picks after which the caller is told, at most."""
+PICKS_A_CALL, CALL_VALUES = 128, 2**30
+"""Picks after which the caller is told, at most, and numbers that scans read between."""
 
 MIN_OPEN = 0.75
 """Where fewer of the rows are left, those that are used up are forgotten."""
 
-NO_CHECK = -1
-"""In place of the number of a pool: none has to be checked."""
+NO_CHECK, NO_CODES = -1, (np.empty((0, 0), dtype=np.int8), np.empty(0, dtype=np.float32), 0.0)
+"""In place of the number of a pool: none has to be checked; and in place of its rows in 8 bits."""
 
 
 @dataclass
@@ -55,15 +54,13 @@ class Pool:
 
     Attributes:
         rows: The rows, by number.
-        gains: Gain of each, less the constant, when `done` picks were made and the running sum was
-            `total`; minus infinity where a row is used up.
+        gains: Gain of each, less the constant: as it is now in the innermost pool, in others as it
+            was at their knot; minus infinity where a row is used up.
         squares: Their squared norms.
         ends: Number of the outermost pool that has to be checked after the pick of a row.
-        total: The running sum, see `gains`.
         block: Rows in float32, these among them; None where they are read where they lie.
         at: Where the rows lie in the block; None where it holds just these, in order.
-        done: Picks made, see `gains`.
-        knot: The knot of the trajectory at that time.
+        knot: The knot of the trajectory at which the next pool was drawn.
         error: How far gains may be off, and how many were worked out in float64 one by one: after
             as many as there are rows, all are, and gains are exact again.
         is_inside: Which rows the next pool holds.
@@ -71,24 +68,25 @@ class Pool:
         slots: Place of each row among these, -1 for none.
         n_filled: Rows that have a place.
         n_wanted: Rows that are given a place at once.
+        coded: The rows in 8 bits, their steps and what is lost; see `encode_rows`.
+        n_scans: Picks that are made by scans when a product served one pick only.
+        scan_until: Picks made when the last of these ends.
     """
 
     rows: Int[ndarray, " r"]
     gains: Float[ndarray, " r"]
     squares: Float[ndarray, " r"]
     ends: Int[ndarray, " r"]
-    total: Float[ndarray, "k d"]
     block: Float32[ndarray, "_ w"] | None
     at: Int[ndarray, " r"] | None = None
-    done: int = 0
     knot: int = 0
     error: Float[ndarray, " 2"] = field(default_factory=lambda: np.zeros(2))
-    is_inside: Bool[ndarray, " r"] | None = None
+    is_inside: Bool[ndarray, " r"] = field(default_factory=lambda: np.empty(0, dtype=bool))
     products: Float32[ndarray, "s r"] | None = None
     slots: Int[ndarray, " r"] | None = None
     n_filled: int = 0
     n_wanted: int = 0
-    coded: Any = None
+    coded: tuple[Int8[ndarray, "r w"], Float32[ndarray, " r"], float] = NO_CODES
     n_scans: int = MIN_PAUSE
     scan_until: int = 0
 
@@ -101,14 +99,14 @@ class Path(NamedTuple):
         first: Picks made by then.
         low: What the gains of rows outside have to stay below in the picks up to the next knot.
         bend: How far the running sum leaves the chord to the next knot.
-        count: Number of the last knot.
+        last: Number of the last knot.
     """
 
     sums: Float[ndarray, "m+1 k d"]
     first: Int[ndarray, " m+1"]
     low: Float[ndarray, " m"]
     bend: Float[ndarray, " m"]
-    count: Int[ndarray, " 1"]
+    last: Int[ndarray, " 1"]
 
 
 @dataclass
@@ -151,7 +149,9 @@ class GraphCut:
       and the smaller pools are drawn anew. Where checks take more than they spare, picks are made
       in a larger pool for a while.
     - In a pool gains follow from inner products of its rows, made in float32 for many picks at
-      once. Their error is bounded, and float64 decides between all that may win or tie.
+      once. Their error is bounded, and float64 decides between all that may win or tie. Where
+      every pick turns the running sum so far that a product serves one pick only, all gains of
+      the pool are worked out at each pick from its rows in 8 bits, likewise with a bound.
     - Where the products of all pairs of the rows left have room, and lately a pick took products
       with more than half of them (or there are at most 512), they are made at once and serve to
       the last row.
@@ -175,8 +175,8 @@ class GraphCut:
         self.loops, self.is_cosine = picking, similarity == "cosine"
         self.factor, self.rise = (1.0, 0.0) if self.is_cosine else (2.0, 2.0)
         self.left, self.next_equal = find_equal(rows)
-        self.rows = rows = rotate_rows(rows) if self.is_cosine else rows
-        self.n_left, self.width, self.split = len(rows.place), rows.values.shape[1], rows.n_left
+        self.rows, self.n_left, self.split = rows, len(rows.place), rows.n_left
+        self.width = rows.values.shape[1]
         self.product_error = (self.width + 16) * picking.ROUNDING
         self.held_values = HELD_BYTES // n_beside // 4
         n_values = max(ROOM_BYTES // n_beside // 4, 2 * self.n_left)
@@ -187,12 +187,9 @@ class GraphCut:
         self.total = np.zeros((max(self.split, 1), self.width - self.split))
         picking.add_rows(rows, np.arange(self.n_left), 1.0, self.total)
         self.square_total = float(rows.squares.sum())
-        n_knots = MAX_KNOTS + 1
-        self.path = Path(
-            np.empty((n_knots, *self.total.shape)),
-            np.empty(n_knots, dtype=np.int64),
-            *(np.empty(MAX_KNOTS), np.empty(MAX_KNOTS), np.zeros(1, dtype=np.int64)),
-        )
+        sums, first = np.empty((MAX_KNOTS + 1, *self.total.shape)), np.zeros(MAX_KNOTS + 1, int)
+        low, bend = np.empty((2, MAX_KNOTS))
+        self.path = Path(sums, first, low, bend, np.zeros(1, dtype=np.int64))
         self.pools: list[Pool] = []
         self.first_gains, self.first_error = np.empty(self.n_left), 0.0
         self.is_paired, self.load, self.n_products, self.counted_at = False, 0.0, 0, 0
@@ -215,13 +212,16 @@ class GraphCut:
             moved = float(np.vdot(self.total, self.total)) / self.n_left
             scale = max(self.square_total - moved, 0.0)
         self.tie, self.n_start = TIE_WIDTH * scale, self.n_left
-        self.sum, self.done, self.n_picks = self.total.copy(), 0, n_picks
+        self.sum, self.done, self.n_picks, self.made = (
+            self.total.copy(),
+            0,
+            n_picks,
+            np.empty(n_picks),
+        )
         self.picks, self.picked = (np.empty(n_picks, dtype=np.int64) for _ in range(2))
-        self.made = np.empty(n_picks)
         self.widest = float(np.sqrt(self.rows.squares[self.left].max())) + self.loops.SHORTEST
-        self.paces = [Pace(n_picks)]
+        self.paces, self.on_picks, self.n_told = [Pace(n_picks)], on_picks, 0
         self._take_all()
-        self.on_picks, self.n_told = on_picks, 0
         while self.done < n_picks:
             self._choose_pairs()
             self._draw()
@@ -251,19 +251,20 @@ class GraphCut:
         if not self.pools or (not self.is_paired and n_open < MIN_OPEN * len(self.left)):
             for pool in self.pools:
                 pool.block = pool.products = None  # or they would be held beside the new ones
+                pool.coded = NO_CODES
             self.pools, self.left = [], self.left[self.numbers[self.left] >= 0]
             size, block = len(self.left), None
             if size * self.width <= self.held_values:
                 block = np.empty((size, self.width), dtype=np.float32)
                 self.loops.copy_rows(self.rows, self.left, block)
             squares, ends = self.rows.squares[self.left], np.full(size, NO_CHECK)
-            self.pools.append(Pool(self.left, np.empty(size), squares, ends, self.sum, block))
+            self.pools.append(Pool(self.left, np.empty(size), squares, ends, block))
         pool = self.pools[0]
         if self.done or self.is_paired or self.n_left == len(self.numbers):
             self._work_out(pool, np.arange(len(pool.rows)))
         else:
             pool.gains = np.where(self.numbers[pool.rows] < 0, -np.inf, self.first_gains[pool.rows])
-            self._anchor(pool, self.first_error)
+            pool.error[:] = self.first_error, 0
         if not self.done:
             self.first_gains[pool.rows], self.first_error = pool.gains, pool.error[0]
 
@@ -291,11 +292,12 @@ class GraphCut:
             if not depth:
                 size = min(size, max(1, self.pool_values // self.width))
             is_paused = self.done < self.paces[depth].pause_until
-            if is_paused or n_open <= 1.5 * size or not self._has_room(size):
+            has_room = self._count_used() + size * (self.width + 1) <= len(self.room)
+            if is_paused or n_open <= 1.5 * size or not has_room:
                 return
             if not depth:
                 self._restart_path()
-            pool.total, pool.done, pool.knot = self.sum.copy(), self.done, int(self.path.count[0])
+            pool.knot = int(self.path.last[0])
             inside = np.sort(np.argpartition(pool.gains, -size)[-size:])
             pool.is_inside = np.zeros(len(pool.rows), dtype=bool)
             pool.is_inside[inside] = True
@@ -303,8 +305,8 @@ class GraphCut:
             n_weak = min(int((1 - STRONG_SHARE) * size), size - 1)
             is_weak = gains <= np.partition(gains, n_weak)[n_weak]
             ends[is_weak & (ends == NO_CHECK)] = depth
-            made = Pool(rows, gains, pool.squares[inside], ends, pool.total, pool.block)
-            made.done, made.knot, made.error[:] = pool.done, pool.knot, pool.error
+            made = Pool(rows, gains, pool.squares[inside], ends, pool.block)
+            made.error[:] = pool.error
             if pool.block is None:
                 made.block = self._find_room(size)
                 self.loops.copy_rows(self.rows, rows, made.block)
@@ -320,31 +322,34 @@ class GraphCut:
         if pool.products is None:
             self._begin_products(pool)
         stop, end = self.n_picks, NO_CHECK
-        if self.done < self.paces[depth].pause_until < stop:
-            stop = self.paces[depth].pause_until
+        if self.done < self.paces[depth].pause_until:
+            stop = min(stop, self.paces[depth].pause_until)
         for k, outer in enumerate(self.pools[:-1]):
-            if outer.done + self.paces[k].limit < stop:
-                stop, end = outer.done + self.paces[k].limit, k
+            limit = int(self.path.first[outer.knot]) + self.paces[k].limit
+            stop, end = (limit, k) if limit < stop else (stop, end)
         n_before = self.done
         run = (self.numbers, self.picks, self.picked, self.made)
         own = (pool.rows, pool.gains, pool.squares, pool.ends)
         while True:
             if not depth:
                 self._restart_path()
-            is_scanned = self.done < pool.scan_until
-            coded = pool.coded if is_scanned else NO_CODES
+            begin, last, coded = self.done, min(stop, self.done + PICKS_A_CALL), NO_CODES
+            if is_scanned := begin < pool.scan_until:
+                n_scans = max(1, CALL_VALUES // (len(pool.rows) * self.width))
+                last, coded = min(last, pool.scan_until, begin + n_scans), pool.coded
             self.done, why, what = self.loops.pick_rows(
                 *(self.rows, run, own + coded, pool.products, pool.slots, self.next_equal),
-                *(self.sum, self.path, self._rules(0), pool.error, self.done),
-                min(stop, self.done + PICKS_A_CALL, pool.scan_until if is_scanned else stop),
+                *(self.sum, self.path, self._rules(0), pool.error, begin, last),
             )
             self._tell()
+            if is_scanned:
+                self.n_products += (self.done - begin) * len(pool.rows)
+                n_before = self.done
             if self.done == self.n_picks:
                 return 0 if depth else NO_CHECK
             if why == self.loops.IS_DONE:
                 if self.done == stop:
                     return end
-                n_before = self.done if is_scanned else n_before
                 continue
             if why == self.loops.NEEDS_CHECK:
                 return what if what != NO_CHECK else depth - 1
@@ -359,7 +364,7 @@ class GraphCut:
 
     def _begin_products(self, pool: Pool) -> None:
         """Give room to the products of a pool: half of what is left, or all for all pairs."""
-        if pool.at is not None:
+        if pool.block is not None and pool.at is not None:
             block, at = self._find_room(len(pool.rows)), pool.at
             np.take(pool.block, at, axis=0, out=block, mode="clip")
             pool.block, pool.at = block, None
@@ -371,8 +376,8 @@ class GraphCut:
         pool.n_wanted = size if self.is_paired else FIRST_ROWS
 
     def _begin_scans(self, pool: Pool) -> None:
-        """Let gains be worked out at each pick for a while, since products serve a single one."""
-        if pool.coded is None:
+        """Let gains be worked out at each pick for a while."""
+        if not pool.coded[0].size:
             codes = np.empty((len(pool.rows), self.width), dtype=np.int8)
             steps = np.empty(len(pool.rows), dtype=np.float32)
             pool.coded = codes, steps, self.loops.encode_rows(self.rows, pool.rows, codes, steps)
@@ -382,13 +387,10 @@ class GraphCut:
     def _add_products(self, pool: Pool, place: int) -> None:
         """Multiply the row at a place, and those of the highest gains, with all rows of a pool."""
         assert pool.products is not None and pool.slots is not None
-        places = np.array([place])
-        if pool.n_wanted > 1:
-            gains = np.where(pool.slots < 0, pool.gains, -np.inf)
-            gains[place] = np.inf
-            n_made = min(pool.n_wanted, len(pool.products), int((gains > -np.inf).sum()))
-            places = np.argpartition(gains, -n_made)[-n_made:]
-        n_made = len(places)
+        gains = np.where(pool.slots < 0, pool.gains, -np.inf)
+        gains[place] = np.inf
+        n_made = min(pool.n_wanted, len(pool.products), int((gains > -np.inf).sum()))
+        places = np.argpartition(gains, -n_made)[-n_made:]
         if pool.n_filled + n_made > len(pool.products):
             pool.slots[:], pool.n_filled = -1, 0
         end = pool.n_filled + n_made
@@ -402,25 +404,25 @@ class GraphCut:
         while len(self.pools) - 1 > end:
             self.pools.pop()
             pool, pace = self.pools[-1], self.paces[len(self.pools) - 1]
-            n_picks = self.done - pool.done
+            begin, total = int(self.path.first[pool.knot]), self.path.sums[pool.knot]
+            n_picks = self.done - begin
             if not n_picks:
                 continue
-            assert pool.is_inside is not None
             outside = np.flatnonzero(~pool.is_inside & (pool.gains > -np.inf))
             before, after = pool.gains[outside], self._project(pool, outside)
-            slack = max(self._slack(self.sum), self._slack(pool.total))
+            slack = max(self._slack(self.sum), self._slack(total))
             safe, n_dots = self.loops.count_safe(
                 *(self.rows, pool.rows[outside], before, after, np.array([slack, pool.error[0]])),
-                *(self.path, pool.knot, self._rules(pool.done)),
+                *(self.path, pool.knot, self._rules(begin)),
             )
-            n_safe = int(self.path.first[safe]) - pool.done
+            n_safe = int(self.path.first[safe]) - begin
             if n_safe == n_picks:
                 pool.gains[outside] = after
                 self._work_out(pool, np.flatnonzero(pool.is_inside))
                 pace.limit = max(pace.limit, int(1.1 * n_picks) + 1)
             else:
-                undone = slice(pool.done + n_safe, self.done)
-                self.sum[:], self.path.count[0] = self.path.sums[safe], safe
+                undone = slice(begin + n_safe, self.done)
+                self.sum[:], self.path.last[0] = self.path.sums[safe], safe
                 self.path.low[safe] = np.inf
                 self.numbers[self.picks[undone][::-1]] = self.picked[undone][::-1]
                 self.done = undone.start
@@ -436,17 +438,12 @@ class GraphCut:
         """Work out gains of a pool as the running sum is now; the others are so already."""
         pool.gains[places] = self._project(pool, places)
         pool.gains[self.numbers[pool.rows] < 0] = -np.inf
-        self._anchor(pool, self._slack(self.sum) * self.widest)
+        pool.error[:] = self._slack(self.sum) * self.widest, 0
 
     def _restart_path(self) -> None:
         """Forget the trajectory up to now."""
-        path = self.path
-        path.sums[0], path.first[0], path.low[0], path.count[0] = self.sum, self.done, np.inf, 0
-
-    def _anchor(self, pool: Pool, error: float) -> None:
-        """Note that the gains of a pool are those of now, within an error."""
-        pool.total, pool.done, pool.is_inside = self.sum.copy(), self.done, None
-        pool.error[:] = error, 0
+        self.path.sums[0], self.path.first[0] = self.sum, self.done
+        self.path.low[0], self.path.last[0] = np.inf, 0
 
     def _slack(self, total: Float[ndarray, "k d"]) -> float:
         """Bound what float32 takes from a gain of a row of norm 1."""
@@ -463,8 +460,8 @@ class GraphCut:
         if pool.block is None:
             self.loops.project_rows(self.rows, pool.rows[places], self.sum, found)
         else:
-            places_there = places if pool.at is None else pool.at[places]
-            self.loops.project_block(pool.block, places_there, self.split, self.sum, found)
+            at = places if pool.at is None else pool.at[places]
+            self.loops.project_block(pool.block, at, self.split, self.sum, found)
         return self.factor * found + self._rules(self.done)[2] * pool.squares[places]
 
     def _multiply(
@@ -498,30 +495,7 @@ class GraphCut:
         held += [pool.block for pool in self.pools[1:] if pool.at is None]
         return sum(array.size for array in held if array is not None)
 
-    def _has_room(self, n_rows: int) -> bool:
-        """Whether rows have room, and the products of one of them with all."""
-        return self._count_used() + n_rows * (self.width + 1) <= len(self.room)
-
     def _find_room(self, n_rows: int) -> Float32[ndarray, "r w"]:
         """Give room for the rows of one more pool."""
         start = self._count_used()
         return self.room[start : start + n_rows * self.width].reshape(n_rows, self.width)
-
-
-def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
-    """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
-
-    About 300 bytes a row, 256 more for the coordinates of `rotate_rows`, the rows in float32 where
-    they are held, and the room for pools and products, which small strata do not fill.
-
-    Args:
-        sizes: Rows of each of the strata that are binned side by side.
-        n_columns: Numbers a row.
-    """
-    n_bytes = 2**26
-    for n_rows in map(int, sizes):
-        held = min(4 * n_rows * n_columns, HELD_BYTES // len(sizes))
-        room = max(ROOM_BYTES // len(sizes), 8 * n_rows)
-        room = min(4 * n_rows * (n_columns + n_rows), room)
-        n_bytes += (300 + 8 * MAX_DIRECTIONS) * n_rows + held + room
-    return n_bytes

@@ -241,10 +241,10 @@ def end_stretch(path, sums, n_picks, done):
     """Make a knot of the running sum after the last of some picks; `sums` holds it after each."""
     if n_picks == 0:
         return
-    last, bend = path.count[0], 0.0
+    last, bend = path.last[0], 0.0
     for t in range(1, n_picks):
         bend = max(bend, distance(sums[t], sums[0], sums[n_picks], t / n_picks))
-    path.bend[last], path.count[0] = bend, last + 1
+    path.bend[last], path.last[0] = bend, last + 1
     path.first[last + 1], path.sums[last + 1] = done, sums[n_picks]
     if last + 1 < len(path.low):
         path.low[last + 1] = np.inf
@@ -288,7 +288,7 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
     near, exact = np.empty(size, np.int64), np.empty(size)
     sums, n_since = np.empty((KNOT_PICKS + 1, *total.shape)), 0
     sums[0] = total
-    while done < stop and path.count[0] < len(path.low):
+    while done < stop and path.last[0] < len(path.low):
         best = -np.inf
         if error[1] > size and not len(codes):
             error[:] = 0.0
@@ -323,7 +323,7 @@ def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, 
             return done, NEEDS_PRODUCTS, at
         one = members[at]
         picks[done], picked[done] = one, numbers[one]
-        path.low[path.count[0]] = min(path.low[path.count[0]], top - MARGIN * tie)
+        path.low[path.last[0]] = min(path.low[path.last[0]], top - MARGIN * tie)
         numbers[one] = next_equal[numbers[one]] if len(next_equal) else -1
         if n_near > 1:  # else it was read last
             read(rows, one, bits, row)
@@ -375,7 +375,7 @@ def count_safe(rows, members, before, after, slack, path, knot, rules):
         The last knot up to which the picks are safe, and the inner products it took.
     """
     factor, rise, tilt, _, _, _ = rules
-    last, n_left = path.count[0], rows.n_left
+    last, n_left = path.last[0], rows.n_left
     bits, row = buffers(rows)
     n_stretches = min(N_STRETCHES, last - knot)
     edges = knot + np.arange(n_stretches + 1) * (last - knot) // n_stretches

@@ -12,9 +12,6 @@ from dq_multimodal.core.hashing import row_hash
 BLOCK_ROWS = 1024
 """Rows that are copied or multiplied at once."""
 
-MAX_DIRECTIONS = 32
-"""Rows that span no more directions than this are given by their coordinates in these."""
-
 
 class Rows(NamedTuple):
     """Rows where they lie, and what prepares them: (numbers x unit - mean) x factor.
@@ -83,35 +80,6 @@ def prepare_rows(
         mean[:] = total[0] / size
     picking.square_rows(rows)
     return rows._replace(unit=unit)
-
-
-def rotate_rows(rows: Rows) -> Rows:
-    """Give cosine rows that span few directions by their coordinates in these, else as they are.
-
-    What a row has across the directions is at most 1e-7 long. Then a gain is off by at most 1e-14
-    for each row, 1e-5 tie widths.
-    """
-    from dq_multimodal.core import picking
-
-    size, width = len(rows.place), rows.values.shape[1]
-    if rows.n_left or width <= MAX_DIRECTIONS or size <= 2 * MAX_DIRECTIONS:
-        return rows
-    sample = np.empty((MAX_DIRECTIONS + 1, width))
-    picking.copy_rows(rows, np.linspace(0, size - 1, len(sample)).astype(np.int64), sample)
-    _, lengths, directions = np.linalg.svd(sample, full_matrices=False)
-    directions = directions[lengths > 1e-6 * lengths[0]]
-    if not 0 < len(directions) <= MAX_DIRECTIONS:
-        return rows
-    made = np.empty((size, len(directions)))
-    for start in range(0, size, BLOCK_ROWS):
-        span = slice(start, min(start + BLOCK_ROWS, size))
-        block = np.empty((span.stop - start, width))
-        picking.copy_rows(rows, np.arange(start, span.stop), block)
-        made[span] = block @ directions.T
-        across = block - made[span] @ directions
-        if np.vecdot(across, across).max() > 1e-14:
-            return rows
-    return prepare_rows(made, np.arange(size), "cosine")
 
 
 def find_equal(rows: Rows) -> tuple[Int[ndarray, " firsts"], Int[ndarray, " _"]]:

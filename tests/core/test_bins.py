@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import graph_cut, make_bins, rows
+from dq_multimodal.core import bins, graph_cut, make_bins, rows
 
 
 def naive_bins(x, n_bins, similarity):
@@ -98,18 +98,24 @@ def naive_bins_of(name, n_bins, similarity):
 SIZES = {
     "as they are": {},
     "small pools": {"POOL_ROWS": 4, "FIRST_ROWS": 3},
-    "tiny pools": {"POOL_ROWS": 1, "FIRST_ROWS": 1, "MAX_ROWS": 2, "PRODUCT_COST": 100.0},
+    "tiny pools": {
+        "POOL_ROWS": 1,
+        "FIRST_ROWS": 1,
+        "MAX_ROWS": 2,
+        "PRODUCT_COST": 100.0,
+        "MIN_ROWS": 1,
+    },
     "read in place": {"POOL_ROWS": 3, "HELD_BYTES": 0, "POOL_BYTES": 4 * 12, "MAX_PAUSE": 16},
     "little room": {"POOL_ROWS": 5, "HELD_BYTES": 4 * 36, "ROOM_BYTES": 4 * 120},
     "one product at a time": {"POOL_ROWS": 100, "ROOM_BYTES": 4 * 42},
+    "few knots": {"POOL_ROWS": 4, "MAX_KNOTS": 2, "PRODUCT_COST": 100.0},
     "no pool pays": {"POOL_ROWS": 4, "PRODUCT_COST": 0.0, "MIN_OPEN": 1.0},
-    "few dimensions": {"MAX_DIRECTIONS": 3},
 }
 
 
 def set_sizes(monkeypatch, sizes):
     for name, value in sizes.items():
-        found = [module for module in (graph_cut, rows) if hasattr(module, name)]
+        found = [module for module in (graph_cut, rows, bins) if hasattr(module, name)]
         assert found, name
         for module in found:
             monkeypatch.setattr(module, name, value)
@@ -264,18 +270,20 @@ def test_float16_is_read_as_numpy_reads_it(similarity):
     np.testing.assert_allclose(block, wanted, rtol=1e-12, atol=1e-15)
 
 
-def test_rows_of_few_directions_are_rotated_and_picked_as_they_are():
-    rng = np.random.default_rng(0)
-    x = (rng.normal(size=(600, 5)) @ rng.normal(size=(5, 80))).astype(np.float32)
-    assert rows.rotate_rows(prepare(x)).values.shape == (600, 5)
-    got, wanted = make_bins(x, 4), closed_form_greedy(x.astype(float), 4, "cosine")
-    np.testing.assert_array_equal(got.bin, wanted[0])
-    np.testing.assert_array_equal(got.rank, wanted[1])
-    noisy = prepare(x + np.float32(1e-5) * rng.normal(size=x.shape))
-    assert rows.rotate_rows(noisy) is noisy
-    x[598] = rng.normal(size=80)  # no row of the sample
-    odd = prepare(x)
-    assert rows.rotate_rows(odd) is odd
+def test_rows_are_scanned_where_products_serve_one_pick_only(monkeypatch):
+    scanned = []
+    begin = graph_cut.GraphCut._begin_scans
+    watched = lambda self, pool: (scanned.append(len(pool.rows)), begin(self, pool))  # noqa: E731
+    monkeypatch.setattr(graph_cut.GraphCut, "_begin_scans", watched)
+    set_sizes(monkeypatch, {"ROOM_BYTES": 2**19})
+    x = np.random.default_rng(0).normal(size=(2000, 20)).astype(np.float16)
+    for similarity in ("cosine", "euclidean"):
+        got = make_bins(x, 4, similarity)
+        wanted = closed_form_greedy(x.astype(float), 4, similarity)
+        np.testing.assert_array_equal(got.bin, wanted[0])
+        np.testing.assert_array_equal(got.rank, wanted[1])
+        assert len(scanned) > 3
+        scanned.clear()
 
 
 def prepare(x):
@@ -296,8 +304,8 @@ def test_memory_mapped_rows_are_not_copied(held, n_bins, tmp_path, monkeypatch):
     got = make_bins(mapped, n_bins)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    said = graph_cut.count_working_bytes([8_000], 256) - 2**26  # what is there for any rows
-    assert said < 2**21 + (2**23 if held else 2**20) + 600 * 8_000
+    said = bins.count_working_bytes([8_000], 256) - 2**26  # what is there for any rows
+    assert said < 2**22 + (2**23 if held else 2**20) + (300 + 2 * 256) * 8_000
     assert peak < said
     np.testing.assert_array_equal(got.bin, make_bins(x, n_bins).bin)
 

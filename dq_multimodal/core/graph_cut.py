@@ -201,8 +201,7 @@ class GraphCut:
 
         Args:
             n_picks: How many to pick, at most `n_left`.
-            on_picks: Called now and then with the number of rows picked since its last call, which
-                may be 0.
+            on_picks: Called now and then with the number of rows picked since, which may be 0.
 
         Returns:
             The row numbers in pick order, and the gain with which each was picked.

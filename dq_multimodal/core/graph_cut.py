@@ -32,11 +32,10 @@ MAX_KNOTS = 512
 """Knots of the trajectory; where they are used up, all pools are checked."""
 
 MIN_PAUSE, MAX_PAUSE = 16, 1024
-"""Picks in a pool itself after a check that did not pay, and picks by scans after a product that
-served one pick only: at first, and at most."""
+"""Picks in a pool itself after a check that did not pay, or by scans: at first, and at most."""
 
-LOAD_PICKS = 64
-"""Picks over which inner products are counted, to choose when all pairs are fewer."""
+LOAD_PICKS, PAIR_LOAD = 64, 1 / 3
+"""Picks over which products are counted; if one takes more of the rows left, all pairs are made."""
 
 PICKS_A_CALL, CALL_VALUES = 128, 2**30
 """Picks after which the caller is told, at most, and numbers that scans read between."""
@@ -153,8 +152,8 @@ class GraphCut:
       every pick turns the running sum so far that a product serves one pick only, all gains of
       the pool are worked out at each pick from its rows in 8 bits, likewise with a bound.
     - Where the products of all pairs of the rows left have room, and lately a pick took products
-      with more than half of them (or there are at most 512), they are made at once and serve to
-      the last row.
+      with more than a third of them (or there are at most 512), they are made at once and serve
+      to the last row.
 
     Rows of equal numbers are one row that may be picked again. Float64 rounds too, so a row within
     some 1e-5 tie widths of where ties end may go either way. Euclidean outer products are not moved
@@ -211,16 +210,13 @@ class GraphCut:
             moved = float(np.vdot(self.total, self.total)) / self.n_left
             scale = max(self.square_total - moved, 0.0)
         self.tie, self.n_start = TIE_WIDTH * scale, self.n_left
-        self.sum, self.done, self.n_picks, self.made = (
-            self.total.copy(),
-            0,
-            n_picks,
-            np.empty(n_picks),
-        )
+        self.sum, self.done, self.n_picks = self.total.copy(), 0, n_picks
+        self.made = np.empty(n_picks)
         self.picks, self.picked = (np.empty(n_picks, dtype=np.int64) for _ in range(2))
         self.widest = float(np.sqrt(self.rows.squares[self.left].max())) + self.loops.SHORTEST
         self.paces, self.on_picks, self.n_told = [Pace(n_picks)], on_picks, 0
-        self._take_all()
+        is_whole = self.is_paired or self._count_open() >= MIN_OPEN * len(self.left)
+        self._take_all(not (self.pools and is_whole))
         while self.done < n_picks:
             self._choose_pairs()
             self._draw()
@@ -238,19 +234,21 @@ class GraphCut:
         self.n_left -= n_picks
         return self.picked, self.made
 
+    def _count_open(self) -> int:
+        """Count the rows of the outermost pool that are not used up."""
+        return int(np.count_nonzero(self.numbers[self.left] >= 0))
+
     def _tell(self) -> None:
         """Tell the caller how many picks were made; those that were undone are told once."""
         if self.on_picks is not None:
             self.on_picks(max(self.done - self.n_told, 0))
             self.n_told = max(self.done, self.n_told)
 
-    def _take_all(self) -> None:
-        """Make the outermost pool, of all rows that are left, or take the one that is there."""
-        n_open = int(np.count_nonzero(self.numbers[self.left] >= 0))
-        if not self.pools or (not self.is_paired and n_open < MIN_OPEN * len(self.left)):
+    def _take_all(self, is_new: bool) -> None:
+        """Begin with the outermost pool, made anew of all rows that are left or as it is."""
+        if is_new:
             for pool in self.pools:
-                pool.block = pool.products = None  # or they would be held beside the new ones
-                pool.coded = NO_CODES
+                pool.block, pool.products, pool.coded = None, None, NO_CODES  # room for new ones
             self.pools, self.left = [], self.left[self.numbers[self.left] >= 0]
             size, block = len(self.left), None
             if size * self.width <= self.held_values:
@@ -271,12 +269,12 @@ class GraphCut:
         """Choose whether all pairs of the rows left are multiplied at once."""
         if len(self.pools) > 1 or self.is_paired:
             return
-        size, n_picks = len(self.left), len(self.numbers) - self.n_left + self.done
+        size, n_picks = self._count_open(), len(self.numbers) - self.n_left + self.done
         if n_picks - self.counted_at >= LOAD_PICKS:
             self.load = self.n_products / (n_picks - self.counted_at)
             self.n_products, self.counted_at = 0, n_picks
-        has_room = size * size <= len(self.room)
-        if has_room and (size <= 2 * POOL_ROWS or 2 * self.load > size):
+        if size**2 <= len(self.room) and (size <= 2 * POOL_ROWS or self.load > PAIR_LOAD * size):
+            self._take_all(True)
             self.is_paired, self.pools[0].products = True, None
 
     def _draw(self) -> None:
@@ -285,7 +283,7 @@ class GraphCut:
             depth, pool = len(self.pools) - 1, self.pools[-1]
             n_open = int(np.count_nonzero(pool.gains > -np.inf))
             if not depth and n_open < MIN_OPEN * len(pool.rows):
-                self._take_all()
+                self._take_all(True)
                 continue
             size = max(POOL_ROWS, int(POOL_SHARE * n_open))
             if not depth:
@@ -321,8 +319,8 @@ class GraphCut:
         if pool.products is None:
             self._begin_products(pool)
         stop, end = self.n_picks, NO_CHECK
-        if self.done < self.paces[depth].pause_until:
-            stop = min(stop, self.paces[depth].pause_until)
+        if self.done < (pause_until := self.paces[depth].pause_until):
+            stop = min(stop, pause_until)
         for k, outer in enumerate(self.pools[:-1]):
             limit = int(self.path.first[outer.knot]) + self.paces[k].limit
             stop, end = (limit, k) if limit < stop else (stop, end)
@@ -389,7 +387,7 @@ class GraphCut:
         gains = np.where(pool.slots < 0, pool.gains, -np.inf)
         gains[place] = np.inf
         n_made = min(pool.n_wanted, len(pool.products), int((gains > -np.inf).sum()))
-        places = np.argpartition(gains, -n_made)[-n_made:]
+        places = np.sort(np.argpartition(gains, -n_made)[-n_made:])
         if pool.n_filled + n_made > len(pool.products):
             pool.slots[:], pool.n_filled = -1, 0
         end = pool.n_filled + n_made
@@ -470,14 +468,16 @@ class GraphCut:
         from torch import from_numpy, mm  # far faster than NumPy's where batches are small
 
         batch, k = self._block(pool, places), self.split
-        step = BLOCK_ROWS if pool.block is None or k else len(pool.rows)
+        step = BLOCK_ROWS if pool.block is None or k or self.is_paired else len(pool.rows)
         for start in range(0, len(pool.rows), step):
-            span = slice(start, start + step)
-            block = self._block(pool, span)
-            out = from_numpy(products[:, span])
-            mm(from_numpy(batch[:, k:]), from_numpy(block[:, k:]).T, out=out)
+            span, stop = slice(start, start + step), start + step
+            block, first = self._block(pool, span), start if self.is_paired else 0
+            out = from_numpy(products[first:, span])
+            mm(from_numpy(batch[first:, k:]), from_numpy(block[:, k:]).T, out=out)
             if k:
-                out *= from_numpy(batch[:, :k]) @ from_numpy(block[:, :k]).T
+                out *= from_numpy(batch[first:, :k]) @ from_numpy(block[:, :k]).T
+            for row in range(stop, len(pool.rows) if self.is_paired else 0, 256):  # symmetric
+                products[span, row : row + 256] = products[row : row + 256, span].T
 
     def _block(self, pool: Pool, places: slice | Int[ndarray, " b"]) -> Float32[ndarray, "b w"]:
         """Give some rows of a pool in float32."""

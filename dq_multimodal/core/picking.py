@@ -256,8 +256,8 @@ def end_stretch(path, sums, n_picks, done):
 def pick_rows(rows, run, pool, products, slots, next_equal, total, path, rules, error, done, stop):
     """Make picks in a pool.
 
-    Its gains are followed by products in float32, with a bound of their error; float64 decides
-    between all that may win or tie.
+    Its gains are followed by products in float32, or worked out at each pick from rows in 8 bits,
+    with a bound of their error; float64 decides between all that may win or tie.
 
     Args:
         rows: The rows.

@@ -337,6 +337,9 @@ for kind in (np.float16, np.float32, np.float64):
     for similarity in ("cosine", "euclidean"):
         for n_left in (0, 3):
             make_bins(x.astype(kind), 3, similarity, n_left=n_left)
+        graph_cut.ROOM_BYTES = 2**13  # no pairs: products of single rows, and scans
+        make_bins(x.astype(kind), 3, similarity)
+        graph_cut.ROOM_BYTES = 2**20
 print("done")
 """
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -33,8 +33,8 @@ N_BINS, SEED = 10, 0
 SIZES = (2_000, 4_000, 8_000, 11_495, 26_000, 52_002)
 REAL, COMPARED, FLAT = 52_002, 11_495, 20_000
 ROUGH = {
-    "ours": (10, REAL, 1.25),
-    "ours before": (10, REAL, 1.25),
+    "ours": (5, REAL, 1.25),
+    "ours before": (5, REAL, 1.25),
     "ours in parts": (10, REAL, 1),
     "n-by-n": (150, COMPARED, 3),
     "n-by-n, float32": (75, COMPARED, 3),

@@ -18,7 +18,7 @@ POOL_ROWS, POOL_SHARE, STRONG_SHARE = 256, 0.3, 0.8
 """Rows of the smallest pool, the part of a pool that the next one holds, and the part of that whose
 picks need no check."""
 
-HELD_BYTES, ROOM_BYTES, POOL_BYTES = 3 * 2**26, 9 * 2**24, 2**26
+HELD_BYTES, ROOM_BYTES, POOL_BYTES = 3 * 2**26, 2**27, 2**26
 """Memory for all rows of a stratum, where they fit, else they are read where they lie; for the rows
 of smaller pools and for products; and for the rows of the largest of these pools."""
 

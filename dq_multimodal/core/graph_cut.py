@@ -28,17 +28,17 @@ FIRST_ROWS, MIN_ROWS, MAX_ROWS = 64, 16, 1024
 PRODUCT_COST = 0.08
 """What an inner product made with many others takes, in units of one made alone."""
 
-MAX_KNOTS = 512
-"""Knots of the trajectory; where they are used up, all pools are checked."""
+MAX_KNOTS, KNOT_VALUES = 512, 2**21
+"""Knots of the trajectory, and numbers in them; where they are used up, all pools are checked."""
 
 MIN_PAUSE, MAX_PAUSE = 16, 1024
-"""Picks in a pool itself after a check that did not pay, or by scans: at first, and at most."""
+"""Picks made in a pool itself after a check that did not pay, and by scans: at first, at most."""
 
 LOAD_PICKS, PAIR_LOAD = 64, 1 / 3
-"""Picks over which products are counted; if one takes more of the rows left, all pairs are made."""
+"""Picks over which products are counted; all pairs are made if one takes that part of the rows."""
 
 PICKS_A_CALL, CALL_VALUES = 128, 2**30
-"""Picks after which the caller is told, at most, and numbers that scans read between."""
+"""Picks after which the caller is told, at most, and numbers that scans read before that."""
 
 MIN_OPEN = 0.75
 """Where fewer of the rows are left, those that are used up are forgotten."""
@@ -140,7 +140,7 @@ class GraphCut:
     of the squared distances of R to its mean (euclidean). The picks are those of this definition,
     but few rows are looked at for one:
 
-    - The best quarter of the rows is a pool, the best quarter of these the next, down to 256 rows.
+    - The best 30 % of the rows are a pool, the best 30 % of these the next, down to 256 rows.
       Picks are made in the innermost pool alone, until one comes from its lower part: then a row
       outside might soon be better.
     - Each pool, from the innermost, then checks the rows that it left outside the next one, see
@@ -156,8 +156,7 @@ class GraphCut:
       to the last row.
 
     Rows of equal numbers are one row that may be picked again. Float64 rounds too, so a row within
-    some 1e-5 tie widths of where ties end may go either way. Euclidean outer products are not moved
-    to their mean; if that is far longer than they are from one another, rounding decides more.
+    some 1e-5 tie widths of where ties end may go either way.
 
     Args:
         rows: The rows.
@@ -186,8 +185,9 @@ class GraphCut:
         self.total = np.zeros((max(self.split, 1), self.width - self.split))
         picking.add_rows(rows, np.arange(self.n_left), 1.0, self.total)
         self.square_total = float(rows.squares.sum())
-        sums, first = np.empty((MAX_KNOTS + 1, *self.total.shape)), np.zeros(MAX_KNOTS + 1, int)
-        low, bend = np.empty((2, MAX_KNOTS))
+        n_knots = min(MAX_KNOTS, max(2, KNOT_VALUES // self.total.size))
+        sums, first = np.empty((n_knots + 1, *self.total.shape)), np.zeros(n_knots + 1, int)
+        low, bend = np.empty((2, n_knots))
         self.path = Path(sums, first, low, bend, np.zeros(1, dtype=np.int64))
         self.pools: list[Pool] = []
         self.first_gains, self.first_error = np.empty(self.n_left), 0.0
@@ -211,8 +211,8 @@ class GraphCut:
             scale = max(self.square_total - moved, 0.0)
         self.tie, self.n_start = TIE_WIDTH * scale, self.n_left
         self.sum, self.done, self.n_picks = self.total.copy(), 0, n_picks
+        self.picks, self.picked = np.empty((2, n_picks), dtype=np.int64)
         self.made = np.empty(n_picks)
-        self.picks, self.picked = (np.empty(n_picks, dtype=np.int64) for _ in range(2))
         self.widest = float(np.sqrt(self.rows.squares[self.left].max())) + self.loops.SHORTEST
         self.paces, self.on_picks, self.n_told = [Pace(n_picks)], on_picks, 0
         is_whole = self.is_paired or self._count_open() >= MIN_OPEN * len(self.left)
@@ -264,6 +264,7 @@ class GraphCut:
             pool.error[:] = self.first_error, 0
         if not self.done:
             self.first_gains[pool.rows], self.first_error = pool.gains, pool.error[0]
+            pool.scan_until = 0
 
     def _choose_pairs(self) -> None:
         """Choose whether all pairs of the rows left are multiplied at once."""
@@ -275,7 +276,7 @@ class GraphCut:
             self.n_products, self.counted_at = 0, n_picks
         if size**2 <= len(self.room) and (size <= 2 * POOL_ROWS or self.load > PAIR_LOAD * size):
             self._take_all(True)
-            self.is_paired, self.pools[0].products = True, None
+            self.is_paired = True
 
     def _draw(self) -> None:
         """Draw smaller pools from the innermost, as long as they pay."""
@@ -319,8 +320,8 @@ class GraphCut:
         if pool.products is None:
             self._begin_products(pool)
         stop, end = self.n_picks, NO_CHECK
-        if self.done < (pause_until := self.paces[depth].pause_until):
-            stop = min(stop, pause_until)
+        if self.done < self.paces[depth].pause_until:
+            stop = min(stop, self.paces[depth].pause_until)
         for k, outer in enumerate(self.pools[:-1]):
             limit = int(self.path.first[outer.knot]) + self.paces[k].limit
             stop, end = (limit, k) if limit < stop else (stop, end)
@@ -332,8 +333,8 @@ class GraphCut:
                 self._restart_path()
             begin, last, coded = self.done, min(stop, self.done + PICKS_A_CALL), NO_CODES
             if is_scanned := begin < pool.scan_until:
-                n_scans = max(1, CALL_VALUES // (len(pool.rows) * self.width))
-                last, coded = min(last, pool.scan_until, begin + n_scans), pool.coded
+                n_fit = max(1, CALL_VALUES // (len(pool.rows) * self.width))
+                last, coded = min(last, pool.scan_until, begin + n_fit), pool.coded
             self.done, why, what = self.loops.pick_rows(
                 *(self.rows, run, own + coded, pool.products, pool.slots, self.next_equal),
                 *(self.sum, self.path, self._rules(0), pool.error, begin, last),
@@ -466,16 +467,15 @@ class GraphCut:
     ) -> None:
         """Multiply some rows of a pool with all of it."""
         from torch import from_numpy, mm  # far faster than NumPy's where batches are small
-
-        batch, k = self._block(pool, places), self.split
+        batch, k = self._block(pool, slice(None) if self.is_paired else places), self.split
         step = BLOCK_ROWS if pool.block is None or k or self.is_paired else len(pool.rows)
         for start in range(0, len(pool.rows), step):
             span, stop = slice(start, start + step), start + step
             block, first = self._block(pool, span), start if self.is_paired else 0
-            out = from_numpy(products[first:, span])
-            mm(from_numpy(batch[first:, k:]), from_numpy(block[:, k:]).T, out=out)
+            out = products[first:, span]
+            mm(from_numpy(batch[first:, k:]), from_numpy(block[:, k:]).T, out=from_numpy(out))
             if k:
-                out *= from_numpy(batch[first:, :k]) @ from_numpy(block[:, :k]).T
+                out *= batch[first:, :k] @ block[:, :k].T
             for row in range(stop, len(pool.rows) if self.is_paired else 0, 256):  # symmetric
                 products[span, row : row + 256] = products[row : row + 256, span].T
 

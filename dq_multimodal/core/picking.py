@@ -31,7 +31,8 @@ MARGIN = 1.01
 """A row more than so many tie widths below the best can neither win nor tie, however rounded."""
 
 NEEDS_PRODUCTS, NEEDS_CHECK, IS_DONE = 0, 1, 2
-"""Why `pick_rows` comes back: the next pick has no products, a pick ends the pool, or neither."""
+"""Why `pick_rows` comes back: the next pick has no products; a pick ends the pool, or no row or no
+knot is left; or neither."""
 
 
 @compile_float_loop

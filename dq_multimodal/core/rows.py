@@ -50,7 +50,8 @@ def prepare_rows(
     Cosine rows get unit norm, rows of zeros stay zero. Euclidean rows are divided by a power of two
     near the largest value and moved to their mean, which changes no distance and makes rounding
     small. Both factors of outer products are scaled, and they are not moved: a moved one is no
-    product any more.
+    product any more. If their mean is far longer than they are from one another, rounding decides
+    more of the euclidean picks.
 
     Args:
         values: Finite floats of any width.

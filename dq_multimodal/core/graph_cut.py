@@ -145,8 +145,7 @@ class GraphCut:
       outside might soon be better.
     - Each pool, from the innermost, then checks the rows that it left outside the next one, see
       `count_safe`. Picks from the first at which one of them might have won or tied are undone,
-      and the smaller pools are drawn anew. Where checks take more than they spare, picks are made
-      in a larger pool for a while.
+      and the smaller pools are drawn anew. Where checks do not pay, a larger pool serves a while.
     - In a pool gains follow from inner products of its rows, made in float32 for many picks at
       once. Their error is bounded, and float64 decides between all that may win or tie. Where
       every pick turns the running sum so far that a product serves one pick only, all gains of
@@ -467,6 +466,7 @@ class GraphCut:
     ) -> None:
         """Multiply some rows of a pool with all of it."""
         from torch import from_numpy, mm  # far faster than NumPy's where batches are small
+
         batch, k = self._block(pool, slice(None) if self.is_paired else places), self.split
         step = BLOCK_ROWS if pool.block is None or k or self.is_paired else len(pool.rows)
         for start in range(0, len(pool.rows), step):

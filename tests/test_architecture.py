@@ -40,7 +40,7 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FACADE = {("run", "hub"), ("run", "resampling")}
 """Run.push_to_hub and Run.resample hand over to the levels above."""
 CORE_MAY_IMPORT = {
-    *("numpy", "jaxtyping", "torch", "threadpoolctl", "numba"),
+    *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba"),
     *("collections", "concurrent", "dataclasses", "functools", "heapq", "itertools", "math", "os"),
     *("threading", "typing", "weakref"),
 }

@@ -201,9 +201,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a config.yaml.
 
     Raises:
-        InputError: If it cannot be read, is too large, has what ours do not (anchors, deep
-            nesting, very long values), lacks something, or holds a value of another type or out of
-            range.
+        InputError: If it cannot be read, is too large, has what ours do not (anchors, tags,
+            deep nesting, very long values), lacks something, or holds a value of another type or
+            out of range.
     """
     with _reading(path):
         text = read_text(path, MAX_CONFIG_BYTES)
@@ -211,6 +211,8 @@ def read_config(path: Path) -> dict[str, Any]:
         for event in yaml.parse(text, Loader=SAFE_LOADER):
             if getattr(event, "anchor", None) is not None:
                 raise InputError("it has YAML anchors")
+            if getattr(event, "tag", None) is not None:
+                raise InputError("it has YAML tags")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:

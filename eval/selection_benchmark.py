@@ -159,15 +159,16 @@ def plan(args: argparse.Namespace) -> list[Line]:
     return [
         {
             **{"method": method, "rows": n, "similarity": kind, "n_bins": N_BINS, "source": source},
-            "repeats": 1
-            if source is flat or guess(method, n) >= 10
-            else 3
-            if guess(method, n) >= 2
-            else 5,
+            "repeats": 1 if source is flat else count_repeats(guess(method, n)),
             "peers": str(peers[method].resolve()) if peers.get(method) else None,
         }
         for source, n, method, kind in asked
     ]
+
+
+def count_repeats(seconds: float) -> int:
+    """Give how often a measurement is made that takes so long."""
+    return 5 if seconds < 2 else 3 if seconds < 10 else 1
 
 
 def guess(method: str, n_rows: int) -> float:

@@ -273,7 +273,11 @@ def test_float16_is_read_as_numpy_reads_it(similarity):
 def test_rows_are_scanned_where_products_serve_one_pick_only(monkeypatch):
     scanned = []
     begin = graph_cut.GraphCut._begin_scans
-    watched = lambda self, pool: (scanned.append(len(pool.rows)), begin(self, pool))  # noqa: E731
+
+    def watched(self, pool):
+        scanned.append(len(pool.rows))
+        begin(self, pool)
+
     monkeypatch.setattr(graph_cut.GraphCut, "_begin_scans", watched)
     set_sizes(monkeypatch, {"ROOM_BYTES": 2**19})
     x = np.random.default_rng(0).normal(size=(2000, 20)).astype(np.float16)

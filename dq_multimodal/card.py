@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dq_multimodal.atomic import open_parquet, read_text, write_text
 from dq_multimodal.card_parts import LICENCE, Card, Matter, plain_card, read_card
 from dq_multimodal.config import CompressConfig
-from dq_multimodal.local_data import last_part, short_name
+from dq_multimodal.data.local import last_part, short_name
+from dq_multimodal.data.splits import base_split
+from dq_multimodal.files import open_parquet, read_text, write_text
 from dq_multimodal.markdown import clean, code, escape, table
-from dq_multimodal.selection import BINS_FILE, SCORES, read_table
-from dq_multimodal.splits import base_split
-from dq_multimodal.subset import subset_files
+from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_table
+from dq_multimodal.stages.subset import subset_files
 
 CARD = "README.md"
 MAX_BYTES = 10_000_000

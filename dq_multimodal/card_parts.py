@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dq_multimodal.source import LICENCE
+from dq_multimodal.data.source import LICENCE
 
 BEGIN = "<!-- dq-multimodal: begin -->"
 END = "<!-- dq-multimodal: end -->"

@@ -16,9 +16,9 @@ from typer import exceptions
 
 from dq_multimodal import options
 from dq_multimodal.config import InputError
-from dq_multimodal.launch import join_world
-from dq_multimodal.summary import describe_plan, summarise
-from dq_multimodal.world import ALONE, Stopped, World
+from dq_multimodal.distributed.launch import join_world
+from dq_multimodal.distributed.world import ALONE, Stopped, World
+from dq_multimodal.report.summary import describe_plan, summarise
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
@@ -114,7 +114,7 @@ def compress(
     given = options.given_options(context, "push_to_hub", "private", "as_json")
     world = context.obj or ALONE
     if not world.is_main:
-        from dq_multimodal.assisting import assist
+        from dq_multimodal.distributed.assisting import assist
 
         return assist(world, given)
     _check_push(push_to_hub, private)

@@ -9,8 +9,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import yaml
 
-from dq_multimodal.atomic import read_text
 from dq_multimodal.config import CompressConfig, InputError, check_type
+from dq_multimodal.files import read_text
 
 FORMAT = "dq-multimodal run 1"
 """By this a manifest.json is known as one of ours."""

@@ -16,21 +16,13 @@ from typing import Any
 
 import yaml
 
-from dq_multimodal import (
-    documents,
-    embedding,
-    patch_records,
-    report,
-    scoring,
-    selection,
-    subset,
-    targeting,
-)
-from dq_multimodal.atomic import open_parquet, write_text
+from dq_multimodal import documents, report
 from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
-from dq_multimodal.local_data import check_path
-from dq_multimodal.world import World
+from dq_multimodal.data.local import check_path
+from dq_multimodal.distributed.world import World
+from dq_multimodal.files import open_parquet, write_text
+from dq_multimodal.stages import embedding, patch_records, scoring, selection, subset, targeting
 
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"

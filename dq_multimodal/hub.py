@@ -12,14 +12,15 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dq_multimodal import card, documents, folder, subset
-from dq_multimodal.atomic import expand_home
+from dq_multimodal import card, documents, folder
 from dq_multimodal.card import FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
-from dq_multimodal.local_data import last_part
+from dq_multimodal.data.local import last_part
+from dq_multimodal.data.source import first_line
+from dq_multimodal.files import expand_home
 from dq_multimodal.run import Run
-from dq_multimodal.selection import BINS_FILE, SELECTION_FILE
-from dq_multimodal.source import first_line
+from dq_multimodal.stages import subset
+from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError

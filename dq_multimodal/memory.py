@@ -27,19 +27,19 @@ from dq_multimodal.core.coverage import TABLE_BYTES
 from dq_multimodal.core.diversity import BLOCK_ROWS, OUT, count_sampled
 from dq_multimodal.core.duplicates import MAX_ROWS as DUPLICATE_ROWS
 from dq_multimodal.core.target import BLOCK_VALUES, COSINE_VALUES, LIST_VALUES
-from dq_multimodal.model_source import accelerator, find_gguf, find_model
-from dq_multimodal.ordering import count_subset
-from dq_multimodal.patch_records import BLOCK_ROWS as PATCH_ROWS
-from dq_multimodal.patch_records import LARGEST_PIXELS, STEP_PIXELS
+from dq_multimodal.data.columns import find_image_column
+from dq_multimodal.data.pixels import count_pixels, read_bytes, undecoded
+from dq_multimodal.data.row_sizes import BLOCK_BYTES as READ_BYTES
+from dq_multimodal.data.stream import N_HELD, Stream
+from dq_multimodal.models.locate import accelerator, find_gguf, find_model
 from dq_multimodal.report.coverage import MAX_PAIRS
 from dq_multimodal.report.duplicates import MAX_ROWS
 from dq_multimodal.report.facts import MAX_POINTS
-from dq_multimodal.row_sizes import BLOCK_BYTES as READ_BYTES
-from dq_multimodal.stream import N_HELD, Stream
-from dq_multimodal.subset import BLOCK_BYTES, measure_picks
-from dq_multimodal.targeting import MOST
-from dq_multimodal.vision.columns import find_image_column
-from dq_multimodal.vision.pixels import count_pixels, read_bytes, undecoded
+from dq_multimodal.stages.ordering import count_subset
+from dq_multimodal.stages.patch_records import BLOCK_ROWS as PATCH_ROWS
+from dq_multimodal.stages.patch_records import LARGEST_PIXELS, STEP_PIXELS
+from dq_multimodal.stages.subset import BLOCK_BYTES, measure_picks
+from dq_multimodal.stages.targeting import MOST
 
 if TYPE_CHECKING:
     from datasets import Dataset

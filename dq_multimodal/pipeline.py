@@ -8,33 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dq_multimodal import embedding, folder, patch_records, subset
+from dq_multimodal import folder
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
 )
 from dq_multimodal.core import Bins, Scores, one_bin
-from dq_multimodal.marks import Marks, make_marks, note_marks
+from dq_multimodal.data.source import Source, pin_of
+from dq_multimodal.distributed.world import ALONE, World
+from dq_multimodal.files import expand_home
 from dq_multimodal.memory import check_memory, estimate_memory
-from dq_multimodal.ordering import (
-    bin_by_method,
-    count_left,
-    count_subset,
-    mark_duplicates,
-    order_by_method,
-    part_rows,
-)
-from dq_multimodal.patch_records import (
-    check_smaller,
-    drop_patches,
-    note_original,
-    stored_bytes,
-)
 from dq_multimodal.preparation import (
     make_config,
     mark_left_out,
@@ -51,24 +38,38 @@ from dq_multimodal.probes import foresee_picks
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
-from dq_multimodal.scoring import FOLDER as SCORES_FOLDER
-from dq_multimodal.scoring import score_bins
-from dq_multimodal.selection import (
+from dq_multimodal.stages import embedding, patch_records, subset
+from dq_multimodal.stages.marks import Marks, make_marks, note_marks
+from dq_multimodal.stages.ordering import (
+    bin_by_method,
+    count_left,
+    count_subset,
+    mark_duplicates,
+    order_by_method,
+    part_rows,
+)
+from dq_multimodal.stages.patch_records import (
+    check_smaller,
+    drop_patches,
+    note_original,
+    stored_bytes,
+)
+from dq_multimodal.stages.scoring import FOLDER as SCORES_FOLDER
+from dq_multimodal.stages.scoring import score_bins
+from dq_multimodal.stages.selection import (
     BINS_FILE,
     SELECTION_FILE,
     note_strata,
     read_kept,
     write_selection,
 )
-from dq_multimodal.source import Source, pin_of
-from dq_multimodal.targeting import Target, describe_target, load_target, pick_targets
-from dq_multimodal.world import ALONE, World
+from dq_multimodal.stages.targeting import Target, describe_target, load_target, pick_targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy import ndarray
 
-    from dq_multimodal.patching import PatchDropper
+    from dq_multimodal.stages.patching import PatchDropper
 
 BEGUN = {
     "embeddings": embedding.PROGRESS,
@@ -139,7 +140,7 @@ def compress(
         is_adaptive = request.method == "adq"
         dropper = None
         if request.drop_ratio:
-            from dq_multimodal.patching import make_dropper
+            from dq_multimodal.stages.patching import make_dropper
 
             dropper = make_dropper(source.dataset, request, adapter)
             config["patches"] = dropper.describe()

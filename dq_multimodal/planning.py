@@ -11,17 +11,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal import embedding, subset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.adapters.image import CHECKED_ROWS, ImageAdapter
-from dq_multimodal.atomic import expand_home
 from dq_multimodal.byte_sizes import parse_bytes
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core.diversity import count_sampled
-from dq_multimodal.marks import Marks, make_marks
+from dq_multimodal.data.pixels import UNDECODED
+from dq_multimodal.data.source import Source
+from dq_multimodal.files import expand_home
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
-from dq_multimodal.ordering import count_left, count_subset
 from dq_multimodal.preparation import (
     leaves_out,
     make_config,
@@ -46,17 +45,18 @@ from dq_multimodal.probes import (
     time_scores,
     time_surprisal,
 )
+from dq_multimodal.report.summary import describe_strata
 from dq_multimodal.report_probes import probe_report
 from dq_multimodal.run import default_folder
-from dq_multimodal.source import Source
-from dq_multimodal.summary import describe_strata
-from dq_multimodal.targeting import Target, describe_target, load_target
-from dq_multimodal.vision.pixels import UNDECODED
+from dq_multimodal.stages import embedding, subset
+from dq_multimodal.stages.marks import Marks, make_marks
+from dq_multimodal.stages.ordering import count_left, count_subset
+from dq_multimodal.stages.targeting import Target, describe_target, load_target
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from dq_multimodal.patching import PatchDropper
+    from dq_multimodal.stages.patching import PatchDropper
 
 SMALL_FILES_BYTES = 16_000
 """config.yaml, manifest.json and README.md."""
@@ -186,7 +186,7 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     if adapter is not None:
         adapter.lengths()  # reads all rows, as a run does in any case
     if request.drop_ratio:
-        from dq_multimodal.patching import make_dropper
+        from dq_multimodal.stages.patching import make_dropper
 
         asked.dropper = make_dropper(rows, request, adapter)
     return asked

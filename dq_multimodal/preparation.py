@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from dq_multimodal import embedding, folder, subset
+from dq_multimodal import folder
 from dq_multimodal.adapters.base import Adapter, Problems, note_problem
 from dq_multimodal.adapters.choice import is_image
 from dq_multimodal.adapters.image import ImageAdapter
@@ -23,16 +23,17 @@ from dq_multimodal.config import (
     check_choice,
     count_parts,
 )
-from dq_multimodal.local_data import is_table
-from dq_multimodal.marks import has_epochs, hash_file
-from dq_multimodal.model_source import hash_weights
-from dq_multimodal.ordering import bins_kind, count_subset
-from dq_multimodal.repeats import note_repeats
-from dq_multimodal.selection import read_strata
-from dq_multimodal.source import Source, from_memory, load_source
-from dq_multimodal.stream import Stream
-from dq_multimodal.summary import show_name
-from dq_multimodal.vision.pixels import UNDECODED
+from dq_multimodal.data.local import is_table
+from dq_multimodal.data.pixels import UNDECODED
+from dq_multimodal.data.repeats import note_repeats
+from dq_multimodal.data.source import Source, from_memory, load_source
+from dq_multimodal.data.stream import Stream
+from dq_multimodal.models.locate import hash_weights
+from dq_multimodal.report.summary import show_name
+from dq_multimodal.stages import embedding, subset
+from dq_multimodal.stages.marks import has_epochs, hash_file
+from dq_multimodal.stages.ordering import bins_kind, count_subset
+from dq_multimodal.stages.selection import read_strata
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,9 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal import subset
 from dq_multimodal.adapters.base import Adapter
-from dq_multimodal.batches import load_ahead, plan_batches
 from dq_multimodal.config import CompressConfig, Similarity
 from dq_multimodal.core import Bins, make_bins, one_bin, order_rows
 from dq_multimodal.core.balance import SMALL_ROWS, balance_rows
@@ -23,14 +21,16 @@ from dq_multimodal.core.coverage import MAX_ROWS, TABLE_BYTES, cover_rows
 from dq_multimodal.core.diversity import OUT, count_steps, diversity, learn_directions
 from dq_multimodal.core.duplicates import MAX_ROWS as DUPLICATE_ROWS
 from dq_multimodal.core.duplicates import find_duplicates
-from dq_multimodal.marks import Marks
-from dq_multimodal.ordering import bins_kind
-from dq_multimodal.selection import BINS_FILE, SELECTION_FILE, write_selection
+from dq_multimodal.stages import subset
+from dq_multimodal.stages.batches import load_ahead, plan_batches
+from dq_multimodal.stages.marks import Marks
+from dq_multimodal.stages.ordering import bins_kind
+from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE, write_selection
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from dq_multimodal.patching import PatchDropper
+    from dq_multimodal.stages.patching import PatchDropper
 
 EMBED_SECONDS, VIEW_SECONDS = 10.0, 4.0
 """So long, about, batches are tried; at least a few of them, and never more than there are."""
@@ -331,7 +331,7 @@ def probe_subset(
     """
     import pyarrow as pa
 
-    from dq_multimodal.patch_records import drop_patches
+    from dq_multimodal.stages.patch_records import drop_patches
 
     picks = np.flatnonzero(order_rows(one_bin(strata), seed=seed) < n_kept)
     row_bytes = (subset.count_bytes(dataset.select(picks[:64])) or 0) // len(picks[:64]) + 1

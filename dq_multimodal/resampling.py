@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from dq_multimodal import embedding, folder, subset
-from dq_multimodal.atomic import expand_home
+from dq_multimodal import folder
 from dq_multimodal.config import (
     CompressConfig,
     Draw,
@@ -20,16 +19,8 @@ from dq_multimodal.config import (
     Norm,
 )
 from dq_multimodal.core import Bins
-from dq_multimodal.marks import Marks
-from dq_multimodal.ordering import (
-    BinsKind,
-    bin_by_method,
-    bins_kind,
-    check_scores,
-    count_left,
-    count_subset,
-    order_by_method,
-)
+from dq_multimodal.data.source import reload_source
+from dq_multimodal.files import expand_home
 from dq_multimodal.preparation import AUTO_NOTE
 from dq_multimodal.run import (
     Run,
@@ -40,13 +31,23 @@ from dq_multimodal.run import (
     found_complete,
     is_finished,
 )
-from dq_multimodal.selection import (
+from dq_multimodal.stages import embedding, subset
+from dq_multimodal.stages.marks import Marks
+from dq_multimodal.stages.ordering import (
+    BinsKind,
+    bin_by_method,
+    bins_kind,
+    check_scores,
+    count_left,
+    count_subset,
+    order_by_method,
+)
+from dq_multimodal.stages.selection import (
     note_strata,
     read_kept,
     read_scores,
     write_selection,
 )
-from dq_multimodal.source import reload_source
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,36 +13,27 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal import (
-    __version__,
-    card,
-    documents,
-    embedding,
-    folder,
-    patch_records,
-    scoring,
-    subset,
-    targeting,
-)
-from dq_multimodal.atomic import expand_home
+from dq_multimodal import __version__, card, documents, folder
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
 )
 from dq_multimodal.core import Bins
 from dq_multimodal.core.bins import as_matrix
-from dq_multimodal.local_data import short_name
-from dq_multimodal.marks import Marks
-from dq_multimodal.ordering import bins_kind, count_left
+from dq_multimodal.data.local import short_name
+from dq_multimodal.data.source import is_same_source, reload_source
+from dq_multimodal.data.stream import first_line
+from dq_multimodal.files import expand_home
 from dq_multimodal.report import FILE, write_report
-from dq_multimodal.selection import (
+from dq_multimodal.stages import embedding, patch_records, scoring, subset, targeting
+from dq_multimodal.stages.marks import Marks
+from dq_multimodal.stages.ordering import bins_kind, count_left
+from dq_multimodal.stages.selection import (
     BINS_FILE,
     SELECTION_FILE,
     read_selection,
     read_table,
 )
-from dq_multimodal.source import is_same_source, reload_source
-from dq_multimodal.stream import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset

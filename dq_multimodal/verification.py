@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dq_multimodal import embedding, subset
-from dq_multimodal.atomic import open_parquet
 from dq_multimodal.config import InputError
 from dq_multimodal.core import Bins
 from dq_multimodal.core.importance import group_rows
+from dq_multimodal.data.pixels import undecoded
+from dq_multimodal.data.row_files import NO_FILES, embed, read_bytes
+from dq_multimodal.data.source import first_line, reload_source
+from dq_multimodal.files import open_parquet
 from dq_multimodal.folder import CARD, MANIFEST
-from dq_multimodal.marks import Marks
-from dq_multimodal.ordering import (
+from dq_multimodal.patches.fields import FIELDS
+from dq_multimodal.patches.store import find_patch_columns, is_of_file
+from dq_multimodal.report import FILE as REPORT_FILE
+from dq_multimodal.run import Run
+from dq_multimodal.stages import embedding, subset
+from dq_multimodal.stages.marks import Marks
+from dq_multimodal.stages.ordering import (
     bin_by_method,
     count_left,
     count_subset,
     order_by_method,
 )
-from dq_multimodal.patches.fields import FIELDS
-from dq_multimodal.patches.store import find_patch_columns, is_of_file
-from dq_multimodal.report import FILE as REPORT_FILE
-from dq_multimodal.row_files import NO_FILES, embed, read_bytes
-from dq_multimodal.run import Run
-from dq_multimodal.selection import (
+from dq_multimodal.stages.selection import (
     BINS_FILE,
     SELECTION_FILE,
     read_kept,
@@ -35,8 +37,6 @@ from dq_multimodal.selection import (
     read_table,
     tabulate_bins,
 )
-from dq_multimodal.source import first_line, reload_source
-from dq_multimodal.vision.pixels import undecoded
 
 if TYPE_CHECKING:
     import pyarrow as pa

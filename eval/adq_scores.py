@@ -82,7 +82,7 @@ def score(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Score the bins of a set with one seed, and read the scores."""
     from dq_multimodal import Run
     from dq_multimodal.core import bin_importance
-    from dq_multimodal.selection import read_scores
+    from dq_multimodal.stages.selection import read_scores
 
     if name.startswith("alpaca"):
         measure = "texture" if name.endswith("texture") else "surprisal"
@@ -143,7 +143,7 @@ def models_of(name: str, args: argparse.Namespace) -> list[str | None]:
 
 def untrained(model: str, work_dir: Path) -> str:
     """Make a classifier for CIFAR-10 as recipes/train_extractor.py does, and do not train it."""
-    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+    from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
 
     folder = work_dir / model
     labels = tuple(map(str, range(10)))
@@ -160,10 +160,11 @@ def measure_cost(name: str, model: str | None, args: argparse.Namespace) -> dict
     import torch
     from datasets import load_dataset
 
-    from dq_multimodal import CompressConfig, embedding, scoring
+    from dq_multimodal import CompressConfig
     from dq_multimodal.adapters.choice import choose_adapter, label_column_of
-    from dq_multimodal.ordering import bin_rows
-    from dq_multimodal.selection import read_strata
+    from dq_multimodal.stages import embedding, scoring
+    from dq_multimodal.stages.ordering import bin_rows
+    from dq_multimodal.stages.selection import read_strata
 
     net = "all-MiniLM-L6-v2" if model is None else known_model(model)
     kind = name.split(",")[0]

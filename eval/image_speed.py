@@ -20,10 +20,10 @@ import numpy as np
 from common import timed
 
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.embedding import FILE, embed_rows
-from dq_multimodal.source import load_source
+from dq_multimodal.data.source import load_source
+from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
+from dq_multimodal.stages.embedding import FILE, embed_rows
 from dq_multimodal.training.record import device_name
-from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -110,9 +110,9 @@ def measure_coder(
     name: str, path: str, n_rows: int, call: int, patch_size: int, rounds: int
 ) -> dict[str, Any]:
     """Time the lossless patch coder, a quarter of the patches dropped at random."""
+    from dq_multimodal.data.columns import find_image_column
     from dq_multimodal.patches import decode_patches, encode_patches
     from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape
-    from dq_multimodal.vision.columns import find_image_column
 
     dataset = load_source(path).dataset.select(range(n_rows))
     images = [np.asarray(image.convert("RGB")) for image in dataset[find_image_column(dataset)]]

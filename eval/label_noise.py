@@ -74,7 +74,7 @@ def record(labels: np.ndarray, n_epochs: int, folder: Path) -> np.ndarray:
     """Train the net on the labels, and give its dynamics, (epochs, n, 3); made once."""
     from harness.images import build_net
 
-    from dq_multimodal.source import load_source
+    from dq_multimodal.data.source import load_source
     from dq_multimodal.training.checkpoints import make_accelerator
     from dq_multimodal.training.classify import ClassifierArguments, train_classifier
     from dq_multimodal.training.dynamics import FILE, Dynamics
@@ -100,8 +100,8 @@ def compare(
     from dq_multimodal.config import CompressConfig
     from dq_multimodal.core import difficulty
     from dq_multimodal.core.bins import Bins
-    from dq_multimodal.marks import Marks
-    from dq_multimodal.ordering import bin_by_method, bins_kind, order_by_method, weigh_rows
+    from dq_multimodal.stages.marks import Marks
+    from dq_multimodal.stages.ordering import bin_by_method, bins_kind, order_by_method, weigh_rows
 
     embeddings, n_rows = np.load(args.embeddings), len(given)
     probe = make_probe(embeddings, np.load(args.test_embeddings), given)
@@ -158,8 +158,8 @@ def make_probe(train: np.ndarray, test: np.ndarray, labels: np.ndarray) -> Any:
     import torch
     from harness.probe import fit
 
-    from dq_multimodal.source import load_source
-    from dq_multimodal.vision.columns import read_classes
+    from dq_multimodal.data.columns import read_classes
+    from dq_multimodal.data.source import load_source
 
     mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     rows, tests = (torch.from_numpy((part - mean) / deviation) for part in (train, test))

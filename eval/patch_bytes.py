@@ -134,8 +134,8 @@ def cam_masks(
     """Drop the quarter of the patches that matters least to a classifier."""
     import torch
 
+    from dq_multimodal.models.image import load_image_model
     from dq_multimodal.patches import GradCamPlusPlus, patch_scores
-    from dq_multimodal.vision.models import load_image_model
 
     model = load_image_model(classifier)
     keep = []

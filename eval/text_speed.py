@@ -84,10 +84,10 @@ def measure_stage(data: Path, model: str, rounds: int) -> dict[str, Any]:
     import torch
     from sentence_transformers.util import batch_to_device
 
-    from dq_multimodal.adapters.encoder import load_encoder
     from dq_multimodal.adapters.text import TextAdapter, detect_layout
-    from dq_multimodal.embedding import FILE, embed_rows, plan_batches
-    from dq_multimodal.source import load_source
+    from dq_multimodal.data.source import load_source
+    from dq_multimodal.models.text import load_encoder
+    from dq_multimodal.stages.embedding import FILE, embed_rows, plan_batches
     from dq_multimodal.training.record import device_name
 
     dataset = load_source(str(data)).dataset

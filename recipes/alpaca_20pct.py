@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
-    from dq_multimodal.source import Source
+    from dq_multimodal.data.source import Source
 
 DAY_SECONDS = 86_400
 
@@ -72,13 +72,13 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     from accelerate import PartialState
     from trl import SFTTrainer, get_peft_config
 
-    from dq_multimodal.model_source import (
+    from dq_multimodal.data.source import pin_of
+    from dq_multimodal.models.locate import (
         find_gguf,
         load_language_model,
         load_tokenizer,
         loading,
     )
-    from dq_multimodal.source import pin_of
     from dq_multimodal.training.sft import (
         check_model,
         has_chats,
@@ -192,8 +192,8 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
 
 def load_rows(rows: SelectionArguments) -> tuple["Source", "Source | None"]:
     """Load the rows to choose from and those that are held out, which must not overlap."""
-    from dq_multimodal.source import load_source
-    from dq_multimodal.splits import base_split
+    from dq_multimodal.data.source import load_source
+    from dq_multimodal.data.splits import base_split
 
     name, split = rows.dataset_name, rows.dataset_split or "train"
     of_hub = {"config_name": rows.dataset_config_name, "revision": rows.dataset_revision}
@@ -211,7 +211,7 @@ def choose_rows(
 ) -> tuple["Dataset", dict[str, Any]]:
     """Give the rows to train on and what metrics.json says of them; only one process selects."""
     from dq_multimodal import Run
-    from dq_multimodal.subset import count_bytes
+    from dq_multimodal.stages.subset import count_bytes
     from dq_multimodal.training.selecting import describe_selection, select_rows
 
     if rows.method == FULL:

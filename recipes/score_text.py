@@ -85,9 +85,9 @@ def score(args: ScoreArguments) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from dq_multimodal.atomic import write_text
-    from dq_multimodal.model_source import hash_weights, load_tokenizer
-    from dq_multimodal.source import load_source, pin_of
+    from dq_multimodal.data.source import load_source, pin_of
+    from dq_multimodal.files import write_text
+    from dq_multimodal.models.locate import hash_weights, load_tokenizer
     from dq_multimodal.training.checkpoints import make_accelerator
     from dq_multimodal.training.sft import check_model, has_chats
     from dq_multimodal.training.text_losses import (
@@ -188,7 +188,7 @@ def save_array(path: Path, array: Any) -> None:
     """Write an array, whole or not at all."""
     import numpy as np
 
-    from dq_multimodal.atomic import put_in_place
+    from dq_multimodal.files import put_in_place
 
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:

@@ -69,9 +69,9 @@ def train(
     import numpy as np
     from accelerate.utils import set_seed
 
-    from dq_multimodal.source import pin_of
+    from dq_multimodal.data.source import pin_of
+    from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
     from dq_multimodal.training.pictures import pixel_statistics
-    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
 
     is_recorded = extractor.record_dynamics
     if is_recorded and training.max_steps > 0:

@@ -70,11 +70,11 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
     import numpy as np
     from accelerate.utils import set_seed
 
+    from dq_multimodal.data.columns import find_image_column
+    from dq_multimodal.data.source import pin_of
     from dq_multimodal.patches.grid import default_patch_size
     from dq_multimodal.patches.mae import make_small_mae, save_mae
-    from dq_multimodal.source import pin_of
     from dq_multimodal.training.pictures import Pictures, pixel_statistics, read_files
-    from dq_multimodal.vision.columns import find_image_column
 
     accelerator = make_accelerator()
     output_dir = Path(args.output_dir)

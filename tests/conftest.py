@@ -77,7 +77,7 @@ def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained classifier of 3 classes for images of 16 px."""
     import torch
 
-    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+    from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
 
     folder = tmp_path_factory.mktemp("classifier")
     torch.manual_seed(0)

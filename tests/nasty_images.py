@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from dq_multimodal.vision import pixels
+from dq_multimodal.data import pixels
 
 
 def picture(size=(20, 14), seed=0):

@@ -12,13 +12,14 @@ from datasets import Dataset, Features, Image
 from nasty_images import picture, save
 from PIL import Image as Pictures
 
-from dq_multimodal import InputError, compress, embedding, resample, scoring, verify
-from dq_multimodal.adapters.encoder import load_encoder
+from dq_multimodal import InputError, compress, resample, verify
 from dq_multimodal.adapters.text import drop_spans
+from dq_multimodal.adapters.views import augment, measure_texture
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
 from dq_multimodal.core.importance import group_rows
-from dq_multimodal.scoring import mean_texture
-from dq_multimodal.vision.views import augment, measure_texture
+from dq_multimodal.models.text import load_encoder
+from dq_multimodal.stages import embedding, scoring
+from dq_multimodal.stages.scoring import mean_texture
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 

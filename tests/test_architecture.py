@@ -1,6 +1,7 @@
-"""Imports flow down: core <- adapters <- run, pipeline <- hub <- cli <- recipes, eval."""
+"""Imports go down the floors, and nowhere in a circle; the map is in docs/contributing.md."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,37 +9,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dq_multimodal"
 
-LEVELS = [
-    {"config"},
-    {"byte_sizes", "messages", "row_sizes"},
-    {"options", "summary", "row_files", "markdown"},
-    {
-        *("core", "world", "atomic", "splits"),
-        *("listing", "pinned_files", "text_tables"),
-    },
-    {"model_source", "launch", "documents"},
-    {"vision"},
-    {"adapters", "patches"},
-    {"stream"},
-    {"local_data", "batches", "shares", "marks", "language_rows", "repeats"},
-    {"source", "ordering"},
-    {"patch_records"},
-    {"embedding", "selection", "subset", "patching", "card_parts"},
-    {"targeting"},
-    {"scoring", "report", "card"},
-    {"folder", "memory"},
-    {"run"},
-    {"preparation"},
-    {"resampling", "probes"},
-    {"pipeline", "report_probes", "assisting"},
-    {"planning"},
-    {"hub", "verification"},
-    {"training"},
-    {"cli"},
+FLOORS = [
+    {"config", "files"},
+    {"core", "distributed"},
+    {"data", "models", "adapters", "patches"},
+    {"stages"},
+    {"run", "report"},
+    {"pipeline"},
+    {"cli", "training"},
 ]
-LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
-FACADE = {("run", "hub"), ("run", "resampling")}
-"""Run.push_to_hub and Run.resample hand over to the levels above."""
+"""Everyone may read the first; then there are six. What is on one floor may import each other."""
+FLOORS[0] |= {"byte_sizes", "markdown"}
+FLOORS[4] |= {"documents", "folder", "card", "card_parts"}
+FLOORS[5] |= {*("memory", "probes", "planning", "report_probes", "preparation", "resampling"), "hub"}
+FLOORS[5] |= {"verification", "distributed.assisting"}
+FLOORS[6] |= {"options"}
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+APART = {("adapters", "patches"), ("patches", "adapters"), ("cli", "training")}
+MAX_MODULES = 12
 CORE_MAY_IMPORT = {
     *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba"),
     *("collections", "concurrent", "dataclasses", "functools", "heapq", "itertools", "math", "os"),
@@ -46,50 +34,63 @@ CORE_MAY_IMPORT = {
 }
 
 
+def modules():
+    """Give every module of the package with its file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    del found[""]
+    return found
+
+
+MODULES = modules()
+
+
 def imports(path):
-    """Give the dotted names that a file imports, at any depth; type-only imports do not count."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-    for node in ast.walk(tree):
+    """Give the dotted names that a file imports, at any depth, for types included."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            if node.module == "dq_multimodal":
-                yield from (f"dq_multimodal.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def home(dotted):
-    return dotted.split(".")[1] if "." in dotted else ""
-
-
-def files():
-    return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
-
-
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_flow_down(path):
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    assert own in LEVEL, f"{own} has no level: give it one"
+def own_imports(path):
+    """Give the modules of the package that a file imports."""
     for dotted in imports(path):
-        if not dotted.startswith("dq_multimodal"):
+        head, _, rest = dotted.partition(".")
+        if head != "dq_multimodal":
             continue
-        other = home(dotted)
-        if other in ("", own) or other not in LEVEL:  # the package's own names
-            assert other in ("", own, "__version__"), f"{path}: {dotted}"
-            continue
-        assert LEVEL[other] < LEVEL[own] or (own, other) in FACADE, f"{own} imports {other}"
+        if rest not in MODULES:
+            rest = rest.rpartition(".")[0]
+        if rest:
+            yield rest
 
 
-def test_every_module_has_a_level():
-    assert {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir()} - set(LEVEL) <= {
-        "__init__",
-        "__pycache__",
-    }
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name):
+    own = name if name in FLOOR else name.split(".")[0]
+    for other in own_imports(MODULES[name]):
+        top = other.split(".")[0]
+        assert FLOOR[top] <= FLOOR[own], f"{name} imports {other}"
+        assert (own, top) not in APART, f"{name} imports {other}"
+
+
+def test_no_circles():
+    """Within a module only; of a package, its own __init__ is a module like any other."""
+    graph = {name: set(own_imports(path)) - {name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_every_module_has_a_floor():
+    tops = {name.split(".")[0] for name in MODULES}
+    assert tops == {name.split(".")[0] for name in FLOOR}
+    assert len([name for name in tops if (PACKAGE / f"{name}.py").exists()]) <= MAX_MODULES
 
 
 def test_core_is_arrays_only():
@@ -114,4 +115,5 @@ def test_files_stay_short():
 
 
 def test_config_needs_the_standard_library_only():
-    assert set(imports(PACKAGE / "config.py")) <= {"math", "numbers", "os", "dataclasses", "typing"}
+    names = {dotted.split(".")[0] for dotted in imports(PACKAGE / "config.py")}
+    assert names <= {"math", "numbers", "os", "dataclasses", "typing"}

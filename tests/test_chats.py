@@ -15,7 +15,7 @@ from dq_multimodal import InputError, compress, verify
 from dq_multimodal.adapters.choice import choose_adapter
 from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts, share_tokens
 from dq_multimodal.config import CompressConfig
-from dq_multimodal.embedding import note_alike
+from dq_multimodal.stages.embedding import note_alike
 
 N = 30
 WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
@@ -241,7 +241,7 @@ def test_rows_that_are_cut_are_counted_to_the_token(small_encoder, tmp_path, mon
             raise KeyboardInterrupt
         return embed(self, batch)
 
-    monkeypatch.setattr("dq_multimodal.embedding.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("dq_multimodal.stages.embedding.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(TextAdapter, "embed", stop)
     with pytest.raises(KeyboardInterrupt):
         compress(str(source), **options)

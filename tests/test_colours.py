@@ -12,8 +12,8 @@ from PIL import Image as Pictures
 from PIL import ImageCms, PngImagePlugin
 
 from dq_multimodal import Run, compress, verify
+from dq_multimodal.data.pixels import DEEP, SEVERAL, decode_image
 from dq_multimodal.patches import restore
-from dq_multimodal.vision.pixels import DEEP, SEVERAL, decode_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -17,9 +17,10 @@ import pytest
 from datasets import Dataset, Features, Image
 from nasty_images import picture, save
 
-from dq_multimodal import InputError, Run, compress, embedding, patch_records, verify
-from dq_multimodal.adapters.encoder import load_encoder
-from dq_multimodal.vision.models import load_image_model
+from dq_multimodal import InputError, Run, compress, verify
+from dq_multimodal.models.image import load_image_model
+from dq_multimodal.models.text import load_encoder
+from dq_multimodal.stages import embedding, patch_records
 
 COMPARED = ("config.yaml", "embeddings.npy", "selection.parquet", "bins.parquet", "README.md")
 N_ROWS = 3000

@@ -12,8 +12,8 @@ from PIL import Image as Pictures
 
 from dq_multimodal import InputError, Run, compress, verify
 from dq_multimodal.core import make_bins
+from dq_multimodal.data.pixels import BLANK, UNDECODED
 from dq_multimodal.patches import restore
-from dq_multimodal.vision.pixels import BLANK, UNDECODED
 
 N = 90
 SIDE = 16
@@ -66,7 +66,7 @@ def test_labels_become_strata_in_proportion(labelled, small_classifier, tmp_path
 def test_embeddings_are_the_pooled_features_of_the_model(labelled, small_classifier, tmp_path):
     import torch
 
-    from dq_multimodal.vision.models import load_image_model
+    from dq_multimodal.models.image import load_image_model
 
     run = compress(str(labelled), output_dir=tmp_path / "r", **options(small_classifier))
     model = load_image_model(str(small_classifier))
@@ -81,7 +81,7 @@ def test_embeddings_are_the_pooled_features_of_the_model(labelled, small_classif
 def test_gradients_are_those_of_the_loss(labelled, small_classifier, tmp_path):
     import torch
 
-    from dq_multimodal.vision.models import load_image_model
+    from dq_multimodal.models.image import load_image_model
 
     settings = options(small_classifier, embedding="gradients")
     run = compress(str(labelled), output_dir=tmp_path / "r", **settings)
@@ -158,7 +158,8 @@ def test_a_folder_of_nasty_images_compresses_and_says_so(small_classifier, tmp_p
 
 
 def test_the_bytes_of_a_folder_are_those_of_its_files(small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal import local_data, subset
+    from dq_multimodal.data import local
+    from dq_multimodal.stages import subset
 
     for label in ("cat", "dog"):
         (tmp_path / "pictures" / label).mkdir(parents=True)
@@ -174,7 +175,7 @@ def test_the_bytes_of_a_folder_are_those_of_its_files(small_classifier, tmp_path
     assert found["subset_data"] > 0.4 * found["source_files"]
     assert run.manifest["labels"] == ["cat", "dog"]
     assert [row["img" if "img" in row else "image"].size for row in run.subset] == [(40, 40)] * 8
-    monkeypatch.setattr(local_data, "MAX_LISTED", 10)
+    monkeypatch.setattr(local, "MAX_LISTED", 10)
     again = compress(str(tmp_path / "pictures"), output_dir=tmp_path / "s", **settings)
     assert [file["name"] for file in again.config["source"]["files"]] == ["16 files"]
     assert [check.result for check in verify(again)] == ["passed"] * 5
@@ -264,9 +265,9 @@ def test_dropped_patches_are_stored_and_restored(labelled, small_classifier, tmp
 def test_the_least_important_patches_go(labelled, small_classifier, tmp_path):
     import torch
 
+    from dq_multimodal.models.image import load_image_model
     from dq_multimodal.patches import GradCamPlusPlus, patch_scores
     from dq_multimodal.patches.grid import unpack_mask
-    from dq_multimodal.vision.models import load_image_model
 
     run = compress(
         str(labelled), output_dir=tmp_path / "r", drop_ratio=0.25, **options(small_classifier)
@@ -299,7 +300,7 @@ def test_resampling_a_run_of_patches(labelled, small_classifier, tmp_path):
 def test_a_model_folder_with_other_weights_is_another_run(labelled, small_classifier, tmp_path):
     import torch
 
-    from dq_multimodal.vision.classifiers import read_classifier, save_classifier
+    from dq_multimodal.models.classifiers import read_classifier, save_classifier
 
     net, described = read_classifier(small_classifier)
     save_classifier(net, described, tmp_path / "m")
@@ -414,7 +415,7 @@ def test_a_result_that_is_not_smaller_is_refused(small_classifier, tmp_path, cli
 
 
 def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal import patch_records
+    from dq_multimodal.stages import patch_records
 
     monkeypatch.setattr(patch_records, "BLOCK_ROWS", 8)
     settings = options(small_classifier, drop_ratio=0.25, keep_ratio=0.4)
@@ -448,7 +449,7 @@ def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp
 
 
 def test_problems_found_before_a_stop_are_not_forgotten(small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal import embedding
+    from dq_multimodal.stages import embedding
 
     files = [{"bytes": save(smooth(k)) if k % 7 else b"", "path": None} for k in range(60)]
     rows = Dataset.from_dict({"img": files}, features=Features({"img": Image(decode=False)}))

@@ -12,11 +12,11 @@ from nasty_images import picture
 from dq_multimodal import InputError, compress, plan
 from dq_multimodal.byte_sizes import format_bytes, parse_bytes
 from dq_multimodal.core.diversity import count_sampled, sample_bins
+from dq_multimodal.data.row_sizes import cut_rows, measure_rows, read_blocks
 from dq_multimodal.memory import Memory, bin_sizes, check_memory, measured_tensors
 from dq_multimodal.planning import npy_bytes
 from dq_multimodal.probes import foresee_picks, probe_encoder, spread, stretch, time_picks
 from dq_multimodal.report_probes import count_tiled
-from dq_multimodal.row_sizes import cut_rows, measure_rows, read_blocks
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 

@@ -10,7 +10,7 @@ from datasets import Dataset, load_dataset
 from small_language_model import write_language_model
 
 from dq_multimodal import InputError, Run, compress, resample, verify
-from dq_multimodal.language_rows import Gradients, HiddenStates
+from dq_multimodal.models.language import Gradients, HiddenStates
 
 TOPICS = ("fox dog", "over the", "lazy jumps", "quick brown")
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_of_a_language_model_goes_on(places, tmp_path, has_gradien
         return plain(self, batch)
 
     monkeypatch.setattr(adapter, "embed", embed)
-    monkeypatch.setattr("dq_multimodal.embedding.SAVE_SECONDS", 0)
+    monkeypatch.setattr("dq_multimodal.stages.embedding.SAVE_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         compress(str(source), output_dir=tmp_path / "run", **options)
     calls[:] = [1] * 20

@@ -12,8 +12,8 @@ from dq_multimodal.config import (
     CompressConfig,
     InputError,
 )
-from dq_multimodal.vision.columns import NO_LABEL
-from dq_multimodal.vision.pixels import image_columns
+from dq_multimodal.data.columns import NO_LABEL
+from dq_multimodal.data.pixels import image_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

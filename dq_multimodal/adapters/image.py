@@ -14,16 +14,16 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Looks, Problems
+from dq_multimodal.adapters.views import augment, measure_texture
 from dq_multimodal.config import Embedding, InputError
-from dq_multimodal.vision.columns import (
+from dq_multimodal.data.columns import (
     find_image_column,
     find_label_column,
     match_classes,
     read_classes,
 )
-from dq_multimodal.vision.models import ImageModel, load_image_model
-from dq_multimodal.vision.pixels import BLANK, decode_image, read_bytes, undecoded
-from dq_multimodal.vision.views import augment, measure_texture
+from dq_multimodal.data.pixels import BLANK, decode_image, read_bytes, undecoded
+from dq_multimodal.models.image import ImageModel, load_image_model
 
 if TYPE_CHECKING:
     from datasets import Dataset

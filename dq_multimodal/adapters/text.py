@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import LONGER, Looks, Problems
-from dq_multimodal.adapters.encoder import load_encoder
 from dq_multimodal.config import InputError
-from dq_multimodal.row_sizes import cut_rows, read_blocks
+from dq_multimodal.data.row_sizes import cut_rows, read_blocks
+from dq_multimodal.models.text import load_encoder
 
 if TYPE_CHECKING:
     from datasets import Dataset

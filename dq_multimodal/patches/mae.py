@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, check_count
-from dq_multimodal.model_source import find_model, loading
+from dq_multimodal.models.locate import find_model, loading
 from dq_multimodal.patches.fill import Images, Marks, find_holes
 from dq_multimodal.patches.grid import grid_shape
 

@@ -9,13 +9,13 @@ from jaxtyping import Bool, UInt8
 from numpy import ndarray
 
 from dq_multimodal.config import Fill, InputError, check_choice
+from dq_multimodal.data.pixels import decode_image
 from dq_multimodal.patches.ahead import ROW, Ahead
 from dq_multimodal.patches.codec import decode_patches, shape_of
 from dq_multimodal.patches.fields import FIELDS, ORIGINAL, PROFILE, Record
 from dq_multimodal.patches.fill import fill_mean, fill_zero
 from dq_multimodal.patches.grid import keep_pixels
 from dq_multimodal.patches.mae import load_mae
-from dq_multimodal.vision.pixels import decode_image
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -39,7 +39,7 @@ def write_report(
         embeddings: (n, d) floats; None leaves out map, coverage and near-duplicates.
         dataset: The source in row order; None shows row numbers only.
     """
-    from dq_multimodal.atomic import write_text
+    from dq_multimodal.files import write_text
     from dq_multimodal.report.facts import collect
     from dq_multimodal.report.figures import can_draw, write_figures
     from dq_multimodal.report.map_file import write_map

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.marks import Marks
-from dq_multimodal.ordering import count_left, strata_to_share
 from dq_multimodal.report import coverage, duplicates, layout
 from dq_multimodal.report.coverage import sample_rows
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
 from dq_multimodal.report.vectors import Vectors, nearest
-from dq_multimodal.selection import (
+from dq_multimodal.stages.marks import Marks
+from dq_multimodal.stages.ordering import count_left, strata_to_share
+from dq_multimodal.stages.selection import (
     BINS_FILE,
     SCORES,
     SELECTION_FILE,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dq_multimodal.atomic import put_in_place
+from dq_multimodal.files import put_in_place
 from dq_multimodal.report.charts import bin_colours, normalise
 from dq_multimodal.report.facts import Facts
 

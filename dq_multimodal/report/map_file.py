@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dq_multimodal.atomic import write_table
+from dq_multimodal.files import write_table
 from dq_multimodal.report.facts import Facts
 
 FILE = "map.parquet"

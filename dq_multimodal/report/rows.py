@@ -12,8 +12,8 @@ import numpy as np
 
 from dq_multimodal.adapters.text import field_texts, share_out
 from dq_multimodal.config import InputError
-from dq_multimodal.row_sizes import cut_rows, measure_rows
-from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.data.row_sizes import cut_rows, measure_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

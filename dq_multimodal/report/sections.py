@@ -3,11 +3,11 @@
 from html import escape
 from typing import Any
 
-from dq_multimodal.local_data import is_local, short_name
+from dq_multimodal.data.local import is_local, short_name
 from dq_multimodal.report.charts import line_chart, normalise, round_ticks
 from dq_multimodal.report.facts import Facts
 from dq_multimodal.report.rows import clean_name
-from dq_multimodal.selection import SCORES
+from dq_multimodal.stages.selection import SCORES
 
 MAX_BIN_LINES = 200
 

@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from dq_multimodal.atomic import read_text
 from dq_multimodal.config import InputError, check_type
+from dq_multimodal.files import read_text
 from dq_multimodal.report.cards import data_uri
 from dq_multimodal.report.facts import Facts
 from dq_multimodal.report.rows import clean, cut_fields, shorten
 from dq_multimodal.report.sections import section, table
-from dq_multimodal.selection import SELECTION_FILE, read_table
-from dq_multimodal.targeting import FOLDER, PICKS
+from dq_multimodal.stages.selection import SELECTION_FILE, read_table
+from dq_multimodal.stages.targeting import FOLDER, PICKS
 
 MOST_BYTES = 50_000_000
 MAX_SHOWN = 200

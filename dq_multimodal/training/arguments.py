@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
-from dq_multimodal.splits import base_split, rest_of_split, split_ranges
+from dq_multimodal.data.splits import base_split, rest_of_split, split_ranges
 from dq_multimodal.training.selecting import METHOD_HELP, OrderArguments, source_flags
 
 

@@ -13,6 +13,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError, check_count
+from dq_multimodal.models.classifiers import SMALL_SIDE
 from dq_multimodal.training.checkpoints import (
     CHECKPOINTS,
     SAVE_SECONDS,
@@ -22,7 +23,6 @@ from dq_multimodal.training.checkpoints import (
 from dq_multimodal.training.dynamics import Dynamics
 from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip
 from dq_multimodal.training.weights import draw_rows
-from dq_multimodal.vision.classifiers import SMALL_SIDE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

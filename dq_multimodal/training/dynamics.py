@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from dq_multimodal.atomic import put_in_place, write_text
 from dq_multimodal.config import InputError
+from dq_multimodal.files import put_in_place, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -7,16 +7,16 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
+from dq_multimodal.data.columns import find_image_column, find_label_column, read_classes
+from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.models.classifiers import SMALL_SIDE
 from dq_multimodal.patches.store import find_patch_columns
 from dq_multimodal.training.pictures import Pictures, read_files, read_records
-from dq_multimodal.vision.classifiers import SMALL_SIDE
-from dq_multimodal.vision.columns import find_image_column, find_label_column, read_classes
-from dq_multimodal.vision.pixels import decode_image, read_bytes, undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from dq_multimodal.source import Source
+    from dq_multimodal.data.source import Source
 
 PROBED_ROWS = 64
 
@@ -44,7 +44,7 @@ class ImageDataArguments:
 
     def load(self) -> "Source":
         """Load the rows."""
-        from dq_multimodal.source import load_source
+        from dq_multimodal.data.source import load_source
 
         return load_source(
             self.dataset_name,

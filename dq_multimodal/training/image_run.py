@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from datasets import Dataset
 
-    from dq_multimodal.source import Source
+    from dq_multimodal.data.source import Source
 
 SMALL_SHARE = 0.1
 SMALL_BATCH = 32
@@ -102,10 +102,10 @@ def train_on_subset(
     import numpy as np
     from accelerate.utils import set_seed
 
-    from dq_multimodal.source import pin_of
+    from dq_multimodal.data.columns import match_classes
+    from dq_multimodal.data.source import pin_of
+    from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
     from dq_multimodal.training.pictures import pixel_statistics
-    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
-    from dq_multimodal.vision.columns import match_classes
 
     accelerator = make_accelerator()
     name = Path(data.dataset_name.rstrip("/*")).name.split(".")[0]
@@ -181,7 +181,7 @@ def train_on_subset(
 
 def load_test(data: ImageDataArguments, run: ImageRunArguments) -> "Source":
     """Load the rows to test on."""
-    from dq_multimodal.source import load_source
+    from dq_multimodal.data.source import load_source
 
     if run.test_dataset_name is not None:
         split = "train" if run.test_split == "test" else run.test_split
@@ -203,7 +203,7 @@ def choose_rows(
 ) -> tuple["Dataset", dict[str, Any]]:
     """Give the rows to train on and what metrics.json says of them; only one process selects."""
     from dq_multimodal.run import Run
-    from dq_multimodal.subset import count_bytes
+    from dq_multimodal.stages.subset import count_bytes
 
     if run.method == FULL:
         size = {"rows": len(source.dataset), "bytes": {"subset_data": count_bytes(source.dataset)}}

@@ -10,8 +10,8 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
-from dq_multimodal.vision.classifiers import SMALL_SIDE
-from dq_multimodal.vision.pixels import decode_image, read_bytes, to_square, undecoded
+from dq_multimodal.data.pixels import decode_image, read_bytes, to_square, undecoded
+from dq_multimodal.models.classifiers import SMALL_SIDE
 
 if TYPE_CHECKING:
     from datasets import Dataset

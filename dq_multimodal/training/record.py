@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
+from dq_multimodal.files import write_text
 
 REQUEST = "request.json"
 METRICS = "metrics.json"

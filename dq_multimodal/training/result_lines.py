@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from dq_multimodal.atomic import write_text
 from dq_multimodal.config import InputError
+from dq_multimodal.files import write_text
 from dq_multimodal.training.record import METRICS
 from dq_multimodal.training.selecting import FULL
 

@@ -208,9 +208,9 @@ def select_rows(
         options = {name: value for name, value in options.items() if name != "keep_ratio"}
     if from_run is None:
         return compress(dataset_name, output_dir=folder, **options)
+    from dq_multimodal.data.source import is_same_source
     from dq_multimodal.hub import open_run
     from dq_multimodal.resampling import resample
-    from dq_multimodal.source import is_same_source
 
     run = open_run(from_run)
     if not is_same_source(run.config["source"], origin):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.adapters.text import TextLayout, detect_layout, field_texts
 from dq_multimodal.config import InputError
-from dq_multimodal.model_source import (
+from dq_multimodal.models.locate import (
     ModelOutOfReach,
     find_gguf,
     find_model,

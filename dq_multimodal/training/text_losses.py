@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
-from dq_multimodal.model_source import load_language_model, loading
+from dq_multimodal.models.locate import load_language_model, loading
 from dq_multimodal.training.sft import has_chats, to_training_rows
 
 if TYPE_CHECKING:

@@ -193,7 +193,7 @@ def embed(
         InputError: If the rows or the encoder cannot be read.
     """
     from dq_multimodal import compress
-    from dq_multimodal.model_source import hash_weights
+    from dq_multimodal.models.locate import hash_weights
 
     options: dict[str, Any] = {"split": split, "config_name": config_name}
     options |= {"label_column": label_column, "text_columns": text_columns}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dq_multimodal.config import InputError, check_choice, check_count
-from dq_multimodal.vision.classifiers import build_classifier
+from dq_multimodal.models.classifiers import build_classifier
 from harness.bundle import Bundle
 from harness.suite import Job
 

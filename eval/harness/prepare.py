@@ -20,7 +20,7 @@ from harness.suite import Cell, Suite, read_suite
 from harness.texts import add_texts, load_test, split_held_out
 
 if TYPE_CHECKING:
-    from dq_multimodal.source import Source
+    from dq_multimodal.data.source import Source
     from dq_multimodal.training.image_data import ImageDataArguments
 
 BOTH = {
@@ -149,8 +149,8 @@ class Task:
     @property
     def pins(self) -> list[Any]:
         """What says which rows, columns and encoder these are, wherever they lie."""
-        from dq_multimodal.model_source import hash_weights
-        from dq_multimodal.source import pin_of
+        from dq_multimodal.data.source import pin_of
+        from dq_multimodal.models.locate import hash_weights
 
         sources = [self.whole, *([self.test_source] if "test" in self.spec else [])]
         places = {"dataset", "test", "embeddings", "encoder", "models", "tests", "target"}
@@ -202,7 +202,7 @@ class Task:
     @cached_property
     def source(self) -> "Source":
         """The rows to choose from."""
-        from dq_multimodal.source import load_source
+        from dq_multimodal.data.source import load_source
 
         return load_source(self.place, **self.which)
 
@@ -242,7 +242,7 @@ class Task:
     @cached_property
     def test_source(self) -> "Source":
         """The test rows."""
-        from dq_multimodal.source import load_source
+        from dq_multimodal.data.source import load_source
 
         place, split = self.test
         return load_source(place, split=split, config_name=self.spec.get("config_name"))
@@ -309,7 +309,7 @@ class Task:
 
     def pack_labels(self, writer: BundleWriter, used: np.ndarray) -> None:
         """Write the classes of the used and the test rows."""
-        from dq_multimodal.vision.columns import find_label_column, match_classes, read_classes
+        from dq_multimodal.data.columns import find_label_column, match_classes, read_classes
 
         rows = self.source.dataset
         column = find_label_column(rows, self.spec.get("label_column"))
@@ -388,8 +388,8 @@ class ImageTask(Task):
         """Bytes of each image file, (n,); None where the rows only name files."""
         import pyarrow.compute as pc
 
-        from dq_multimodal.vision.columns import find_image_column
-        from dq_multimodal.vision.pixels import undecoded
+        from dq_multimodal.data.columns import find_image_column
+        from dq_multimodal.data.pixels import undecoded
 
         column = find_image_column(self.source.dataset, self.spec.get("image_column"))
         rows = undecoded(self.source.dataset, column).select_columns([column])
@@ -416,7 +416,7 @@ class TextTask(Task):
     @cached_property
     def whole(self) -> "Source":
         """All rows, the held-out ones among them."""
-        from dq_multimodal.source import load_source
+        from dq_multimodal.data.source import load_source
 
         return load_source(find_place(self.spec["dataset"]), **super().which)
 

@@ -133,8 +133,8 @@ class Chooser:
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
         """Give all rows in the order of a method, their weights, and the seconds it needed."""
         from dq_multimodal.core import one_bin, order_rows
-        from dq_multimodal.ordering import order_by_method, weigh_rows
-        from dq_multimodal.selection import read_scores
+        from dq_multimodal.stages.ordering import order_by_method, weigh_rows
+        from dq_multimodal.stages.selection import read_scores
 
         if not options.get("by_class", True):
             if options["method"] != "random":
@@ -191,7 +191,7 @@ class Chooser:
 
     def key_of(self, options: dict[str, Any]) -> str:
         """Tell apart what needs a run of its own."""
-        from dq_multimodal.ordering import bins_kind
+        from dq_multimodal.stages.ordering import bins_kind
 
         fixed = {k: v for k, v in options.items() if k not in DRAWN | PATCHES | {"use_weights"}}
         if options.get("target") == TASK_TARGET:
@@ -265,7 +265,7 @@ class Chooser:
 
     def order_by_length(self) -> np.ndarray:
         """Give the rows by falling length of their responses in characters, ties by number."""
-        from dq_multimodal.source import load_source
+        from dq_multimodal.data.source import load_source
         from dq_multimodal.training.sft import has_chats, to_training_rows
 
         which = {key: self.options[key] for key in WHICH if key in self.options}

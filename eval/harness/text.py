@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_multimodal.config import InputError, check_choice, check_count
-from dq_multimodal.model_source import load_language_model
+from dq_multimodal.models.locate import load_language_model
 from harness.bundle import Bundle
 from harness.images import at_ratio, has_amx, own_state
 from harness.suite import Job

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from dq_multimodal.config import InputError
 from dq_multimodal.core.hashing import row_hash
-from dq_multimodal.model_source import find_gguf, load_tokenizer
-from dq_multimodal.source import load_source
+from dq_multimodal.data.source import load_source
+from dq_multimodal.models.locate import find_gguf, load_tokenizer
 from dq_multimodal.training.sft import has_chats, to_training_rows
 from harness.bundle import BundleWriter
 from harness.encoders import find_place

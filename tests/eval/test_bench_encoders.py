@@ -22,7 +22,7 @@ from harness import encoders  # noqa: E402
 from harness.encoders import embed, find_encoder, find_place  # noqa: E402
 
 from dq_multimodal.config import InputError  # noqa: E402
-from dq_multimodal.vision.models import load_image_model  # noqa: E402
+from dq_multimodal.models.image import load_image_model  # noqa: E402
 
 ARCHITECTURE = "test_efficientnet"
 SIZE = 32
@@ -216,7 +216,7 @@ def test_images_are_embedded_in_their_order_once(
     wanted = load_image_model(str(small_classifier)).look(pixels)[0]
     np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(
-        "dq_multimodal.vision.models.ImageModel.look", lambda *_, **__: pytest.fail("again")
+        "dq_multimodal.models.image.ImageModel.look", lambda *_, **__: pytest.fail("again")
     )
     np.testing.assert_array_equal(embed(*asked), rows)
 

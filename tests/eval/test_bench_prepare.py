@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from datasets import ClassLabel, Dataset, Features, Image
 
-    from dq_multimodal.vision.classifiers import Classifier, build_classifier, save_classifier
+    from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
 
     place, rng = tmp_path_factory.mktemp("bench"), np.random.default_rng(0)
     features = Features({"img": Image(), "label": ClassLabel(names=["a", "b", "c"])})

@@ -24,7 +24,7 @@ from harness.bundle import Bundle, BundleWriter
 from harness.suite import Job
 
 from dq_multimodal.config import InputError
-from dq_multimodal.model_source import load_tokenizer
+from dq_multimodal.models.locate import load_tokenizer
 from dq_multimodal.training.sft import response_loss
 
 CPU = torch.device("cpu")

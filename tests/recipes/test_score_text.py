@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from small_gguf import small_llama, write_gguf
 
-from dq_multimodal.model_source import load_tokenizer
+from dq_multimodal.models.locate import load_tokenizer
 from dq_multimodal.training import text_losses
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "score_text.py"

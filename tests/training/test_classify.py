@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from dq_multimodal import InputError
+from dq_multimodal.models.classifiers import build_classifier
 from dq_multimodal.training import checkpoints
 from dq_multimodal.training.checkpoints import make_accelerator
 from dq_multimodal.training.classify import ClassifierArguments, train_classifier
@@ -15,7 +16,6 @@ from dq_multimodal.training.pictures import (
     pixel_statistics,
     shift_and_flip,
 )
-from dq_multimodal.vision.classifiers import build_classifier
 
 COLOURS = np.array([(200, 60, 60), (60, 180, 70), (70, 70, 210)])
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from small_gguf import small_llama, write_gguf
 
 from dq_multimodal import InputError
-from dq_multimodal.model_source import (
+from dq_multimodal.models.locate import (
     find_gguf,
     hash_weights,
     load_language_model,
@@ -208,7 +208,7 @@ def test_a_gguf_file_that_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):
     path.write_bytes(whole.replace(b"llama", b"clip5"))
     with pytest.raises(InputError, match=r"^cannot load the model [^\n]+clip5[^\n]+$"):
         check_model(str(path), needs_chat_template=False)
-    monkeypatch.setattr("dq_multimodal.model_source.find_spec", lambda name: None)
+    monkeypatch.setattr("dq_multimodal.models.locate.find_spec", lambda name: None)
     with pytest.raises(InputError, match="the package gguf, which reads it, is missing"):
         check_model(str(path), needs_chat_template=False)
 

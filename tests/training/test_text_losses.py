@@ -7,7 +7,7 @@ from datasets import Dataset
 from small_gguf import small_llama, write_gguf
 
 from dq_multimodal import InputError
-from dq_multimodal.model_source import load_tokenizer
+from dq_multimodal.models.locate import load_tokenizer
 from dq_multimodal.training.text_losses import mean_losses, measure_losses, to_token_rows
 
 ROWS = [

@@ -1,0 +1,1 @@
+"""Rows in: datasets, files and columns, read with care whoever made them."""

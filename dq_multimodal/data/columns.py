@@ -1,0 +1,123 @@
+"""Which column holds the images, which the labels, and what the labels are."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from dq_multimodal.config import InputError
+from dq_multimodal.data.pixels import image_columns
+from dq_multimodal.data.row_sizes import read_blocks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NO_LABEL = "none"
+"""What to name as label column so that none is used."""
+BLOCK_ROWS = 65536
+LABEL_NAMES = ("label", "labels", "fine_label")
+"""Columns that count as labels when they hold plain values without names."""
+
+
+def find_image_column(dataset: "Dataset", asked: str | None = None) -> str:
+    """Find the column of images.
+
+    Raises:
+        InputError: If there is none, several, or the one that was named is something else.
+    """
+    found = image_columns(dataset)
+    if asked is not None:
+        if asked not in dataset.column_names:
+            names = ", ".join(dataset.column_names)
+            raise InputError(f"no column {asked}: the dataset has {names}")
+        if asked not in found:
+            kind = dataset.features[asked]
+            raise InputError(f"the image column {asked} must hold images, got {kind}")
+        return asked
+    if len(found) != 1:
+        what = f"several columns of images ({', '.join(found)})" if found else "no column of images"
+        names = ", ".join(dataset.column_names)
+        raise InputError(f"found {what} among {names}: name one with --image-column")
+    return found[0]
+
+
+def find_label_column(dataset: "Dataset", asked: str | None = None) -> str | None:
+    """Find the column of class labels of an image dataset; None where there is none.
+
+    It is the only `ClassLabel` column, or else a column of whole numbers, texts or booleans named
+    label, labels or fine_label. "none" as the asked name stands for no labels.
+
+    Raises:
+        InputError: If there are several, or the named one does not exist.
+    """
+    if asked == NO_LABEL:
+        return None
+    if asked is not None:
+        if asked not in dataset.column_names:
+            names = ", ".join(dataset.column_names)
+            raise InputError(f"no column {asked}: the dataset has {names}")
+        return asked
+    features = dataset.features
+    classes = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]
+    if len(classes) > 1:
+        raise InputError(
+            f"found several columns of labels ({', '.join(classes)}): name one with --label-column "
+            f"({NO_LABEL} for no strata)"
+        )
+    if classes:
+        return classes[0]
+    plain = ("int", "uint", "bool", "string", "large_string")
+    named = [
+        name
+        for name in LABEL_NAMES
+        if name in features and str(getattr(features[name], "dtype", "")).startswith(plain)
+    ]
+    return named[0] if named else None
+
+
+def read_classes(
+    dataset: "Dataset", column: str | None
+) -> tuple[Int[ndarray, " n"], tuple[str, ...]]:
+    """Give the class of every row, -1 where it has none, and the names of the classes.
+
+    Classes of a `ClassLabel` column keep their numbers; those of other columns are numbered in
+    sorted order.
+
+    Raises:
+        InputError: If a label is no plain value.
+    """
+    if column is None:
+        return np.full(len(dataset), -1, dtype=np.int64), ()
+    names = getattr(dataset.features[column], "names", None)
+    met: dict[Any, int] = {}
+    parts = [np.zeros(0, dtype=np.int64)]
+    for block in read_blocks(dataset.select_columns([column]), BLOCK_ROWS):
+        values = [None if v is None or v != v else v for v in block[column]]
+        if names is not None:
+            codes = [-1 if v is None or not 0 <= v < len(names) else v for v in values]
+        else:
+            plain = (str, int, float)
+            odd = next((v for v in values if v is not None and not isinstance(v, plain)), None)
+            if odd is not None:
+                raise InputError(
+                    f"the label column {column} must hold plain values, got {type(odd).__name__}"
+                )
+            codes = [-1 if v is None else met.setdefault(v, len(met)) for v in values]
+        parts.append(np.array(codes, dtype=np.int64))
+    found = np.concatenate(parts)
+    if names is not None:
+        return found, tuple(names)
+    present = sorted(met, key=lambda v: (isinstance(v, str), v))
+    place = {label: number for number, label in enumerate(present)}
+    table = np.array([*(place[label] for label in met), -1], dtype=np.int64)
+    return table[found], tuple(str(v) for v in present)
+
+
+def match_classes(
+    codes: Int[ndarray, " n"], labels: tuple[str, ...], known: tuple[str, ...]
+) -> Int[ndarray, " n"]:
+    """Turn class numbers of a dataset into those of a model, by name; -1 for unknown ones."""
+    place = {label: number for number, label in enumerate(known)}
+    table = np.array([*(place.get(label, -1) for label in labels), -1], dtype=np.int64)
+    return table[codes]

@@ -1,0 +1,190 @@
+"""Any image file to upright 8-bit RGB; what had to be changed, or could not be read, is said."""
+
+import io
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from dq_multimodal.data.row_files import is_file_struct
+from dq_multimodal.data.row_files import read_bytes as read_bytes
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+NO_IMAGE = "no image"
+EMPTY = "an empty image file"
+UNREADABLE = "an image that cannot be read"
+CUT_SHORT = "an image that is cut short"
+TOO_LARGE = "an image too large to be safe"
+UNDECODED = (EMPTY, UNREADABLE, CUT_SHORT, TOO_LARGE)
+"""What a training loop that reads the image would break on."""
+BLANK = (NO_IMAGE, *UNDECODED)
+"""What leaves a row without pixels: it is embedded as zeros."""
+
+ANIMATED = "an animation, of which the first frame counts"
+SEVERAL = "several pictures in one file, of which the first counts"
+ROTATED = "a rotation tag, turned upright"
+TRANSPARENT = "transparency, laid on white"
+GREY = "grey values, made RGB"
+DEEP = "more than 8 bits a channel, scaled to 8"
+OTHER_COLOURS = "colours other than RGB, converted"
+
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "FLI")
+"""Formats whose pictures are shown one after the other; those of a camera's MPO are not."""
+
+ORIENTATION_TAG = 0x0112
+DEEP_MODES = re.compile(r";(10|12|16)[BLN]")
+"""Pillow's names of raw samples of so many bits each; BGR;16 is 16 bits a pixel."""
+BITS_PER_SAMPLE = 258
+
+# What Pillow has to say of odd files is said by row number here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode_image(data: bytes | None, *, is_check: bool = False) -> "tuple[Image | None, list[str]]":
+    """Decode an image file of any kind to upright 8-bit RGB.
+
+    Args:
+        data: The file; None for a row without one.
+        is_check: Only to see whether it can be decoded: a JPEG comes at an eighth of its size,
+            which reads the file to its end too.
+
+    Returns:
+        The image, None where there is nothing that can be read to its end, and what was odd, one
+        of the constants of this module each.
+    """
+    from PIL import Image, ImageOps
+
+    if data is None:
+        return None, [NO_IMAGE]
+    if not data:
+        return None, [EMPTY]
+    odd = []
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data))
+        if getattr(image, "n_frames", 1) > 1:
+            odd.append(ANIMATED if image.format in ANIMATIONS else SEVERAL)
+        if _is_deep(image, data):
+            odd.append(DEEP)
+        turn = image.getexif().get(ORIENTATION_TAG, 1)
+        if is_check:
+            image.draft(None, (1, 1))
+        image.load()
+        if turn in range(2, 9):
+            image = ImageOps.exif_transpose(image)
+            odd.append(ROTATED)
+        image, remark = _to_rgb(image)
+    except Image.UnidentifiedImageError:
+        return None, [UNREADABLE]
+    except Image.DecompressionBombError:
+        return None, [TOO_LARGE]
+    except (OSError, EOFError) as error:
+        is_cut = "truncated" in str(error) or isinstance(error, EOFError)
+        return None, [CUT_SHORT if is_cut else UNREADABLE]
+    except MemoryError:
+        raise
+    except Exception:  # the readers of broken files raise whatever they like
+        return None, [UNREADABLE]
+    return image, odd + ([remark] if remark is not None and remark not in odd else [])
+
+
+def _is_deep(image: "Image", data: bytes) -> bool:
+    """Say whether a file that was opened and not yet loaded holds more than 8 bits a channel.
+
+    Pillow tells of grey ones by their mode; those with colours it cuts to 8 bits by itself.
+    """
+    if image.format == "TIFF":
+        return max(np.ravel(image.tag_v2.get(BITS_PER_SAMPLE, 8))) > 8  # type: ignore[attr-defined]
+    if image.format == "AVIF":  # the third byte of its configuration box
+        at = data.find(b"av1C")
+        return at >= 0 and bool(data[at + 6] & 0x40)
+    if image.format == "JPEG2000":  # count and depths of the channels, in the code stream's head
+        at = data.find(b"\xff\x4f\xff\x51") + 42
+        depths = data[at : at + 3 * data[at - 1] : 3]
+        return any((depth & 0x7F) > 7 for depth in depths)
+    tiles = [tile[3] for tile in getattr(image, "tile", [])]
+    if image.format == "PPM":
+        return any(isinstance(tile, tuple) and tile[-1] > 255 for tile in tiles)
+    return any(DEEP_MODES.search(str(tile)) for tile in tiles)
+
+
+def _to_rgb(image: "Image") -> "tuple[Image, str | None]":
+    """Convert every mode of Pillow, and say what that meant."""
+    from PIL import Image
+
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image, None
+    is_wide = mode.startswith(("I", "F"))
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or ("transparency" in image.info and not is_wide):
+        above = image.convert("RGBA")
+        if above.getchannel("A").getextrema()[0] == 255:  # nothing shines through
+            return above.convert("RGB"), None if mode == "RGBA" else OTHER_COLOURS
+        below = Image.new("RGBA", above.size, "white")
+        return Image.alpha_composite(below, above).convert("RGB"), TRANSPARENT
+    if mode in ("L", "1"):
+        return image.convert("RGB"), GREY
+    if is_wide:
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = values.max(initial=0)
+        scale = 255.0 if top <= 1 and mode == "F" else 1.0 if top <= 255 else 255.0 / 65535.0
+        grey = np.clip(np.round(values * scale), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB"), DEEP
+    return image.convert("RGB"), OTHER_COLOURS
+
+
+def count_pixels(data: bytes | None) -> int:
+    """Give height x width of an image file by its header alone; 0 where it cannot be read."""
+    from PIL import Image
+
+    try:
+        width, height = Image.open(io.BytesIO(data or b"")).size
+    except MemoryError:
+        raise
+    except Exception:
+        return 0
+    return width * height
+
+
+def to_square(
+    image: "Image", size: int, crop: float = 1.0, resample: int = 3
+) -> UInt8[ndarray, "size size 3"]:
+    """Cut out the central square and scale it, as evaluation transforms do.
+
+    Args:
+        image: RGB.
+        size: Side of the result in pixels.
+        crop: Side of the square as a share of the shorter side of the image.
+        resample: Pillow's filter; 3 is bicubic.
+    """
+    width, height = image.size
+    if (width, height) == (size, size) and crop == 1.0:
+        return np.asarray(image)
+    side = min(width, height) * crop
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), resample, box=box, reducing_gap=3.0))
+
+
+def image_columns(dataset: "Dataset") -> list[str]:
+    """List the columns that hold one image a row.
+
+    A struct of bytes and path, as parquet holds images that another writer made, counts too.
+    """
+    return [
+        name
+        for name, kind in dataset.features.items()
+        if type(kind).__name__ == "Image" or is_file_struct(kind)
+    ]
+
+
+def undecoded(dataset: "Dataset", column: str) -> "Dataset":
+    """Give the one column of images as files, not as pictures."""
+    from datasets import Image
+
+    return dataset.select_columns([column]).cast_column(column, Image(decode=False))

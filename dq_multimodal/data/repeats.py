@@ -1,0 +1,114 @@
+"""Rows that repeat another row exactly: the same text, or the same image file."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.text import TextAdapter
+from dq_multimodal.config import CompressConfig
+from dq_multimodal.data.pixels import read_bytes, undecoded
+from dq_multimodal.data.row_files import measure_outside
+from dq_multimodal.data.row_sizes import cut_rows
+from dq_multimodal.data.stream import Stream
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BLOCK_ROWS, IMAGE_ROWS = 4096, 64
+N_SHOWN = 8
+
+
+def note_repeats(
+    dataset: "Dataset | Stream", adapter: Adapter | None, request: CompressConfig
+) -> list[str]:
+    """Say in one line how many rows repeat a row before them exactly; nothing if none does.
+
+    Args:
+        dataset: The rows.
+        adapter: What reads them; None has nothing to compare.
+        request: The settings.
+    """
+    rows = find_repeats(dataset, adapter).tolist()
+    if not rows:
+        return []
+    what = "image file" if isinstance(adapter, ImageAdapter) else "text, white space apart"
+    verb = "rows repeat a row before them" if len(rows) > 1 else "row repeats a row before it"
+    shown = ", ".join(map(str, rows[:N_SHOWN])) + (", ..." if len(rows) > N_SHOWN else "")
+    advice = "; --drop-duplicates puts near-duplicates last" * (request.drop_duplicates is None)
+    return [
+        f"{len(rows):,} {verb} exactly (the same {what}): row{'s' * (len(rows) > 1)} {shown}"
+        + advice
+    ]
+
+
+def find_repeats(dataset: "Dataset | Stream", adapter: Adapter | None) -> Int[ndarray, " k"]:
+    """Find the rows that repeat a row before them exactly, ascending.
+
+    Texts are compared whole, but for white space, as they were read for their lengths. Of image
+    files those are read that are as long as another; a stream is read once more. Rows without
+    text or file repeat nothing.
+    """
+    if isinstance(adapter, TextAdapter):
+        rows = np.flatnonzero(adapter.lengths())
+        keys = adapter.text_hashes[rows]
+    elif isinstance(adapter, ImageAdapter):
+        rows = np.arange(len(dataset))
+        if not isinstance(dataset, Stream):
+            sizes = _file_sizes(undecoded(dataset, adapter.column), adapter.column)
+            _, code, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+            rows = np.flatnonzero((counts[code] > 1) & (sizes > 0))
+        found = digest_rows(dataset, adapter, rows)
+        pairs = [(row, int.from_bytes(digest[:8], "big", signed=True)) for row, digest in found]
+        rows, keys = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    else:
+        return np.zeros(0, dtype=np.int64)
+    order = np.argsort(keys, kind="stable")
+    is_repeat = keys[order[1:]] == keys[order[:-1]]
+    return np.sort(rows[order[1:][is_repeat]])
+
+
+def digest_rows(
+    dataset: "Dataset | Stream", adapter: Adapter, rows: Int[ndarray, " k"] | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Hash the text, white space apart, or the image file of rows; those without any are left out.
+
+    Args:
+        dataset: The rows.
+        adapter: What reads them.
+        rows: Row numbers, ascending; None is all.
+
+    Yields:
+        Row number and hash.
+    """
+    sizes = adapter.lengths()
+    rows = np.arange(len(sizes)) if rows is None else rows
+    is_image = isinstance(adapter, ImageAdapter)
+    files = undecoded(dataset, adapter.column) if isinstance(adapter, ImageAdapter) else dataset
+    for start, stop in cut_rows(sizes[rows], IMAGE_ROWS if is_image else BLOCK_ROWS):
+        some = rows[start:stop]
+        contents: Iterator[bytes | None] = iter(())
+        if isinstance(adapter, ImageAdapter):
+            contents = map(read_bytes, files[some.tolist()][adapter.column])
+        elif isinstance(adapter, TextAdapter):
+            contents = (" ".join(text.split()).encode() for text in adapter.texts(some))
+        for row, content in zip(some.tolist(), contents, strict=False):
+            if content:
+                yield row, hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _file_sizes(files: "Dataset", column: str) -> Int[ndarray, " n"]:
+    """Give the bytes of the file of every row, 0 where there is none; no file is read."""
+    import pyarrow.compute as pc
+
+    inside = pc.binary_length(pc.struct_field(files.data.column(column), "bytes"))
+    sizes = pc.fill_null(inside, 0).to_numpy().astype(np.int64)
+    places = np.arange(len(sizes))
+    if files._indices is not None:
+        places = files._indices.column(0).to_numpy()
+    return sizes[places] + measure_outside(files.data.table, files.features, places)

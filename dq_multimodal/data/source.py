@@ -1,0 +1,314 @@
+"""Where the rows come from: a Hub dataset, local files or a folder, or a dataset in memory."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dq_multimodal.config import InputError
+from dq_multimodal.data.local import SAVED_MARKS, is_local, load_local
+from dq_multimodal.data.row_files import (
+    CARD_FILES,
+    RowFiles,
+    admit,
+    check_configs,
+    folder_files,
+    has_files,
+    hash_files,
+    read_configs,
+)
+from dq_multimodal.data.splits import take_slice
+from dq_multimodal.data.stream import Stream, first_line, open_stream, reading
+from dq_multimodal.files import expand_home
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TABLES = ("arrow", "cache", "csv", "hdf5", "iceberg", "json", "lance", "pandas", "parquet", "sql")
+"""Builders of `datasets` whose rows come from a table that another may have written."""
+HASHED_ROWS = 1000
+LICENCE = ("license", "license_name", "license_link")
+"""Keys of a card that say it."""
+OLD_PIN = ", or an earlier release pinned it, without the folders of its files: compress it again"
+MEMORY = "dataset"
+"""The name of a dataset that came as an object and not by name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded dataset and where it is from.
+
+    Attributes:
+        dataset: All its rows, memory-mapped, without a format or transform; or a stream of them.
+        origin: What config.yaml records: kind, name, split, and what pins the content (the commit
+            of a Hub dataset, the hashes of local files, the fingerprint of an object), and the
+            number of rows, of a stream once they have been counted; and the folder in which rows
+            may name files, where one was given, and the hash of these files.
+        files: The data files themselves, where they are on this machine.
+        check: Raises if one of these files has changed since it was pinned.
+        note: What lies beside these files in their folder and is not read.
+    """
+
+    dataset: "Dataset | Stream"
+    origin: dict[str, Any]
+    files: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
+    note: str | None = None
+
+
+def load_source(
+    name: str,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    field: str | None = None,
+    streaming: bool = False,
+    n_rows: int | None = None,
+    image_folder: str | None = None,
+) -> Source:
+    """Load a dataset by Hub id or local path, and pin what was loaded.
+
+    Args:
+        name: OWNER/NAME on the Hub; a .parquet, .json, .jsonl or .csv file or glob of one kind; a
+            folder made by `save_to_disk`; or a folder of such files.
+        split: Name or slice, as `datasets.load_dataset` takes it.
+        config_name: Configuration of a Hub dataset or of a folder.
+        revision: Branch, tag or commit of a Hub dataset.
+        field: Key of local JSON files under which the list of rows is.
+        streaming: Read the rows as a stream, pass by pass.
+        n_rows: Rows of that stream, where they are known.
+        image_folder: Folder in which rows may name files beside the source's own.
+
+    Raises:
+        InputError: If it cannot be found, reached or read, has no rows, or a row names a file that
+            it may not name.
+    """
+    with reading(name):
+        if not is_local(name):
+            if field is not None:
+                raise InputError(f"field is for local .json files, and {name} is on the Hub")
+            own = folder_files(image_folder)
+            source = _load_from_hub(name, split, config_name, revision, streaming, n_rows, own)
+        elif revision is not None:
+            raise InputError(f"revision is for the Hub, and {name} is local")
+        else:
+            found = load_local(
+                name,
+                split,
+                config_name=config_name,
+                field=field,
+                streaming=streaming,
+                n_rows=n_rows,
+                image_folder=image_folder,
+            )
+            source = Source(found.dataset, found.origin, found.files, found.check, found.note)
+    if not streaming and not len(source.dataset):
+        raise InputError(f"{name} has no rows in split {split!r}")
+    if image_folder is not None:
+        source.origin.update(_pin_folder(source.dataset, image_folder))
+    return source
+
+
+def _pin_folder(dataset: "Dataset | Stream", image_folder: str) -> dict[str, str]:
+    """Give what an origin records of the folder in which rows name files, and of these files."""
+    names = [name for name, kind in dataset.features.items() if has_files(kind)]
+    files = dataset.select_columns(names).with_format("arrow")
+    return {
+        "image_files": hash_files(files.iter(HASHED_ROWS), files.features),
+        "image_folder": str(expand_home(image_folder).absolute()),
+    }
+
+
+def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
+    """Load the rows that a config.yaml recorded, and make sure that they are the same.
+
+    Of a stream, the number of rows is checked by every whole pass over it.
+
+    Raises:
+        InputError: If they cannot be had or have changed.
+    """
+    if origin["kind"] == "memory":
+        raise InputError("the source was a dataset in memory, which is not recorded")
+    if origin.get("image_files") and not origin.get("image_folder"):
+        raise InputError("the source names files in a folder of the machine that it was read on")
+    source = load_source(
+        origin.get("path") or origin["name"],
+        split=origin["split"],
+        config_name=origin.get("config_name"),
+        revision=origin.get("revision"),
+        field=origin.get("field"),
+        streaming=streaming,
+        n_rows=origin["rows"],
+        image_folder=origin.get("image_folder"),
+    )
+    source.origin.setdefault("rows", origin["rows"])
+    if not is_same_source(origin, source.origin):
+        old = "" if "names" in origin or origin["kind"] != "folder" else OLD_PIN
+        raise InputError(f"{origin['name']} is not what it was: its content has changed{old}")
+    return source
+
+
+def is_same_source(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Say whether two origins are of the same rows, one of an earlier release as far as it says."""
+    has_names = "names" in before
+    return pin_of(before, has_names) == pin_of(now, has_names)
+
+
+def pin_of(origin: dict[str, Any], has_names: bool = True) -> Any:
+    """Give the part of an origin that says which rows it was."""
+    part = [origin.get(key) for key in ("rows", "split", "config_name")]
+    part += [origin[key] for key in ("field", "image_files") if origin.get(key)]
+    if "files" in origin:
+        names = [[file["name"] for file in origin["files"]]] if has_names else []
+        return [file["sha256"] for file in origin["files"]], *names, *part
+    return origin.get("revision") or origin.get("fingerprint"), *part
+
+
+def from_memory(
+    dataset: "Dataset", split: str = "train", image_folder: str | None = None
+) -> Source:
+    """Wrap a dataset object, or the slice of it that the split asks for.
+
+    Raises:
+        InputError: If it is another kind of object, has no rows, or a row names a file that it may
+            not name: a dataset made in Python may name any on this machine, one that was read from
+            a table or made by save_to_disk those of the folder only.
+    """
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        raise InputError(
+            f"dataset must be a Hub id, a path or a datasets.Dataset, got {type(dataset).__name__}"
+        )
+    files = dataset.cache_files
+    dataset = take_slice(dataset.with_format(None), split)
+    if not len(dataset):
+        raise InputError("the dataset has no rows")
+    origin: dict[str, Any] = {"kind": "memory", "name": MEMORY, "split": split}
+    own = folder_files(image_folder)
+    is_saved = any(Path(file["filename"]).with_name(SAVED_MARKS[0]).exists() for file in files)
+    is_own = not is_saved and dataset.info.builder_name not in TABLES
+    admitted = admit(dataset, replace(own, is_own=is_own), MEMORY)
+    origin |= {"fingerprint": dataset._fingerprint, "rows": len(dataset)}
+    if image_folder is not None:
+        origin |= _pin_folder(admitted, image_folder)
+    return Source(admitted, origin)
+
+
+def _load_from_hub(
+    name: str,
+    split: str,
+    config_name: str | None,
+    revision: str | None,
+    streaming: bool,
+    n_rows: int | None,
+    own: RowFiles,
+) -> Source:
+    import datasets
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import HfHubHTTPError, httpx
+
+    licence: dict[str, Any] = {}
+    names = {name}
+    try:
+        info = HfApi().dataset_info(name, revision=revision)
+        commit = info.sha
+        names.add(info.id)  # another where the repository was renamed
+        stated = info.card_data.to_dict() if info.card_data else {}
+        licence = {key: stated[key] for key in LICENCE if stated.get(key)}
+        loaded: Dataset | Stream
+        present = {file.rfilename for file in info.siblings or []}
+        cards = [
+            Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+            for file in CARD_FILES
+            if file in present
+        ]
+        check_configs(read_configs(cards), name, repository=name)
+        if streaming:
+            own = replace(own, roots=tuple(f"hf://datasets/{n}@{commit}/" for n in names))
+            loaded = open_stream(
+                name, name, config_name, split=split, n_rows=n_rows, own=own, revision=commit
+            )
+        else:
+            loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
+    except RevisionNotFoundError as error:
+        raise InputError(f"{name} on the Hub has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"no dataset {name} on the Hub that this token may read, and no local path {name}"
+        ) from error
+    except HFValidationError as error:
+        raise InputError(f"{name!r} is neither a local path nor a Hub id OWNER/NAME") from error
+    except HfHubHTTPError as error:
+        raise InputError(f"the Hub refused to show {name}: {first_line(error)}") from error
+    except (httpx.HTTPError, ConnectionError) as error:
+        if streaming:
+            raise InputError(f"the Hub is out of reach, and {name} is to be a stream") from error
+        loaded, commit = _load_from_cache(name, split, config_name, revision)
+    origin = {"kind": "hub", "name": name, "split": split, "config_name": config_name}
+    origin |= {"revision": commit, "license": None, **licence}
+    if streaming:
+        return Source(loaded, origin)
+    own = replace(own, roots=tuple(_cache_of(n, commit) for n in names))
+    loaded = admit(loaded, own, name)
+    return Source(loaded, {**origin, "rows": len(loaded)})
+
+
+def _cache_of(name: str, commit: str | None) -> str:
+    """Give the folder in which the cache holds the files of a commit, with a slash behind it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    repo = repo_folder_name(repo_id=name, repo_type="dataset")
+    return os.path.abspath(f"{HF_HUB_CACHE}/{repo}/snapshots/{commit}") + os.sep  # noqa: PTH100
+
+
+def _load_from_cache(
+    name: str, split: str, config_name: str | None, revision: str | None
+) -> tuple["Dataset", str | None]:
+    """Load what the cache holds of a Hub dataset, and read the commit off its path."""
+    import datasets
+
+    try:
+        with hub_offline():
+            loaded = datasets.load_dataset(name, config_name, split=split)
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        raise InputError(
+            f"the Hub is out of reach and {name} is not in the local cache: give a local "
+            "file, or see recipes/configs/demo.yaml (`make demo`), which needs no network"
+        ) from error
+    paths = " ".join(file["filename"] for file in loaded.cache_files)
+    found = re.search(r"[\\/]([0-9a-f]{40})[\\/]", paths)
+    commit = found.group(1) if found else None
+    if revision is not None and revision != commit:
+        raise InputError(
+            f"the Hub is out of reach: revision {revision!r} of {name} cannot be looked up, and "
+            f"the cache holds {commit or 'one without a commit'}"
+        )
+    return loaded, commit
+
+
+@contextmanager
+def hub_offline() -> Iterator[None]:
+    """Make the Hugging Face libraries use their caches at once, without minutes of retries."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    holders: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [holder.HF_HUB_OFFLINE for holder in holders]
+    for holder in holders:
+        holder.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            holder.HF_HUB_OFFLINE = value

@@ -1,0 +1,1 @@
+"""Encoders and classifiers: where they are, and how they load."""

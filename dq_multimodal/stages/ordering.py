@@ -1,0 +1,411 @@
+"""From embeddings to bins, to an order of the rows by the method asked for, to their weights."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from threading import Timer
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+from numpy import ndarray
+
+from dq_multimodal.config import (
+    CompressConfig,
+    InputError,
+    Method,
+    Similarity,
+    count_kept,
+    count_parts,
+)
+from dq_multimodal.core import (
+    Bins,
+    Scores,
+    adaptive_weights,
+    bin_importance,
+    make_bins,
+    one_bin,
+    order_rows,
+    partition_rows,
+    put_one_of_each_first,
+)
+from dq_multimodal.core.balance import balance_rows, draw_balanced
+from dq_multimodal.core.coverage import cover_rows, weigh_by_nearest
+from dq_multimodal.core.difficulty import ccs_strata, dual_propensity
+from dq_multimodal.core.duplicates import find_duplicates
+from dq_multimodal.core.hashing import hash_numbers
+from dq_multimodal.core.order import cap_rows, count_capped, put_last
+from dq_multimodal.core.target import mix_orders
+from dq_multimodal.distributed.shares import make_bins_together
+from dq_multimodal.stages.marks import Marks, find_noise
+
+COMPILE_SECONDS = 1.0
+"""Where compilation takes longer, a line says so."""
+
+BinsKind = Literal["dq", "graphcut", "coverage", "blocks", "none"]
+"""What the bin, rank and gain columns hold: DQ's bins, one greedy run by the gains of GraphCut or
+of coverage, the leaves of a tree from left to right, or nothing."""
+
+
+def bins_kind(method: Method) -> BinsKind:
+    """Say which bins a method needs."""
+    if method in ("graphcut", "coverage", "blocks"):
+        return method
+    return "dq" if method in ("dq", "adq") else "none"
+
+
+def part_rows(
+    embeddings: ndarray, partition: str, similarity: Similarity
+) -> tuple[Int[ndarray, " n"], list[str]]:
+    """Part the rows by k-means, with a progress bar; the parts are strata of the bins.
+
+    They do not depend on the seed of the run: another seed is another draw from the same bins.
+
+    Returns:
+        Code of every row, and the label of every code.
+    """
+    from tqdm import tqdm
+
+    n_parts = count_parts(partition, len(embeddings))
+    with tqdm(total=len(embeddings), desc="partition", unit="row") as bar:
+        codes = partition_rows(embeddings, n_parts, similarity, on_rows=bar.update)
+    return codes, [f"part {code}" for code in range(int(codes.max()) + 1)]
+
+
+def strata_to_share(strata: Int[ndarray, " n"], partition: str | None) -> Int[ndarray, " n"]:
+    """Give the strata among which random selection shares its rows: parts of a partition are none.
+
+    Args:
+        strata: Stratum of every row as selection.parquet has it.
+        partition: That of the request.
+    """
+    return strata if partition is None else np.zeros_like(strata)
+
+
+def bin_rows(
+    embeddings: ndarray,
+    strata: Int[ndarray, " n"],
+    kind: BinsKind,
+    n_bins: int,
+    similarity: Similarity,
+    n_left: int = 0,
+    **where: Any,
+) -> Bins:
+    """Make the bins of greedy GraphCut runs, with a progress bar; see `make_bins_together`."""
+    from tqdm import tqdm
+
+    compile_picks(embeddings.dtype)
+    with tqdm(total=len(strata), desc="select", unit="row") as bar:
+        return make_bins_together(
+            embeddings,
+            1 if kind == "graphcut" else n_bins,
+            similarity,
+            strata,
+            n_left=n_left,
+            on_picks=bar.update,
+            **where,
+        )
+
+
+def compile_picks(dtype: np.dtype) -> None:
+    """Have the loops of the greedy compiled for a type of embeddings; says so where it takes long.
+
+    They are kept, so this takes a moment from the second run on. Enough rows are binned for pools
+    to be drawn and checked.
+    """
+    line = "compiling the loops of the selection, about 20 s, once for this type of embeddings"
+    slow = Timer(COMPILE_SECONDS, partial(print, line, file=sys.stderr, flush=True))
+    slow.start()
+    try:
+        rows = np.cos(np.outer(np.arange(1500), np.arange(1, 41)))
+        make_bins(rows.astype(dtype), 10)
+    finally:
+        slow.cancel()
+
+
+def count_left(config: dict[str, Any], model: str = "embedding") -> int:
+    """Give the numbers of the left factor where embeddings are outer products, else 0."""
+    return ((config[model] or {}).get("factors") or [0])[0]
+
+
+def bin_by_method(
+    embeddings: ndarray,
+    strata: Int[ndarray, " n"],
+    kind: BinsKind,
+    request: CompressConfig,
+    marks: Marks,
+    n_left: int = 0,
+    where: dict[str, Any] | None = None,
+) -> tuple[Bins, Marks]:
+    """Make the bins that a method needs, and for coverage the record of the nearest rows.
+
+    Rows that cannot be read or are likely to be labelled wrong are left out of coverage: they are
+    not covered, cover nothing, have a gain of NaN and the last ranks of their stratum.
+
+    Args:
+        embeddings: (n, d) numbers.
+        strata: Stratum of every row.
+        kind: Which bins.
+        request: The settings.
+        marks: What else is known of the rows.
+        n_left: Numbers of the left factor where embeddings are outer products.
+        where: What `make_bins_together` takes beside.
+    """
+    from tqdm import tqdm
+
+    if kind in ("dq", "graphcut"):
+        bins = bin_rows(
+            embeddings, strata, kind, request.n_bins, request.similarity, n_left, **(where or {})
+        )
+        return bins, replace(marks, nearest=None)
+    n_rows, marks = len(strata), replace(marks, nearest=None)
+    with tqdm(total=n_rows, desc="select", unit="row") as bar:
+        if kind == "blocks":
+            rank = balance_rows(embeddings, strata, on_rows=bar.update)
+            gain = np.full(n_rows, np.nan)
+            return Bins(np.zeros(n_rows, dtype=np.int64), rank, gain, strata), marks
+        is_out = find_noise(marks, replace(request, method="coverage"), n_rows)
+        is_out |= False if marks.unreadable is None else marks.unreadable
+        rows = np.flatnonzero(~is_out)
+        weights = None if marks.difficulty is None else marks.difficulty[rows].astype(np.float64)
+        some = embeddings if len(rows) == n_rows else embeddings[rows]
+        found = cover_rows(some, strata[rows], weights, on_picks=bar.update)
+    gain, rank = np.full(n_rows, np.nan), np.zeros(n_rows, dtype=np.int64)
+    gain[rows] = found.gain
+    place = np.arange(n_rows)
+    place[rows] = found.rank
+    at = np.lexsort((place, is_out, strata))  # those left out come last, by row number
+    rank[at] = np.arange(n_rows) - np.searchsorted(strata[at], strata[at])
+    counts = np.zeros(n_rows, dtype=np.int64)
+    counts[rows] = np.diff(found.nearest[0])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    bins = Bins(np.zeros(n_rows, dtype=np.int64), rank, gain, strata)
+    return bins, replace(marks, nearest=(starts, found.nearest[1]))
+
+
+def mark_duplicates(
+    embeddings: ndarray,
+    bins: Bins,
+    request: CompressConfig,
+    scores: Scores | None,
+    marks: Marks,
+) -> Marks:
+    """Find the near-duplicates of every row that comes before it in the order of the method."""
+    from tqdm import tqdm
+
+    assert request.drop_duplicates is not None
+    order = order_by_method(bins, request, scores, marks)
+    with tqdm(desc="duplicates", unit="pair", unit_scale=True) as bar:
+        found = find_duplicates(embeddings, order, request.drop_duplicates, on_pairs=bar.update)
+    return replace(marks, duplicate_of=found)
+
+
+def order_by_method(
+    bins: Bins,
+    request: CompressConfig,
+    scores: Scores | None,
+    marks: Marks | None = None,
+) -> Int[ndarray, " n"]:
+    """Put the rows in the order of a method; bins must be of its kind.
+
+    Rows that are likely to be labelled wrong come after the others, which are shared out as if
+    these were not there. Then the rows picked for a target are mixed in, near-duplicates go to
+    the end (of each group the first in this order stays), and no value of the column cap_by goes
+    over its cap. Rows that cannot be read come last of all.
+
+    Raises:
+        InputError: If the method is adq and there are no scores, or it needs dynamics and there
+            are none.
+    """
+    marks, n_rows = marks or Marks(), len(bins)
+    readable = marks.readable(n_rows)
+    is_last = find_noise(marks, request, n_rows)
+    if request.method in ("ccs", "dual"):
+        is_last |= np.isnan(_known(marks.aum, request))
+    first, last = readable[~is_last[readable]], readable[is_last[readable]]
+    place = np.full(n_rows, -1, dtype=np.int64)
+    place[first] = _order_rows(bins.take(first), request, scores, marks, first)
+    by_chance = order_rows(one_bin(bins.stratum[last]), seed=request.seed, rows=last)
+    place[last] = len(first) + by_chance
+    found = place[readable]
+    if marks.target_rank is not None:
+        picked = np.where(is_last, -1, marks.target_rank)[readable]
+        found = mix_orders(picked, found, request.target_share)
+    if marks.duplicate_of is not None:
+        own = np.where(marks.duplicate_of < 0, np.arange(n_rows), marks.duplicate_of)[readable]
+        found = put_last(found, _is_repeated(own, found))
+    if marks.group is not None and request.cap is not None:
+        found = cap_rows(found, marks.group[readable], request.cap)
+    if request.keep_every_class:
+        found = put_one_of_each_first(found, bins.stratum[readable])
+    order = np.empty(n_rows, dtype=np.int64)
+    order[readable] = found
+    if marks.unreadable is not None:
+        order[marks.unreadable] = np.arange(len(readable), n_rows)
+    return order
+
+
+def _order_rows(
+    bins: Bins,
+    request: CompressConfig,
+    scores: Scores | None,
+    marks: Marks,
+    rows: Int[ndarray, " k"],
+) -> Int[ndarray, " k"]:
+    """Put some rows in the order of the method alone."""
+    method, seed = request.method, request.seed
+    if method == "random":
+        strata = strata_to_share(bins.stratum, request.partition)
+        return order_rows(one_bin(strata), seed=seed, rows=rows)
+    if method == "ccs":
+        found = Bins(
+            bin=ccs_strata(_known(marks.aum, request)[rows].astype(np.float64)),
+            rank=np.zeros(len(rows), dtype=np.int64),
+            gain=np.full(len(rows), np.nan),
+            stratum=np.zeros(len(rows), dtype=np.int64),
+        )
+        return order_rows(found, np.ones(len(np.unique(found.bin))), seed=seed, rows=rows)
+    if method == "dual":
+        chance = dual_propensity(
+            _known(marks.dual, request)[rows].astype(np.float64),
+            _known(marks.confidence, request)[rows].astype(np.float64),
+            request.keep_ratio,
+        )
+        return _draw_by_chance(chance, seed, rows)
+    if method == "blocks":
+        rank = draw_balanced(bins.rank, bins.stratum, seed, rows)
+        return order_rows(Bins(bins.bin, rank, bins.gain, bins.stratum), draw="rank")
+    draw = "rank" if method in ("graphcut", "coverage") else request.draw
+    weights = weigh_bins(bins, request, scores) if method == "adq" else None
+    return order_rows(bins, weights, draw=draw, seed=seed, rows=rows)
+
+
+def _known(column: ndarray | None, request: CompressConfig) -> ndarray:
+    if column is None:
+        raise InputError(
+            f"{request.method} needs the training dynamics of the rows, of 2 epochs or more, and "
+            "this run has none: compress the source with --dynamics"
+        )
+    return column
+
+
+def _draw_by_chance(
+    chance: Float[ndarray, " n"], seed: int, rows: Int[ndarray, " n"]
+) -> Int[ndarray, " n"]:
+    """Draw rows one after the other, each with a chance in proportion to its number.
+
+    The order of -log(u) / chance with u uniform is such a sample without replacement (Efraimidis
+    and Spirakis 2006). Rows of chance 0 come last.
+    """
+    uniform = ((hash_numbers(seed, rows.astype(np.uint64)) >> np.uint64(11)) + 0.5) * 2.0**-53
+    with np.errstate(divide="ignore"):
+        keys = np.log(-np.log(uniform)) - np.log(chance)
+    place = np.empty(len(rows), dtype=np.int64)
+    place[np.lexsort((uniform, keys))] = np.arange(len(rows))
+    return place
+
+
+def _is_repeated(group: Int[ndarray, " n"], place: Int[ndarray, " n"]) -> Bool[ndarray, " n"]:
+    """Mark all but the first row of every group."""
+    at = np.argsort(place)
+    found = np.ones(len(place), dtype=bool)
+    found[at[np.unique(group[at], return_index=True)[1]]] = False
+    return found
+
+
+def weigh_rows(
+    bins: Bins, request: CompressConfig, marks: Marks, is_kept: Bool[ndarray, " n"]
+) -> Float32[ndarray, " n"] | None:
+    r"""Give every kept row its weight in the loss, mean 1 over the kept rows; 0 for the others.
+
+    Coverage: how many rows of its stratum a kept row stands for, those whose nearest kept row it
+    is (CRAIG, arXiv:1906.01827). In a row's record of nearest rows the last one that is kept
+    counts. Rows that coverage left out stand for themselves only. adq and ccs: rows over kept rows
+    of its bin, or of its stratum of AUM, which is the inverse of the share that was kept.
+
+    Returns:
+        None where all kept rows weigh the same: for the other methods, and with a target, whose
+        rows are more than they stand for on purpose.
+    """
+    if marks.target_rank is not None or request.method not in ("coverage", "adq", "ccs"):
+        return None
+    if request.method == "coverage":
+        assert marks.nearest is not None
+        counts = weigh_by_nearest(marks.nearest, bins.rank, bins.stratum, is_kept)
+        weights = np.where(is_kept, np.maximum(counts, 1), 0).astype(np.float64)
+    else:
+        groups = bins.stratum * (int(bins.bin.max()) + 1) + bins.bin
+        if request.method == "ccs":
+            groups = np.full(len(bins), -1)
+            is_first = ~find_noise(marks, request, len(bins)) & ~np.isnan(
+                _known(marks.aum, request)
+            )
+            if marks.unreadable is not None:
+                is_first &= ~marks.unreadable
+            groups[is_first] = ccs_strata(_known(marks.aum, request)[is_first].astype(np.float64))
+        codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
+        readable = marks.readable(len(bins))
+        held = np.bincount(codes[readable], minlength=int(codes.max()) + 1)
+        kept = np.bincount(codes, weights=is_kept, minlength=len(held))
+        weights = np.where(is_kept, held[codes] / np.maximum(kept[codes], 1), 0.0)
+    return (weights / weights[is_kept].mean()).astype(np.float32)
+
+
+def count_subset(
+    strata: Int[ndarray, " n"],
+    request: CompressConfig,
+    marks: Marks | None = None,
+) -> int:
+    """Give the rows of the subset: keep_rows, or round(keep_ratio * those that can be read).
+
+    With keep_every_class at least as many as there are strata with such a row.
+
+    Raises:
+        InputError: If that is none, or more than there are or the cap allows.
+    """
+    marks = marks or Marks()
+    rows = marks.readable(len(strata))
+    what = "rows" if len(rows) == len(strata) else "rows whose image can be decoded"
+    if not len(rows):
+        raise InputError(
+            f"none of the {len(strata):,} images can be decoded, so there is nothing to keep "
+            "(--keep-unreadable keeps such rows)"
+        )
+    if request.keep_rows is not None:
+        if request.keep_rows > len(rows):
+            raise InputError(
+                f"keep_rows must be at most the {len(rows):,} {what}, got {request.keep_rows:,}"
+            )
+        n_kept = request.keep_rows
+    elif request.keep_every_class:
+        n_kept = round(request.keep_ratio * len(rows))
+    else:
+        n_kept = count_kept(len(rows), request.keep_ratio, what)
+    if request.keep_every_class:
+        n_kept = max(n_kept, len(np.unique(strata[rows])))
+    if marks.group is not None and request.cap is not None:
+        n_most = count_capped(marks.group[rows], request.cap)
+        if n_kept > n_most:
+            raise InputError(
+                f"a cap of {request.cap:g} on {request.cap_by} leaves at most {n_most:,} rows, and "
+                f"{n_kept:,} were asked for"
+            )
+    return n_kept
+
+
+def check_scores(scores: Scores | None) -> Scores:
+    """Raise if there are no scores."""
+    if scores is None:
+        raise InputError(
+            "adq needs the scores of the bins, and this run has none (its method was another): "
+            "compress the source with --method adq, or draw by another method, such as --method dq"
+        )
+    return scores
+
+
+def weigh_bins(
+    bins: Bins, request: CompressConfig, scores: Scores | None
+) -> Float[ndarray, " groups"]:
+    """Give the weight of every (stratum, bin) that the settings of adq ask for."""
+    importance = bin_importance(check_scores(scores), request.importance, request.norm)
+    return adaptive_weights(bins, importance, request.alpha)

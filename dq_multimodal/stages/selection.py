@@ -1,0 +1,312 @@
+"""The two tables that record an order: selection.parquet and bins.parquet."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from dq_multimodal.config import CompressConfig, InputError
+from dq_multimodal.core import Bins, Scores, bin_importance
+from dq_multimodal.core.importance import group_rows
+from dq_multimodal.data.columns import read_classes
+from dq_multimodal.data.stream import first_line
+from dq_multimodal.files import open_parquet, write_table
+from dq_multimodal.report.summary import show_name
+from dq_multimodal.stages.marks import MARK_TYPES, NONE_IS_NULL, Marks
+from dq_multimodal.stages.ordering import BinsKind, count_subset, weigh_bins, weigh_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+NO_LABEL = "(no label)"
+
+SCORES = ("representativeness", "diversity", "importance")
+
+SELECTION_FILE = "selection.parquet"
+BINS_FILE = "bins.parquet"
+TYPES = {
+    SELECTION_FILE: {
+        "row": "int64",
+        "stratum": "int32",
+        "bin": "int32",
+        "rank": "int32",
+        "gain": "double",
+        "order": "int64",
+        "kept": "bool",
+    },
+    BINS_FILE: {
+        "stratum": "int32",
+        "label": "string",
+        "bin": "int32",
+        "size": "int64",
+        **dict.fromkeys(SCORES, "double"),
+        "weight": "double",
+        "kept": "int64",
+    },
+}
+"""Columns of the two tables, with their types."""
+MAY_BE_NULL = ("bin", "rank", "gain", *SCORES, *NONE_IS_NULL)
+BELOW_ROWS = {
+    SELECTION_FILE: (
+        *("row", "stratum", "bin", "rank", "order"),
+        *("nearest", "duplicate_of", "group", "target_rank"),
+    ),
+    BINS_FILE: ("bin",),
+}
+"""Numbers of at least 0 and less than the rows of the table."""
+MAX_ROWS_A_BYTE = 4
+"""An order of rows takes some two bytes a row at least: a file that claims more than this lies."""
+
+
+def read_strata(
+    dataset: "Dataset", column: str | None
+) -> tuple[Int[ndarray, " n"], list[str], int | None]:
+    """Number the strata of a dataset by its label column; rows without a label are the last one.
+
+    Returns:
+        Code of every row, the label of every code, and the code of the rows without a label; None
+        where all have one.
+
+    Raises:
+        InputError: If there is no such column, or its values are not plain.
+    """
+    if column is None:
+        return np.zeros(len(dataset), dtype=np.int64), [""], None
+    if column not in dataset.column_names:
+        raise InputError(f"no column {column}: the dataset has {', '.join(dataset.column_names)}")
+    classes, names = read_classes(dataset, column)
+    present, codes = np.unique(np.where(classes < 0, len(names), classes), return_inverse=True)
+    none = NO_LABEL
+    while none in names:  # a label of that very text
+        none = f"({none})"
+    labels = [(*names, none)[code] for code in present]
+    unlabelled = len(labels) - 1 if present[-1] == len(names) else None
+    return codes.reshape(-1).astype(np.int64), labels, unlabelled
+
+
+def write_selection(
+    folder: Path,
+    bins: Bins,
+    kind: BinsKind,
+    order: Int[ndarray, " n"],
+    request: CompressConfig,
+    labels: list[str],
+    scores: Scores | None,
+    marks: Marks,
+) -> None:
+    """Write selection.parquet, one row a source row, and bins.parquet, one row a (stratum, bin).
+
+    Args:
+        folder: The run folder.
+        bins: Bins of all rows.
+        kind: What they are.
+        order: Place of every row in the order of the method.
+        request: The settings.
+        labels: Label of every stratum.
+        scores: Scores of the bins.
+        marks: What else is known of the rows; there is a column for each mark.
+    """
+    import pyarrow as pa
+
+    n_rows = len(bins)
+    is_kept = order < count_subset(bins.stratum, request, marks)
+    has_none = np.full(n_rows, kind == "none")
+    selection = pa.table(
+        {
+            "row": pa.array(np.arange(n_rows)),
+            "stratum": pa.array(bins.stratum.astype(np.int32)),
+            "bin": pa.array(bins.bin.astype(np.int32), mask=has_none),
+            "rank": pa.array(bins.rank.astype(np.int32), mask=has_none),
+            "gain": pa.array(bins.gain, mask=has_none),
+            "order": pa.array(order),
+            "kept": pa.array(is_kept),
+        }
+    )
+    for name, column in marks.columns().items():
+        selection = selection.append_column(pa.field(name, column.type), column)
+    write_table(selection, folder / SELECTION_FILE)
+    table = tabulate_bins(bins, kind, is_kept, request, labels, scores, marks)
+    write_table(table, folder / BINS_FILE)
+
+
+def tabulate_bins(
+    bins: Bins,
+    kind: BinsKind,
+    is_kept: Bool[ndarray, " n"],
+    request: CompressConfig,
+    labels: list[str],
+    scores: Scores | None,
+    marks: Marks,
+) -> "pa.Table":
+    """Make the table of bins.parquet: one row a (stratum, bin)."""
+    import pyarrow as pa
+
+    strata, numbers, sizes = group_rows(bins)
+    width = int(numbers.max()) + 1
+    has_none = np.full(len(sizes), kind == "none")
+    found = {name: pa.nulls(len(sizes), pa.float64()) for name in SCORES}
+    if scores is not None and kind == "dq":
+        importance = bin_importance(scores, request.importance, request.norm)
+        for name, values in zip(
+            SCORES, (scores.representativeness, scores.diversity, importance), strict=True
+        ):
+            found[name] = pa.array(values[numbers], from_pandas=True)  # NaN becomes null
+    groups = np.searchsorted(strata * width + numbers, bins.stratum * width + bins.bin)
+    rows = marks.readable(len(bins))
+    held, counts = np.unique(groups[rows], return_counts=True)
+    weights = np.zeros(len(sizes))
+    is_adaptive = request.method == "adq"
+    weights[held] = weigh_bins(bins.take(rows), request, scores) if is_adaptive else counts
+    return pa.table(
+        {
+            "stratum": pa.array(strata.astype(np.int32)),
+            "label": pa.array([labels[code] for code in strata]),
+            "bin": pa.array(numbers.astype(np.int32), mask=has_none),
+            "size": pa.array(sizes),
+            **found,
+            "weight": pa.array(weights),
+            "kept": pa.array(np.bincount(groups, weights=is_kept).astype(np.int64)),
+        }
+    )
+
+
+def note_strata(manifest: dict[str, Any], folder: Path, request: CompressConfig) -> None:
+    """Write down which strata keep no row, or that the subset grew so that each keeps one."""
+    bins, found, marks = read_selection(folder)
+    labels, rows = manifest["labels"], marks.readable(len(bins))
+    held = np.bincount(bins.stratum[rows], minlength=len(labels))
+    kept = np.bincount(bins.stratum[found["kept"]], minlength=len(labels))
+    notes = []
+    blank, lost = np.flatnonzero(held == 0), np.flatnonzero((held > 0) & (kept == 0))
+    if len(blank):
+        notes.append(f"{_name_strata(blank, labels)} without an image that can be decoded")
+    if len(lost):
+        notes.append(
+            f"{_name_strata(lost, labels)} of which no row is kept; "
+            "compress --keep-every-class keeps at least one row of each"
+        )
+    asked = request.keep_rows or round(request.keep_ratio * len(rows))
+    if request.keep_every_class and kept.sum() > asked:
+        notes.append(
+            f"{kept.sum():,} rows are kept where the keep ratio asks for {asked:,}, so that each "
+            "stratum keeps one (--keep-every-class)"
+        )
+    before = manifest.get("selection_notes", [])
+    manifest["notes"] = [note for note in manifest["notes"] if note not in before] + notes
+    manifest["selection_notes"] = notes
+
+
+def _name_strata(codes: Int[ndarray, " k"], labels: list[str]) -> str:
+    """Say how many of the strata these are, and name the first of them."""
+    shown = ", ".join(show_name(labels[code]) for code in codes[:8]) + (
+        ", ..." if len(codes) > 8 else ""
+    )
+    noun = "stratum" if len(codes) == 1 else "strata"
+    return f"{len(codes):,} {noun} of {len(labels):,} ({shown})"
+
+
+def read_table(folder: Path, name: str) -> "pa.Table":
+    """Read selection.parquet or bins.parquet, whoever wrote it.
+
+    No row is read before the footer says that the columns have their types and that so few bytes
+    can hold so many rows.
+
+    Raises:
+        InputError: If it is not what a run writes, or holds a number that no row or bin has.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    path = folder / name
+    try:
+        with open_parquet(path) as file:
+            found = {field.name: str(field.type) for field in file.schema_arrow}
+            extra = MARK_TYPES if name == SELECTION_FILE else {}
+            wanted = TYPES[name] | {k: v for k, v in extra.items() if k in found}
+            if list(found.items()) != list(wanted.items()):
+                raise InputError(f"the columns of {path} must be {wanted}, got {found}"[:1000])
+            n_rows = file.metadata.num_rows
+            n_numbers = max(
+                (
+                    file.metadata.row_group(k).column(c).num_values
+                    for k in range(file.metadata.num_row_groups)
+                    for c in range(file.metadata.num_columns)
+                ),
+                default=0,
+            )
+            n_most = 1000 + MAX_ROWS_A_BYTE * path.stat().st_size
+            if not 1 <= n_rows <= n_most or n_numbers > n_most:
+                raise InputError(f"{path} cannot hold the {n_rows:,} rows that it claims")
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}") from error
+    for column in found:
+        if column not in MAY_BE_NULL and table[column].null_count:
+            raise InputError(f"{path} has rows without {column}")
+    for column in (c for c in BELOW_ROWS[name] if c in found):
+        numbers = table[column]
+        if column == "nearest":
+            numbers = pc.list_flatten(numbers)
+        low, high = pc.min_max(numbers).as_py().values()
+        if low is not None and not 0 <= low <= high < n_rows:
+            raise InputError(
+                f"{column} in {path} must lie in 0 ... {n_rows - 1}, got {low}, {high}"
+            )
+    return table
+
+
+def read_scores(folder: Path) -> Scores | None:
+    """Read the scores of the bins from bins.parquet; None where there are none."""
+    table = read_table(folder, BINS_FILE)
+    if table["importance"].null_count == len(table) or table["bin"].null_count:
+        return None
+    numbers = table["bin"].to_numpy()
+    columns = []
+    for name in ("representativeness", "diversity"):
+        values = np.full(int(numbers.max()) + 1, np.nan)
+        values[numbers] = table[name].to_numpy()
+        columns.append(values)
+    return Scores(*columns)
+
+
+def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray], Marks]:
+    """Read selection.parquet: the bins (zeros where there are none), order and kept, the marks.
+
+    Raises:
+        InputError: If some rows have bins and some have none, or it cannot be read.
+    """
+    return _parse(read_table(folder, SELECTION_FILE), folder)
+
+
+def _parse(table: "pa.Table", folder: Path) -> tuple[Bins, dict[str, ndarray], Marks]:
+    n_null = {name: table[name].null_count for name in ("bin", "rank", "gain")}
+    if len({*n_null.values()}) > 1 or n_null["bin"] not in (0, len(table)):
+        raise InputError(f"all rows of {folder / SELECTION_FILE} must have a bin, or none")
+    columns: dict[str, Any] = {
+        name: (table[name].fill_null(0) if table[name].null_count else table[name]).to_numpy()
+        for name in ("stratum", "bin", "rank", "gain", "order", "kept")
+    }
+    bins = Bins(
+        bin=columns["bin"].astype(np.int64),
+        rank=columns["rank"].astype(np.int64),
+        gain=columns["gain"],
+        stratum=columns["stratum"].astype(np.int64),
+    )
+    found = {"order": columns["order"], "kept": columns["kept"].astype(bool)}
+    return bins, found, Marks.from_table(table)
+
+
+def read_kept(folder: Path, request: CompressConfig) -> "pa.Table":
+    """Read row, bin and rank of the kept rows, by row number, and their weight if they have one."""
+    import pyarrow as pa
+
+    table = read_table(folder, SELECTION_FILE)
+    kept = table.filter(table["kept"]).select(["row", "bin", "rank"])
+    bins, found, marks = _parse(table, folder)
+    weights = weigh_rows(bins, request, marks, found["kept"])
+    return (
+        kept if weights is None else kept.append_column("weight", pa.array(weights[found["kept"]]))
+    )

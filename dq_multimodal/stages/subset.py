@@ -1,0 +1,287 @@
+"""The kept rows on disk: parquet, all source columns untouched, plus where each row stood."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+from tqdm import tqdm
+
+from dq_multimodal.config import InputError, Method
+from dq_multimodal.data.local import read_parquet
+from dq_multimodal.data.row_files import NO_FILES, admit, count_outside, embed, measure_outside
+from dq_multimodal.data.row_sizes import cut_rows, measure_rows
+from dq_multimodal.data.stream import Stream, first_line, reading
+from dq_multimodal.files import open_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+FOLDER = "subset"
+PART = r"part-\d{5}\.parquet"
+"""Names of its files."""
+PARTIAL = "subset.partial"
+OWN_TYPES = {"row": "int64", "bin": "int32", "rank": "int32", "weight": "float32"}
+OWN_COLUMNS = tuple(f"dq_{name}" for name in OWN_TYPES)
+"""Columns beside those of the source; the weight is there where rows differ in it."""
+SHARD_BYTES = 500_000_000
+PROBED_ROWS = 64
+BLOCK_ROWS, BLOCK_BYTES = 100_000, 64_000_000
+"""Rows are read and written (as one row group) in blocks of so many at most, or of one row."""
+
+
+class RecordColumn(Protocol):
+    """A column that was made, not read."""
+
+    name: str
+
+    @property
+    def feature(self) -> Any:
+        """Its type for `datasets`."""
+        ...
+
+    def slice(self, start: int, length: int) -> "pa.ChunkedArray":
+        """Give some of its rows."""
+        ...
+
+
+def check_columns(dataset: "Dataset") -> None:
+    """Raise if the source already has a column of ours."""
+    taken = [name for name in OWN_COLUMNS if name in dataset.column_names]
+    if taken:
+        raise InputError(
+            f"the source already has the column {', '.join(taken)}: rename it, or resample the run "
+            "that it came from"
+        )
+
+
+def write_subset(
+    dataset: "Dataset",
+    picks: Int[ndarray, " k"],
+    kept: "pa.Table",
+    folder: Path,
+    records: "RecordColumn | None" = None,
+) -> int:
+    """Write rows of a dataset to folder/subset; the folder appears when it is whole.
+
+    Args:
+        dataset: Where the rows are taken from.
+        picks: Places of the rows in the dataset.
+        kept: Their row number in the source, bin, rank and, if they have one, weight, written as
+            dq_row, dq_bin, dq_rank, dq_weight.
+        folder: The run folder.
+        records: A column that takes the place of one of the dataset, in the order of picks.
+
+    Returns:
+        Bytes of the columns of the rows that are not ours, as uncompressed Arrow data.
+    """
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    features = dict(dataset.features)
+    if records is not None:
+        features[records.name] = records.feature
+    kinds = Features(features)
+    contents = kinds.arrow_schema
+    schema = Features({**features, **own_features(kept)}).arrow_schema
+    partial = folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    source = dataset.with_format("arrow")
+    blocks = list(cut_rows(measure_picks(dataset, picks), BLOCK_ROWS, BLOCK_BYTES))
+    n_bytes, n_shards, shard_bytes = 0, 0, 0
+    writer = None
+    try:
+        for start, stop in tqdm(blocks, desc="write", unit="block"):
+            table = source[picks[start:stop].tolist()]
+            if records is not None:
+                at = table.column_names.index(records.name)
+                table = table.set_column(at, records.name, records.slice(start, len(table)))
+            table = embed(conform(table, contents), kinds)
+            n_bytes += table.nbytes
+            shard_bytes += table.nbytes
+            for name in kept.column_names:
+                table = table.append_column(f"dq_{name}", kept[name].slice(start, stop - start))
+            if writer is None:
+                path = partial / f"part-{n_shards:05d}.parquet"
+                options = _writer_options(schema, records)
+                writer = pq.ParquetWriter(path.absolute(), schema, **options)  # a:b is no address
+            writer.write_table(conform(table, schema))
+            if shard_bytes >= SHARD_BYTES:
+                writer.close()
+                writer, n_shards, shard_bytes = None, n_shards + 1, 0
+        if isinstance(source, Stream):
+            source.finish()
+    finally:
+        if writer is not None:
+            writer.close()
+    for path in partial.iterdir():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    partial.replace(folder / FOLDER)
+    return n_bytes
+
+
+def own_features(kept: "pa.Table") -> dict[str, Any]:
+    """Give the columns that a subset has beside those of the source, with their types."""
+    from datasets import Value
+
+    return {f"dq_{name}": Value(OWN_TYPES[name]) for name in kept.column_names}
+
+
+def drop_own(subset: "Dataset") -> "Dataset":
+    """Give the columns of the source alone."""
+    return subset.remove_columns([name for name in OWN_COLUMNS if name in subset.column_names])
+
+
+def remove_subset(folder: Path) -> None:
+    """Remove folder/subset."""
+    shutil.rmtree(folder / FOLDER)
+
+
+def conform(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
+    """Give a table the types of a schema; Arrow's cast breaks slices of structs that hold nulls."""
+    if table.schema.equals(schema):
+        return table.replace_schema_metadata(schema.metadata)
+    return table.combine_chunks().cast(schema)
+
+
+def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict[str, Any]:
+    """Compress all but coded images, and keep least and greatest values of numbers only.
+
+    Those of images would store two of them once more in every block; zstd on coded images gains
+    nothing, and on original files it would be credited to the dropping of patches.
+    """
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.ParquetWriter(file, schema).close()  # an empty table of extension types cannot be made
+    found = pq.read_metadata(file).schema
+    leaves = [found.column(k).path for k in range(len(found.names))]
+    coded = f"{records.name}.data" if records is not None else None
+    packed = [leaf for leaf in leaves if leaf != coded]
+    numbers = [
+        field.name
+        for field in schema
+        if pa.types.is_primitive(field.type) or pa.types.is_boolean(field.type)
+    ]
+    return {
+        "compression": {leaf: "none" if leaf == coded else "zstd" for leaf in leaves},
+        "compression_level": dict.fromkeys(packed, 9),
+        "write_statistics": numbers,
+    }
+
+
+def measure_picks(
+    dataset: "Dataset | Stream", picks: Int[ndarray, " k"] | None = None
+) -> Int[ndarray, " k"]:
+    """Give the bytes of some rows, None for all, files outside the table included.
+
+    Those of a stream are all taken to be like its first few.
+    """
+    picks = np.arange(len(dataset)) if picks is None else picks
+    if isinstance(dataset, Stream):
+        some = dataset.select(picks[:PROBED_ROWS])
+        return np.full(len(picks), some.data.nbytes // len(some) + 1)
+    places = picks if dataset._indices is None else dataset._indices.column(0).to_numpy()[picks]
+    outside = measure_outside(dataset.data.table, dataset.features, places)
+    return measure_rows(dataset)[picks] + outside
+
+
+def count_bytes(dataset: "Dataset | Stream") -> int | None:
+    """Count the bytes of all rows as uncompressed Arrow data, files outside the table included.
+
+    None for a stream of which no whole pass has been made; `write_subset` makes one.
+    """
+    if isinstance(dataset, Stream):
+        return dataset.n_bytes
+    if dataset._indices is None:
+        return dataset.data.nbytes + count_outside(dataset.data.table, dataset.features)
+    columns = dataset.with_format("arrow")
+    blocks = cut_rows(measure_rows(dataset), 1000, BLOCK_BYTES)
+    tables = (columns[start:stop] for start, stop in blocks)
+    return sum(table.nbytes + count_outside(table, dataset.features) for table in tables)
+
+
+def open_subset(folder: Path) -> "Dataset":
+    """Load folder/subset as a datasets.Dataset.
+
+    Raises:
+        InputError: If there is none, it cannot be read, or a row names a file: `write_subset` puts
+            all into it.
+    """
+    name = f"the subset of {folder}"
+    with reading(name):
+        return admit(read_parquet(subset_files(folder)), NO_FILES, name)
+
+
+def subset_files(folder: Path) -> list[Path]:
+    """List the files of folder/subset.
+
+    Raises:
+        InputError: If there are none, or others than a run writes.
+    """
+    files = sorted((folder / FOLDER).glob("*.parquet"))
+    if not files:
+        raise InputError(f"no subset in {folder}")
+    for file in files:
+        if not re.fullmatch(PART, file.name) or not file.is_file():  # a pipe has no end
+            raise InputError(f"{file} was not written by a run: move it away")
+    return files
+
+
+def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
+    """Read dq_row, dq_bin, dq_rank and, if it is there, dq_weight of folder/subset.
+
+    Args:
+        folder: The run folder.
+        n_rows: Rows that the subset has to have.
+
+    Raises:
+        InputError: If it has others, or cannot be read.
+    """
+    import pyarrow as pa
+
+    tables: list[pa.Table] = []
+    try:
+        for path in subset_files(folder):
+            with open_parquet(path) as file:
+                types = dict(
+                    zip(OWN_COLUMNS, map(pa.type_for_alias, OWN_TYPES.values()), strict=True)
+                )
+                if "dq_weight" not in file.schema_arrow.names:
+                    types.pop("dq_weight")
+                schema = pa.schema(types)
+                found = sum(map(len, tables)) + file.metadata.num_rows
+                if found > n_rows:
+                    break
+                tables.append(file.read(columns=schema.names).replace_schema_metadata())
+            if not tables[-1].schema.equals(schema):
+                raise InputError(
+                    f"the subset of {folder} must have {schema}, got {tables[-1].schema}"
+                )
+        if found != n_rows:
+            raise InputError(f"the subset of {folder} does not have {n_rows:,} rows")
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read the subset of {folder}: {first_line(error)}") from error
+    return pa.concat_tables(tables)
+
+
+def is_of_kept(written: "pa.Table", kept: "pa.Table", method: Method) -> bool:
+    """Say whether `read_numbers` found the numbers and weights of the kept rows, `read_kept`.
+
+    Earlier releases wrote no weights of adq.
+    """
+    wanted = kept.rename_columns([f"dq_{name}" for name in kept.column_names])
+    if method == "adq" and "dq_weight" not in written.column_names:
+        wanted = wanted.drop_columns(["dq_weight"])
+    return written.equals(wanted)

@@ -1,0 +1,407 @@
+"""A target: some rows that the model shall be good at, and the rows that are picked for them."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.choice import choose_adapter
+from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.text import TextAdapter
+from dq_multimodal.config import CompressConfig, InputError, Modality
+from dq_multimodal.core.target import pick_for_targets
+from dq_multimodal.data.columns import NO_LABEL
+from dq_multimodal.data.repeats import digest_rows
+from dq_multimodal.data.row_sizes import BLOCK_BYTES
+from dq_multimodal.data.source import Source, load_source
+from dq_multimodal.files import write_text
+from dq_multimodal.models.language import (
+    CUT,
+    N_PROJECTED,
+    Gradients,
+    HiddenStates,
+    LanguageModel,
+    LanguageRows,
+    find_language_model,
+    lora_layers,
+    make_signs,
+    warm_up,
+)
+from dq_multimodal.stages import embedding
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FOLDER = "target"
+"""What a run keeps of its target."""
+PICKS = "picks.json"
+ROWS, LM_ROWS, LM_SOURCE, WARM_UP = "rows", "model_rows", "model_source", "warm_up"
+WARM_UP_FILE = "lora.safetensors"
+WHOLE_PATTERN = (
+    rf"({PICKS}(\.tmp)?|{WARM_UP}(/{WARM_UP_FILE}(\.partial)?)?|({ROWS}|{LM_ROWS}|{LM_SOURCE})"
+    rf"(/({embedding.FILE}(\{embedding.PARTIAL})?|{embedding.PROGRESS}(\.tmp)?))?)"
+)
+"""Files and folders that may lie in it."""
+FEWEST, MOST = 20, 1000
+"""Rows that a target should have, and may have."""
+NEAR = 0.95
+"""Cosine from which a row of the source is near a target row."""
+N_NEAREST = 8
+"""Picks of a target row that are written down for the report."""
+MAX_LISTED = 1000
+TEXT_CHARACTERS = 400
+HIDDEN_BATCH, GRADIENT_BATCH = 32, 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """The rows that the model shall be good at.
+
+    Attributes:
+        source: The rows and where they are from.
+        adapter: What reads and embeds them.
+        notes: What a user has to be told.
+    """
+
+    source: Source
+    adapter: Adapter
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Rows of the source that the target holds too, or nearly.
+
+    Attributes:
+        row: Row numbers of the source, ascending.
+        target: The target row that it equals, else the nearest.
+        cosine: Their cosine, NaN where nothing was compared.
+        is_equal: Whether text (but for white space) or image file are the same.
+    """
+
+    row: Int[ndarray, " k"]
+    target: Int[ndarray, " k"]
+    cosine: Float[ndarray, " k"]
+    is_equal: Bool[ndarray, " k"]
+
+
+@dataclass(frozen=True)
+class Picks:
+    """The targeted order.
+
+    Attributes:
+        rank: Place of each row in it, -1 where it is not reached.
+        row: The target row that it was picked for, -1 where it is not reached.
+        notes: What a user has to be told, of the target and of the picks.
+    """
+
+    rank: Int[ndarray, " n"]
+    row: Int[ndarray, " n"]
+    notes: list[str]
+
+
+def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
+    """Load the target of a request: a file, a folder or a Hub id.
+
+    Its text columns are those named for it, or those named for the source where it has them too,
+    or found as those of a source are.
+
+    Args:
+        request: The request, with a target.
+        adapter: What reads the rows of the source; None where it has neither text nor images.
+
+    Raises:
+        InputError: If it cannot be loaded, has no or too many rows, or holds nothing to compare.
+    """
+    name = str(request.target)
+    if request.embedding == "gradients":
+        raise InputError("target is for plain embeddings, and embedding is gradients")
+    if request.target_model is not None and not isinstance(adapter, TextAdapter):
+        raise InputError("target_model reads text, and the rows of the source are none")
+    source = load_source(name, split=request.target_split, config_name=request.target_config)
+    n_rows, columns = len(source.dataset), source.dataset.column_names
+    if n_rows > MOST:
+        raise InputError(
+            f"a target of {FEWEST} to {MOST:,} rows is wanted, and {name} has {n_rows:,} in split "
+            f'{request.target_split!r}: name fewer, such as --target-split "train[:{MOST // 2}]"'
+        )
+    texts = request.target_columns
+    if texts is None and isinstance(adapter, TextAdapter) and adapter.layout.shape == "columns":
+        texts = adapter.layout.columns if set(adapter.layout.columns) <= set(columns) else None
+    modality: Modality = "text" if isinstance(adapter, TextAdapter) or texts else "auto"
+    if isinstance(adapter, ImageAdapter):
+        modality = "image"
+    try:
+        own = choose_adapter(
+            source.dataset,
+            CompressConfig(
+                name,
+                method="dq",
+                modality=modality,
+                text_columns=texts,
+                image_column=request.image_column if request.image_column in columns else None,
+                label_column=NO_LABEL,
+                embedding_model=request.embedding_model,
+            ),
+        )
+    except InputError as error:
+        message = str(error).replace("--text-columns", "--target-columns")
+        raise InputError(f"target {name}: {message}") from error
+    if own is None or not own.lengths().any():
+        raise InputError(f"no row of the target {name} has anything to embed")
+    notes = []
+    if n_rows < FEWEST:
+        noun = "row" if n_rows == 1 else "rows"
+        notes.append(f"a target of {n_rows} {noun} says little: {FEWEST} to {MOST:,} are wanted")
+    return Target(source, own, notes)
+
+
+def describe_target(target: Target, request: CompressConfig) -> dict[str, Any]:
+    """Say what the target is and how rows are compared with it, as config.yaml records it.
+
+    Raises:
+        InputError: If the language model cannot be found.
+    """
+    facts = {"source": target.source.origin, "rows": target.adapter.describe()}
+    if request.target_model is None:
+        return {**facts, "by": "embeddings", "model": None}
+    kind = "gradients" if request.target_gradients else "hidden states"
+    return {**facts, "by": kind, "model": find_language_model(request.target_model)}
+
+
+def pick_targets(
+    folder: Path,
+    dataset: "Dataset",
+    adapter: Adapter | None,
+    embeddings: Float[ndarray, "n d"] | None,
+    target: Target,
+    request: CompressConfig,
+) -> Picks:
+    """Order rows by the target: every target row in turn takes its next nearest row.
+
+    What is embedded lies in folder/target, where an interrupted run goes on.
+
+    Args:
+        folder: The run folder.
+        dataset: The rows of the source.
+        adapter: What reads them.
+        embeddings: Their embeddings; may be None where a language model compares the rows.
+        target: The target.
+        request: The settings.
+
+    Raises:
+        InputError: If ready embeddings are not of the size that the encoder gives.
+    """
+    work = folder / FOLDER
+    (work / ROWS).mkdir(parents=True, exist_ok=True)
+    is_alike = embeddings is not None and (
+        request.embeddings is None or request.target_model is None
+    )  # ready embeddings may be of another encoder
+    rows = targets = None
+    if embeddings is not None and is_alike:
+        rows, targets = embeddings, _embed_target(work / ROWS, embeddings, target, request)
+    notes = list(target.notes)
+    leaks = find_leaks(dataset, adapter, target, rows, targets)
+    if request.target_model is not None and isinstance(adapter, TextAdapter):
+        rows, targets, more = _embed_by_model(work, dataset, adapter, target, request)
+        notes += more
+    if rows is None or targets is None:
+        raise InputError("a target needs the embeddings of the rows, or a target_model")
+    n_blank = int((~targets.any(axis=1)).sum())
+    if n_blank == len(targets):
+        raise InputError(f"no row of the target {target.source.origin['name']} can be compared")
+    if n_blank:
+        notes.append(f"{n_blank:,} of {len(targets):,} target rows have nothing to compare")
+    rank, row = pick_for_targets(rows, targets)
+    _write_picks(work / PICKS, target, rows, targets, rank, row, leaks)
+    return Picks(rank, row, notes + note_leaks(leaks, len(targets)))
+
+
+def forget_vectors(folder: Path) -> None:
+    """Remove from a finished run what only the picks needed; picks.json stays."""
+    for name in (ROWS, LM_ROWS, LM_SOURCE, WARM_UP):
+        shutil.rmtree(folder / FOLDER / name, ignore_errors=True)
+
+
+def _embed_target(
+    work: Path, embeddings: Float[ndarray, "n d"], target: Target, request: CompressConfig
+) -> Float[ndarray, "t d"]:
+    """Embed the target rows with the encoder of the run."""
+    size, wanted = target.adapter.dimension, embeddings.shape[1]
+    if size != wanted:
+        model = target.adapter.describe_model()["model"]
+        raise InputError(
+            f"the embeddings of the rows have {wanted} numbers, and {model}, which embeds the "
+            f"target, gives {size}: name their encoder as --embedding-model"
+        )
+    embedding.embed_rows(target.adapter, work, request.batch_size, name="embed target")
+    return np.array(embedding.open_embeddings(work))
+
+
+def _embed_by_model(
+    work: Path, dataset: "Dataset", adapter: TextAdapter, target: Target, request: CompressConfig
+) -> tuple[Float[ndarray, "n d"], Float[ndarray, "t d"], list[str]]:
+    """Embed rows and target by the hidden states or the gradients of the language model."""
+    own = target.adapter
+    if request.target_model is None or not isinstance(own, TextAdapter):
+        raise InputError("target_model reads text, and the rows of the target are none")
+    model = LanguageModel(request.target_model)
+    parts: list[HiddenStates | Gradients]
+    if request.target_gradients:
+        (work / WARM_UP).mkdir(exist_ok=True)
+        tokens = LanguageRows(dataset, adapter, model, ends_rows=True)
+        warm_up(model, tokens, request.seed, work / WARM_UP / WARM_UP_FILE)
+        n_weights = sum(layer.weight.numel() for layer in lora_layers(model.net))
+        signs = make_signs(n_weights, N_PROJECTED, request.seed)
+        parts = [
+            Gradients(target.source.dataset, own, model, signs),
+            Gradients(dataset, adapter, model, signs),
+        ]
+        size, name = GRADIENT_BATCH, "gradients"
+    else:
+        parts = [
+            HiddenStates(target.source.dataset, own, model),
+            HiddenStates(dataset, adapter, model),
+        ]
+        size, name = HIDDEN_BATCH, "hidden states"
+    found, notes = [], []
+    whose = ("target rows", "rows")
+    for part, place, who in zip(parts, (LM_ROWS, LM_SOURCE), whose, strict=True):
+        (work / place).mkdir(exist_ok=True)
+        embedding.embed_rows(
+            part, work / place, min(size, request.batch_size), name=f"{name} of {who}"
+        )
+        found.append(embedding.open_embeddings(work / place))
+        n_cut = len(part.problems.get(CUT, []))
+        if n_cut:
+            notes.append(f"{n_cut:,} of {len(found[-1]):,} {who} have {CUT}")
+    return found[1], np.array(found[0]), notes
+
+
+def find_leaks(
+    dataset: "Dataset",
+    adapter: Adapter | None,
+    target: Target,
+    embeddings: Float[ndarray, "n d"] | None = None,
+    targets: Float[ndarray, "t d"] | None = None,
+    threshold: float = NEAR,
+) -> Leaks:
+    """Find the rows of the source that the target holds too, and those near it.
+
+    A model trained on them has seen what it is tested on. Equal are texts that differ in white
+    space only, and images of the same file; near is a cosine of at least the threshold.
+
+    Args:
+        dataset: The rows of the source.
+        adapter: What reads them; None compares embeddings only.
+        target: The target.
+        embeddings: Embeddings of the rows; None looks for equal rows only.
+        targets: Embeddings of the target rows.
+        threshold: Cosine from which a row is near.
+    """
+    equal: dict[int, int] = {}
+    if adapter is not None and type(adapter) is type(target.adapter):
+        known: dict[bytes, int] = {}
+        for row, digest in digest_rows(target.source.dataset, target.adapter):
+            known.setdefault(digest, row)
+        found_in = digest_rows(dataset, adapter)
+        equal = {row: known[digest] for row, digest in found_in if digest in known}
+    near: dict[int, tuple[int, float]] = {}
+    if embeddings is not None and targets is not None:
+        directions = _unit(np.asarray(targets, dtype=np.float32))
+        step = max(1, BLOCK_BYTES // (4 * max(embeddings.shape[1], len(targets))))
+        for start in range(0, len(embeddings), step):
+            block = np.asarray(embeddings[start : start + step], dtype=np.float32)
+            cosines = _unit(block) @ directions.T
+            for place in np.flatnonzero(cosines.max(axis=1) >= threshold).tolist():
+                nearest = int(cosines[place].argmax())
+                near[start + place] = nearest, float(cosines[place, nearest])
+            for row in equal.keys() & set(range(start, start + len(block))):
+                near[row] = equal[row], float(cosines[row - start, equal[row]])
+    rows = sorted(equal.keys() | near.keys())
+    found = [near.get(row, (equal.get(row, -1), np.nan)) for row in rows]
+    return Leaks(
+        np.array(rows, dtype=np.int64),
+        np.array([nearest for nearest, _ in found], dtype=np.int64),
+        np.array([cosine for _, cosine in found], dtype=np.float64),
+        np.array([row in equal for row in rows], dtype=bool),
+    )
+
+
+def _unit(rows: Float[ndarray, "k d"]) -> Float[ndarray, "k d"]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def note_leaks(leaks: Leaks, n_targets: int) -> list[str]:
+    """Say how many rows of the source the target holds too, and how many are near it.
+
+    Args:
+        leaks: What was found.
+        n_targets: Rows of the target.
+    """
+    notes = []
+    kinds = (
+        (leaks.is_equal, "equal to", "equals"),
+        (~leaks.is_equal, f"near (cosine of at least {NEAR})", f"is near (cosine >= {NEAR})"),
+    )
+    for is_one, many, one in kinds:
+        rows = leaks.row[is_one].tolist()
+        if not rows:
+            continue
+        what = f"rows of the source are {many}" if len(rows) > 1 else f"row of the source {one}"
+        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        n_hit = len(np.unique(leaks.target[is_one]))
+        notes.append(
+            f"WARNING: {len(rows):,} {what} {n_hit:,} of the {n_targets:,} target rows, and may "
+            f"be picked: do not test on these target rows (row{'s' * (len(rows) > 1)} {shown})"
+        )
+    return notes
+
+
+def _write_picks(
+    path: Path,
+    target: Target,
+    rows: Float[ndarray, "n d"],
+    targets: Float[ndarray, "t d"],
+    rank: Int[ndarray, " n"],
+    row: Int[ndarray, " n"],
+    leaks: Leaks,
+) -> None:
+    """Write down what the report shows: texts of the target rows, and their first picks."""
+    order = np.flatnonzero(rank >= 0)
+    order = order[np.argsort(rank[order], kind="stable")]
+    texts = [""] * len(targets)
+    if isinstance(target.adapter, TextAdapter):
+        texts = target.adapter.texts(np.arange(len(targets)))
+    by_target = order[np.argsort(row[order], kind="stable")]
+    edges = np.searchsorted(row[by_target], np.arange(len(targets) + 1))
+    found = []
+    for number, text in enumerate(texts):
+        first = by_target[edges[number] : edges[number + 1]][:N_NEAREST]
+        near = np.asarray(rows[np.sort(first)], dtype=np.float32)[np.argsort(np.argsort(first))]
+        cosines = _unit(near) @ _unit(targets[number : number + 1])[0]
+        found.append(
+            {
+                "text": text[:TEXT_CHARACTERS],
+                "picks": [
+                    [int(k), round(float(c), 4)] for k, c in zip(first, cosines, strict=True)
+                ],
+            }
+        )
+    listed = zip(leaks.row, leaks.target, leaks.cosine, leaks.is_equal, strict=True)
+    document = {
+        "targets": found,
+        "n_leaks": len(leaks.row),
+        "leaks": [
+            [int(k), int(t), None if np.isnan(c) else round(float(c), 4), bool(e)]
+            for k, t, c, e in list(listed)[:MAX_LISTED]
+        ],
+    }
+    write_text(path, json.dumps(document, ensure_ascii=False))

@@ -1,0 +1,286 @@
+"""Orders by method beside marks: noise, targets, near-duplicates, caps; and the weights of rows."""
+
+import time
+
+import numpy as np
+import pytest
+
+from dq_multimodal.config import CompressConfig, InputError
+from dq_multimodal.core import Bins, make_bins, one_bin, row_hash
+from dq_multimodal.stages import ordering
+from dq_multimodal.stages.marks import Marks, find_noise
+from dq_multimodal.stages.ordering import (
+    bin_by_method,
+    count_subset,
+    mark_duplicates,
+    order_by_method,
+    weigh_rows,
+)
+
+N_ROWS = 90
+
+
+@pytest.fixture
+def rows():
+    """Embeddings and strata of three classes, some rows equal."""
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(N_ROWS, 6)).astype(np.float32)
+    strata = np.repeat([0, 1, 2], [40, 30, 20])
+    embeddings += 2 * np.eye(3, 6, dtype=np.float32)[strata]
+    embeddings[[3, 17, 55]] = embeddings[[2, 2, 50]]
+    return embeddings, strata
+
+
+def dynamics_marks(n_rows=N_ROWS, **more):
+    rng = np.random.default_rng(1)
+    aum, confidence, dual = rng.uniform(size=(3, n_rows)).astype(np.float32)
+    return Marks(aum=2 * aum - 1, confidence=confidence, dual=dual, **more)
+
+
+def ask(**options):
+    return CompressConfig("rows", **options)
+
+
+METHODS = ["random", "blocks", "coverage", "dq", "graphcut", "ccs", "dual"]
+
+
+def order_of(rows, marks, **options):
+    embeddings, strata = rows
+    request = ask(**options)
+    bins = one_bin(strata)
+    if request.method not in ("random", "ccs", "dual"):
+        bins, marks = bin_by_method(embeddings, strata, kind_of(request), request, marks)
+    return bins, marks, request, order_by_method(bins, request, None, marks)
+
+
+def kind_of(request):
+    from dq_multimodal.stages.ordering import bins_kind
+
+    return bins_kind(request.method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_order_is_a_permutation_and_the_same_for_the_same_seed(rows, method):
+    options = {"method": method, "dynamics": "d.npy", "n_bins": 3}
+    *_, first = order_of(rows, dynamics_marks(), **options)
+    *_, again = order_of(rows, dynamics_marks(), **options)
+    assert sorted(first) == list(range(N_ROWS))
+    assert first.tolist() == again.tolist()
+    *_, other = order_of(rows, dynamics_marks(), seed=1, **options)
+    assert (first.tolist() == other.tolist()) == (method in ("coverage", "graphcut"))
+
+
+def test_the_rows_of_the_lowest_aum_come_last(rows):
+    marks = dynamics_marks()
+    _, _, request, order = order_of(rows, marks, method="coverage", dynamics="d.npy")
+    lowest = np.argsort(marks.aum, kind="stable")[:4]  # floor(0.05 x 90)
+    assert sorted(order[lowest]) == list(range(N_ROWS - 4, N_ROWS))
+    assert np.flatnonzero(find_noise(marks, request, N_ROWS)).tolist() == sorted(lowest)
+    *_, plain = order_of(rows, marks, method="random", dynamics="d.npy")
+    *_, asked = order_of(rows, marks, method="random", dynamics="d.npy", noise_ratio=0.3)
+    assert sorted(plain[lowest]) != list(range(N_ROWS - 4, N_ROWS))
+    lowest = np.argsort(marks.aum, kind="stable")[:27]
+    assert sorted(asked[lowest]) == list(range(N_ROWS - 27, N_ROWS))
+
+
+def test_noise_is_counted_among_rows_that_can_be_read():
+    unreadable = np.zeros(10, dtype=bool)
+    unreadable[0] = True
+    aum = np.array([-1, 0.1, np.nan, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.05], dtype=np.float32)
+    marks = Marks(aum=aum, unreadable=unreadable)
+    request = ask(method="random", dynamics="d.npy", noise_ratio=0.25)
+    assert np.flatnonzero(find_noise(marks, request, 10)).tolist() == [1, 9]
+
+
+def test_ccs_takes_an_even_share_of_every_stratum_of_aum():
+    aum = np.concatenate([np.linspace(0.0, 0.019, 3), np.linspace(0.5, 0.519, 40), [1.0]])
+    marks = Marks(aum=aum.astype(np.float32))
+    request = ask(method="ccs", dynamics="d.npy", noise_ratio=0.0)
+    order = order_by_method(one_bin(np.zeros(44, dtype=np.int64)), request, None, marks)
+    for n_kept in (3, 6, 9):
+        kept = np.flatnonzero(order < n_kept)
+        n_of = [(kept < 3).sum(), ((kept >= 3) & (kept < 43)).sum(), (kept == 43).sum()]
+        wanted = {3: [1, 1, 1], 6: [3, 2, 1], 9: [3, 5, 1]}[n_kept]
+        assert n_of == wanted or n_of == {6: [2, 3, 1]}.get(n_kept)
+
+
+def test_dual_draws_with_chances_that_grow_with_the_score():
+    n_rows, hits = 40, np.zeros(40)
+    dual = np.linspace(0.1, 1, n_rows).astype(np.float32)
+    marks = Marks(aum=dual, confidence=np.full(n_rows, 0.5, np.float32), dual=dual)
+    bins = one_bin(np.zeros(n_rows, dtype=np.int64))
+    for seed in range(400):
+        request = ask(method="dual", dynamics="d.npy", seed=seed, keep_ratio=0.1)
+        hits += order_by_method(bins, request, None, marks) < 4
+    assert hits[-10:].mean() > 3 * hits[:10].mean()
+
+
+def test_methods_of_dynamics_say_what_they_lack(rows):
+    request = ask(method="ccs", dynamics="d.npy")
+    with pytest.raises(InputError, match="ccs needs the training dynamics"):
+        order_by_method(one_bin(rows[1]), request, None, Marks())
+
+
+def test_target_rows_have_their_share_of_every_prefix(rows):
+    rank = np.full(N_ROWS, -1)
+    picked = np.arange(10, 60)
+    rank[picked] = np.random.default_rng(3).permutation(50)
+    marks = Marks(target_rank=rank, target_row=np.where(rank < 0, -1, rank % 7))
+    *_, order = order_of(rows, marks, method="random", target="t", target_share=0.7)
+    for n_kept in (10, 20, 40):
+        first = np.flatnonzero(rank >= 0)[np.argsort(rank[rank >= 0])][: int(0.7 * n_kept) - 1]
+        assert (order[first] < n_kept).all()
+
+
+def test_of_near_duplicates_the_first_in_any_order_stays(rows):
+    embeddings, strata = rows
+    request = ask(method="random", drop_duplicates=0.9999)
+    marks = mark_duplicates(embeddings, one_bin(strata), request, None, Marks())
+    hashes = row_hash(0, N_ROWS)
+    assert sorted(np.flatnonzero(marks.duplicate_of >= 0)) == sorted(
+        row
+        for group in ([2, 3, 17], [50, 55])
+        for row in group
+        if row != min(group, key=lambda k: hashes[k])
+    )
+    for seed in range(5):
+        again = ask(method="random", drop_duplicates=0.9999, seed=seed)
+        order = order_by_method(one_bin(strata), again, None, marks)
+        plain = order_by_method(one_bin(strata), again, None, Marks())
+        last = np.flatnonzero(order >= N_ROWS - 3)
+        for group in ([2, 3, 17], [50, 55]):
+            stays = set(group) - set(last)
+            assert stays == {group[int(np.argmin(plain[group]))]}
+
+
+def test_a_cap_holds_in_every_subset_and_is_an_error_where_it_cannot(rows):
+    group = np.arange(N_ROWS) % 4
+    marks = Marks(group=group)
+    *_, order = order_of(rows, marks, method="random", cap_by="source", cap=0.3)
+    for n_kept in range(1, N_ROWS + 1):
+        counts = np.bincount(group[order < n_kept])
+        assert counts.max() <= np.ceil(0.3 * n_kept - 1e-9)
+    request = ask(method="random", cap_by="source", cap=5, keep_rows=21)
+    with pytest.raises(InputError, match="leaves at most 20 rows, and 21 were asked"):
+        count_subset(rows[1], request, marks)
+
+
+def naive_weights(embeddings, strata, is_kept):
+    """Count for every kept row the rows of its stratum that it is nearest to."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    counts = np.zeros(len(strata))
+    for row in range(len(strata)):
+        kept = np.flatnonzero(is_kept & (strata == strata[row]))
+        if is_kept[row]:
+            counts[row] += 1
+        elif len(kept):
+            counts[kept[np.argmax(unit[kept] @ unit[row])]] += 1
+    return counts * is_kept.sum() / counts.sum()
+
+
+@pytest.mark.parametrize("n_kept", [3, 9, 45, 90])
+def test_weights_of_coverage_count_the_rows_a_kept_row_stands_for(rows, n_kept):
+    embeddings, strata = rows
+    some = np.random.default_rng(5).permutation(N_ROWS)  # no equal rows: which is nearer is chance
+    embeddings[[3, 17, 55]] = np.random.default_rng(6).normal(size=(3, 6))
+    bins, marks, request, order = order_of(
+        (embeddings[some], strata[some]), Marks(), method="coverage"
+    )
+    weights = weigh_rows(bins, request, marks, order < n_kept)
+    assert weights.dtype == np.float32
+    assert weights[order < n_kept].mean() == pytest.approx(1)
+    wanted = naive_weights(embeddings[some], strata[some], order < n_kept)
+    np.testing.assert_allclose(weights, wanted, rtol=1e-6)
+
+
+def test_rows_that_coverage_left_out_weigh_as_one_row(rows):
+    marks = dynamics_marks()
+    bins, marks, request, _ = order_of(rows, marks, method="coverage", dynamics="d.npy")
+    weights = weigh_rows(bins, request, marks, np.ones(N_ROWS, dtype=bool))
+    np.testing.assert_allclose(weights, 1)
+    assert np.isnan(bins.gain).sum() == 4
+    assert len(marks.nearest[1]) >= N_ROWS - 4
+
+
+def test_weights_of_adq_undo_its_shares(rows):
+    embeddings, strata = rows
+    bins = make_bins(embeddings, 3, strata=strata)
+    is_kept = np.random.default_rng(0).uniform(size=N_ROWS) < 0.4
+    weights = weigh_rows(bins, ask(method="adq", n_bins=3), Marks(), is_kept)
+    for code in range(3):
+        for number in range(3):
+            of_it = (bins.stratum == code) & (bins.bin == number)
+            if (of_it & is_kept).any():
+                each = weights[of_it & is_kept]
+                assert np.ptp(each) == 0
+                ratio = each[0] * (of_it & is_kept).sum() / of_it.sum()
+                assert ratio == pytest.approx(is_kept.sum() / covered(bins, is_kept), rel=1e-5)
+    assert weights[is_kept].mean() == pytest.approx(1)
+    assert not weights[~is_kept].any()
+
+
+def covered(bins, is_kept):
+    """Count the rows of the bins that keep some row."""
+    groups = bins.stratum * 10 + bins.bin
+    return np.isin(groups, groups[is_kept]).sum()
+
+
+@pytest.mark.parametrize("method", ["random", "dq", "graphcut", "blocks", "dual"])
+def test_where_all_rows_weigh_the_same_there_are_no_weights(rows, method):
+    bins, marks, request, order = order_of(
+        rows, dynamics_marks(), method=method, dynamics="d.npy", n_bins=3
+    )
+    assert weigh_rows(bins, request, marks, order < 30) is None
+
+
+def test_keep_rows_is_exact_and_bounded(rows):
+    strata = rows[1]
+    assert count_subset(strata, ask(method="random", keep_rows=17)) == 17
+    with pytest.raises(InputError, match="keep_rows must be at most the 90 rows, got 91"):
+        count_subset(strata, ask(method="random", keep_rows=91))
+    assert ask(keep_rows=18).of_rows(90).keep_ratio == 0.2
+
+
+def test_every_class_has_a_row_though_others_go_last(rows):
+    strata = rows[1]
+    aum = np.where(strata == 2, -1, 1).astype(np.float32)
+    marks = Marks(aum=aum)
+    request = ask(method="random", dynamics="d.npy", noise_ratio=0.25, keep_every_class=True)
+    order = order_by_method(one_bin(strata), request, None, marks)
+    assert (order[strata == 2] < 3).sum() == 1
+
+
+def test_marks_survive_a_table():
+    import pyarrow as pa
+
+    marks = Marks(
+        unreadable=np.array([False, True]),
+        difficulty=np.array([0.5, 1], dtype=np.float32),
+        nearest=(np.array([0, 2, 2]), np.array([0, 1])),
+        duplicate_of=np.array([-1, 0]),
+        target_rank=np.array([1, -1]),
+        target_row=np.array([5, -1]),
+        group=np.array([1, 0]),
+    )
+    found = Marks.from_table(pa.table(marks.columns()))
+    for name in ("unreadable", "difficulty", "duplicate_of", "target_rank", "target_row", "group"):
+        assert getattr(found, name).tolist() == getattr(marks, name).tolist()
+    assert [part.tolist() for part in found.nearest] == [[0, 2, 2], [0, 1]]
+    assert found.aum is None
+
+
+def test_bins_without_rows_left_out_are_those_of_all(rows):
+    embeddings, strata = rows
+    bins, _ = bin_by_method(embeddings, strata, "coverage", ask(method="coverage"), Marks())
+    assert isinstance(bins, Bins)
+    assert not np.isnan(bins.gain).any()
+
+
+def test_a_long_compilation_is_said(monkeypatch, capfd):
+    monkeypatch.setattr(ordering, "make_bins", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr(ordering, "COMPILE_SECONDS", 0.05)
+    ordering.compile_picks(np.dtype(np.float16))
+    assert "compiling the loops of the selection" in capfd.readouterr().err
+    monkeypatch.setattr(ordering, "COMPILE_SECONDS", 5.0)
+    ordering.compile_picks(np.dtype(np.float16))
+    assert not capfd.readouterr().err

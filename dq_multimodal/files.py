@@ -20,6 +20,12 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
+def show_name(name: str) -> str:
+    """Bring a name that data gave, of a label or a file, into one line of at most 60 characters."""
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     temporary = path.with_name(path.name + ".tmp")

@@ -28,8 +28,8 @@ from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.repeats import note_repeats
 from dq_multimodal.data.source import Source, from_memory, load_source
 from dq_multimodal.data.stream import Stream
+from dq_multimodal.files import show_name
 from dq_multimodal.models.locate import hash_weights
-from dq_multimodal.report.summary import show_name
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import has_epochs, hash_file
 from dq_multimodal.stages.ordering import bins_kind, count_subset

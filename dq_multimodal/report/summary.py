@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.byte_sizes import format_bytes
+from dq_multimodal.files import show_name
 
 if TYPE_CHECKING:
     from dq_multimodal.run import Run
@@ -118,12 +119,6 @@ def describe_strata(sizes: list[int], labels: list[str]) -> str:
         f"{len(sizes):,} strata, {sizes[low]:,} ({show_name(labels[low])}) to {sizes[high]:,} "
         f"({show_name(labels[high])}) rows"
     )
-
-
-def show_name(name: str) -> str:
-    """Bring a name that data gave, of a label or a file, into one line of at most 60 characters."""
-    text = name if name.isprintable() else ascii(name)[1:-1]
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def describe_plan(plan: dict[str, Any]) -> str:

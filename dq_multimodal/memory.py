@@ -32,9 +32,9 @@ from dq_multimodal.data.pixels import count_pixels, read_bytes, undecoded
 from dq_multimodal.data.row_sizes import BLOCK_BYTES as READ_BYTES
 from dq_multimodal.data.stream import N_HELD, Stream
 from dq_multimodal.models.locate import accelerator, find_gguf, find_model
-from dq_multimodal.report.coverage import MAX_PAIRS
+from dq_multimodal.report.collect import MAX_POINTS
+from dq_multimodal.report.compare import MAX_PAIRS
 from dq_multimodal.report.duplicates import MAX_ROWS
-from dq_multimodal.report.facts import MAX_POINTS
 from dq_multimodal.stages.ordering import count_subset
 from dq_multimodal.stages.patch_records import BLOCK_ROWS as PATCH_ROWS
 from dq_multimodal.stages.patch_records import LARGEST_PIXELS, STEP_PIXELS

@@ -13,7 +13,7 @@ from dq_multimodal.config import CompressConfig
 from dq_multimodal.memory import report_sizes
 from dq_multimodal.probes import stretch
 from dq_multimodal.report import duplicates, layout
-from dq_multimodal.report.facts import GALLERY_ROWS, MAX_GALLERY_BINS, MAX_POINTS
+from dq_multimodal.report.collect import GALLERY_ROWS, MAX_GALLERY_BINS, MAX_POINTS
 from dq_multimodal.report.rows import RowReader
 from dq_multimodal.report.vectors import Vectors, nearest
 

@@ -1,9 +1,10 @@
 """The report of a run: one page, the points of its map as a file, and figures for the card.
 
 Read in this order: rows.py (what a reader sees of a row), vectors.py (many pairs compared),
-coverage.py, duplicates.py and layout.py (what is measured), facts.py (all of it, collected),
-charts.py, sections.py, cards.py and target.py (pieces of the page), page.py (the page),
-map_file.py and figures.py (the other files).
+compare.py, duplicates.py and layout.py (what is measured), decisions.py (why a row was kept),
+patched.py (what dropping patches did), collect.py (all of it, collected), charts.py, sections.py,
+cards.py and target.py (pieces of the page), page.py (the page), map_file.py and figures.py (the
+other files).
 """
 
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_report(
         dataset: The source in row order; None shows row numbers only.
     """
     from dq_multimodal.files import write_text
-    from dq_multimodal.report.facts import collect
+    from dq_multimodal.report.collect import collect
     from dq_multimodal.report.figures import can_draw, write_figures
     from dq_multimodal.report.map_file import write_map
     from dq_multimodal.report.page import make_page
@@ -51,4 +52,4 @@ def write_report(
     if has_figures:
         write_figures(facts, folder)
     write_map(facts, folder)
-    write_text(folder / FILE, make_page(facts, has_figures, target_section(facts, folder)))
+    write_text(folder / FILE, make_page(facts, has_figures, target_section(facts)))

@@ -4,7 +4,7 @@ import base64
 from html import escape
 
 from dq_multimodal.report.charts import bin_colours
-from dq_multimodal.report.facts import MAX_GALLERY_BINS, MAX_GROUPS, Facts, group_sample
+from dq_multimodal.report.collect import MAX_GALLERY_BINS, MAX_GROUPS, Facts, group_sample
 from dq_multimodal.report.rows import cut_fields
 from dq_multimodal.report.sections import WHY_NO_EMBEDDINGS, section, table
 

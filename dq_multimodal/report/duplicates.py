@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from dq_multimodal.report.coverage import sample_rows
+from dq_multimodal.report.compare import sample_rows
 from dq_multimodal.report.vectors import Block, OnPairs, Vectors
 
 TEXT_THRESHOLD = 0.95

@@ -7,7 +7,7 @@ import numpy as np
 
 from dq_multimodal.files import put_in_place
 from dq_multimodal.report.charts import bin_colours, normalise
-from dq_multimodal.report.facts import Facts
+from dq_multimodal.report.collect import Facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,11 +129,11 @@ def _draw_coverage(facts: Facts) -> "Figure":
     assert found is not None
     figure, axes = _start(6.4, 3.4)
     method = request["method"]
-    other = "another random draw" if method == "random" else "random"
+    other = "other random draws" if method == "random" else "random"
     for curve, name, (colour, dash, _) in zip(
-        ("kept_curve", "random_curve"), (method, other), LINES, strict=False
+        (found.kept_curve, found.random_curve), (method, other), LINES, strict=False
     ):
-        axes.plot(found[curve], found["shares"], dash, color=colour, lw=2, label=name)
+        axes.plot(curve, found.shares, dash, color=colour, lw=2, label=name)
     unit = "1 - cosine similarity" if request["similarity"] == "cosine" else "euclidean"
     axes.set_xlabel(f"distance to the nearest kept row ({unit})", color=QUIET)
     axes.set_ylabel("share of the rows", color=QUIET)

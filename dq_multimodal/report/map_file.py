@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dq_multimodal.files import write_table
-from dq_multimodal.report.facts import Facts
+from dq_multimodal.report.collect import Facts
 
 FILE = "map.parquet"
 

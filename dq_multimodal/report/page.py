@@ -14,7 +14,7 @@ import numpy as np
 from dq_multimodal import __version__
 from dq_multimodal.report import cards, sections
 from dq_multimodal.report.charts import bin_colours
-from dq_multimodal.report.facts import Facts
+from dq_multimodal.report.collect import Facts
 from dq_multimodal.report.rows import cut_fields
 
 HERE = Path(__file__).parent

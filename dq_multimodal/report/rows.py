@@ -43,11 +43,13 @@ class Picture:
         small: At most 48 px wide and high, for the map.
         large: At most 96 px.
         is_tiny: Whether the picture itself is no larger than 48 px.
+        n_pixels: Pixels of the picture itself.
     """
 
     small: bytes
     large: bytes
     is_tiny: bool
+    n_pixels: int
 
 
 def clean(text: str) -> str:
@@ -76,6 +78,9 @@ def cut_fields(fields: list[str], limit: int) -> list[str]:
 class RowReader:
     """Reads what is shown of the rows of the source.
 
+    Attributes:
+        lengths: Of the rows that were read, characters of the texts or pixels of the picture.
+
     Args:
         dataset: The source in row order; None where it cannot be had.
         rows: What config.yaml says of the rows: modality and columns; None where it says nothing.
@@ -85,6 +90,7 @@ class RowReader:
         present = dataset.column_names if dataset is not None else []
         wanted = [c for c in (rows or {}).get("columns", []) if c in present]
         self.kind: Kind = "none"
+        self.lengths: dict[int, int] = {}
         self.columns: list[str] = []
         if dataset is None or rows is None or not wanted:
             return
@@ -109,7 +115,7 @@ class RowReader:
         for start, stop in self._cut(numbers):
             part = numbers[start:stop]
             for row, values in zip(part, self._read(part), strict=True):
-                found[row] = _fields(values)
+                found[row], self.lengths[row] = _fields(values)
             if on_rows is not None:
                 on_rows(len(part))
         return found
@@ -125,6 +131,9 @@ class RowReader:
                 part = numbers[start:stop]
                 files = [None if values is None else values[0] for values in self._read(part)]
                 found |= dict(zip(part, pool.map(_draw_small, files), strict=True))
+                self.lengths |= {
+                    row: picture.n_pixels for row in part if (picture := found[row]) is not None
+                }
                 if on_rows is not None:
                     on_rows(len(part))
         return found
@@ -150,11 +159,13 @@ class RowReader:
             return [self._read([row])[0] for row in rows]
 
 
-def _fields(values: list[Any] | None) -> list[str]:
+def _fields(values: list[Any] | None) -> tuple[list[str], int]:
+    """Give the texts of a row, cut, and the characters of all of them."""
     if values is None:
-        return [UNREADABLE]
-    texts = []
+        return [UNREADABLE], -1
+    texts, length = [], 0
     for value in values:
+        length += sum(map(len, field_texts(value)))
         parts, size = [], 0
         for text in field_texts(value):
             parts.append(clean(text[: 2 * MAX_CHARACTERS]))
@@ -163,7 +174,7 @@ def _fields(values: list[Any] | None) -> list[str]:
                 parts.append("…" if len(text) > 2 * MAX_CHARACTERS else "")
                 break
         texts.append("\n".join(part for part in parts if part).strip())
-    return cut_fields(texts, MAX_CHARACTERS)
+    return cut_fields(texts, MAX_CHARACTERS), length
 
 
 def _draw_small(value: Any) -> Picture | None:
@@ -179,4 +190,4 @@ def _draw_small(value: Any) -> Picture | None:
         file = io.BytesIO()
         copy.save(file, "WEBP", quality=90 if is_tiny else 75, method=4)
         files.append(file.getvalue())
-    return Picture(files[0], files[1], is_tiny)
+    return Picture(files[0], files[1], is_tiny, image.width * image.height)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dq_multimodal.data.local import is_local, short_name
 from dq_multimodal.report.charts import line_chart, normalise, round_ticks
-from dq_multimodal.report.facts import Facts
+from dq_multimodal.report.collect import Facts
 from dq_multimodal.report.rows import clean_name
 from dq_multimodal.stages.selection import SCORES
 
@@ -221,14 +221,14 @@ def coverage(facts: Facts) -> str:
     if found is None:
         return section("coverage", "Coverage", intro, f"<p>{WHY_NO_EMBEDDINGS}</p>")
     method = request["method"]
-    other = "another random draw" if method == "random" else "random"
+    other = "other random draws" if method == "random" else "random"
     is_cosine = request["similarity"] == "cosine"
     unit = "1 - cosine similarity" if is_cosine else "euclidean distance"
-    top = max(found["kept"]["max"], found["random"]["max"]) or 1.0
+    top = max(found.kept["max"], found.random["max"][0]) or 1.0
     chart = line_chart(
         [
-            (name, [(x, y) for x, y in zip(found[curve], found["shares"], strict=True)])
-            for name, curve in ((method, "kept_curve"), (other, "random_curve"))
+            (name, [(x, y) for x, y in zip(curve, found.shares, strict=True)])
+            for name, curve in ((method, found.kept_curve), (other, found.random_curve))
         ],
         title="Share of the rows that have a kept row within a distance; the table has the numbers",
         x_name=f"distance to the nearest kept row ({unit})",
@@ -238,18 +238,19 @@ def coverage(facts: Facts) -> str:
     )
     names = {"mean": "mean", "median": "median", "p95": "95th percentile", "max": "largest"}
     lines = [
-        [name, f"{found['kept'][key]:.4f}", f"{found['random'][key]:.4f}"]
+        [name, f"{found.kept[key]:.4f}", "{:.4f} ({:.4f} to {:.4f})".format(*found.random[key])]
         for key, name in names.items()
     ]
     asked = (
-        f"a seeded sample of {found['n_rows']:,} of {found['n_readable']:,} rows"
-        if found["is_sampled"]
-        else f"all {found['n_readable']:,} rows"
+        f"a seeded sample of {found.n_asked:,} of {found.n_readable:,} rows"
+        if found.is_sampled
+        else f"all {found.n_readable:,} rows"
     )
     body = (
-        f'<p class="verdict">{escape(found["verdict"])}</p><div class="pair">{chart}<div>'
+        f'<p class="verdict">{escape(found.verdict)}</p><div class="pair">{chart}<div>'
         + table(f"Distance to the nearest kept row ({unit})", ["", method, other], lines, "numbers")
-        + f"<p>Measured on {asked}; kept rows count, at distance 0. The comparison is one random "
-        "draw of the same size, so small differences mean nothing.</p></div></div>"
+        + f"<p>Measured on {asked}; kept rows count, at distance 0. Beside it "
+        f"{found.n_draws} random draws of the same size: their mean, and in brackets the interval "
+        "that holds 95 % of them.</p></div></div>"
     )
     return section("coverage", "Coverage", intro, body)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import Similarity
@@ -187,3 +187,46 @@ def nearest(
 
 def _parts(n_rows: int, size: int) -> Iterator[slice]:
     yield from (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
+
+
+def nearest_in_sets(
+    vectors: Vectors,
+    queries: Int[ndarray, " q"],
+    sets: Bool[ndarray, "s n"],
+    *,
+    on_pairs: OnPairs | None = None,
+) -> Float[ndarray, "s q"]:
+    """Find the distance of every query row to the nearest other row of each of several sets.
+
+    Each pair is compared once, however many sets the row is in, in float32.
+
+    Args:
+        vectors: The embeddings.
+        queries: Row numbers, ascending.
+        sets: Which rows are in each set.
+        on_pairs: Called now and then with the number of pairs compared since.
+
+    Returns:
+        Distances; infinite where a set has no other row.
+    """
+    block = vectors.take(queries)
+    best = np.full((len(sets), len(queries)), -np.inf, dtype=np.float32)
+    targets = np.flatnonzero(sets.any(axis=0))
+    for start in range(0, len(targets), QUERY_ROWS):
+        rows = targets[start : start + QUERY_ROWS]
+        other = vectors.take(rows)
+        tile = other.products(block)
+        if vectors.similarity == "euclidean":
+            tile -= other.squares[:, None] / 2  # of equal order: -|a - b|^2 / 2 + |a|^2 / 2
+        place = np.minimum(np.searchsorted(queries, rows), len(queries) - 1)
+        own = np.flatnonzero(queries[place] == rows)
+        tile[own, place[own]] = -np.inf
+        for products, is_in in zip(tile, sets[:, rows].T, strict=True):
+            for number in np.flatnonzero(is_in):
+                np.maximum(best[number], products, out=best[number])
+        if on_pairs is not None:
+            on_pairs(tile.size)
+    if vectors.similarity == "cosine":
+        return np.maximum(1 - best.astype(np.float64), 0)
+    squares = block.squares.astype(np.float64) - 2 * best.astype(np.float64)
+    return np.sqrt(np.maximum(squares, 0)) * vectors.unit ** (2 if vectors.n_left else 1)

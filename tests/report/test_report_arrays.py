@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import clusters
 
-from dq_multimodal.report import coverage, duplicates, layout, vectors
+from dq_multimodal.core import one_bin, order_rows
+from dq_multimodal.report import compare, duplicates, layout, vectors
 from dq_multimodal.report.charts import bin_colours, normalise, round_ticks
 from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
 
@@ -80,67 +81,83 @@ def test_distances_survive_extreme_scales(scale):
 def test_coverage_is_brute_force(small_blocks, similarity, n_left):
     values = clusters(150)
     values[[3, 77]] = 0  # unreadable rows neither ask nor answer
-    order = np.random.default_rng(2).permutation(150)
-    kept, other = order < 30, order >= 120
+    rng = np.random.default_rng(2)
+    sets = [rng.permutation(150) < 30 for _ in range(8)]
     opened = vectors.Vectors(values, similarity, n_left)
-    found = coverage.measure_coverage(opened, kept, other, seed=0)
-    readable = values.any(axis=1)
-    expected = all_distances(values[readable], similarity, n_left)
-    for chosen, distances in ((kept, found.kept), (other, found.random)):
-        best = expected[:, chosen[readable]].min(axis=1)
-        np.testing.assert_allclose(distances, best, atol=2e-6 * best.max())
-    assert not found.is_sampled and found.n_readable == readable.sum()
-    facts = coverage.as_facts(found, "dq")
-    assert facts["kept"]["mean"] == pytest.approx(found.kept.mean())
-    assert facts["kept"]["p95"] == pytest.approx(np.quantile(found.kept, 0.95))
+    readable = np.flatnonzero(values.any(axis=1))
+    found = compare.measure_coverage(opened, sets[0], sets[1:], readable, "dq")
+    distances = all_distances(values[readable], similarity, n_left)
+    nearest = np.array([distances[:, chosen[readable]].min(axis=1) for chosen in sets])
+    shares = np.linspace(0, 1, 201)
+    curves = np.quantile(nearest, shares, axis=1).T
+    close = {"atol": 1e-5 * nearest.max()}
+    np.testing.assert_allclose(found.kept_curve, curves[0], **close)
+    np.testing.assert_allclose(found.random_curve, curves[1:].mean(axis=0), **close)
+    low, high = np.quantile(curves[1:], [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(found.random_low, low, **close)
+    np.testing.assert_allclose(found.random_high, high, **close)
+    for name, measure in {
+        "mean": lambda d: d.mean(),
+        "median": np.median,
+        "p95": lambda d: np.quantile(d, 0.95),
+        "max": np.max,
+    }.items():
+        assert found.kept[name] == pytest.approx(measure(nearest[0]), rel=1e-5)
+        drawn = [measure(of_draw) for of_draw in nearest[1:]]
+        expected = [np.mean(drawn), *np.quantile(drawn, [0.025, 0.975])]
+        np.testing.assert_allclose(found.random[name], expected, rtol=1e-5)
+    assert not found.is_sampled and found.n_readable == 148 and found.n_draws == 7
 
 
-def test_coverage_of_a_sample_says_so():
+def test_coverage_of_a_sample_says_so_and_is_near():
     values = clusters(3000)
-    kept = np.random.default_rng(0).random(3000) < 0.3
+    rng = np.random.default_rng(0)
+    sets = [rng.random(3000) < 0.3 for _ in range(4)]
     opened = vectors.Vectors(values, "cosine")
-    found = coverage.measure_coverage(opened, kept, ~kept, seed=5, max_pairs=300 * 2200)
-    assert found.is_sampled and 256 <= len(found.rows) < 400
-    again = coverage.measure_coverage(opened, kept, ~kept, seed=5, max_pairs=300 * 2200)
-    np.testing.assert_array_equal(found.rows, again.rows)
-    whole = coverage.measure_coverage(opened, kept, ~kept, seed=5)
-    np.testing.assert_allclose(found.kept, whole.kept[found.rows], atol=1e-9)
+    rows = np.arange(3000)
+    n_targets = np.any(sets, axis=0).sum()
+    asked = {"asked": rows, "method": "dq"}
+    found = compare.measure_coverage(
+        opened, sets[0], sets[1:], **asked, max_pairs=600.5 * n_targets
+    )
+    assert found.is_sampled and found.n_asked == 600
+    whole = compare.measure_coverage(opened, sets[0], sets[1:], **asked)
+    assert found.kept["mean"] == pytest.approx(whole.kept["mean"], rel=0.05)
+    # a sample tells from how many rows are kept which share of the distances is 0
+    assert np.mean(np.array(found.kept_curve) == 0) == pytest.approx(0.3, abs=0.02)
 
 
 def test_no_readable_kept_row_is_no_coverage():
     values = clusters(20)
     values[:5] = 0
     opened = vectors.Vectors(values, "cosine")
-    assert coverage.measure_coverage(opened, np.arange(20) < 5, np.arange(20) > 5, 0) is None
+    first = np.arange(20) < 5
+    assert compare.measure_coverage(opened, first, [~first], np.arange(5, 20), "dq") is None
+
+
+def test_random_draws_are_those_of_the_method_with_other_seeds():
+    strata = np.arange(1000) % 3
+    rows = np.flatnonzero(np.arange(1000) % 10)
+    draws = compare.draw_random(strata, 90, 7, rows)
+    for number, chosen in enumerate(draws):
+        order = order_rows(one_bin(strata[rows]), seed=8 + number, rows=rows)
+        np.testing.assert_array_equal(np.flatnonzero(chosen), rows[order < 90])
+    assert len({chosen.tobytes() for chosen in draws}) == 20
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "words"),
+    ("mean", "p95", "words", "is_in_both"),
     [
-        (0.1, 0.2, "dq covers the data better than random selection"),
-        (0.2, 0.1, "random selection covers the data better than dq"),
-        (0.2, 0.2001, "equally well"),
+        (0.1, 0.4, "dq covers the data better than random selection", True),
+        (0.3, 0.6, "random selection covers the data better than dq", True),
+        (0.199, 0.503, "equally well", True),
+        (0.1, 0.6, "The two measures disagree", False),
     ],
 )
-def test_the_verdict_does_not_flatter(ours, theirs, words):
-    rows = np.arange(100)
-    found = coverage.Coverage(rows, np.full(100, ours), np.full(100, theirs), 100)
-    assert coverage.judge(found, "dq").count(words) == 2
-
-
-def test_the_verdict_says_when_measures_disagree():
-    ours, theirs = np.full(100, 0.1), np.full(100, 0.2)
-    ours[:10] = 0.5
-    found = coverage.Coverage(np.arange(100), ours, theirs, 100)
-    assert "disagree" in coverage.judge(found, "dq")
-
-
-def test_measures_that_name_no_winner_do_not_disagree():
-    ours, theirs = np.full(100, 0.1), np.full(100, 0.10001)
-    ours[:10], theirs[:10] = 0.50001, 0.5
-    verdict = coverage.judge(coverage.Coverage(np.arange(100), ours, theirs, 100), "dq")
-    assert verdict.count("equally well") == 2
-    assert "disagree" not in verdict
+def test_the_verdict_neither_flatters_nor_wrongs(mean, p95, words, is_in_both):
+    random = {"mean": (0.2, 0.19, 0.21), "p95": (0.5, 0.49, 0.51)}
+    verdict = compare.judge({"mean": mean, "p95": p95}, random, "dq")
+    assert verdict.count(words) == 1 + is_in_both
 
 
 def brute_groups(values, n_left, threshold):

@@ -13,7 +13,8 @@ from test_report_files import plain, read
 
 from dq_multimodal import InputError
 from dq_multimodal.report import write_report
-from dq_multimodal.report.target import describe_picks, picked_rows
+from dq_multimodal.report.collect import collect
+from dq_multimodal.report.decisions import picked_rows
 
 
 def test_the_first_of_the_targeted_order_are_there_for_the_target():
@@ -47,19 +48,23 @@ def targeted(tmp_path):
     texts = [f"instruction {k}" for k in range(40)]
     dataset = Dataset.from_dict({"instruction": texts, "output": ["so"] * 40})
     write_report(tmp_path, config, manifest, embeddings=values, dataset=dataset)
-    return tmp_path
+    return tmp_path, config, manifest
 
 
 def test_picks_of_every_target_row(targeted):
     """Row 30 was not kept, and row 20 of target row 0 is there by the untargeted order."""
-    (first, second), n_leaks = describe_picks(targeted, 0.6)
+    facts = collect(*targeted, None, None)
+    first, second = facts.target.rows
     assert (first.n_kept, first.picks) == (4, [(0, 0.93), (2, 0.8), (4, 0.7)])
     assert (second.n_kept, second.picks) == (2, [(1, 0.5)])
-    assert n_leaks == 2
+    assert (facts.target.n_rows, facts.target.n_leaks) == (2, 2)
+    picked = [row for row in range(40) if facts.decisions.of(row) == "target"]
+    assert picked == [0, 1, 2, 3, 4, 5]
+    assert "target row 1, as number 4 of" in facts.decisions.sentence(3)
 
 
 def test_the_page_shows_them_as_text(targeted):
-    page = read(targeted)
+    page = read(targeted[0])
     assert '<a href="#target">Target</a>' in page
     assert EVIL_TEXTS[0] not in page
     shown = plain(page)
@@ -68,12 +73,11 @@ def test_the_page_shows_them_as_text(targeted):
 
 
 def test_a_run_without_target_has_no_such_section(text_report):
-    assert describe_picks(text_report, 0.7) is None
     assert 'href="#target"' not in read(text_report)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"targets": [{"text": 3, "picks": []}]}', "{}"])
 def test_other_picks_are_one_line(targeted, text):
-    (targeted / "target" / "picks.json").write_text(text)
+    (targeted[0] / "target" / "picks.json").write_text(text)
     with pytest.raises(InputError, match=r"picks\.json"):
-        describe_picks(targeted, 0.6)
+        collect(*targeted, None, None)

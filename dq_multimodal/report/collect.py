@@ -1,17 +1,22 @@
 """All that the report says, collected once: the page, the map file and the figures draw on it."""
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.report import coverage, duplicates, layout
-from dq_multimodal.report.coverage import sample_rows
+from dq_multimodal.config import CompressConfig, InputError, check_type
+from dq_multimodal.files import read_text
+from dq_multimodal.report import duplicates, layout
+from dq_multimodal.report.compare import Coverage, draw_random, measure_coverage, sample_rows
+from dq_multimodal.report.decisions import Decisions, decide, picked_rows
+from dq_multimodal.report.patched import Patches, describe_patches
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
 from dq_multimodal.report.vectors import Vectors, nearest
 from dq_multimodal.stages.marks import Marks
@@ -23,6 +28,8 @@ from dq_multimodal.stages.selection import (
     read_selection,
     read_table,
 )
+from dq_multimodal.stages.targeting import FOLDER as TARGET_FOLDER
+from dq_multimodal.stages.targeting import PICKS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +39,9 @@ MAX_GROUPS = 20
 GROUP_ROWS = 4
 MAX_GALLERY_BINS = 30
 GALLERY_ROWS = 6
+MAX_PICKS_BYTES = 50_000_000
+MAX_TARGETS = 200
+TARGET_PICKS = 3
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class Map:
         neighbour_distances: Their distances.
         near: The nearest kept row of each, itself not counted; -1 where there is none.
         near_distance: Its distance.
+        length: Characters of its texts, or pixels of its picture; -1 where it cannot be read.
     """
 
     rows: Int[ndarray, " k"]
@@ -89,24 +100,87 @@ class Map:
     neighbour_distances: Float[ndarray, "k m"]
     near: Int[ndarray, " k"]
     near_distance: Float[ndarray, " k"]
+    length: Int[ndarray, " k"]
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """A target row and the rows that were picked for it.
+
+    Attributes:
+        number: Its row number in the target.
+        text: Its text, cut; empty for an image.
+        n_kept: Kept rows that were picked for it.
+        picks: The nearest of them, at most three: row number and cosine.
+    """
+
+    number: int
+    text: str
+    n_kept: int
+    picks: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was picked for a target.
+
+    Attributes:
+        rows: Rows of the target, the first 200 of them.
+        n_rows: All rows of the target.
+        n_leaks: Rows of the source that equal a target row or are very near one.
+    """
+
+    rows: list[TargetRow]
+    n_rows: int
+    n_leaks: int
 
 
 @dataclass
 class Facts:
-    """What there is to say of a run; parts that cannot be had are None."""
+    """What there is to say of a run; parts that cannot be had are None.
+
+    Attributes:
+        config: What its config.yaml holds.
+        manifest: What its manifest.json holds.
+        selection: selection.parquet.
+        scores: Scores of the bins by name; empty where there are none.
+        reader: What reads rows of the source: kind and columns of what is shown.
+        decisions: What decided of each row that it was kept or left out.
+        n_blank: Rows without an embedding.
+        map: The rows that are shown as points.
+        coverage: How near every row has a kept one, beside random selections.
+        groups: Near-duplicates.
+        gallery: Bin, some kept rows and some that were left out, of each bin.
+        target: What was picked for a target.
+        patches: What dropping patches did to the images.
+        texts: Texts of the rows that are shown somewhere.
+        pictures: Their pictures; None where one cannot be read.
+    """
 
     config: dict[str, Any]
     manifest: dict[str, Any]
     selection: Selection
     scores: dict[str, list[float | None]]
     reader: RowReader
+    decisions: Decisions
     n_blank: int = 0
     map: Map | None = None
-    coverage: dict[str, Any] | None = None
+    coverage: Coverage | None = None
     groups: duplicates.Groups | None = None
     gallery: list[tuple[int | None, list[int], list[int]]] = field(default_factory=list)
+    target: Target | None = None
+    patches: Patches | None = None
     texts: dict[int, list[str]] = field(default_factory=dict)
     pictures: dict[int, Picture | None] = field(default_factory=dict)
+
+    @property
+    def length_name(self) -> str:
+        """What `Map.length` counts: "characters", "pixels", or "" where no rows can be read."""
+        return {"text": "characters", "image": "pixels", "none": ""}[self.reader.kind]
+
+    def label(self, row: int) -> str:
+        """Label of a row; empty where there are none."""
+        return self.labels[self.selection.stratum[row]] if self.labels else ""
 
     @cached_property
     def labels(self) -> list[str]:
@@ -125,7 +199,19 @@ def collect(
     """Read the tables of a run folder and measure all that the report shows."""
     selection = read_facts(folder)
     reader = RowReader(dataset, config["rows"])
-    facts = Facts(config, manifest, selection, _read_scores(folder, selection.n_bins), reader)
+    request = CompressConfig.from_dict(config["request"])
+    decisions = decide(
+        selection.stratum,
+        selection.bin,
+        selection.order,
+        selection.kept,
+        selection.marks,
+        request,
+    )
+    scores = _read_scores(folder, selection.n_bins)
+    facts = Facts(config, manifest, selection, scores, reader, decisions)
+    facts.target = _read_target(folder, selection, request.target_share)
+    facts.patches = describe_patches(folder, config, manifest, dataset, selection.kept)
     if embeddings is not None and len(embeddings) == len(selection):
         _compare(facts, embeddings)
     facts.gallery = _choose_gallery(selection, config["request"]["seed"])
@@ -166,14 +252,14 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     vectors = Vectors(embeddings, request["similarity"], n_left)
     facts.n_blank = int(vectors.is_blank.sum())
     facts.map = _make_map(vectors, selection, MAX_POINTS[facts.reader.kind], seed)
-    is_random = request["method"] == "random"
     strata = strata_to_share(selection.stratum, request.get("partition"))
     rows = selection.marks.readable(len(selection))
-    other = coverage.random_kept(strata, selection.n_kept, seed, is_random, rows)
+    draws = draw_random(strata, selection.n_kept, seed, rows)
+    asked = np.flatnonzero(~vectors.is_blank) if facts.map is None else facts.map.rows
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
-        found = coverage.measure_coverage(vectors, selection.kept, other, seed, on_pairs=bar.update)
-    if found is not None:
-        facts.coverage = coverage.as_facts(found, request["method"])
+        facts.coverage = measure_coverage(
+            vectors, selection.kept, draws, asked, request["method"], on_pairs=bar.update
+        )
     is_image = (
         facts.reader.kind == "image" or (facts.config["rows"] or {}).get("modality") == "image"
     )
@@ -197,7 +283,56 @@ def _make_map(vectors: Vectors, selection: Selection, size: int, seed: int) -> M
         if len(targets):
             near, near_distance = nearest(vectors, rows, targets, is_self_allowed=False)
         bar.update()
-    return Map(rows, places, ids, distances, near, near_distance)
+    unknown = np.full(len(rows), -1)  # before the rows are read
+    return Map(rows, places, ids, distances, near, near_distance, unknown)
+
+
+class TargetDict(TypedDict):
+    """What picks.json holds of a target row."""
+
+    text: str
+    picks: list[list[float]]
+
+
+class PicksDict(TypedDict):
+    """What picks.json holds."""
+
+    targets: list[TargetDict]
+    n_leaks: int
+
+
+def _read_target(folder: Path, selection: Selection, share: float) -> Target | None:
+    """Read what was picked for each target row; None where the run had no target.
+
+    Of K kept rows the first ceil(share * K) in the targeted order were picked for the target; the
+    others are there by the untargeted order.
+
+    Raises:
+        InputError: If picks.json is not what a run writes.
+    """
+    path = folder / TARGET_FOLDER / PICKS
+    rank, row = selection.marks.target_rank, selection.marks.target_row
+    if rank is None or row is None:
+        return None
+    try:
+        found = json.loads(read_text(path, MAX_PICKS_BYTES))
+        check_type(PICKS, found, PicksDict)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not what a run writes: {error}") from error
+    is_picked = picked_rows(rank, selection.kept, share)
+    targets = found["targets"]
+    counts = np.bincount(row[is_picked], minlength=len(targets))
+    rows = []
+    for number, target in enumerate(targets[:MAX_TARGETS]):
+        near = [
+            (int(k), float(cosine))
+            for k, cosine in (pick for pick in target["picks"] if len(pick) == 2)
+            if 0 <= k < len(is_picked) and is_picked[int(k)]
+        ]
+        rows.append(TargetRow(number, target["text"], int(counts[number]), near[:TARGET_PICKS]))
+    return Target(rows, len(targets), found["n_leaks"])
 
 
 def _choose_gallery(
@@ -239,8 +374,13 @@ def _read_rows(facts: Facts) -> None:
     if facts.map is not None:
         wanted |= dict.fromkeys(facts.map.rows.tolist())
         wanted |= dict.fromkeys(facts.map.near[facts.map.near >= 0].tolist())
+    for target in facts.target.rows if facts.target else []:
+        wanted |= dict.fromkeys(row for row, _ in target.picks)
     with tqdm(total=len(wanted), desc="rows to show", unit="row") as bar:
         if reader.kind == "image":
             facts.pictures = reader.pictures(sorted(wanted), bar.update)
         else:
             facts.texts = reader.texts(sorted(wanted), bar.update)
+    if facts.map is not None:
+        for at, row in enumerate(facts.map.rows.tolist()):
+            facts.map.length[at] = reader.lengths.get(row, -1)

@@ -1,5 +1,7 @@
 """Shared pieces of the tests: small models built in code, and the optional folder of real data."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -91,26 +93,50 @@ def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def run_here(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, from a folder, as a process of its own would."""
+    from dq_multimodal import cli
+
+    said = {"stdout": io.StringIO(), "stderr": io.StringIO()}
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(said["stdout"]),
+        contextlib.redirect_stderr(said["stderr"]),
+        pytest.raises(SystemExit) as end,
+    ):
+        cli.main(arguments)
+    found = {name: stream.getvalue() for name, stream in said.items()}
+    return subprocess.CompletedProcess(arguments, end.value.code or 0, **found)
+
+
 @pytest.fixture(scope="session")
 def command() -> Cli:
-    """Run the real command line as a subprocess in a folder."""
+    """Run the command line in a folder: in this process, or in its own if asked or given an `env`.
+
+    A process of its own takes seconds to load its libraries, and few tests need one.
+    """
 
     def run(
         folder: Path,
         *arguments: object,
-        env: dict[str, str] | None = None,
         code: int = 0,
+        env: dict[str, str] | None = None,
+        is_process: bool = False,
         **options: object,
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "dq_multimodal.cli", *map(str, arguments)],
-            cwd=folder,
-            env=env or os.environ.copy(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **options,
-        )
+        words = [*map(str, arguments)]
+        if env is None and not is_process and not options:
+            done = run_here(folder, words)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "dq_multimodal.cli", *words],
+                cwd=folder,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                **options,
+            )
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -119,5 +145,5 @@ def command() -> Cli:
 
 @pytest.fixture
 def cli(command: Cli, tmp_path: Path) -> Cli:
-    """Run the real command line as a subprocess in tmp_path."""
+    """Run the command line in tmp_path."""
     return partial(command, tmp_path)

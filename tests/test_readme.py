@@ -155,9 +155,12 @@ def test_files_that_are_named_exist():
         assert (ROOT / name).exists(), name
 
 
-def test_every_page_is_linked_from_the_readme():
+def test_every_page_is_linked_from_the_index_and_the_site():
+    site = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES:
-        assert page.parent == ROOT or f"](docs/{page.name})" in PAGES[ROOT / "README.md"]
+        if page.parent != ROOT:
+            assert page.stem == "index" or f"]({page.name})" in PAGES[ROOT / "docs" / "index.md"]
+            assert f": {page.name}\n" in site
 
 
 def test_the_map_names_every_module():

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
 
 PROBED_FILES = 50_000
 PROBED_SECONDS = 15.0
@@ -25,26 +28,32 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = ("parquet", "arrow", "json", "csv")
 BESIDE = ("text", "xml", "harbor")
 """Readers of what lies beside pictures: lists, annotations. They win over fewer pictures only."""
+FAVOURITES = (".csv", ".json", ".jsonl", ".arrow", ".vortex", ".lance", ".parquet")
+"""Endings that `datasets` prefers, the last ones most, where as many files have others."""
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The data files of a folder.
+class DataFiles:
+    """What is to be read.
 
     Attributes:
         reader: Name of the packaged reader of `datasets`.
-        options: What that reader is to be given.
-        by_split: Paths of the files of each split, relative to the folder.
-        note: What was found beside them and is not read; None is nothing.
+        options: What the reader is to be given.
+        by_split: Paths of the files of each split.
+        root: Folder that their names in the pin are relative to.
+        note: What was found beside the files and is not read.
+        make: Makes the reader that the card of a folder describes, given a folder for its cache.
     """
 
     reader: str
     options: dict[str, Any]
     by_split: dict[str, list[str]]
-    note: str | None
+    root: Path
+    note: str | None = None
+    make: "Callable[[str], DatasetBuilder] | None" = None
 
 
-def list_data(root: Path, name: str) -> Listing:
+def list_data(root: Path, name: str) -> DataFiles:
     """Find the data files of a folder and the splits that their names tell.
 
     Args:
@@ -69,11 +78,12 @@ def list_data(root: Path, name: str) -> Listing:
         is_beside, n_found = True, 0
     if is_beside and n_pictures and n_pictures >= n_found:
         found = _choose(root, pictures)
-    files = [file for file in files if file.rpartition("/")[2] not in FILES_TO_IGNORE]
+    files = [file for file in files if _name_of(file) not in FILES_TO_IGNORE]
     if found is None:
-        held = f"; it holds {_describe(files)}" if files else ""
+        present = f"; it holds {_describe(files)}" if files else ""
         raise InputError(
-            f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv, or images{held})"
+            f"no data files in it: {name} (wanted .parquet, .json, .jsonl or .csv, or "
+            f"images{present})"
         )
     reader, options, by_split = found
     read = {file for part in by_split.values() for file in part}
@@ -89,7 +99,8 @@ def list_data(root: Path, name: str) -> Listing:
         notes.append(
             f"{len(closed):,} {what} in it not entered (links, runs, or not readable): {closed[0]}"
         )
-    return Listing(reader, options, by_split, "; ".join(notes) or None)
+    by_split = {split: [f"{root}/{file}" for file in part] for split, part in by_split.items()}
+    return DataFiles(reader, dict(options), by_split, root, "; ".join(notes) or None)
 
 
 def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
@@ -125,9 +136,9 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
                 if entry.is_dir(follow_symlinks=False):
                     if not entry.name.startswith("__"):
                         pending.append(path + "/")
-                elif _leads_to(entry.is_file):
+                elif _can_reach(entry.is_file):
                     files.append(path)
-                elif entry.is_symlink() and _leads_to(entry.is_dir):
+                elif entry.is_symlink() and _can_reach(entry.is_dir):
                     closed.append(path)
             bar.update(len(files) - n_before)
             if len(files) >= n_probed or time.monotonic() > until:
@@ -138,14 +149,14 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
 
 def _is_run(place: Path, entries: list[os.DirEntry[str]]) -> bool:
     """Say whether a folder is a run of ours: what came out of the data is not part of it."""
-    files = {entry.name for entry in entries if _leads_to(entry.is_file)}
+    files = {entry.name for entry in entries if _can_reach(entry.is_file)}
     if not {"config.yaml", "manifest.json"} <= files:
         return False
     with (place / "config.yaml").open("rb") as file:
         return b"dq-multimodal" in file.readline(200)
 
 
-def _leads_to(test: Callable[[], bool]) -> bool:
+def _can_reach(test: Callable[[], bool]) -> bool:
     try:
         return test()
     except OSError:  # a link to where we may not look
@@ -164,9 +175,8 @@ def _check_share(n_read: int, files: list[str], name: str) -> None:
 def _count_readers(files: list[str]) -> Counter[str]:
     from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
-    endings = Counter(map(_ending, files))
     found: Counter[str] = Counter()
-    for ending, count in endings.items():
+    for ending, count in Counter(map(_ending, files)).items():
         if ending in _EXTENSION_TO_MODULE:
             found[_EXTENSION_TO_MODULE[ending][0]] += count
     return found
@@ -175,10 +185,9 @@ def _count_readers(files: list[str]) -> Counter[str]:
 def _choose(
     root: Path, files: list[str]
 ) -> tuple[str, dict[str, Any], dict[str, list[str]]] | None:
-    """Choose the reader and the files of each split as `datasets` does; None if there is none.
+    """Choose the reader, its options and the files of each split as `datasets` does.
 
     Raises:
-        FileNotFoundError: If no file can belong to a split.
         ValueError: If splits hold files of different kinds.
     """
     from datasets import packaged_modules as packaged
@@ -189,24 +198,19 @@ def _choose(
         patterns_of = _get_data_files_patterns(match)
     except FileNotFoundError:
         return None
+    allowed = frozenset(packaged._ALL_ALLOWED_EXTENSIONS)
     by_split = {
-        str(split): [
-            file
-            for pattern in patterns
-            for file in match(pattern)
-            if _has_ending(file, _allowed_endings())
-        ]
+        str(split): [f for pattern in patterns for f in match(pattern) if _has_ending(f, allowed)]
         for split, patterns in patterns_of.items()
     }
-    readers = [_infer_reader(root, part) for part in by_split.values()]
-    if any(reader != readers[0] for reader in readers):
-        found = ", ".join(
-            f"{part}: {r and r[0]}" for part, r in zip(by_split, readers, strict=True)
-        )
-        raise ValueError(f"its splits hold files of different kinds ({found})")
-    if readers[0] is None:
+    readers = {split: _infer_reader(root, part) for split, part in by_split.items()}
+    first = next(iter(readers.values()))
+    if any(reader != first for reader in readers.values()):
+        shown = ", ".join(f"{split}: {r and r[0]}" for split, r in readers.items())
+        raise ValueError(f"its splits hold files of different kinds ({shown})")
+    if first is None:
         return None
-    reader, options = readers[0]
+    reader, options = first
     endings = packaged._MODULE_TO_EXTENSIONS[reader]
     endings = {*endings, *packaged._MODULE_TO_METADATA_EXTENSIONS[reader]}
     names = tuple(packaged._MODULE_TO_METADATA_FILE_NAMES[reader])
@@ -218,19 +222,18 @@ def _choose(
 
 
 def _infer_reader(root: Path, files: list[str]) -> tuple[str, dict[str, Any]] | None:
-    """Choose a reader by the most frequent ending, as `datasets` does file by file."""
+    """Choose a reader by the most frequent ending, as `datasets` does, which is slow for many."""
     from datasets import packaged_modules as packaged
     from datasets.load import infer_module_for_data_files_list_in_archives
 
     described = set(packaged._ALL_METADATA_FILENAMES)
     counts: Counter[tuple[bool, str]] = Counter()
-    for file in files:
-        name = file.rpartition("/")[2]
+    for name in map(_name_of, files):
         counts.update((name not in described, f".{part.lower()}") for part in name.split(".")[1:])
-    favourites = (".parquet", ".lance", ".vortex", ".arrow", ".jsonl", ".json", ".csv")
 
     def rank(found: tuple[bool, str]) -> tuple[Any, ...]:
-        return found[0], counts[found], *(found[1] == ending for ending in favourites), found[1]
+        favour = FAVOURITES.index(found[1]) if found[1] in FAVOURITES else -1
+        return found[0], counts[found], favour, found[1]
 
     for _, ending in sorted(counts, key=rank, reverse=True):
         if ending in packaged._EXTENSION_TO_MODULE:
@@ -258,24 +261,21 @@ class _Matcher:
             for word in re.findall("[a-z]{2,}", pattern):  # quick to look for, and most have none
                 found = [file for file in found if word in file]
             found = found if pattern == "**" else list(filter(fits, found))
-            ignored = set(FILES_TO_IGNORE) - {pattern.rpartition("/")[2]}
-            self._found[pattern] = [f for f in found if f.rpartition("/")[2] not in ignored]
+            ignored = set(FILES_TO_IGNORE) - {_name_of(pattern)}
+            self._found[pattern] = [f for f in found if _name_of(f) not in ignored]
         return self._found[pattern]
 
 
-@cache
-def _allowed_endings() -> frozenset[str]:
-    from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS
-
-    return frozenset(_ALL_ALLOWED_EXTENSIONS)
+def _name_of(file: str) -> str:
+    return file.rpartition("/")[2]
 
 
 def _has_ending(file: str, endings: Any) -> bool:
-    return any("." + part in endings for part in file.rpartition("/")[2].split(".")[1:])
+    return any("." + part in endings for part in _name_of(file).split(".")[1:])
 
 
 def _ending(file: str) -> str:
-    name = file.rpartition("/")[2]
+    name = _name_of(file)
     return name[name.rfind(".") :] if "." in name[1:] else ""
 
 
@@ -292,7 +292,7 @@ def _is_image(file: str) -> bool:
 
 def is_picture(file: str) -> bool:
     """Say whether a file is one of a folder of pictures: an image, or what describes images."""
-    return _is_image(file) or file.rpartition("/")[2] in METADATA
+    return _is_image(file) or _name_of(file) in METADATA
 
 
 def _describe(files: list[str]) -> str:

@@ -7,18 +7,24 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
-from dq_multimodal.data.listing import METADATA, is_picture, list_data
-from dq_multimodal.data.pinned import PACKED, PinnedFiles
-from dq_multimodal.data.row_files import NO_FILES, RowFiles, admit, check_configs, folder_files
+from dq_multimodal.data.listing import METADATA, DataFiles, is_picture, list_data
+from dq_multimodal.data.row_files import NO_FILES, RowFiles, admit, allow_folder, read_card
 from dq_multimodal.data.splits import name_split, split_parts, take_slice, take_splits
 from dq_multimodal.data.stream import Passes, Stream, first_line, stream_from
-from dq_multimodal.data.text_tables import Values, find_mixed, find_separator, lift_rows, pack_rows
+from dq_multimodal.data.text_files import (
+    Place,
+    check_utf8,
+    find_mixed,
+    find_separator,
+    write_rows,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -31,55 +37,120 @@ READERS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of compressed files that `datasets` reads through."""
+TEXT_READERS = ("json", "csv", "text")
+WANTED = ".parquet, .json, .jsonl or .csv"
 MAX_LISTED = 100
 """More files than this (the images of a folder) are recorded as one."""
-TEXT_READERS = ("json", "csv", "text")
 NAMES = "relative"
 """The pin names files by their place in the folder; earlier releases left the folders out."""
-WANTED = ".parquet, .json, .jsonl or .csv"
+HASHED_TOGETHER = 200
+"""Files that one thread hashes before it takes others."""
 JUNK = re.compile(r"(^|/)(\.|__MACOSX/)")
 """Hidden members of zip files, and what macOS adds."""
 SAVED_MARKS = ("state.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
-class LocalData:
-    """A dataset on this machine.
+class Source:
+    """A loaded dataset and where it is from.
 
     Attributes:
-        dataset: Its rows, or a stream of them.
-        origin: What config.yaml records of it.
-        files: Its own data files.
-        check: Raises if one of them has changed since it was pinned.
-        note: What was found beside them and is not read.
+        dataset: All its rows, memory-mapped, without a format or transform; or a stream of them.
+        origin: What config.yaml records: kind, name, split, and what pins the content (the commit
+            of a Hub dataset, the hashes of local files, the fingerprint of an object), and the
+            number of rows, of a stream once they have been counted; and the folder in which rows
+            may name files, where one was given, and the hash of these files.
+        files: The data files themselves, where they are on this machine.
+        check: Raises if one of these files has changed since it was pinned.
+        note: What lies beside these files in their folder and is not read.
     """
 
     dataset: "Dataset | Stream"
     origin: dict[str, Any]
-    files: tuple[str, ...]
-    check: Callable[[], None]
+    files: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
     note: str | None = None
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What is to be read.
+class PinnedFiles:
+    """Files and their SHA-256, with what tells that one was replaced since.
 
-    Attributes:
-        reader: Name of the packaged reader of `datasets`.
-        by_split: Paths of the files of each split.
-        root: Folder that their names in the pin are relative to.
-        options: What the reader is to be given.
-        make: Makes the reader that the card of a folder describes, given a folder for its cache.
-        note: What was found beside the files and is not read.
+    A file that is put in the place of another has another number (inode) or another time of
+    change, which no copy can keep, also where its size and its time of writing are the same.
+
+    Args:
+        paths: The files.
+        root: Folder that they lie in, which their recorded names leave out.
+        name: What they are the data of, for messages.
+        beside: Files that only tell the types of the columns: watched, not hashed.
+        is_text: Says of a file whether it must be UTF-8.
+
+    Raises:
+        InputError: If one is text and not UTF-8.
     """
 
-    reader: str
-    by_split: dict[str, list[str]]
-    root: Path
-    options: dict[str, Any]
-    make: "Callable[[str], DatasetBuilder] | None" = None
-    note: str | None = None
+    def __init__(
+        self,
+        paths: list[str],
+        root: Path,
+        name: str,
+        beside: list[str] | None = None,
+        is_text: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        from tqdm import tqdm
+
+        self.paths, self.name = paths, name
+        self._names = [path.removeprefix(f"{root}/") for path in paths]
+        self._stamps = [(path, _stamp(path)) for path in [*paths, *(beside or [])]]
+        n_threads, step = min(16, 2 * (os.cpu_count() or 1)), HASHED_TOGETHER
+        batches = [paths[k : k + step] for k in range(0, len(paths), step)]
+        self._hashes: list[str] = []
+        with (
+            ThreadPoolExecutor(n_threads) as pool,
+            tqdm(total=len(paths), desc="hash", unit="file", delay=1) as bar,
+        ):
+            for found in pool.map(lambda batch: list(map(hash_file, batch)), batches):
+                self._hashes += found
+                bar.update(len(found))
+            list(pool.map(check_utf8, filter(is_text, paths)))
+
+    def describe(self, max_listed: int) -> list[dict[str, Any]]:
+        """Give name, bytes and SHA-256 of each; of more files than that, all in one entry."""
+        found: list[dict[str, Any]] = [
+            {"name": name, "bytes": stamp[0], "sha256": digest}
+            for name, (_, stamp), digest in zip(
+                self._names, self._stamps, self._hashes, strict=False
+            )
+        ]
+        if len(found) <= max_listed:
+            return found
+        total = sum(file["bytes"] for file in found)
+        digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        return [{"name": f"{len(found)} files", "bytes": total, "sha256": digest}]
+
+    def key(self, *more: Any) -> str:
+        """Give a name under which what was read of these very files may be kept."""
+        text = json.dumps([self._stamps, self._hashes, more], default=str)
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
+
+    def check(self) -> None:
+        """Raise if a file is not the one that was hashed."""
+        for path, stamp in self._stamps:
+            if not os.path.exists(path) or _stamp(path) != stamp:  # noqa: PTH110
+                raise InputError(f"{self.name} has changed while it was read: {Path(path).name}")
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    found = os.stat(path)  # noqa: PTH116 - a Path for each of 200,000 files takes as long as hashing
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def hash_file(path: str) -> str:
+    """Give the SHA-256 of a file."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_local(name: str) -> bool:
@@ -135,17 +206,8 @@ def load_local(
     streaming: bool = False,
     n_rows: int | None = None,
     image_folder: str | None = None,
-) -> LocalData:
-    """Load local data, and say which files it came from and what is in them.
-
-    Args:
-        name: File, glob or folder.
-        split: Name or slice.
-        config_name: Configuration of a folder that has several.
-        field: Key of JSON files under which the list of rows is.
-        streaming: Read the rows as a stream.
-        n_rows: Rows of that stream, where they are known.
-        image_folder: Folder in which rows may name files beside the source's own.
+) -> Source:
+    """Load local data, and pin the files that it came from; see `source.load_source`.
 
     Raises:
         InputError: If there is no such thing, it is of no known kind, has no such split, or names
@@ -153,18 +215,19 @@ def load_local(
     """
     path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
     check_path(path)
-    own = folder_files(image_folder)
-    chosen = {"config_name": config_name, "field": field}
+    own = allow_folder(image_folder)
+    is_folder = path.is_dir()
     origin: dict[str, Any] = {
-        "kind": "folder" if path.is_dir() else "file",
+        "kind": "folder" if is_folder else "file",
         "name": name,
         "path": str(path.absolute()),
         "split": split,
         "names": NAMES,
-        **{key: value for key, value in chosen.items() if value is not None},
     }
+    chosen = {"config_name": config_name, "field": field}
+    origin |= {key: value for key, value in chosen.items() if value is not None}
     dataset: Dataset | Stream
-    if path.is_dir() and any((path / mark).is_file() for mark in SAVED_MARKS):
+    if is_folder and any((path / mark).is_file() for mark in SAVED_MARKS):
         for key in chosen.keys() & origin.keys():
             raise InputError(f"{key} is not for a folder made by save_to_disk, and {name} is one")
         if streaming:
@@ -172,114 +235,90 @@ def load_local(
         dataset, pinned = _load_saved(path, name, split)
         note = None
     else:
-        find = _find_folder if path.is_dir() else _find_files
-        found = find(path, name, config_name)
+        found = _find_in_folder(path, name, config_name) if is_folder else _find(path, name)
+        if not is_folder and config_name is not None:
+            raise InputError(f"config_name is for the Hub and for folders, and {name} is neither")
         if field is not None and (found.reader != "json" or found.make is not None):
             raise InputError(f"field is for .json files, and {name} has others")
-        parts = split_parts(split, found.by_split) if path.is_dir() else ["train"]
-        try:
-            bases = {name_split(found.by_split, part, name) for part in parts}
-        except InputError as error:
-            raise InputError(f"{error} ({found.note})" if found.note else str(error)) from error
-        files = sorted(file for base in bases for file in found.by_split[base])
-        others = [f for key, part in found.by_split.items() if key not in bases for f in part]
-        has_text = found.reader in TEXT_READERS
-
-        def is_text(file: str) -> bool:
-            return has_text or file.endswith(METADATA[:2])
-
-        pinned = PinnedFiles(files, found.root, name, beside=others, is_text=is_text)
+        pinned = _pin(found, split_parts(split, found.by_split) if is_folder else ["train"], name)
         if found.reader == "csv" and found.make is None:
-            found.options.setdefault("sep", find_separator(files))
+            found.options.setdefault("sep", find_separator(pinned.paths))
             if found.options["sep"] != ",":
                 origin["separator"] = found.options["sep"]
-        if path.is_dir():
+        if is_folder:
             all_files = frozenset(file for part in found.by_split.values() for file in part)
             own = replace(own, files=all_files, home=str(found.root))
-        dataset = _read(found, pinned, name, split, field, streaming, n_rows, own)
+        dataset = _read(found, pinned, split, field, streaming, n_rows, own)
         note = found.note
     origin["files"] = pinned.describe(MAX_LISTED)
     if not isinstance(dataset, Stream):
         dataset = admit(dataset, own, name)
         origin["rows"] = len(dataset)
-    return LocalData(dataset, origin, tuple(pinned.paths), pinned.check, note)
+    return Source(dataset, origin, tuple(pinned.paths), pinned.check, note)
 
 
-def _find_files(path: Path, name: str, config_name: str | None) -> _Found:
+def _find(path: Path, name: str) -> DataFiles:
     """Say which files a path or glob means, and how they are to be read."""
-    if config_name is not None:
-        raise InputError(f"config_name is for the Hub and for folders, and {name} is neither")
     found = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = [os.path.abspath(file) for file in found if Path(file).is_file()]  # noqa: PTH100
     if not files:
         raise InputError(f"no such file or folder: {name} (wanted {WANTED})")
+    endings = {_ending_of(file) for file in files}
     readers = {READERS.get(_ending_of(file), Path(file).suffix) for file in files}
     if len(readers) != 1 or not readers <= set(READERS.values()):
-        raise InputError(
-            f"{name} must be {WANTED} files of one kind, got {', '.join(sorted(readers))}"
-        )
+        shown = ", ".join(sorted(readers))
+        raise InputError(f"{name} must be {WANTED} files of one kind, got {shown}")
     reader = readers.pop()
     packed = [file for file in files if file.lower().endswith(PACKED)]
     if reader == "parquet" and packed:
         raise InputError(f"{packed[0]} is compressed twice: unpack it to a .parquet file")
-    is_tab = {_ending_of(file) == ".tsv" for file in files}
-    if len(is_tab) > 1:
+    if endings > {".tsv"}:
         raise InputError(f"{name} must be files of one kind, got .csv and .tsv")
     root = Path(os.path.commonpath([os.path.dirname(file) for file in files]))  # noqa: PTH120
-    return _Found(reader, {"train": files}, root, {"sep": "\t"} if is_tab == {True} else {})
+    options = {"sep": "\t"} if endings == {".tsv"} else {}
+    return DataFiles(reader, options, {"train": files}, root)
 
 
-def _find_folder(path: Path, name: str, config_name: str | None) -> _Found:
+def _find_in_folder(path: Path, name: str, config_name: str | None) -> DataFiles:
     """Find the data files of a folder, with the splits that its card or its file names tell."""
     import datasets
 
     root = path.resolve()
-    card = _read_card(root)
-    check_configs(card.get("configs"), name)
+    card = read_card(root, name)
     parts = [card.get("configs") or [], card.get("dataset_info") or []]
     parts = [part if isinstance(part, list) else [part] for part in parts]
-    names = list(
-        dict.fromkeys(c["config_name"] for part in parts for c in part if "config_name" in c)
-    )
+    names = {c["config_name"]: c for part in parts for c in part if "config_name" in c}
     if config_name is not None and config_name not in names:
-        held = f"only {', '.join(names)}" if names else "it has none"
-        raise InputError(f"{name} has no configuration {config_name!r}, {held}")
+        present = f"only {', '.join(names)}" if names else "it has none"
+        raise InputError(f"{name} has no configuration {config_name!r}, {present}")
     if not any(parts) and not (root / "dataset_infos.json").is_file():
-        listing = list_data(root, name)
-        by_split = {
-            split: [f"{root}/{file}" for file in files] for split, files in listing.by_split.items()
-        }
-        return _Found(listing.reader, by_split, root, dict(listing.options), note=listing.note)
+        return list_data(root, name)
     make = partial(datasets.load_dataset_builder, glob.escape(str(root)), config_name)
     try:
         builder = make(cache_dir=str(_cache_folder()))
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        reason = f"no data files as its card says in {name}: {first_line(error)}"
         if config_name is None and len(names) > 1:
-            raise InputError(
-                f"{name} has several configurations: choose one with --config-name "
-                f"({', '.join(names)})"
-            ) from error
-        raise InputError(
-            f"no data files as its card says in {name}: {first_line(error)}"
-        ) from error
-    by_split = {
-        str(split): list(files) for split, files in (builder.config.data_files or {}).items()
-    }
-    return _Found(builder.name, by_split, root, {}, lambda place: make(cache_dir=place))
+            shown = ", ".join(names)
+            reason = f"{name} has several configurations: choose one with --config-name ({shown})"
+        raise InputError(reason) from error
+    found = builder.config.data_files or {}
+    by_split = {str(split): list(files) for split, files in found.items()}
+    return DataFiles(builder.name, {}, by_split, root, make=lambda place: make(cache_dir=place))
 
 
-def _read_card(root: Path) -> dict[str, Any]:
-    """Read what the card of a folder says for `datasets`."""
-    import yaml
-    from huggingface_hub import metadata_load
-
-    card, beside = root / "README.md", root / ".huggingface.yaml"
+def _pin(found: DataFiles, parts: list[str], name: str) -> PinnedFiles:
+    """Pin the files of the slices that are asked for, and watch the others."""
     try:
-        told = metadata_load(card) if card.is_file() else None
-        more = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the card {card}: {first_line(error)}") from error
-    return {**(told or {}), **(more or {})}
+        bases = {name_split(found.by_split, part, name) for part in parts}
+    except InputError as error:
+        raise InputError(f"{error} ({found.note})" if found.note else str(error)) from error
+    files = sorted(file for base in bases for file in found.by_split[base])
+    others = [f for key, part in found.by_split.items() if key not in bases for f in part]
+    is_text = found.reader in TEXT_READERS
+    return PinnedFiles(
+        files, found.root, name, others, lambda file: is_text or file.endswith(METADATA[:2])
+    )
 
 
 def _cache_folder() -> Path:
@@ -293,9 +332,8 @@ def _cache_folder() -> Path:
 
 
 def _read(
-    found: _Found,
+    found: DataFiles,
     pinned: PinnedFiles,
-    name: str,
     split: str,
     field: str | None,
     streaming: bool,
@@ -303,43 +341,32 @@ def _read(
     own: RowFiles,
 ) -> "Dataset | Stream":
     """Read the rows of files, or what is kept of the very same files."""
-    by_split = found.by_split
+    name, by_split = pinned.name, found.by_split
     place = _cache_folder() / pinned.key(found.reader, by_split, found.options, field)
-    if found.reader == "imagefolder" and found.make is None and _is_plain(by_split):
-        load = partial(_list_pictures, by_split, place)
-        if not streaming:
-            return take_splits(load, by_split, split, name)
-        pictures = take_splits(load, by_split, split, name)
-
-        def begin(_: list[str] | None) -> "IterableDataset":
-            pinned.check()
-            return pictures.to_iterable_dataset()
-
-        return Stream(Passes(name, begin, n_rows, own))
-    if field is not None:
-        by_split = {
-            key: lift_rows(files, field, place / "lifted" / key) for key, files in by_split.items()
-        }
-    mixed: dict[str, Values] | None = None
+    if found.reader == "imagefolder" and found.make is None:
+        listed = {key: _list_pictures(part) for key, part in by_split.items()}
+        addresses = (address for part in listed.values() for address, _ in part)
+        if not any(address.partition("::")[0].endswith(METADATA) for address in addresses):
+            pictures = take_splits(partial(_make_pictures, listed, place), by_split, split, name)
+            return _stream_pictures(pictures, pinned, n_rows, own) if streaming else pictures
+    mixed: set[Place] | None = None
     if found.reader == "json" and found.make is None:
-        mixed = find_mixed([file for files in by_split.values() for file in files])
+        mixed = find_mixed([file for files in by_split.values() for file in files], field)
     if mixed is not None:
         by_split = {
-            key: pack_rows(files, mixed, place / "packed" / key) for key, files in by_split.items()
+            key: write_rows(files, mixed, place / "rows" / key, field)
+            for key, files in by_split.items()
         }
     make = found.make or partial(_make_builder, found.reader, by_split, found.root, found.options)
+    name_json = partial(_name_json, mixed)
+    rows: Dataset | Stream
     if streaming:
-        rows = stream_from(
-            name,
-            partial(make, str(place)),
-            split,
-            n_rows,
-            pinned.check,
-            own,
-            partial(_name_json, mixed),
-        )
+        reader = partial(make, str(place))
+        rows = stream_from(name, reader, split, n_rows, pinned.check, own, name_json)
     else:
-        rows = _name_json(mixed, _prepare(make(str(place)), split))
+        builder = make(str(place))
+        builder.download_and_prepare()
+        rows = name_json(builder.as_dataset(split))
         rows._fingerprint = _fingerprint(place, split)
         pinned.check()
     if field is None and found.reader == "json":
@@ -347,14 +374,13 @@ def _read(
     return rows
 
 
-def _name_json(mixed: dict[str, Values] | None, rows: Any) -> Any:
+def _name_json(mixed: set[Place] | None, rows: Any) -> Any:
     """Give rows, or a pass over them, in which texts that were packed count as JSON."""
     from datasets.utils.json import set_json_types_in_feature
 
     if not mixed:
         return rows
-    paths = [[name, *path] for name, values in mixed.items() for path in values.paths()]
-    return rows.cast(set_json_types_in_feature(rows.features, paths))
+    return rows.cast(set_json_types_in_feature(rows.features, [list(place) for place in mixed]))
 
 
 def _fingerprint(place: Path, split: str) -> str:
@@ -378,20 +404,12 @@ def _make_builder(
     )
 
 
-def _prepare(builder: "DatasetBuilder", split: str) -> "Dataset":
-    builder.download_and_prepare()
-    rows = builder.as_dataset(split)
-    assert not isinstance(rows, dict)
-    return rows
-
-
 def read_parquet(files: list[Path]) -> "Dataset":
     """Read parquet files of one folder; never what an earlier file of the same name held."""
     paths = [str(file.absolute()) for file in files]
-    root = files[0].parent.absolute()
-    pinned = PinnedFiles(paths, root, str(files[0].parent))
-    found = _Found("parquet", {"train": paths}, root, {})
-    rows = _read(found, pinned, pinned.name, "train", None, False, None, NO_FILES)
+    found = DataFiles("parquet", {}, {"train": paths}, files[0].parent.absolute())
+    pinned = PinnedFiles(paths, found.root, str(files[0].parent))
+    rows = _read(found, pinned, "train", None, False, None, NO_FILES)
     assert not isinstance(rows, Stream)
     return rows
 
@@ -411,33 +429,18 @@ def _check_rows(rows: "Dataset | Stream", name: str) -> None:
         )
 
 
-def _is_plain(by_split: dict[str, list[str]]) -> bool:
-    """Say whether a folder of pictures is nothing but pictures, one a file or in a zip file."""
-    return not any(
-        name.endswith(METADATA)
-        for part in by_split.values()
-        for file in part
-        for name in (_members(file) if file.endswith(".zip") else [file])
-    )
-
-
-def _members(file: str) -> list[str]:
-    """Name the pictures and tables in a zip file."""
-    with zipfile.ZipFile(file) as archive:
-        names = [name for name in archive.namelist() if not JUNK.search(name)]
-    return [name for name in names if is_picture(name)]
-
-
-def _unpack(files: list[str]) -> tuple[list[str], list[str]]:
+def _list_pictures(files: list[str]) -> list[tuple[str, str]]:
     """Give the address of every picture, those in zip files last, and its folder."""
-    loose = [file for file in files if not file.endswith(".zip")]
-    packed = [(file, name) for file in files if file.endswith(".zip") for name in _members(file)]
-    folders = [os.path.dirname(name) for name in loose]  # noqa: PTH120
-    folders += [f"{file}/{os.path.dirname(name)}" for file, name in packed]  # noqa: PTH120
-    return [*loose, *(f"zip://{name}::{file}" for file, name in packed)], folders
+    found = [(file, os.path.dirname(file)) for file in files if not file.endswith(".zip")]  # noqa: PTH120
+    for file in files:
+        if file.endswith(".zip"):
+            with zipfile.ZipFile(file) as archive:
+                names = [n for n in archive.namelist() if is_picture(n) and not JUNK.search(n)]
+            found += [(f"zip://{n}::{file}", f"{file}/{os.path.dirname(n)}") for n in names]  # noqa: PTH120
+    return found
 
 
-def _list_pictures(by_split: dict[str, list[str]], place: Path, split: str) -> "Dataset":
+def _make_pictures(listed: dict[str, list[tuple[str, str]]], place: Path, split: str) -> "Dataset":
     """Make the rows of pictures as the reader of `datasets` does, which takes minutes for many.
 
     The names of their folders are labels if they are several, all equally deep. As there, a split
@@ -445,32 +448,33 @@ def _list_pictures(by_split: dict[str, list[str]], place: Path, split: str) -> "
     """
     import datasets
     import pyarrow as pa
+    from datasets.table import table_cast
 
-    labels: set[str] = set()
-    depths: set[int] = set()
+    folders: set[str] = set()
     is_labelled = {}
-    for key, part in by_split.items():
-        folders = set(_unpack(part)[1])
-        labels |= {os.path.basename(folder) for folder in folders}  # noqa: PTH119
-        depths |= {folder.count("/") for folder in folders}
-        is_labelled[key] = len(labels) > 1 and len(depths) == 1
-    files, folders_of = _unpack(by_split[split])
+    for key, part in listed.items():
+        folders |= {folder for _, folder in part}
+        labels = {folder.rpartition("/")[2] for folder in folders}
+        is_labelled[key] = len(labels) > 1 and len({f.count("/") for f in folders}) == 1
     features = datasets.Features({"image": datasets.Image()})
-    if any(list(is_labelled.values())[-1:]):
+    columns = {"image": pa.array([address for address, _ in listed[split]], pa.string())}
+    if is_labelled[key]:
         features["label"] = datasets.ClassLabel(names=sorted(labels))
-    kind = features.arrow_schema.field("image").type
-    paths = {"bytes": pa.nulls(len(files), pa.binary()), "path": pa.array(files, pa.string())}
-    image = pa.StructArray.from_arrays([paths[field.name] for field in kind], fields=list(kind))
-    columns: dict[str, Any] = {"image": image}
-    if "label" in features:
-        number = {label: k for k, label in enumerate(sorted(labels))}
-        found = [number[os.path.basename(folder)] for folder in folders_of]  # noqa: PTH119
-        columns["label"] = pa.array(
-            found if is_labelled[split] else [None] * len(files), pa.int64()
-        )
-    table = pa.table(columns, schema=features.arrow_schema)
+        names = [f.rpartition("/")[2] if is_labelled[split] else None for _, f in listed[split]]
+        columns["label"] = pa.array(names, pa.string())
+    table = table_cast(pa.table(columns), features.arrow_schema)
     info = datasets.DatasetInfo(features=features)
     return datasets.Dataset(table, info, fingerprint=_fingerprint(place, split))
+
+
+def _stream_pictures(
+    pictures: "Dataset", pinned: PinnedFiles, n_rows: int | None, own: RowFiles
+) -> Stream:
+    def begin(_: list[str] | None) -> "IterableDataset":
+        pinned.check()
+        return pictures.to_iterable_dataset()
+
+    return Stream(Passes(pinned.name, begin, n_rows, own))
 
 
 def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", PinnedFiles]:

@@ -40,11 +40,9 @@ def note_repeats(
     what = "image file" if isinstance(adapter, ImageAdapter) else "text, white space apart"
     verb = "rows repeat a row before them" if len(rows) > 1 else "row repeats a row before it"
     shown = ", ".join(map(str, rows[:N_SHOWN])) + (", ..." if len(rows) > N_SHOWN else "")
+    shown = f"row{'s' * (len(rows) > 1)} {shown}"
     advice = "; --drop-duplicates puts near-duplicates last" * (request.drop_duplicates is None)
-    return [
-        f"{len(rows):,} {verb} exactly (the same {what}): row{'s' * (len(rows) > 1)} {shown}"
-        + advice
-    ]
+    return [f"{len(rows):,} {verb} exactly (the same {what}): {shown}{advice}"]
 
 
 def find_repeats(dataset: "Dataset | Stream", adapter: Adapter | None) -> Int[ndarray, " k"]:
@@ -88,16 +86,19 @@ def digest_rows(
     """
     sizes = adapter.lengths()
     rows = np.arange(len(sizes)) if rows is None else rows
-    is_image = isinstance(adapter, ImageAdapter)
-    files = undecoded(dataset, adapter.column) if isinstance(adapter, ImageAdapter) else dataset
-    for start, stop in cut_rows(sizes[rows], IMAGE_ROWS if is_image else BLOCK_ROWS):
-        some = rows[start:stop]
-        contents: Iterator[bytes | None] = iter(())
+
+    def read(some: Int[ndarray, " b"]) -> Iterator[bytes | None]:
         if isinstance(adapter, ImageAdapter):
-            contents = map(read_bytes, files[some.tolist()][adapter.column])
-        elif isinstance(adapter, TextAdapter):
-            contents = (" ".join(text.split()).encode() for text in adapter.texts(some))
-        for row, content in zip(some.tolist(), contents, strict=False):
+            return map(read_bytes, files[some.tolist()][adapter.column])
+        assert isinstance(adapter, TextAdapter)
+        return (" ".join(text.split()).encode() for text in adapter.texts(some))
+
+    most_rows = BLOCK_ROWS
+    if isinstance(adapter, ImageAdapter):
+        files, most_rows = undecoded(dataset, adapter.column), IMAGE_ROWS
+    for start, stop in cut_rows(sizes[rows], most_rows):
+        some = rows[start:stop]
+        for row, content in zip(some.tolist(), read(some), strict=True):
             if content:
                 yield row, hashlib.blake2b(content, digest_size=16).digest()
 

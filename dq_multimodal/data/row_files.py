@@ -6,10 +6,10 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, Features
 
-Change = Callable[["pa.StructArray", Any], "pa.StructArray"]
-"""Changes structs of bytes and path of some type; gives the same object where nothing changes."""
+Change = Callable[[str, "pa.StructArray", Any, Int[ndarray, " n"]], "pa.StructArray"]
+"""Changes structs of bytes and path, given their column, type and rows; gives the same object where
+nothing changes."""
 
 BYTE_KINDS = ("binary", "large_binary", "binary_view", "null")
 TEXT_KINDS = ("string", "large_string", "string_view")
@@ -124,29 +125,43 @@ def _may_open(path: str) -> bool:
         return True
 
 
-def folder_files(image_folder: str | None) -> RowFiles:
+def allow_folder(image_folder: str | None) -> RowFiles:
     """Allow files in the folder that the user gave, or none.
 
     Raises:
         InputError: If it is no folder.
     """
     if image_folder is None:
-        return RowFiles()
+        return NO_FILES
     folder = os.path.abspath(os.path.expanduser(image_folder))  # noqa: PTH100, PTH111
     if not Path(folder).is_dir():
         raise InputError(f"image_folder must be a folder, got {image_folder}")
     return RowFiles(folder=folder)
 
 
-def check_configs(configs: Any, name: str, repository: str | None = None) -> None:
-    """Raise if the configurations in a dataset card name data outside its folder or repository.
+def read_card(folder: Path, name: str, repository: str | None = None) -> dict[str, Any]:
+    """Read what the card of a dataset says for `datasets`, and check that its data is its own.
 
     Args:
-        configs: What the card says.
-        name: The source, for the message.
+        folder: Where README.md and .huggingface.yaml lie, as far as there are any.
+        name: The source, for messages.
         repository: OWNER/NAME on the Hub.
+
+    Raises:
+        InputError: If it cannot be read, or names data outside its folder or repository.
     """
-    of_hub = f"hf://datasets/{repository}"
+    import yaml
+    from huggingface_hub import metadata_load
+
+    card, beside = (folder / file for file in CARD_FILES)
+    try:
+        found = (metadata_load(card) if card.is_file() else None) or {}
+        more = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+        found |= more or {}
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"cannot read the card of {name}: {reason}") from error
+    configs = found.get("configs")
     n_places = 0
 
     def check(value: Any) -> None:
@@ -159,41 +174,29 @@ def check_configs(configs: Any, name: str, repository: str | None = None) -> Non
         if isinstance(value, dict | list):
             for part in value.values() if isinstance(value, dict) else value:
                 check(part)
-            return
-        *hops, place = str(value).replace("\\", "/").split("::")
-        if repository and place.startswith((of_hub + "/", of_hub + "@")):
-            place = place.removeprefix("hf://")
-        is_inside = not (place.startswith("/") or "://" in place or ".." in place.split("/"))
-        is_inside &= not os.path.isabs(place)  # noqa: PTH117 - drives
-        if not is_inside or any(hop.partition("://")[0] not in PACKERS for hop in hops):
+        elif not _is_inside(str(value).replace("\\", "/"), repository):
             raise InputError(
-                f"the README.md of {name} names data outside it: {_shown(str(value))}: give that "
+                f"the README.md of {name} names data outside it: {_show(str(value))}: give that "
                 "data itself, if you trust it"
             )
 
     for config in configs if isinstance(configs, list) else []:
         if isinstance(config, dict):
             check([config[key] for key in ("data_files", "data_dir") if config.get(key)])
-
-
-def read_configs(files: list[Path]) -> list[Any]:
-    """Give the configurations that the card of a dataset and its .huggingface.yaml name."""
-    import yaml
-    from huggingface_hub import DatasetCard
-
-    found: list[Any] = []
-    for file in files:
-        if file.is_file():
-            try:
-                values = (
-                    DatasetCard.load(file).data.to_dict()
-                    if file.name == CARD_FILES[0]
-                    else yaml.safe_load(file.read_text(encoding="utf-8"))
-                )
-                found += (values or {}).get("configs") or []
-            except (ValueError, TypeError, AttributeError, yaml.YAMLError):
-                continue  # `datasets` says what is wrong
     return found
+
+
+def _is_inside(path: str, repository: str | None) -> bool:
+    """Say whether a path in a card stays in the folder or the repository of that card."""
+    *hops, place = path.split("::")
+    of_hub = f"hf://datasets/{repository}"
+    if repository and place.startswith((of_hub + "/", of_hub + "@")):
+        place = place.removeprefix("hf://")
+    if place.startswith("/") or "://" in place or ".." in place.split("/"):
+        return False
+    if os.path.isabs(place):  # noqa: PTH117 - drives
+        return False
+    return all(hop.partition("://")[0] in PACKERS for hop in hops)
 
 
 def admit(dataset: "Dataset", own: RowFiles, name: str) -> "Dataset":
@@ -217,12 +220,22 @@ def admit(dataset: "Dataset", own: RowFiles, name: str) -> "Dataset":
             raise _refuse(name, column, at[0], bad[at[0] if indices is None else indices[at[0]]])
     if not places or not (own.folder or own.is_own):
         return dataset
+
+    def move(_: str, file: "pa.StructArray", *__: Any) -> "pa.StructArray":
+        """Name the place where each file lies, in a struct that can hold its bytes."""
+        import pyarrow as pa
+
+        data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
+        data = data if "binary" in str(data.type) else data.cast(pa.binary())
+        moved = [places[name] for name in path.filter(is_named).to_pylist()]
+        return _pack(file, data, _replace(path, is_named, moved))
+
     wide = widen(features)
-    moved = _map_files(table, features, lambda file, _: _move(file, places), wide)
     info = dataset.info.copy()
     info.features = wide
     mark = update_fingerprint(dataset._fingerprint, "row_files", {"folder": own.folder})
-    return Dataset(InMemoryTable(moved), info, dataset.split, dataset._indices, mark)
+    moved = InMemoryTable(_change_files(table, features, move, wide))
+    return Dataset(moved, info, dataset.split, dataset._indices, mark)
 
 
 def embed(
@@ -244,12 +257,28 @@ def embed(
     Raises:
         InputError: If a row names a file that it may not name.
     """
-    if own is not None:
-        for column, rows, paths in named_files(table, features):
-            for row, path in zip(rows.tolist(), paths, strict=True):
-                if own.find(path) is None:
-                    raise _refuse(name, column, start + row, path)
-    return _shorten_urls(_map_files(table, features, lambda file, kind: _embed(file, kind, own)))
+    import pyarrow.compute as pc
+
+    for column, rows, paths in named_files(table, features) if own is not None else ():
+        for row, path in zip(rows.tolist(), paths, strict=True):
+            if own is not None and own.find(path) is None:
+                raise _refuse(name, column, start + row, path)
+
+    def read(_: str, file: "pa.StructArray", kind: Any, __: Any) -> "pa.StructArray":
+        """Read the named files; paths become base names, in plain structs those named or rooted."""
+        data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
+        is_long = pc.match_substring_regex(path, f"/|{ROOTED}" if _is_media(kind) else ROOTED)
+        is_long = pc.or_(pc.fill_null(is_long, False), is_named)
+        if not is_long.true_count:
+            return file
+        named = path.filter(is_named).to_pylist()
+        places = [name if own is None else own.find(name) for name in named]
+        data = _replace(data, is_named, [read_file(place) if place else b"" for place in places])
+        long = path.filter(is_long).to_pylist()
+        short = [re.split(r"[/\\]", p.rpartition("::")[0] or p)[-1] for p in long]
+        return _pack(file, data, _replace(path, is_long, short))
+
+    return _shorten_urls(_change_files(table, features, read))
 
 
 def _shorten_urls(table: "pa.Table") -> "pa.Table":
@@ -268,50 +297,52 @@ def _shorten_urls(table: "pa.Table") -> "pa.Table":
 
 def hash_files(tables: "Iterable[pa.Table]", features: "Features") -> str:
     """Give one SHA-256 of all files in the rows of checked tables, and of those that they name."""
+    import pyarrow as pa
+
     found = hashlib.sha256()
+
+    def note(column: str, file: "pa.StructArray", _: Any, rows: Any) -> "pa.StructArray":
+        for row, value in zip(rows.tolist(), file, strict=True):
+            data = read_bytes(value.as_py())
+            found.update(f"{column} {row} {data and len(data)} ".encode())
+            found.update(data or b"")
+        return file
+
     for table in tables:
         for column, kind in features.items():
-            for chunk in table[column].chunks if has_files(kind) else ():
-                for file, rows in _find_files(chunk, kind, np.arange(len(chunk))):
-                    for row, value in zip(rows.tolist(), file, strict=True):
-                        data = read_bytes(value.as_py())
-                        found.update(f"{column} {row} {data and len(data)} ".encode())
-                        found.update(data or b"")
+            for chunk in table[column].chunks:  # whose rows are counted anew
+                _change_files(pa.table({column: chunk}), {column: kind}, note)
     return found.hexdigest()
 
 
-def count_outside(table: "pa.Table", features: "Features") -> int:
-    """Count the bytes of the files that rows name."""
-    return sum(_size_of(path) for _, _, paths in named_files(table, features) for path in paths)
-
-
 def measure_outside(
-    table: "pa.Table", features: "Features", rows: Int[ndarray, " k"]
+    table: "pa.Table", features: "Features", rows: Int[ndarray, " k"] | None = None
 ) -> Int[ndarray, " k"]:
-    """Give the bytes of the files that each of some rows names."""
+    """Give the bytes of the files that each of some rows names; None is all rows."""
     sizes = np.zeros(len(table), dtype=np.int64)
-    is_asked = np.zeros(len(table), dtype=bool)
-    is_asked[rows] = True
+    is_asked = np.full(len(table), rows is None)
+    is_asked[[] if rows is None else rows] = True
     for _, at, paths in named_files(table, features):
         asked = np.flatnonzero(is_asked[at])
         np.add.at(sizes, at[asked], [_size_of(paths[k]) for k in asked])
-    return sizes[rows]
+    return sizes if rows is None else sizes[rows]
 
 
 def named_files(
     table: "pa.Table", features: "Features"
-) -> Iterator[tuple[str, Int[ndarray, " n"], list[str]]]:
-    """Yield column, row numbers and names of the files that lie outside a table, part by part."""
-    for column, kind in features.items():
-        start = 0
-        for chunk in table[column].chunks if has_files(kind) else ():
-            rows = np.arange(start, start + len(chunk))
-            for file, at in _find_files(chunk, kind, rows):
-                is_named = _is_named(file)
-                if is_named.true_count:
-                    named = is_named.to_numpy(zero_copy_only=False)
-                    yield column, at[named], _field(file, "path").filter(is_named).to_pylist()
-            start += len(chunk)
+) -> list[tuple[str, Int[ndarray, " n"], list[str]]]:
+    """Give column, row numbers and names of the files that lie outside a table, part by part."""
+    found = []
+
+    def note(column: str, file: "pa.StructArray", _: Any, rows: Any) -> "pa.StructArray":
+        is_named = _is_named(file)
+        if is_named.true_count:
+            paths = _field(file, "path").filter(is_named).to_pylist()
+            found.append((column, rows[is_named.to_numpy(zero_copy_only=False)], paths))
+        return file
+
+    _change_files(table, features, note)
+    return found
 
 
 def widen(features: "Features") -> "Features":
@@ -411,11 +442,11 @@ def _open_zip(path: str, *_: int) -> zipfile.ZipFile:
 def _refuse(name: str, column: str, row: int, path: str) -> InputError:
     return InputError(
         f"row {row} of {name} names a file that is none of its own, in the column {column}: "
-        f"{_shown(path)}: files in a folder that you trust are read with --image-folder DIR"
+        f"{_show(path)}: files in a folder that you trust are read with --image-folder DIR"
     )
 
 
-def _shown(path: str) -> str:
+def _show(path: str) -> str:
     return repr(path if len(path) <= SHOWN else path[:SHOWN] + "…")
 
 
@@ -437,96 +468,56 @@ def _is_named(file: "pa.StructArray") -> "pa.BooleanArray":
     return pc.and_(is_bare, pc.fill_null(pc.not_equal(_field(file, "path"), ""), False))
 
 
-def _find_files(
-    array: "pa.Array", kind: Any, rows: Int[ndarray, " n"]
-) -> Iterator[tuple["pa.StructArray", Int[ndarray, " m"]]]:
-    """Yield the structs of bytes and path in an array, with the row of each value."""
-    import pyarrow.compute as pc
-
-    if _is_media(kind) or is_file_struct(kind):
-        yield array, rows
-    elif isinstance(kind, dict):
-        for name, part in kind.items():
-            if has_files(part):
-                yield from _find_files(pc.struct_field(array, name), part, rows)
-    else:
-        parents = pc.list_parent_indices(array).to_numpy()
-        yield from _find_files(pc.list_flatten(array), _item(kind), rows[parents])
-
-
-def _map_files(
-    table: "pa.Table", features: "Features", change: Change, wide: "Features | None" = None
+def _change_files(
+    table: "pa.Table", features: Any, change: Change, wide: "Features | None" = None
 ) -> "pa.Table":
     """Change the structs of bytes and path in a table, which may take wider types by that."""
     import pyarrow as pa
 
     for column, kind in features.items():
         chunks = table[column].chunks if has_files(kind) else []
-        changed = [_map(chunk, kind, change) for chunk in chunks]
+        starts = np.cumsum([0, *map(len, chunks)]).tolist()
+        changed = [
+            _change(chunk, kind, partial(change, column), np.arange(start, start + len(chunk)))
+            for chunk, start in zip(chunks, starts, strict=False)
+        ]
         if any(new is not old for new, old in zip(changed, chunks, strict=True)):
-            at = table.column_names.index(column)
-            field = table.schema.field(at)
+            field = table.schema.field(column)
             if wide is not None:
                 field = field.with_type(wide.arrow_schema.field(column).type)
             cast = [new.cast(field.type) for new in changed]
+            at = table.column_names.index(column)
             table = table.set_column(at, field, pa.chunked_array(cast, field.type))
     return table
 
 
-def _map(array: "pa.Array", kind: Any, change: Change) -> "pa.Array":
+def _change(
+    array: "pa.Array", kind: Any, change: Callable[..., "pa.Array"], rows: Int[ndarray, " n"]
+) -> "pa.Array":
     """Change the structs of bytes and path in an array; the same object where nothing changes."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if _is_media(kind) or is_file_struct(kind):
-        return change(array, kind)
+        return change(array, kind, rows)
+    if not has_files(kind):
+        return array
     if isinstance(kind, dict):
         names = [field.name for field in array.type]
         old = [pc.struct_field(array, name) for name in names]
         new = [
-            _map(part, kind[name], change) if has_files(kind[name]) else part
-            for name, part in zip(names, old, strict=True)
+            _change(part, kind[name], change, rows) for name, part in zip(names, old, strict=True)
         ]
         if all(part is before for part, before in zip(new, old, strict=True)):
             return array
         return pa.StructArray.from_arrays(new, names, mask=array.is_null())
     items = pc.list_flatten(array)
-    changed = _map(items, _item(kind), change)
+    changed = _change(items, _item(kind), change, rows[pc.list_parent_indices(array).to_numpy()])
     if changed is items:
         return array
     sizes = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
     return pa.LargeListArray.from_arrays(offsets, changed, mask=array.is_null())
-
-
-def _move(file: "pa.StructArray", places: dict[str, str | None]) -> "pa.StructArray":
-    """Name the place where each file lies, in a struct that can hold its bytes."""
-    import pyarrow as pa
-
-    data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
-    data = data if "binary" in str(data.type) else data.cast(pa.binary())
-    moved = [places[name] for name in path.filter(is_named).to_pylist()]
-    return _pack(file, data, _replace(path, is_named, moved))
-
-
-def _embed(file: "pa.StructArray", kind: Any, own: RowFiles | None) -> "pa.StructArray":
-    """Read the named files; paths become base names, in plain structs those named or rooted."""
-    import pyarrow.compute as pc
-
-    data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
-    is_long = pc.match_substring_regex(path, f"/|{ROOTED}" if _is_media(kind) else ROOTED)
-    is_long = pc.or_(pc.fill_null(is_long, False), is_named)
-    if not is_long.true_count:
-        return file
-    named = path.filter(is_named).to_pylist()
-    places = [name if own is None else own.find(name) for name in named]
-    data = _replace(data, is_named, [read_file(place) if place else b"" for place in places])
-    short = [_base_name(name) for name in path.filter(is_long).to_pylist()]
-    return _pack(file, data, _replace(path, is_long, short))
-
-
-def _base_name(path: str) -> str:
-    return re.split(r"[/\\]", path.rpartition("::")[0] or path)[-1]
 
 
 def _replace(array: "pa.Array", mask: "pa.BooleanArray", values: list[Any]) -> "pa.Array":

@@ -2,26 +2,26 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
-from dq_multimodal.data.local import SAVED_MARKS, is_local, load_local
+from dq_multimodal.data.local import SAVED_MARKS, Source, is_local, load_local
 from dq_multimodal.data.row_files import (
     CARD_FILES,
     RowFiles,
     admit,
-    check_configs,
-    folder_files,
+    allow_folder,
     has_files,
     hash_files,
-    read_configs,
+    read_card,
 )
 from dq_multimodal.data.splits import take_slice
-from dq_multimodal.data.stream import Stream, first_line, open_stream, reading
+from dq_multimodal.data.stream import Stream, first_line, reading, stream_from
 from dq_multimodal.files import expand_home
 
 if TYPE_CHECKING:
@@ -35,28 +35,6 @@ LICENCE = ("license", "license_name", "license_link")
 OLD_PIN = ", or an earlier release pinned it, without the folders of its files: compress it again"
 MEMORY = "dataset"
 """The name of a dataset that came as an object and not by name."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A loaded dataset and where it is from.
-
-    Attributes:
-        dataset: All its rows, memory-mapped, without a format or transform; or a stream of them.
-        origin: What config.yaml records: kind, name, split, and what pins the content (the commit
-            of a Hub dataset, the hashes of local files, the fingerprint of an object), and the
-            number of rows, of a stream once they have been counted; and the folder in which rows
-            may name files, where one was given, and the hash of these files.
-        files: The data files themselves, where they are on this machine.
-        check: Raises if one of these files has changed since it was pinned.
-        note: What lies beside these files in their folder and is not read.
-    """
-
-    dataset: "Dataset | Stream"
-    origin: dict[str, Any]
-    files: tuple[str, ...] = ()
-    check: Callable[[], None] = lambda: None
-    note: str | None = None
 
 
 def load_source(
@@ -91,12 +69,12 @@ def load_source(
         if not is_local(name):
             if field is not None:
                 raise InputError(f"field is for local .json files, and {name} is on the Hub")
-            own = folder_files(image_folder)
+            own = allow_folder(image_folder)
             source = _load_from_hub(name, split, config_name, revision, streaming, n_rows, own)
         elif revision is not None:
             raise InputError(f"revision is for the Hub, and {name} is local")
         else:
-            found = load_local(
+            source = load_local(
                 name,
                 split,
                 config_name=config_name,
@@ -105,7 +83,6 @@ def load_source(
                 n_rows=n_rows,
                 image_folder=image_folder,
             )
-            source = Source(found.dataset, found.origin, found.files, found.check, found.note)
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     if image_folder is not None:
@@ -135,15 +112,13 @@ def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
         raise InputError("the source was a dataset in memory, which is not recorded")
     if origin.get("image_files") and not origin.get("image_folder"):
         raise InputError("the source names files in a folder of the machine that it was read on")
+    keys = ("config_name", "revision", "field", "image_folder")
     source = load_source(
         origin.get("path") or origin["name"],
         split=origin["split"],
-        config_name=origin.get("config_name"),
-        revision=origin.get("revision"),
-        field=origin.get("field"),
         streaming=streaming,
         n_rows=origin["rows"],
-        image_folder=origin.get("image_folder"),
+        **{key: origin.get(key) for key in keys},
     )
     source.origin.setdefault("rows", origin["rows"])
     if not is_same_source(origin, source.origin):
@@ -189,10 +164,9 @@ def from_memory(
     if not len(dataset):
         raise InputError("the dataset has no rows")
     origin: dict[str, Any] = {"kind": "memory", "name": MEMORY, "split": split}
-    own = folder_files(image_folder)
     is_saved = any(Path(file["filename"]).with_name(SAVED_MARKS[0]).exists() for file in files)
     is_own = not is_saved and dataset.info.builder_name not in TABLES
-    admitted = admit(dataset, replace(own, is_own=is_own), MEMORY)
+    admitted = admit(dataset, replace(allow_folder(image_folder), is_own=is_own), MEMORY)
     origin |= {"fingerprint": dataset._fingerprint, "rows": len(dataset)}
     if image_folder is not None:
         origin |= _pin_folder(admitted, image_folder)
@@ -226,18 +200,13 @@ def _load_from_hub(
         stated = info.card_data.to_dict() if info.card_data else {}
         licence = {key: stated[key] for key in LICENCE if stated.get(key)}
         loaded: Dataset | Stream
-        present = {file.rfilename for file in info.siblings or []}
-        cards = [
-            Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
-            for file in CARD_FILES
-            if file in present
-        ]
-        check_configs(read_configs(cards), name, repository=name)
+        for file in {file.rfilename for file in info.siblings or []} & {*CARD_FILES}:
+            card = hf_hub_download(name, file, repo_type="dataset", revision=commit)
+            read_card(Path(card).parent, name, repository=name)
         if streaming:
             own = replace(own, roots=tuple(f"hf://datasets/{n}@{commit}/" for n in names))
-            loaded = open_stream(
-                name, name, config_name, split=split, n_rows=n_rows, own=own, revision=commit
-            )
+            make = partial(datasets.load_dataset_builder, name, config_name, revision=commit)
+            loaded = stream_from(name, make, split, n_rows, own=own)
         else:
             loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
     except RevisionNotFoundError as error:

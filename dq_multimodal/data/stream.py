@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from functools import partial
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -24,34 +23,6 @@ CHUNK_BYTES = 64_000_000
 LEAST_ROWS = 64
 N_HELD = 3
 """Chunks that a view holds: threads read a little behind the foremost."""
-
-
-def open_stream(
-    name: str,
-    *place: str | None,
-    split: str,
-    n_rows: int | None = None,
-    own: RowFiles = NO_FILES,
-    **options: Any,
-) -> "Stream":
-    """Open a source as a stream; no row but the first few is read.
-
-    Args:
-        name: The source, for messages.
-        place: What `datasets.load_dataset` takes.
-        split: Name of a split.
-        n_rows: Its rows, where they are known.
-        own: Which files its rows may name.
-        options: What `datasets.load_dataset` takes.
-
-    Raises:
-        InputError: If it cannot be read, or has no rows.
-    """
-    import datasets
-
-    return stream_from(
-        name, partial(datasets.load_dataset_builder, *place, **options), split, n_rows, own=own
-    )
 
 
 def stream_from(
@@ -289,13 +260,12 @@ class Stream:
             if table is None:
                 raise IndexError(f"the stream has {len(self):,} rows, asked for {rows.max():,}")
             parts.append(_take_rows(table, rows[chunks == number] - number * self.chunk_rows))
-        if len(parts) == 1:
-            return parts[0]
         if not parts:
             return self.features.arrow_schema.empty_table()
         found = pa.concat_tables(parts)
-        place = np.argsort(np.argsort(chunks, kind="stable"))
-        return found if (np.diff(chunks) >= 0).all() else _take_rows(found, place)
+        if (np.diff(chunks) >= 0).all():
+            return found
+        return _take_rows(found, np.argsort(np.argsort(chunks, kind="stable")))
 
     def _chunk(self, number: int) -> "pa.Table | None":
         """Give a chunk, from those held or by going on; None beyond the last."""
@@ -317,8 +287,8 @@ class Stream:
             return None
 
     def _tables(self) -> "Iterator[pa.Table]":
-        is_whole = set(self.features) == set(self._passes.features)
-        yield from self._passes.tables(None if is_whole else self.column_names)
+        are_all = set(self.features) == set(self._passes.features)
+        yield from self._passes.tables(None if are_all else self.column_names)
 
     def _show(self, table: "pa.Table") -> Any:
         return self._as_dataset(table).with_format(self._format)[:]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dq_multimodal.config import InputError, Method
 from dq_multimodal.data.local import read_parquet
-from dq_multimodal.data.row_files import NO_FILES, admit, count_outside, embed, measure_outside
+from dq_multimodal.data.row_files import NO_FILES, admit, embed, measure_outside
 from dq_multimodal.data.row_sizes import cut_rows, measure_rows
 from dq_multimodal.data.stream import Stream, first_line, reading
 from dq_multimodal.files import open_parquet
@@ -205,11 +205,12 @@ def count_bytes(dataset: "Dataset | Stream") -> int | None:
     if isinstance(dataset, Stream):
         return dataset.n_bytes
     if dataset._indices is None:
-        return dataset.data.nbytes + count_outside(dataset.data.table, dataset.features)
+        outside = measure_outside(dataset.data.table, dataset.features)
+        return dataset.data.nbytes + int(outside.sum())
     columns = dataset.with_format("arrow")
     blocks = cut_rows(measure_rows(dataset), 1000, BLOCK_BYTES)
     tables = (columns[start:stop] for start, stop in blocks)
-    return sum(table.nbytes + count_outside(table, dataset.features) for table in tables)
+    return sum(t.nbytes + int(measure_outside(t, dataset.features).sum()) for t in tables)
 
 
 def open_subset(folder: Path) -> "Dataset":

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from nasty_images import picture, save
 
 from dq_multimodal import InputError, Run, compress, verify
-from dq_multimodal.data import listing, local, pinned
+from dq_multimodal.data import listing, local
 from dq_multimodal.data.source import load_source, reload_source
 
 N = 40
@@ -97,17 +97,17 @@ def test_a_file_replaced_between_hash_and_reading_is_an_error(name, tmp_path, mo
     else:
         path = source = write(tmp_path / name, rows("old"))
         other = write(tmp_path / "other.jsonl", rows("new")).read_bytes()
-    hash_file = pinned.hash_file
+    hash_file = local.hash_file
 
-    def hash_and_replace(found, is_text=False):
-        digest = hash_file(found, is_text)
+    def hash_and_replace(found):
+        digest = hash_file(found)
         if found == str(path):
             moment = path.stat().st_mtime_ns
             path.write_bytes(other)
             os.utime(path, ns=(moment, moment))
         return digest
 
-    monkeypatch.setattr(pinned, "hash_file", hash_and_replace)
+    monkeypatch.setattr(local, "hash_file", hash_and_replace)
     with pytest.raises(InputError, match=f"has changed while it was read: {path.name}"):
         draw(source, tmp_path / "r")
     assert not (tmp_path / "r" / "manifest.json").exists() or not json.loads(

@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+from functools import partial
 from itertools import count
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builder
 from fake_hub import FakeHub
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -379,9 +380,9 @@ def test_large_rows_make_small_chunks(tmp_path):
     for limit, wanted in ((10**9, 32), (20_000, 16), (100, 8)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stream, "CHUNK_BYTES", limit)
-            found = stream.open_stream(
-                "d", "parquet", split="train", data_files=[str(tmp_path / "d.parquet")]
-            )
+            files = [str(tmp_path / "d.parquet")]
+            make = partial(load_dataset_builder, "parquet", data_files=files)
+            found = stream.stream_from("d", make, "train")
         assert found.chunk_rows == wanted
     assert found[[19]] == {"text": ["x" * 1000]}
     assert load_dataset("parquet", data_files=str(tmp_path / "d.parquet"), split="train")[0]

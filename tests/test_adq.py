@@ -13,8 +13,8 @@ from nasty_images import picture, save
 from PIL import Image as Pictures
 
 from dq_multimodal import InputError, compress, resample, verify
+from dq_multimodal.adapters.image import augment, measure_texture
 from dq_multimodal.adapters.text import drop_spans
-from dq_multimodal.adapters.views import augment, measure_texture
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.models.text import load_encoder
@@ -65,7 +65,7 @@ def test_the_files_of_adq_tell_the_whole_story(run):
 
 def test_texture_is_the_mean_over_the_windows_of_all_rows(run, texts, small_encoder):
     encoder = load_encoder(str(small_encoder))
-    texture = np.concatenate([encoder.look([text]).texture for text in texts])
+    texture = np.concatenate([encoder.encode_scored([text]).texture for text in texts])
     want = mean_texture(texture, run.bins.bin, 7)
     np.testing.assert_allclose(table(run).representativeness, want, rtol=1e-4)
     for b in range(7):

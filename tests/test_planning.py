@@ -232,10 +232,10 @@ class Paced:
         return rows, {}
 
     def embed(self, rows):
-        from dq_multimodal.adapters.base import Looks
+        from dq_multimodal.adapters.base import Embedded
 
         self.now += float((5 + self.sizes[rows]).sum())
-        return Looks(np.zeros((len(rows), 2), dtype=np.float32))
+        return Embedded(np.zeros((len(rows), 2), dtype=np.float32))
 
 
 @pytest.mark.parametrize("budget", [0.0, 1e5, 1e9])

@@ -13,7 +13,7 @@ LONGER = "longer than the encoder reads"
 
 
 @dataclass(frozen=True)
-class Looks:
+class Embedded:
     """What one pass over a batch gives.
 
     Attributes:
@@ -74,7 +74,7 @@ class Adapter(Protocol):
         """
         ...
 
-    def embed(self, batch: Any) -> Looks:
+    def embed(self, batch: Any) -> Embedded:
         """Embed what `load` made."""
         ...
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.adapters.base import LONGER, Looks, Problems
+from dq_multimodal.adapters.base import LONGER, Embedded, Problems
 from dq_multimodal.config import InputError
 from dq_multimodal.data.row_sizes import cut_rows, read_blocks
 from dq_multimodal.models.text import load_encoder
@@ -54,6 +54,8 @@ CHAT_TEMPLATE = (
 )
 """What the recorded template says beside the columns; other rules need another version."""
 MISREAD = 'a turn whose content is no text (beside lists, datasets reads a text like "42" as JSON)'
+
+NO_TEXT = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")
 
 Turn = tuple[str, str]
 """Role ("" for text outside a chat) and text."""
@@ -231,36 +233,13 @@ class SystemTurns:
         A row that has no other text keeps its own.
         """
         rows, digests = np.array(self._rows), np.array(self._digests)
-        order = np.argsort(digests, kind="stable")
-        pairs = np.stack([digests[order], rows[order].astype(np.uint64)], axis=1)
-        is_first = np.diff(pairs, axis=0, prepend=~pairs[:1]).any(axis=1)
-        found, counts = np.unique(pairs[is_first, 0], return_counts=True)
+        pairs = np.unique(np.stack([digests, rows.astype(np.uint64)], axis=1), axis=0)
+        found, counts = np.unique(pairs[:, 0], return_counts=True)
         shared = found[counts >= max(SHARED_ROWS, SHARED_RATIO * len(lengths))]
         sizes = np.where(np.isin(digests, shared), self._sizes, 0)
         left_out = np.bincount(rows, sizes, minlength=len(lengths)).astype(np.int64)
         lengths -= np.where(left_out <= lengths, left_out, 0)
         return frozenset(shared.tolist())
-
-
-def check_features(dataset: "Dataset", layout: TextLayout) -> None:
-    """Raise if a column that is to be read as text holds pictures, sound or the like."""
-    for column in layout.columns:
-        kind = type(dataset.features[column]).__name__
-        if kind in ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh"):
-            raise InputError(f"column {column} holds {kind}, not text: name others")
-
-
-def is_text(value: Any) -> bool:
-    """Say whether a field has a type in which text is expected."""
-    return value is None or isinstance(value, str | list | tuple | dict)
-
-
-def is_misread(value: Any) -> bool:
-    """Say whether a chat turn has a content that is neither text nor parts."""
-    turns = value if isinstance(value, list) else []
-    return any(
-        isinstance(turn.get("content"), int | float | dict) for turn in turns if _is_turn(turn)
-    )
 
 
 class TextAdapter:
@@ -273,8 +252,10 @@ class TextAdapter:
         self.model = model
         self.notes: list[str] = []
         self.problems: Problems = {}
-        check_features(dataset, layout)
         features = [dataset.features[column] for column in layout.columns]
+        for column, feature in zip(layout.columns, features, strict=True):
+            if (kind := type(feature).__name__) in NO_TEXT:
+                raise InputError(f"column {column} holds {kind}, not text: name others")
         self.is_chat = layout.shape != "columns" and any(map(holds_turns, features))
         self._shared: frozenset[int] = frozenset()
         self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
@@ -383,11 +364,11 @@ class TextAdapter:
             texts = [drop_spans(t, (view, int(row))) for t, row in zip(texts, rows, strict=True)]
         return texts, problems
 
-    def embed(self, batch: list[str]) -> Looks:
+    def embed(self, batch: list[str]) -> Embedded:
         """Embed strings."""
         if self.is_scored:
-            return self._encoder.look(batch)
-        return Looks(self._encoder.encode(batch))
+            return self._encoder.encode_scored(batch)
+        return Embedded(self._encoder.encode(batch))
 
     def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
         r"""Give the mean surprisal of the tokens of each bin, in bits.
@@ -473,11 +454,16 @@ def scan_rows(
                     if systems is not None and role in SYSTEM and texts:
                         systems.note(row, make_valid(" ".join(texts)))
                 part[row - start] += size
+                turns = value if isinstance(value, list) else []
                 if not size and column not in layout.optional:
                     problems.setdefault(f"an empty {column}", []).append(row)
-                elif not is_text(value):
+                elif not isinstance(value, str | list | tuple | dict | None):
                     problems.setdefault(f"a {column} that is not text", []).append(row)
-                elif is_misread(value):
+                elif any(
+                    isinstance(turn.get("content"), int | float | dict)
+                    for turn in turns
+                    if _is_turn(turn)
+                ):
                     problems.setdefault(MISREAD, []).append(row)
         if hashes is not None:
             hashes.extend(hash(" ".join(" ".join(texts).split())) for texts in found)

@@ -1,6 +1,7 @@
 """Image models from timm, transformers or a folder of ours: pooled features and logits."""
 
 import json
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from numpy import ndarray
 from dq_multimodal.config import DEFAULT_IMAGE_MODEL, InputError
 from dq_multimodal.data.pixels import to_square
 from dq_multimodal.models.classifiers import DESCRIPTION, read_classifier
-from dq_multimodal.models.layers import find_head, find_middle, pool_places
 from dq_multimodal.models.locate import ModelOutOfReach, find_model, loading, own_device
 
 if TYPE_CHECKING:
@@ -101,32 +101,29 @@ class ImageModel:
         """
         import torch
 
-        seen: list[Tensor] = []
-        between: list[Tensor] = []
+        seen: dict[str, Any] = {}
         handles = []
         if self._head is not None:
-            hook = self._head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            hook = self._head.register_forward_pre_hook(lambda _, x: seen.update(head=x[0]))
             handles.append(hook)
         layer = find_middle(self.net) if with_middle else None
         if layer is not None:
-            handles.append(layer.register_forward_hook(lambda *seen: between.append(seen[2])))
+            hook = layer.register_forward_hook(lambda *x: seen.update(middle=x[2]))
+            handles.append(hook)
         try:
             with torch.inference_mode():
                 output = self.net(self.to_input(pixels))
         finally:
             for handle in handles:
                 handle.remove()
-        logits = None
-        if seen:
-            features = seen[0]
+        logits = middle = None
+        features = seen["head"] if "head" in seen else _pooled(output)
+        if "head" in seen:
             logits = getattr(output, "logits", output).float().cpu().numpy()
-        else:
-            features = _pooled(output)
-        middle = None
-        if with_middle:
+        if "middle" in seen:
+            middle = pool_places(seen["middle"]).float().cpu().numpy()
+        elif with_middle:
             middle = np.zeros((len(pixels), 0), dtype=np.float32)
-        if between:
-            middle = pool_places(between[0]).float().cpu().numpy()
         return features.flatten(1).float().cpu().numpy(), logits, middle
 
     @cached_property
@@ -156,6 +153,46 @@ def _pooled(output: Any) -> "Tensor":
     return hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
 
 
+def find_middle(net: "nn.Module") -> "nn.Module | None":
+    """Find a layer in the middle: of timm's stages, else of the longest list of layers."""
+    from torch import nn
+
+    stages = getattr(net, "feature_info", None)
+    if stages is not None:
+        infos = stages if isinstance(stages, list) else stages.info
+        names = [info["module"] for info in infos]
+        with suppress(AttributeError, IndexError):  # some of timm's nets name what is not there
+            return net.get_submodule(names[(len(names) - 1) // 2])
+    lists = [part for part in net.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
+    longest = max(lists, key=len, default=None)
+    return longest[(len(longest) - 1) // 2] if longest is not None else None
+
+
+def pool_places(output: Any) -> "Float[Tensor, 'b k']":
+    """Take the mean over the places of a feature map or the tokens of a sequence."""
+    if isinstance(output, tuple | list):
+        output = output[0]
+    if output.ndim == 3:
+        return output.mean(dim=1)
+    if output.ndim == 4:
+        is_last = output.shape[1] == output.shape[2] != output.shape[3]  # Swin's (b, h, w, k)
+        return output.mean(dim=(1, 2) if is_last else (2, 3))
+    return output.flatten(1)
+
+
+def find_head(net: "nn.Module") -> "nn.Linear | None":
+    """Find the last linear layer of a classifier; None where there is none."""
+    from torch import nn
+
+    found: Any = net
+    head = (
+        found.get_classifier() if hasattr(net, "get_classifier") else getattr(net, "classifier", 0)
+    )
+    if isinstance(head, nn.Sequential):
+        head = next((layer for layer in reversed(head) if isinstance(layer, nn.Linear)), None)
+    return head if isinstance(head, nn.Linear) else None
+
+
 def load_image_model(name: str) -> ImageModel:
     """Load an image model.
 
@@ -170,15 +207,8 @@ def load_image_model(name: str) -> ImageModel:
 
     if (Path(name).expanduser() / DESCRIPTION).is_file():
         net, found = read_classifier(Path(name).expanduser())
-        return ImageModel(
-            net,
-            name,
-            size=found.image_size,
-            mean=found.mean,
-            std=found.std,
-            crop=found.crop,
-            labels=found.labels,
-        )
+        given = {key: getattr(found, key) for key in ("mean", "std", "crop", "labels")}
+        return ImageModel(net, name, size=found.image_size, **given)
     place = name.removeprefix("hf-hub:").removeprefix("local-dir:")
     if "/" not in place and not Path(place).is_dir():
         if not timm.is_model(place.split(".")[0]):

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.adapters.base import Looks, Problems
+from dq_multimodal.adapters.base import Embedded, Problems
 from dq_multimodal.adapters.text import ANSWER, TextAdapter, TextLayout, make_valid, split_turns
 from dq_multimodal.config import InputError
 from dq_multimodal.core.hashing import hash_numbers
@@ -83,24 +83,19 @@ class LanguageModel:
     def __init__(self, name: str) -> None:
         import torch
 
-        self.facts = find_language_model(name)
+        self.description = find_language_model(name)
         place: str = name
         options: dict[str, Any] = {}
         if not find_gguf(name):
             place, options["revision"] = find_model(name)
         self.device = accelerator() or "cpu"
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        self.facts |= {"dtype": str(dtype).removeprefix("torch."), "max_tokens": MAX_TOKENS}
+        self.description |= {"dtype": str(dtype).removeprefix("torch."), "max_tokens": MAX_TOKENS}
         self.tokenizer = load_tokenizer(place, **options)
         net = load_language_model(place, dtype=dtype, **options)
         net.config.use_cache = False
         self.net: Any = net.requires_grad_(requires_grad=False).to(self.device).eval()
         self._lock = threading.Lock()
-
-    @property
-    def dimension(self) -> int:
-        """Size of a hidden state."""
-        return int(self.net.config.get_text_config().hidden_size)
 
     def tokenize(self, texts: list[str], *, is_begin: bool) -> list[list[int]]:
         """Give the token ids of texts; special tokens stand at the begin of a row only."""
@@ -223,14 +218,14 @@ class HiddenStates(LanguageRows):
 
     def describe_model(self) -> dict[str, Any]:
         """Say which model, and what of it."""
-        return {**self.model.facts, "kind": "hidden states", "dimension": self.dimension}
+        return {**self.model.description, "kind": "hidden states", "dimension": self.dimension}
 
     @property
     def dimension(self) -> int:
         """Size of a hidden state."""
-        return self.model.dimension
+        return int(self.model.net.config.get_text_config().hidden_size)
 
-    def embed(self, batch: Tokens) -> Looks:
+    def embed(self, batch: Tokens) -> Embedded:
         """Embed the tokens of rows; a row without any is zeros."""
         import torch
 
@@ -241,7 +236,7 @@ class HiddenStates(LanguageRows):
             weights = weights * torch.arange(1, weights.shape[1] + 1, device=weights.device)
             weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
             means = torch.einsum("bt,btd->bd", weights, states)
-        return Looks(means.cpu().numpy())
+        return Embedded(means.cpu().numpy())
 
 
 class Gradients(LanguageRows):
@@ -283,14 +278,14 @@ class Gradients(LanguageRows):
 
     def describe_model(self) -> dict[str, Any]:
         """Say which model, and what of it."""
-        return {**self.model.facts, "kind": "gradients", "rank": RANK, "lora": self._digest}
+        return {**self.model.description, "kind": "gradients", "rank": RANK, "lora": self._digest}
 
     @property
     def dimension(self) -> int:
         """Numbers of a projected gradient."""
         return 8 * self._signs.shape[1]
 
-    def embed(self, batch: Tokens) -> Looks:
+    def embed(self, batch: Tokens) -> Embedded:
         """Give the projected gradients of rows; a row without response tokens is zeros."""
         import torch
 
@@ -301,7 +296,7 @@ class Gradients(LanguageRows):
             stop = start + gradient.shape[1]
             sums += project(gradient, self._signs[start:stop])
             start = stop
-        return Looks(torch.nn.functional.normalize(sums, dim=1).cpu().numpy())
+        return Embedded(torch.nn.functional.normalize(sums, dim=1).cpu().numpy())
 
 
 def row_losses(model: LanguageModel, batch: Tokens) -> "torch.Tensor":
@@ -352,7 +347,9 @@ def row_gradients(model: LanguageModel, batch: Tokens) -> list["torch.Tensor"]:
         for handle in handles:
             handle.remove()
     if len(seen) != len(layers) or any(x.ndim != 3 for x, _ in seen):
-        raise InputError(f"{model.facts['model']} mixes the rows of a batch: no gradients of rows")
+        raise InputError(
+            f"{model.description['model']} mixes the rows of a batch: no gradients of rows"
+        )
     outputs = [found for _, found in seen]
     slopes = torch.autograd.grad(total, outputs)
     return [
@@ -454,7 +451,7 @@ def warm_up(model: LanguageModel, rows: LanguageRows, seed: int, file: Path) -> 
             optimizer.zero_grad()
             bar.update(len(tokens[0]))
     if not math.isfinite(loss.item()):
-        raise InputError(f"the warm-up of {model.facts['model']} ended with a loss of {loss}")
+        raise InputError(f"the warm-up of {model.description['model']} ended with a loss of {loss}")
     partial = file.with_name(file.name + ".partial")
     save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, partial)
     partial.replace(file)

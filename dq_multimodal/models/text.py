@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.adapters.base import Looks
+from dq_multimodal.adapters.base import Embedded
 from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
 from dq_multimodal.core.texture import token_texture
 from dq_multimodal.models.locate import ModelOutOfReach, find_model, loading, own_device
@@ -59,7 +59,7 @@ class Encoder:
     @cached_property
     def middle_dimension(self) -> int:
         """Size of the pooled middle layer; 0 where the model has no layers."""
-        middle = self.look(["a text"]).middle
+        middle = self.encode_scored(["a text"]).middle
         return middle.shape[1] if middle is not None else 0
 
     @property
@@ -111,7 +111,7 @@ class Encoder:
         parts = [np.asarray(ids, dtype=np.int64) for ids in found]
         return [ids[~np.isin(ids, self._special_ids)] for ids in parts]
 
-    def look(self, texts: list[str]) -> Looks:
+    def encode_scored(self, texts: list[str]) -> Embedded:
         """Embed the texts as one batch, and give the middle layer and the texture of the tokens.
 
         The embeddings are those of `encode` bit for bit. The middle features are the mean of the
@@ -155,7 +155,7 @@ class Encoder:
             torch.stack([row[name] for row in rows]).float().cpu().numpy()
             for name in ("sentence_embedding", "middle", "texture")
         ]
-        return Looks(*columns)
+        return Embedded(*columns)
 
 
 def load_encoder(name: str) -> Encoder:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import HashStore, TCPStore
 
-from dq_multimodal.adapters.base import Looks
+from dq_multimodal.adapters.base import Embedded
 from dq_multimodal.config import InputError
 from dq_multimodal.core import make_bins
 from dq_multimodal.distributed.assisting import embed_share
@@ -70,7 +70,7 @@ class Rows:
         self.n_batches -= 1
         self.seen.extend(rows.tolist())
         values = np.sin(rows[:, None] * np.array([1.0, 2.0, 3.0]) + 1).astype(np.float32)
-        return Looks(values, values[:, :2] * 1e6, np.stack([rows, rows + 1], axis=1))
+        return Embedded(values, values[:, :2] * 1e6, np.stack([rows, rows + 1], axis=1))
 
 
 def together(size, lead, follow):

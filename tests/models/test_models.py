@@ -18,8 +18,7 @@ from dq_multimodal.models.classifiers import (
     read_classifier,
     save_classifier,
 )
-from dq_multimodal.models.image import load_image_model
-from dq_multimodal.models.layers import find_middle
+from dq_multimodal.models.image import find_middle, load_image_model
 from dq_multimodal.models.locate import hash_weights
 
 

@@ -347,9 +347,8 @@ def row_gradients(model: LanguageModel, batch: Tokens) -> list["torch.Tensor"]:
         for handle in handles:
             handle.remove()
     if len(seen) != len(layers) or any(x.ndim != 3 for x, _ in seen):
-        raise InputError(
-            f"{model.description['model']} mixes the rows of a batch: no gradients of rows"
-        )
+        name = model.description["model"]
+        raise InputError(f"{name} mixes the rows of a batch: no gradients of rows")
     outputs = [found for _, found in seen]
     slopes = torch.autograd.grad(total, outputs)
     return [

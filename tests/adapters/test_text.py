@@ -5,9 +5,9 @@ import pytest
 from datasets import Dataset
 
 from dq_multimodal import InputError
-from dq_multimodal.models import text as encoder
 from dq_multimodal.adapters.base import Adapter, note_problem
 from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts, scan_rows
+from dq_multimodal.models import text as encoder
 from dq_multimodal.stages.embedding import plan_batches
 
 

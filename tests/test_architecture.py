@@ -28,7 +28,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {("adapters", "patches"), ("patches", "adapters"), ("cli", "training")}
 MAX_MODULES = 12
 CORE_MAY_IMPORT = {
-    *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba"),
+    *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba", "sklearn", "warnings"),
     *("collections", "concurrent", "dataclasses", "functools", "heapq", "itertools", "math", "os"),
     *("threading", "typing", "weakref"),
 }

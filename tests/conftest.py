@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from forked import run_forked
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,32 +111,13 @@ def run_here(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="session")
 def command() -> Cli:
-    """Run the command line in a folder: in this process, or in its own if asked or given an `env`.
-
-    A process of its own takes seconds to load its libraries, and few tests need one.
-    """
+    """Run the command line in a folder: in this process, or with an `env` in one of its own."""
 
     def run(
-        folder: Path,
-        *arguments: object,
-        code: int = 0,
-        env: dict[str, str] | None = None,
-        is_process: bool = False,
-        **options: object,
+        folder: Path, *arguments: object, code: int = 0, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         words = [*map(str, arguments)]
-        if env is None and not is_process and not options:
-            done = run_here(folder, words)
-        else:
-            done = subprocess.run(
-                [sys.executable, "-m", "dq_multimodal.cli", *words],
-                cwd=folder,
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                **options,
-            )
+        done = run_here(folder, words) if env is None else run_forked(words, folder, env)
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

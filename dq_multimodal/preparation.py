@@ -288,7 +288,7 @@ def note_rows(
             what,
             rows,
             len(strata),
-            "left out of the subset" if what in left_out else "kept in play",
+            "left out of the subset" if what in left_out else "still candidates",
         )
         for what, rows in problems.items()
     ]

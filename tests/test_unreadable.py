@@ -14,7 +14,7 @@ from dq_multimodal.adapters.image import ImageAdapter
 N = 60
 BROKEN = {3: b"", 17: b"no picture at all", 31: None, 44: "cut", 58: "cut png"}
 LOST = [3, 17, 44, 58]
-"""Row 31 has no image, which a training loop can see: it stays in play."""
+"""Row 31 has no image, which a training loop can see: it stays a candidate."""
 
 
 def make_rows(broken=True):
@@ -101,7 +101,7 @@ def test_the_command_line_names_them(broken, small_classifier, tmp_path, cli):
         assert note in said and note in planned["notes"]
         assert "kept     56 rows" in said
         assert "2 rows with an image that is cut short, left out of the subset: rows 44, 58" in said
-        assert "1 row with no image, kept in play: row 31" in said
+        assert "1 row with no image, still candidates: row 31" in said
         assert note in (tmp_path / method / "README.md").read_text()
     cli("compress", broken, *flags, "--keep-unreadable", code=2)  # another run is there
     done = cli("compress", broken, *flags, "--keep-unreadable", "--overwrite", "--drop-ratio", 0)

@@ -84,7 +84,7 @@ class Adapter(Protocol):
 
 
 def note_problem(
-    what: str, rows: list[int], n_rows: int | None = None, fate: str = "kept in play"
+    what: str, rows: list[int], n_rows: int | None = None, fate: str = "still candidates"
 ) -> str:
     """Say a problem in one line, with its first row numbers.
 

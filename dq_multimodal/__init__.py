@@ -7,11 +7,9 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from dq_multimodal.config import CompressConfig, InputError
-    from dq_multimodal.hub import open_run, push
     from dq_multimodal.pipeline import compress
     from dq_multimodal.planning import plan
-    from dq_multimodal.resampling import resample
-    from dq_multimodal.run import Run
+    from dq_multimodal.run import Run, open_run, push, resample
     from dq_multimodal.verification import verify
 
 __all__ = [
@@ -31,10 +29,10 @@ _HOMES = {
     "InputError": "config",
     "Run": "run",
     "compress": "pipeline",
-    "open_run": "hub",
+    "open_run": "run",
     "plan": "planning",
-    "push": "hub",
-    "resample": "resampling",
+    "push": "run",
+    "resample": "run",
     "verify": "verification",
 }
 

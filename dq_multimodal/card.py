@@ -1,21 +1,29 @@
-"""The dataset card of a run: what the subset is, where it is from, how it was made."""
+"""The dataset card of a run: what the subset is, where it is from, how it was made.
+
+Others write in cards too: our section lies between two markers, the rest is theirs.
+"""
 
 import json
+import re
+import unicodedata
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dq_multimodal.card_parts import LICENCE, Card, Matter, plain_card, read_card
-from dq_multimodal.config import CompressConfig
+import yaml
+
+from dq_multimodal.config import InputError
 from dq_multimodal.data.local import last_part, short_name
+from dq_multimodal.data.source import LICENCE
 from dq_multimodal.data.splits import base_split
-from dq_multimodal.files import open_parquet, read_text, write_text
-from dq_multimodal.markdown import clean, code, escape, table
+from dq_multimodal.files import open_parquet, parse_yaml, read_text, write_text
+from dq_multimodal.manifest import Config, Manifest, Origin, Sizes
 from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.stages.subset import subset_files
 
 CARD = "README.md"
-MAX_BYTES = 10_000_000
+MAX_BYTES, MAX_HEAD = 10_000_000, 1_000_000
 HUB = "https://huggingface.co/datasets/"
 SAFE_IN_LINKS = ":/?#[]@!$&'()*+,;=%~"
 MARKING = ("keep_rows", "difficulty", "noise_ratio", "drop_duplicates", "cap_by", "cap")
@@ -39,6 +47,38 @@ CITATIONS = """\
   year      = {2025},
   note      = {arXiv:2412.16895}
 }
+```"""
+
+LOADING = """\
+```python
+from datasets import load_dataset
+
+subset = load_dataset({repo}, split={split})
+selection = load_dataset({repo}, "selection", split={split})  # one row a source row{restore}
+```"""
+RESTORE = """
+
+from dq_multimodal.patches import restore
+
+subset = restore(subset, fill="mean")  # images again; or fill="mae", mae_model=..."""
+WEIGHING = """\
+## Train with the weights
+
+`dq_weight` says how many rows of the source a row stands for; its mean is 1. Without the weights \
+the subset shows a model more of what is rare than the source does. As loss weights:
+
+```python
+losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+loss = (batch["dq_weight"] * losses).mean()
+loss.backward()
+```
+
+Or, with the usual loss, as the chance of a row to be drawn:
+
+```python
+weights = load_dataset({repo}, split={split})["dq_weight"]
+sampler = torch.utils.data.WeightedRandomSampler(weights, len(weights))
+loader = torch.utils.data.DataLoader(subset, batch_size=64, sampler=sampler)
 ```"""
 
 FIGURES = "figures"
@@ -76,110 +116,129 @@ METHODS = {
     "uncertain in training, the less so the smaller the sample",
 }
 
+BEGIN = "<!-- dq-multimodal: begin -->"
+END = "<!-- dq-multimodal: end -->"
+SECTION = re.compile(f"{BEGIN}((?:(?!{BEGIN}).)*?){END}", re.DOTALL)
+WROTE = "<!-- front matter: {} -->"
+"""The second line of our section: the front matter that it came with."""
+READ_WROTE = re.compile("^{}(.*){}$".format(*WROTE.split("{}")), re.MULTILINE)
+HEAD = re.compile(r"\ufeff?---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
-def write_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+SIZE_CATEGORIES = (
+    (1e3, "n<1K"),
+    (1e4, "1K<n<10K"),
+    (1e5, "10K<n<100K"),
+    (1e6, "100K<n<1M"),
+    (1e7, "1M<n<10M"),
+    (1e8, "10M<n<100M"),
+)
+
+Matter = dict[str, Any]
+
+STEERING = {"Cc", "Cs", "Zl", "Zp"}
+"""Categories of characters that are no text: controls, halves of pairs, line separators."""
+TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of all that follows."""
+
+
+def write_card(run_folder: Path, config: Config, manifest: Manifest) -> None:
     """Write the card of a run folder; what others wrote into the one that is there stays."""
-    there = open_card(run_folder, config, manifest)
     matter, body = make_matter(config, manifest), make_body(run_folder, config, manifest)
-    write_text(run_folder / CARD, there.with_section(matter, body))
+    write_text(run_folder / CARD, open_card(run_folder).with_section(matter, body))
 
 
-def clear_card(run_folder: Path, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+def clear_card(run_folder: Path) -> None:
     """Take what is ours out of the card of a run that is to be replaced."""
     path = run_folder / CARD
     if not path.is_file():
         return
-    left = open_card(run_folder, config, manifest).without_section()
+    left = open_card(run_folder).without_section()
     if left.strip():
         write_text(path, left)
     else:
         path.unlink()
 
 
-def open_card(
-    run_folder: Path, config: dict[str, Any], manifest: dict[str, Any], repo_id: str = REPO_ID
-) -> Card:
-    """Read the card beside a run; one of an earlier release that nobody changed is an empty one.
+def open_card(run_folder: Path) -> "Card":
+    """Read the card beside a run.
 
     Raises:
         InputError: If it is no text file, or too large.
     """
-    path = run_folder / CARD
     try:
-        text = read_text(path, MAX_BYTES)
+        return read_card(read_text(run_folder / CARD, MAX_BYTES))
     except FileNotFoundError:
         return Card()
-    card = read_card(text)
-    if card.has_section:
-        return card
-    try:
-        body = make_body(run_folder, config, manifest, repo_id)
-        is_untouched = text == plain_card(make_matter(config, manifest), body)
-    except (LookupError, TypeError, ValueError, OSError):  # a run that is not whole
-        is_untouched = False
-    return Card() if is_untouched else card
 
 
-def make_matter(config: dict[str, Any], manifest: dict[str, Any]) -> Matter:
+def make_matter(config: Config, manifest: Manifest) -> Matter:
     """Give the YAML front matter that the Hub reads.
 
     It makes config `default` the subset and config `selection` the table of all source rows, both
     here and on the Hub.
     """
-    return _front_matter(clean(_title(config, manifest)), config["source"], manifest["kept"])
+    source, kept = config.source, manifest.kept
+    matter: Matter = {"pretty_name": clean(_title(config, manifest))}
+    if source.license:
+        matter |= {key: source[key] for key in LICENCE if source[key]}
+    if source.kind == "hub":
+        matter["source_datasets"] = [source.name]
+    size = next((name for top, name in SIZE_CATEGORIES if kept < top), "100M<n<1B")
+    split = base_split(source.split)
+    return {
+        **matter,
+        "size_categories": [size],
+        "tags": ["dataset-quantization", "coreset", "data-selection"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": "subset/*.parquet"}],
+                "default": True,
+            },
+            {
+                "config_name": "selection",
+                "data_files": [{"split": split, "path": "selection.parquet"}],
+            },
+        ],
+    }
 
 
-def _title(config: dict[str, Any], manifest: dict[str, Any]) -> str:
-    ratio = f"{100 * manifest['kept'] / manifest['rows']:.4g} %"
-    return f"{short_name(config['source']['name'])}, {ratio} by {config['request']['method']}"
+def _title(config: Config, manifest: Manifest) -> str:
+    ratio = f"{100 * manifest.kept / manifest.rows:.4g} %"
+    return f"{short_name(config.source.name)}, {ratio} by {config.request.method}"
 
 
-def make_body(
-    run_folder: Path, config: dict[str, Any], manifest: dict[str, Any], repo_id: str = REPO_ID
-) -> str:
+def make_body(run_folder: Path, config: Config, manifest: Manifest, repo_id: str = REPO_ID) -> str:
     """Write our section of the card, all but the front matter."""
-    request, source = config["request"], config["source"]
-    rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]
+    request, source, sizes = config.request, config.source, manifest.bytes
+    repo, split = (json.dumps(clean(text)) for text in (repo_id, base_split(source.split)))
+    seen = "embeddings of the rows, never at a trained model's results"
+    if config.dynamics:
+        seen = "how a model learned the rows, never at what one learns from the subset"
+    whole = f"**{manifest.kept:,} of the {manifest.rows:,} rows**"
+    notes = "\n".join(f"- {escape(note)}" for note in manifest.notes)
+    figures = [name for name in FIGURE_TEXTS if (run_folder / FIGURES / name).is_file()]
     parts = [
         f"# {escape(_title(config, manifest))}",
-        f"**{kept:,} of the {rows:,} rows** of {_name_source(source)}, a smaller set to train on. "
-        + (DROPPED if request["drop_ratio"] else UNTOUCHED)
+        f"{whole} of {_name_source(source)}, a smaller set to train on. "
+        + (DROPPED if request.drop_ratio else UNTOUCHED)
         + " Dataset quantization has nothing to do with the quantization of model weights.",
         "## How to load it",
-        _loading(repo_id, source["split"], bool(request["drop_ratio"])),
+        LOADING.format(repo=repo, split=split, restore=RESTORE if request.drop_ratio else ""),
+        f"Other sizes and methods, without an encoder: "
+        f"`dq-multimodal resample {repo_id} --keep-ratio 0.05`.",
         "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
-        *_weighing(run_folder, repo_id, source["split"]),
+        WEIGHING.format(repo=repo, split=split) if _has_weights(run_folder) else "",
         "## How it was made",
-        METHODS[request["method"]] + "." + (TARGETED if request.get("target") else ""),
+        METHODS[request.method] + "." + (TARGETED if request.target else ""),
         table(["setting", "value"], _settings(config)),
         "## Before and after",
-        table(
-            ["", "source", "subset"],
-            [
-                ["rows", f"{rows:,}", f"{kept:,}"],
-                [
-                    "bytes (source columns, uncompressed Arrow)",
-                    f"{sizes['source_data']:,}",
-                    f"{sizes['subset_data']:,}",
-                ],
-                *_image_bytes(sizes),
-                [
-                    "bytes of the files",
-                    f"{sizes['source_files']:,}" if sizes["source_files"] else "not known",
-                    f"{sizes['subset_files']:,}",
-                ],
-            ],
-        ),
+        table(["", "source", "subset"], _sizes(manifest.rows, manifest.kept, sizes)),
         "## Rows by bin",
         _bin_table(run_folder),
-        *_figures(run_folder),
-    ]
-    if manifest["notes"]:
-        parts += ["## Notes on the rows", "\n".join(f"- {escape(n)}" for n in manifest["notes"])]
-    seen = "embeddings of the rows, never at a trained model's results"
-    if config.get("dynamics"):
-        seen = "how a model learned the rows, never at what one learns from the subset"
-    parts += [
+        "## Figures" if figures else "",
+        *(f"![{FIGURE_TEXTS[name]}]({FIGURES}/{name})" for name in figures),
+        f"## Notes on the rows\n\n{notes}" if notes else "",
         "## Limits",
         f"The selection looks at {seen}. "
         "Whether the subset trains as well as the whole has to be measured for each model and "
@@ -190,129 +249,73 @@ def make_body(
         "## Citation",
         CITATIONS,
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
-def _image_bytes(sizes: dict[str, Any]) -> list[list[str]]:
-    """Compare the images of the kept rows, source files against patch records."""
-    if "stored_images" not in sizes:
-        return []
-    before, after = sizes["source_images"], sizes["stored_images"]
-    return [["bytes of the images of the kept rows", f"{before:,}", f"{after:,}"]]
-
-
-def _front_matter(title: str, source: dict[str, Any], kept: int) -> Matter:
-    matter: Matter = {"pretty_name": title}
-    if source.get("license"):
-        matter |= {key: source[key] for key in LICENCE if source.get(key)}
-    if source["kind"] == "hub":
-        matter["source_datasets"] = [source["name"]]
-    bounds = [
-        (1e3, "n<1K"),
-        (1e4, "1K<n<10K"),
-        (1e5, "10K<n<100K"),
-        (1e6, "100K<n<1M"),
-        (1e7, "1M<n<10M"),
-        (1e8, "10M<n<100M"),
-    ]
-    matter["size_categories"] = [next((name for top, name in bounds if kept < top), "100M<n<1B")]
-    matter["tags"] = ["dataset-quantization", "coreset", "data-selection"]
-    split = base_split(source["split"])
-    matter["configs"] = [
-        {
-            "config_name": "default",
-            "data_files": [{"split": split, "path": "subset/*.parquet"}],
-            "default": True,
-        },
-        {
-            "config_name": "selection",
-            "data_files": [{"split": split, "path": "selection.parquet"}],
-        },
-    ]
-    return matter
-
-
-def _name_source(source: dict[str, Any]) -> str:
-    split = code(source["split"])
-    if source["kind"] == "hub":
-        commit = code(source["revision"] or "not known")
-        address = f"[{escape(source['name'])}]({HUB}{source['name']})"
-        return f"{address} (split {split}, revision {commit})"
-    name = f"{code(Path(source['name']).name)}, split {split}"
-    return {"memory": "a dataset that was given in memory"}.get(source["kind"], f"the local {name}")
-
-
-def _loading(repo_id: str, split: str, has_patches: bool) -> str:
-    repo, part = (json.dumps(clean(text)) for text in (repo_id, base_split(split)))
-    whole = (
-        "\n\nfrom dq_multimodal.patches import restore\n\n"
-        'subset = restore(subset, fill="mean")  # images again; or fill="mae", mae_model=...'
-    )
-    return (
-        "```python\nfrom datasets import load_dataset\n\n"
-        f"subset = load_dataset({repo}, split={part})\n"
-        f'selection = load_dataset({repo}, "selection", split={part})'
-        "  # one row a source row" + (whole if has_patches else "") + "\n```\n\n"
-        "Other sizes and methods, without an encoder: "
-        f"`dq-multimodal resample {repo_id} --keep-ratio 0.05`."
-    )
-
-
-def _weighing(run_folder: Path, repo_id: str, split: str) -> list[str]:
-    """Say how to train with the weights, where the rows of the subset have them."""
-    with open_parquet(subset_files(run_folder)[0]) as file:
-        if "dq_weight" not in file.schema_arrow.names:
-            return []
-    repo, part = (json.dumps(clean(text)) for text in (repo_id, base_split(split)))
+def _sizes(rows: int, kept: int, sizes: Sizes) -> list[list[str]]:
+    """Compare source and subset; of dropped patches, source files against patch records."""
+    compared = {
+        "rows": (rows, kept),
+        "bytes (source columns, uncompressed Arrow)": (sizes.source_data, sizes.subset_data),
+        "bytes of the images of the kept rows": (sizes.source_images, sizes.stored_images),
+        "bytes of the files": (sizes.source_files, sizes.subset_files),
+    }
+    if sizes.stored_images is None:
+        del compared["bytes of the images of the kept rows"]
     return [
-        "## Train with the weights",
-        "`dq_weight` says how many rows of the source a row stands for; its mean is 1. Without the "
-        "weights the subset shows a model more of what is rare than the source does. As loss "
-        "weights:\n\n```python\n"
-        'losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")\n'
-        'loss = (batch["dq_weight"] * losses).mean()\n'
-        "loss.backward()\n```\n\nOr, with the usual loss, as the chance of a row to be drawn:\n\n"
-        "```python\n"
-        f'weights = load_dataset({repo}, split={part})["dq_weight"]\n'
-        "sampler = torch.utils.data.WeightedRandomSampler(weights, len(weights))\n"
-        "loader = torch.utils.data.DataLoader(subset, batch_size=64, sampler=sampler)\n```",
+        [what, "not known" if before is None else f"{before:,}", f"{after:,}"]
+        for what, (before, after) in compared.items()
     ]
 
 
-def _settings(config: dict[str, Any]) -> list[list[str]]:
-    request, rows, model = config["request"], config["rows"], config["embedding"]
-    settings = {name: request[name] for name in ("method", "keep_ratio", "seed")}
-    settings |= {name: request[name] for name in MARKING if request.get(name) is not None}
-    noise_share = CompressConfig.from_dict(request).noise_share
-    if noise_share:
-        settings["noise_ratio"] = noise_share
-    if request.get("target") is not None:
-        settings["target"] = last_part(request["target"])
-        settings["target_share"] = request["target_share"]
-        if request.get("target_model") is not None:
-            settings["target_model"] = last_part(request["target_model"])
-            settings["target_gradients"] = request["target_gradients"]
-    if config["bins"] in ("dq", "graphcut"):
-        settings |= {name: request[name] for name in ("draw", "n_bins", "similarity")}
-    if config["bins"] != "none" and request.get("partition") is not None:
-        settings["partition"] = f"{request['partition']}: bins in each part"
-    if request["method"] == "adq":
+def _name_source(source: Origin) -> str:
+    split = code(source.split)
+    if source.kind == "hub":
+        commit = code(source.revision or "not known")
+        return f"[{escape(source.name)}]({HUB}{source.name}) (split {split}, revision {commit})"
+    if source.kind == "memory":
+        return "a dataset that was given in memory"
+    return f"the local {code(Path(source.name).name)}, split {split}"
+
+
+def _has_weights(run_folder: Path) -> bool:
+    with open_parquet(subset_files(run_folder)[0]) as file:
+        return "dq_weight" in file.schema_arrow.names
+
+
+def _settings(config: Config) -> list[list[str]]:
+    request, rows, model = config.request, config.rows, config.embedding
+    asked = request.as_dict()
+    shown = ["method", "keep_ratio", "seed"]
+    shown += [name for name in MARKING if asked[name] is not None]
+    settings = {name: asked[name] for name in shown}
+    if request.noise_share:
+        settings["noise_ratio"] = request.noise_share
+    if request.target is not None:
+        settings["target"] = last_part(request.target)
+        settings["target_share"] = request.target_share
+    if request.target_model is not None:
+        settings["target_model"] = last_part(request.target_model)
+        settings["target_gradients"] = request.target_gradients
+    if config.bins in ("dq", "graphcut"):
+        settings |= {name: asked[name] for name in ("draw", "n_bins", "similarity")}
+    if config.bins != "none" and request.partition is not None:
+        settings["partition"] = f"{request.partition}: bins in each part"
+    if request.method == "adq":
         names = ("alpha", "representativeness", "importance", "norm")
-        settings |= {name: request[name] for name in names}
-    settings["label_column"] = config["label_column"] or "none: one stratum"
+        settings |= {name: asked[name] for name in names}
+    settings["label_column"] = config.label_column or "none: one stratum"
     if model is not None:
-        shown = {
-            **model,
-            **{key: last_part(model[key]) for key in ("model", "file") if key in model},
-        }
-        settings["embedding"] = ", ".join(f"{k} {v}" for k, v in shown.items() if v is not None)
-        if rows is not None and "model" in model:
-            what = rows.get("template", ", ".join(rows["columns"]))
-            settings[f"embedded {rows['modality']}"] = f"{what} ({rows['shape']})"
-    if request["drop_ratio"]:
+        facts = model.as_dict()
+        facts |= {key: last_part(facts[key]) for key in ("model", "file") if key in facts}
+        settings["embedding"] = ", ".join(f"{key} {value}" for key, value in facts.items())
+        if rows is not None and model.model is not None:
+            what = rows.template or ", ".join(rows.columns)
+            settings[f"embedded {rows.modality}"] = f"{what} ({rows.shape})"
+    if config.patches is not None:
         names = ("drop_ratio", "attribution", "patch_coding", "min_psnr")
-        settings |= {name: request[name] for name in names if request[name] is not None}
-        settings["patch_size"] = f"{config['patches']['patch_size']} px"
+        settings |= {name: asked[name] for name in names if asked[name] is not None}
+        settings["patch_size"] = f"{config.patches.patch_size} px"
     return [[escape(name), code(str(value))] for name, value in settings.items()]
 
 
@@ -335,32 +338,215 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _figures(run_folder: Path) -> list[str]:
-    """Show the figures that the report left for the card."""
-    shown = [
-        f"![{text}]({FIGURES}/{name})"
-        for name, text in FIGURE_TEXTS.items()
-        if (run_folder / FIGURES / name).is_file()
-    ]
-    return ["## Figures", *shown] if shown else []
-
-
-def _licence(source: dict[str, Any]) -> str:
-    stated, name, link = (source.get(key) for key in LICENCE)
-    if not stated:
+def _licence(source: Origin) -> str:
+    if not source.license:
         return (
             "That of the source. It was not recorded, because the source states none or is a local "
             "file: whoever publishes this subset has to name it here."
         )
-    found = ", ".join(
-        code(str(part)) for part in (stated if isinstance(stated, list) else [stated])
+    stated = source.license if isinstance(source.license, list) else [source.license]
+    found = ", ".join(code(str(part)) for part in stated)
+    if source.license_name:
+        found += f", {escape(str(source.license_name))}"
+    if link := str(source.license_link or ""):
+        if "://" not in link:  # a file of the source
+            link = f"{HUB}{source.name}/blob/{source.revision or 'main'}/{link}"
+        found += f" (<{quote(link, SAFE_IN_LINKS)}>)"
+    return f"That of the source, which states: {found}."
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card in parts.
+
+    Attributes:
+        head: Text of the front matter, without its rules.
+        matter: What it says.
+        before: Text before our section.
+        after: Text after it; all of the text where there is none.
+        wrote: The front matter that we wrote there, so that what was typed in since is known.
+        has_section: Whether there is a section of ours.
+    """
+
+    head: str = ""
+    matter: Matter = field(default_factory=dict)
+    before: str = ""
+    after: str = ""
+    wrote: Matter = field(default_factory=dict)
+    has_section: bool = False
+
+    def merge(self, matter: Matter) -> Matter:
+        """Give our front matter with what was typed into this one; see `with_section`."""
+        return _merge(self.matter, matter, self.wrote)
+
+    def with_text_of(self, other: "Card") -> "Card":
+        """Add the paragraphs of another card that this one lacks."""
+        before, after = _lacking(self, other.before), _lacking(self, other.after)
+        return replace(self, before=_join(self.before, before), after=_join(self.after, after))
+
+    def with_section(self, matter: Matter, body: str, typed: Matter | None = None) -> str:
+        """Give the text of the card with a section of ours, in the place of the one before.
+
+        Of the front matter stay the entries that are not ours and those that were typed in since
+        we wrote it; our tags and configs go beside others. The licence is ours if we name one.
+
+        Args:
+            matter: Our front matter.
+            body: Our section.
+            typed: Our front matter with what was typed into it elsewhere.
+        """
+        wrote = json.dumps(matter, default=str).replace("<", "\\u003c").replace(">", "\\u003e")
+        section = f"{BEGIN}\n{WROTE.format(wrote)}\n\n{body}\n\n{END}"
+        return f"---\n{self._merge_head(typed or matter)}---\n\n" + _join(
+            self.before, section, self.after
+        )
+
+    def without_section(self) -> str:
+        """Give the text of the card without what we wrote; "" where nothing is left."""
+        head = self._merge_head({})
+        return (f"---\n{head}---\n\n" if head.strip() else "") + _join(self.before, self.after)
+
+    def _merge_head(self, ours: Matter) -> str:
+        """Merge our front matter into the text of this one, whose other lines stay as they are."""
+        theirs, merged = self.matter, _merge(self.matter, ours, self.wrote)
+        if merged == theirs:
+            return self.head
+        is_kept = {key: key in merged and merged[key] == theirs[key] for key in theirs}
+        kept = "".join(text for key, text in _entries(self.head, theirs) if is_kept.get(key, True))
+        changed = [key for key in {**ours, **merged} if key in merged and not is_kept.get(key)]
+        text = kept + _dump({key: merged[key] for key in changed})
+        return text if _parse_head(text) == merged else _dump(merged)
+
+
+def read_card(text: str) -> Card:
+    """Part a card; a front matter that is no mapping, or none of ours, counts as text."""
+    text = text.replace("\r\n", "\n")
+    head, matter, found = "", None, HEAD.match(text)
+    if found:
+        matter = _parse_head(found.group(1))
+    if found and matter is not None:
+        head, text = found.group(1), text[found.end() :]
+    section = SECTION.search(text)
+    if section is None:
+        return Card(head, matter or {}, after=text)
+    before, after = text[: section.start()], text[section.end() :]
+    wrote = _read_wrote(section.group(1))
+    return Card(head, matter or {}, before, after, wrote, has_section=True)
+
+
+def _parse_head(head: str) -> Matter | None:
+    try:
+        found = parse_yaml(head) or {} if len(head) < MAX_HEAD else None
+    except InputError:
+        found = None
+    return found if isinstance(found, dict) else None
+
+
+def _read_wrote(section: str) -> Matter:
+    line = READ_WROTE.search(section)
+    try:
+        found = json.loads(line.group(1)) if line else {}
+    except (ValueError, RecursionError):
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _join(*parts: str) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+
+
+def _lacking(card: Card, text: str) -> str:
+    paragraphs = [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
+    return "\n\n".join(p for p in paragraphs if p not in card.before and p not in card.after)
+
+
+def _entries(head: str, matter: Matter) -> list[tuple[Any, str]]:
+    """Give the text of each entry with its key; what stands before the first has none."""
+    if not matter:
+        return [(None, head)]
+    node: Any = yaml.compose(head, yaml.SafeLoader)
+    starts = [key.start_mark.index for key, _ in node.value]
+    if len(starts) != len(matter):
+        return []
+    ends = [*starts[1:], len(head)]
+    texts = [head[start:end] for start, end in zip(starts, ends, strict=True)]
+    return [(None, head[: starts[0]]), *zip(matter, texts, strict=True)]
+
+
+def _merge(theirs: Matter, ours: Matter, wrote: Matter) -> Matter:
+    merged = {key: value for key, value in theirs.items() if key not in LICENCE}
+    for key in {key: 0 for key in (*wrote, *ours) if key not in LICENCE}:
+        value: Any
+        now, mine, old = theirs.get(key), ours.get(key), wrote.get(key)
+        if isinstance(mine or old, list):
+            value = _unite(_as_list(mine), _as_list(now), _as_list(old))
+        else:
+            value = now if key in theirs and now != old else mine
+        if value in (None, []):
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    stated = {key: ours[key] for key in LICENCE if key in ours}
+    typed = {key: theirs[key] for key in LICENCE if theirs.get(key) != wrote.get(key)}
+    typed = {key: value for key, value in typed.items() if key in theirs}
+    is_the_same = stated.get("license") == theirs.get("license")
+    return merged | (typed | stated if is_the_same or not stated else stated)
+
+
+def _unite(mine: list[Any], now: list[Any], old: list[Any]) -> list[Any]:
+    """Put our entries beside those of others; configs are told apart by their names."""
+    names = [_name(entry) for entry in mine]
+    others = [entry for entry in now if entry not in old and _name(entry) not in names]
+    # in their order, so that a card that says all already does not change
+    found = [entry for entry in now if entry in mine or entry in others]
+    return found + [entry for entry in mine if entry not in found]
+
+
+def _name(entry: Any) -> Any:
+    return entry.get("config_name") if isinstance(entry, dict) else entry
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _dump(matter: Matter) -> str:
+    return yaml.safe_dump(matter, sort_keys=False) if matter else ""
+
+
+def clean(text: str) -> str:
+    """Put a text on one line, without characters that only steer what shows it."""
+    found = (
+        " " if c.isspace() else "\ufffd" if unicodedata.category(c) in STEERING else c
+        for c in text
+        if c not in TURNING
     )
-    if name:
-        found += f", {escape(str(name))}"
-    if link and "://" not in str(link):  # a file of the source
-        link = f"{HUB}{source['name']}/blob/{source['revision'] or 'main'}/{link}"
-    return (
-        f"That of the source, which states: {found}"
-        + (f" (<{quote(str(link), SAFE_IN_LINKS)}>)" if link else "")
-        + "."
-    )
+    return " ".join("".join(found).split())
+
+
+def escape(text: str) -> str:
+    """Give a text that Markdown shows as it is, on one line, wherever it stands."""
+    text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", clean(text))
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is no mark
+    text = text.replace("://", ":&#47;/").replace("www.", "www&#46;")  # or it becomes a link
+    text = re.sub(r"&(?!#(47|46);)(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
+    text = re.sub(r"^([-+=>])", r"\\\1", text)
+    return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)
+
+
+def code(text: str) -> str:
+    """Give a text as a code span, which shows it letter for letter; "" has none."""
+    text = clean(text)
+    if not text:
+        return ""
+    if "<!--" in text or "|" in text:  # the marks of our section; the walls of a table
+        return escape(text)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    pad = " " if "`" in (text[0], text[-1]) else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """Give a table of cells that are Markdown already."""
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])

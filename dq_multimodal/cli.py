@@ -168,8 +168,8 @@ def resample(
     as_json: options.Json = False,
 ) -> None:
     """Draw another size or method from a finished run, without an encoder."""
-    from dq_multimodal.hub import open_run
-    from dq_multimodal.resampling import resample as run_resample
+    from dq_multimodal.run import open_run
+    from dq_multimodal.run import resample as run_resample
 
     given = options.given_options(context, "run", "push_to_hub", "private", "as_json")
     _check_push(push_to_hub, private)
@@ -204,7 +204,7 @@ def verify(run: options.RunOrId, as_json: options.Json = False) -> None:
     """Recompute what can be recomputed of a run, and say what was compared."""
     from dataclasses import asdict
 
-    from dq_multimodal.hub import open_run
+    from dq_multimodal.run import open_run
     from dq_multimodal.verification import verify as run_verify
 
     checks = run_verify(open_run(run))

@@ -1,7 +1,7 @@
 """What can be asked for, checked when it is made. Standard library only."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -422,15 +422,18 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed must be a whole number, got {seed!r}")
 
 
-def check_type(name: str, value: Any, kind: Any) -> None:
+def check_type(name: str, value: Any, kind: Any) -> Any:
     """Raise unless a value that was read from a file has a type, all that it holds included.
 
     Args:
         name: What the message calls it.
         value: Plain values, as YAML and JSON give them.
         kind: str, bool, int (of 64 bits), float (finite), Any, a Literal, a list,
-            tuple (a list in the file) or dict of one of them, one of them or None, or a TypedDict,
-            which may hold more keys than it names.
+            tuple (a list in the file) or dict of one of them, one of them or None, or a dataclass
+            or TypedDict (a dict in the file, which may hold more keys).
+
+    Returns:
+        The value, with dataclasses and tuples made.
 
     Raises:
         InputError: If it is another, naming the part that is.
@@ -438,27 +441,39 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Union or origin is type(int | str):
         (kind,) = (part for part in parts if part is not type(None))
-        if value is not None:
-            check_type(name, value, kind)
-    elif is_typeddict(kind):
+        return None if value is None else check_type(name, value, kind)
+    if is_dataclass(kind) or is_typeddict(kind):
         check_type(name, value, dict[str, Any])
-        for key in sorted(kind.__required_keys__ - value.keys()):
+        if hasattr(kind, "from_dict"):
+            return kind.from_dict(value)
+        kinds = get_type_hints(kind)
+        if is_typeddict(kind):
+            known, needed = [*kinds], kind.__required_keys__
+        else:
+            own = [part for part in fields(kind) if part.init]
+            known = [part.name for part in own]
+            needed = {part.name for part in own if part.default is part.default_factory is MISSING}
+        for key in sorted(needed - value.keys()):
             raise InputError(f"{name} has no {key}")
-        for key, part in get_type_hints(kind).items():
-            if key in value:
-                check_type(f"{name}.{key}", value[key], part)
-    elif origin in (list, tuple) and isinstance(value, list):
-        for number, item in enumerate(value):
-            check_type(f"{name}[{number}]", item, parts[0])
-    elif origin is dict and isinstance(value, dict):
-        for key, item in value.items():
-            check_type(f"a key of {name}", key, parts[0])
-            check_type(f"{name}.{key}", item, parts[1])
-    elif not _is_plain(value, kind):
+        return kind(
+            **{k: check_type(f"{name}.{k}", value[k], kinds[k]) for k in known if k in value}
+        )
+    if origin in (list, tuple) and isinstance(value, list):
+        items = (check_type(f"{name}[{k}]", item, parts[0]) for k, item in enumerate(value))
+        return tuple(items) if origin is tuple else [*items]
+    if origin is dict and isinstance(value, dict):
+        return {
+            check_type(f"a key of {name}", key, parts[0]): check_type(
+                f"{name}.{key}", item, parts[1]
+            )
+            for key, item in value.items()
+        }
+    if not _is_plain(value, kind):
         wanted = getattr(kind, "__name__", str(kind).replace("typing.", ""))
         is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
         shown = repr(value) if is_short else type(value).__name__  # no text of a linked file
         raise InputError(f"{name} must be {wanted}, got {shown}")
+    return value
 
 
 def _is_plain(value: Any, kind: Any) -> bool:

@@ -1,18 +1,26 @@
 """Files that are there whole or not at all, whatever happens on the way, and how they are named."""
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+MAX_VALUE = 10_000
+"""Characters of a value of YAML. It has numbers to base 60, and a long one takes minutes."""
+MAX_DEPTH = 20
+"""Levels of YAML; its readers go one call deeper for every level."""
+MAX_KEY = 15
+"""Characters of a key of YAML that is no text: many long numbers can be made to collide."""
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
@@ -60,6 +68,49 @@ def read_text(path: Path, most_bytes: int) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be text in UTF-8, and it is not") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Give the plain values of YAML that anybody may have written.
+
+    Raises:
+        InputError: If it is no YAML, or has what no file of ours has: anchors, tags, deep nesting,
+            very long values, long keys that are no text.
+    """
+    import yaml
+
+    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # compiled, it is much faster
+
+    def construct_mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if not key.tag.endswith(":str") and len(key.value) > MAX_KEY:
+                raise InputError("it has keys that are no text")
+        return base.construct_mapping(loader, node, deep)
+
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=base):
+            for name in ("anchor", "tag"):
+                if getattr(event, name, None) is not None:
+                    raise InputError(f"it has YAML {name}s")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise InputError(f"it is nested more than {MAX_DEPTH} deep")
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_VALUE:
+                raise InputError(f"it has a value of more than {MAX_VALUE:,} characters")
+        return yaml.load(text, type("Loader", (base,), {"construct_mapping": construct_mapping}))
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # as of a date
+        raise InputError("it is no YAML") from error
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Give the bytes and the SHA-256 of a file, as a manifest records them."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
 @contextmanager

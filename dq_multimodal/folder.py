@@ -1,37 +1,44 @@
 """The run folder as a place to write: claimed by one process, every file whole or absent."""
 
-import errno
-import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import yaml
+from filelock import FileLock, Timeout
 
-from dq_multimodal import documents, report
+from dq_multimodal import __version__, card, report
 from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
 from dq_multimodal.data.local import check_path
+from dq_multimodal.data.source import is_same_source
 from dq_multimodal.distributed.world import World
-from dq_multimodal.files import open_parquet, write_text
-from dq_multimodal.stages import embedding, patch_records, scoring, selection, subset, targeting
+from dq_multimodal.files import describe_file, write_text
+from dq_multimodal.manifest import (
+    CONFIG,
+    MANIFEST,
+    MARK,
+    Config,
+    Manifest,
+    Model,
+    has_mark,
+    write_mark,
+)
+from dq_multimodal.stages import embedding, patch_records, scoring, subset, targeting
+from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE, read_selection
 
-CONFIG = "config.yaml"
-MANIFEST = "manifest.json"
+LOCK = "run.lock"
+"""There while a process writes to the folder, or after it was killed; see filelock."""
 TOKEN = "world.token"
 """By this file other processes know the folder of rank 0 from another of the same name."""
 SHARED_SECONDS = 30.0
 """File systems of a network tell late what is new."""
-MARK = b'{\n  "format": "dq-multimodal run '
-"""How a manifest.json of ours begins; it is the first file that a run writes."""
 SHOWN = (
     *(name for name in report.FILES if name != FIGURES),
     *(f"{FIGURES}/{n}" for n in FIGURE_TEXTS),
@@ -43,8 +50,8 @@ OURS = (
     *embedding.FILES,
     *(file + embedding.PARTIAL for file in embedding.FILES),
     embedding.PROGRESS,
-    selection.SELECTION_FILE,
-    selection.BINS_FILE,
+    SELECTION_FILE,
+    BINS_FILE,
     *SHOWN,
     CONFIG,
 )
@@ -58,8 +65,15 @@ WHOLE = {
     targeting.FOLDER: targeting.WHOLE_PATTERN,
 }
 """Folders that a run replaces or removes as a whole, and what it writes into them."""
-
-CONFIG_HEAD = "# What was asked of dq-multimodal, and what exactly it was asked of.\n"
+PICKS = f"{targeting.FOLDER}/{targeting.PICKS}"
+STAGES = {
+    "embeddings": (embedding.FILE,),
+    "selection": (SELECTION_FILE, BINS_FILE, targeting.FOLDER),
+    "subset": (subset.FOLDER,),
+    "report": SHOWN,
+}
+"""Which stage of a run writes which files."""
+PACKAGES = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
 
 
 @contextmanager
@@ -73,34 +87,41 @@ def claim_folder(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output folder {folder} is a file")
     made = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(f"another process is writing to {folder}") from error
     except OSError as error:
         raise InputError(f"cannot write to the output folder {folder}: {error.strerror}") from error
-    with _locked(folder):
-        try:
-            _check_writable(folder)
-            yield
-        except FileNotFoundError as error:
-            if folder.exists() and f"'{folder}{os.sep}" not in str(error):
-                raise
-            name = folder if error.filename is None else error.filename
-            raise InputError(
-                f"{name} was removed while the run needed it: the same command makes it again"
-            ) from error
-        finally:
-            with suppress(OSError):  # of the first that holds something
-                for place in made:
-                    place.rmdir()
-
-
-def _check_writable(folder: Path) -> None:
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to the output folder {folder}: {error.strerror}") from error
-    names = sorted(path.name for path in folder.iterdir())
+        _check_ours(folder)
+        yield
+    except FileNotFoundError as error:
+        if folder.exists() and f"'{folder}{os.sep}" not in str(error):
+            raise
+        name = folder if error.filename is None else error.filename
+        raise InputError(
+            f"{name} was removed while the run needed it: the same command makes it again"
+        ) from error
+    finally:
+        try:
+            with suppress(OSError):
+                (folder / LOCK).unlink()  # whoever waits for it sees that it is gone
+        finally:
+            lock.release()
+        with suppress(OSError):  # of the first that holds something
+            for place in made:
+                place.rmdir()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+
+
+def _check_ours(folder: Path) -> None:
+    names = _names(folder)
     if names and not is_ours(folder):
         raise InputError(
             f"the output folder {folder} is not a run folder and holds other files "
@@ -111,19 +132,13 @@ def _check_writable(folder: Path) -> None:
 def is_ours(folder: Path) -> bool:
     """Say whether a run made a folder: by the mark in its manifest.json, and nothing else.
 
-    Runs of earlier releases have no mark: their manifest.json and config.yaml must be whole. A run
-    that was stopped before it had anything leaves the beginning of its mark.
+    A run that was stopped before it had anything leaves the beginning of it.
     """
-    if documents.has_mark(folder / MANIFEST):
-        return True
     started = folder / (MANIFEST + ".tmp")
-    if [path.name for path in folder.iterdir()] == [started.name] and started.is_file():
-        content = started.read_bytes()
-        return content.startswith(MARK) or MARK.startswith(content)
-    try:
-        return bool(read_config(folder)) and "rows" in read_manifest(folder)
-    except InputError:
-        return False
+    if _names(folder) != [started.name] or not started.is_file():
+        return has_mark(folder / MANIFEST)
+    content = started.read_bytes()
+    return content.startswith(MARK) or MARK.startswith(content)
 
 
 def check_apart(target: Path, place: Path, name: str) -> None:
@@ -134,7 +149,7 @@ def check_apart(target: Path, place: Path, name: str) -> None:
         place: A file, or a folder with all that is in it.
         name: What the message calls it.
     """
-    if not target.exists() or not any(target.iterdir()):
+    if not target.exists() or not _names(target):
         return  # nothing lies in it
     links = (
         path
@@ -160,28 +175,6 @@ def check_strangers(folder: Path) -> None:
         for path in place.rglob("*"):
             if not re.fullmatch(known, path.relative_to(place).as_posix()) or path.is_symlink():
                 raise InputError(f"{path} was not written by a run: move it away")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks
-            yield
-            return
-        raise InputError(f"another process is writing to {folder}") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def share_folder(folder: Path, world: World) -> None:
@@ -228,115 +221,156 @@ def clear_folder(folder: Path) -> None:
         (folder / FIGURES).rmdir()
 
 
-def write_config(folder: Path, document: dict[str, Any]) -> None:
-    """Write config.yaml."""
-    write_text(folder / CONFIG, format_config(document))
+def is_finished(target: Path, config: Config, *, with_report: bool = False) -> bool:
+    """Say whether the very run that config asks for is in a folder, finished and whole."""
+    before, manifest = _read_before(target)
+    if before is None or _differences(before, config) or manifest is None or not manifest.complete:
+        return False
+    lost = set(find_damage(target, manifest)) - {CONFIG}  # which is compared by content
+    if with_report:
+        return not lost and (target / report.FILE).exists()
+    return not lost - set(SHOWN)
 
 
-def format_config(document: dict[str, Any]) -> str:
-    """Give the text of config.yaml."""
-    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
-    return CONFIG_HEAD + yaml.dump(
-        document, Dumper=dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+def begin(target: Path, config: Config, overwrite: bool) -> Manifest | None:
+    """Start a run in a claimed folder, or go on with the same one.
 
+    What a finished run has lost, or what is not as long as it was, counts as not done.
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read config.yaml; None where there is none.
-
-    Raises:
-        InputError: If it is not one of ours.
-    """
-    path = folder / CONFIG
-    return documents.read_config(path) if path.is_file() else None
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json, its mark first."""
-    write_text(folder / MANIFEST, format_manifest(manifest))
-
-
-def format_manifest(manifest: dict[str, Any]) -> str:
-    """Give the text of manifest.json, its mark first; one of an earlier release gets none."""
-    is_older = manifest.get("complete") and "files" not in manifest
-    document = manifest if is_older else {"format": documents.FORMAT, **manifest}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json; an empty one where there is none.
+    Returns:
+        The manifest to go on with, if there is one.
 
     Raises:
-        InputError: If it is not one of ours.
+        InputError: If another run is there and may not be overwritten, or others put something
+            where a run writes.
     """
-    return documents.read_manifest(folder / MANIFEST)
+    before, manifest = _read_before(target, is_strict=not overwrite)
+    differing = _differences(before, config) if before is not None else []
+    work = (embedding.FILE, embedding.PROGRESS, targeting.FOLDER)
+    has_work = any((target / name).exists() for name in work)
+    is_complete = manifest is not None and manifest.complete
+    if not overwrite and (has_work or is_complete) and (differing or before is None):
+        found = "; ".join(differing) or f"its {CONFIG} is missing"
+        raise InputError(
+            f"{target} holds another run ({found}): use --overwrite or another output folder"
+        )
+    check_strangers(target)
+    if before is None or differing or (overwrite and is_complete):
+        write_mark(target)  # before and after all else
+        card.clear_card(target)
+        clear_folder(target)
+        manifest = None
+    elif manifest is not None and manifest.complete:
+        lost = set(find_damage(target, manifest)) - {CONFIG}
+        first = next(
+            (k for k, files in enumerate(STAGES.values()) for f in lost if f.startswith(files)),
+            len(STAGES),
+        )
+        manifest.reopen([*STAGES][first:])  # what follows is done again too, with its notes
+        manifest.write(target)
+    config.write(target)
+    return manifest
 
 
-def record_files(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Give a manifest with bytes and SHA-256 of all files of the run, and its own digest."""
-    picks = f"{targeting.FOLDER}/{targeting.PICKS}"
-    names = [CONFIG, selection.SELECTION_FILE, selection.BINS_FILE, embedding.FILE, picks, *SHOWN]
+def _read_before(target: Path, *, is_strict: bool = True) -> tuple[Config | None, Manifest | None]:
+    """Read the documents of what is in a folder; unless strict, damaged ones count as none."""
+    try:
+        manifest = Manifest.read(target)
+        if manifest is not None and not manifest.is_sealed:
+            raise InputError(f"{target / MANIFEST} was changed after the run")
+        return Config.read(target), manifest
+    except InputError as error:
+        if is_strict:
+            raise InputError(f"{error}: use --overwrite or another output folder") from error
+        return None, None
+
+
+def _differences(before: Config, config: Config) -> list[str]:
+    """Say what another run in the folder was asked or made from."""
+    then, now = before.request.as_dict(), config.request.as_dict()
+    found = [
+        f"{key} {then[key]!r} there, {value!r} asked"
+        for key, value in now.items()
+        if then[key] != value
+    ]
+    if found:
+        return found
+    old, new = before.embedding or Model(), config.embedding or Model()
+    pairs = [(old[part.name], new[part.name]) for part in fields(Model) if part.name != "revision"]
+    request = config.request
+    is_read = request.needs_embeddings and (not request.embeddings or request.method == "adq")
+    templates = [part.rows and part.rows.template for part in (before, config)]
+    other = {
+        "its source had another content": not is_same_source(
+            before.source.as_dict(), config.source.as_dict()
+        ),
+        "its dynamics had another content": before.dynamics != config.dynamics,
+        "its target had another content": before.target != config.target,
+        "a model folder held other weights": any(
+            before.model_folders.get(k) != v for k, v in config.model_folders.items()
+        ),
+        "its embeddings had another content": any(
+            a != b for a, b in pairs if a is not None and b is not None
+        ),
+        "its text was put together by another template": is_read and templates[0] != templates[1],
+    }
+    return [what for what, is_so in other.items() if is_so][:1]
+
+
+def finish(target: Path, config: Config, manifest: Manifest) -> None:
+    """Write the card and the manifest that says that all is there."""
+    sizes = [path.stat().st_size for path in subset.subset_files(target)]
+    kept = int(read_selection(target)[1]["kept"].sum())
+    versions = {"dq-multimodal": __version__, **{name: version(name) for name in PACKAGES}}
+    manifest.finish(kept, sum(sizes), versions)
+    card.write_card(target, config, manifest)
+    for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE, TOKEN):
+        (target / name).unlink(missing_ok=True)
+    shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
+    shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now
+    targeting.forget_vectors(target)
+    seal(target, manifest)
+
+
+def seal(target: Path, manifest: Manifest) -> None:
+    """Write the manifest of a finished run, with a record of its files."""
+    names = [CONFIG, SELECTION_FILE, BINS_FILE, embedding.FILE, PICKS, *SHOWN]
     names.remove(report.FILE)  # tells how long the work took
-    paths = [path for name in names if (path := folder / name).is_file()]
-    paths += subset.subset_files(folder)
-    files = {path.relative_to(folder).as_posix(): documents.describe_file(path) for path in paths}
-    return documents.seal({"format": documents.FORMAT, **manifest, "files": files})
+    parts = [path.relative_to(target).as_posix() for path in subset.subset_files(target)]
+    names = [name for name in names if (target / name).is_file()]
+    manifest.record_files(target, names + parts)
+    manifest.write(target)
 
 
-def record_config(manifest: dict[str, Any], text: str) -> dict[str, Any]:
-    """Give a manifest for a config.yaml of another text, such as one without local folders."""
-    if "files" not in manifest:
-        return manifest
-    content = text.encode()
-    changed = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return documents.seal({**manifest, "files": {**manifest["files"], CONFIG: changed}})
-
-
-def find_damage(folder: Path, manifest: dict[str, Any], *, is_deep: bool = False) -> dict[str, str]:
+def find_damage(folder: Path, manifest: Manifest, *, is_deep: bool = False) -> dict[str, str]:
     """Say which files of a finished run are gone or not what was written, and how.
 
     Args:
         folder: The run folder.
-        manifest: Its manifest. One of an earlier release recorded no files: only torn ones show.
+        manifest: Its manifest.
         is_deep: Compare SHA-256 and not only bytes.
     """
+    record = manifest.files
     parts = {path.relative_to(folder).as_posix() for path in folder.glob(subset.FOLDER + "/*")}
-    needed = {CONFIG, selection.SELECTION_FILE, selection.BINS_FILE, subset.FOLDER, *parts}
-    record = manifest.get("files")
-    if record is None:
-        return {name: "is torn" for name in sorted(needed | {CARD}) if _is_torn(folder / name)}
     parts |= {name for name in record if re.fullmatch(f"{subset.FOLDER}/{subset.PART}", name)}
-    may_be = {embedding.FILE, f"{targeting.FOLDER}/{targeting.PICKS}", *SHOWN}
+    known = {CONFIG, SELECTION_FILE, BINS_FILE, *parts}
     found = {}
-    for name in sorted((needed - {subset.FOLDER}) | parts | record.keys()):
+    for name in sorted(known | record.keys()):
         path, written = folder / name, record.get(name)
-        if written is None or name not in needed | parts | may_be:
+        if written is None or name not in known | {embedding.FILE, PICKS, *SHOWN}:
             found[name] = "was not recorded"
         elif not path.is_file():
             found[name] = "is missing"
-        elif path.stat().st_size != written["bytes"]:
-            found[name] = f"has {path.stat().st_size:,} bytes and not {written['bytes']:,}"
-        elif is_deep and documents.describe_file(path) != written:
+        elif path.stat().st_size != written.bytes:
+            found[name] = f"has {path.stat().st_size:,} bytes and not {written.bytes:,}"
+        elif is_deep and describe_file(path) != written.as_dict():
             found[name] = "has another content"
     page = folder / report.FILE
     if page.is_file() and not page.read_bytes().rstrip().endswith(b"</html>"):
         found[report.FILE] = "is torn"
-    for name in (CARD, *(() if parts else (subset.FOLDER,))):
-        if _is_torn(folder / name):  # a card may be edited, and has no record
-            found[name] = "is missing"
+    page = folder / CARD  # a card may be edited, and has no record
+    if not page.is_file() or not page.stat().st_size:
+        found[CARD] = "is missing"
+    if not parts:
+        found[subset.FOLDER] = "is missing"
     return found
-
-
-def _is_torn(path: Path) -> bool:
-    """Say whether a file is missing, empty or cut, or a folder empty."""
-    import pyarrow as pa
-
-    if path.suffix != ".parquet":
-        return not (
-            any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size
-        )
-    try:
-        with open_parquet(path):
-            return False
-    except (OSError, pa.ArrowException):
-        return True

@@ -6,31 +6,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dq_multimodal import card, documents, folder
-from dq_multimodal.card import FIGURE_TEXTS, FIGURES
+from dq_multimodal import card
+from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
 from dq_multimodal.data.local import last_part
-from dq_multimodal.data.source import first_line
-from dq_multimodal.files import expand_home
-from dq_multimodal.run import Run
+from dq_multimodal.data.stream import first_line
+from dq_multimodal.manifest import CONFIG, FORMAT, MANIFEST, Config, Manifest, has_mark, make
 from dq_multimodal.stages import subset
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-PUSHED = (folder.CARD, folder.CONFIG, folder.MANIFEST, SELECTION_FILE, BINS_FILE)
+PUSHED = (CARD, CONFIG, MANIFEST, SELECTION_FILE, BINS_FILE)
 OUR_FILES = re.compile(
     rf"{subset.FOLDER}/part-\d{{5}}\.parquet|{FIGURES}/({'|'.join(map(re.escape, FIGURE_TEXTS))})"
 )
 """Files of a run that another run may lack."""
-EMPTY_REPOSITORY = {".gitattributes", folder.CARD, "LICENSE"}
+EMPTY_REPOSITORY = {".gitattributes", CARD, "LICENSE"}
 """What a repository may hold before its first push."""
 MODEL_MARK = "dq-multimodal.json"
 MODEL_FORMAT = "dq-multimodal model 1"
@@ -65,15 +63,15 @@ class Remote:
 
     Attributes:
         repo_id: OWNER/NAME.
+        kind: Of repository.
         commit: Its head.
         files: Their paths.
-        is_ours: Whether it holds what an earlier push made.
     """
 
     repo_id: str
+    kind: Kind
     commit: str
     files: set[str]
-    is_ours: bool
 
 
 def check_push(repo_id: str, *, private: bool = False, kind: Kind = "dataset") -> str:
@@ -92,7 +90,9 @@ def check_push(repo_id: str, *, private: bool = False, kind: Kind = "dataset") -
     return repo_id
 
 
-def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
+def push(
+    folder: Path, config: Config, manifest: Manifest, repo_id: str, *, private: bool = False
+) -> str:
     """Push a run: subset (config `default`), selection, config.yaml, manifest, card and figures.
 
     report.html and map.parquet stay where they are: they show rows that were not kept.
@@ -104,7 +104,9 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     the card. Folders of this machine are left out of what is pushed.
 
     Args:
-        run: A run or its folder.
+        folder: The run folder.
+        config: Its config.yaml.
+        manifest: Its manifest.json.
         repo_id: OWNER/NAME; made if it does not exist.
         private: Make a new repository private.
 
@@ -115,23 +117,27 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
         InputError: If the Hub is out of reach, refuses the token, or fails; if the repository
             holds other things, changes meanwhile, or is public and a private one was asked for.
     """
-    run = Run(run.path if isinstance(run, Run) else run)
-    run.check_whole()
-    figures = [run.path / FIGURES / name for name in FIGURE_TEXTS]
-    figures = [path for path in figures if path.is_file()]
-    paths = [run.path / name for name in PUSHED] + subset.subset_files(run.path) + figures
-    contents: dict[str, Path | bytes] = {p.relative_to(run.path).as_posix(): p for p in paths}
-    config = public_config(run.config)
-    config_text = folder.format_config(config)
-    manifest = folder.record_config(_public_manifest(run), config_text)
-    contents[folder.CONFIG] = config_text.encode()
-    contents[folder.MANIFEST] = folder.format_manifest(manifest).encode()
+    places = sorted({str(Path(place).parent) + "/" for place in _places(config.as_dict())}, key=len)
+    config = public_config(config)
+    manifest = _public_manifest(manifest, places, config.format())
+    figures = [folder / FIGURES / name for name in FIGURE_TEXTS]
+    paths = [*(folder / name for name in PUSHED), *subset.subset_files(folder)]
+    paths += [path for path in figures if path.is_file()]
+    contents: dict[str, Path | bytes] = {p.relative_to(folder).as_posix(): p for p in paths}
+    contents[CONFIG] = config.format().encode()
+    contents[MANIFEST] = manifest.format().encode()
 
     def fill(remote: Remote) -> set[str]:
-        contents[folder.CARD] = _make_card(run, config, manifest, remote).encode()
+        matter = card.make_matter(config, manifest)
+        body = card.make_body(folder, config, manifest, remote.repo_id)
+        local, there = card.open_card(folder), card.Card()
+        if CARD in remote.files:  # ours, with what was typed into the local one and the one there
+            there = card.open_card(_download(remote, CARD).parent)
+        text = there.with_text_of(local).with_section(matter, body, local.merge(matter))
+        contents[CARD] = text.encode()
         return {name for name in remote.files if OUR_FILES.fullmatch(name)} - set(contents)
 
-    message = f"{manifest['kept']:,} of {manifest['rows']:,} rows by {run.request.method}"
+    message = f"{manifest.kept:,} of {manifest.rows:,} rows by {config.request.method}"
     return _push(repo_id, "dataset", private, contents, fill, message)
 
 
@@ -164,8 +170,8 @@ def push_model(model_folder: Path, repo_id: str, *, private: bool = False) -> st
     contents[MODEL_MARK] = json.dumps({"format": MODEL_FORMAT}).encode()
 
     def fill(remote: Remote) -> set[str]:
-        if folder.CARD in remote.files:
-            contents.pop(folder.CARD, None)
+        if CARD in remote.files:
+            contents.pop(CARD, None)
         return set()
 
     return _push(repo_id, "model", private, contents, fill, "Trained model")
@@ -325,72 +331,38 @@ def _find(repo_id: str, private: bool, kind: Kind) -> Remote | None:
     if private and not info.private:
         raise InputError(f"{repo_id} is there already and public: nothing was pushed")
     files = {file.rfilename for file in getattr(info, "siblings", None) or []}
-    is_ours = _is_ours(repo_id, kind, str(info.sha), files)
-    if not is_ours and files - EMPTY_REPOSITORY:
+    remote = Remote(repo_id, kind, str(info.sha), files)
+    strange = files - EMPTY_REPOSITORY
+    if strange and not _is_ours(remote):
         what = "run" if kind == "dataset" else "model"
         raise InputError(
-            f"{repo_id} holds other things than a {what} of dq-multimodal "
-            f"({min(files - EMPTY_REPOSITORY)}): nothing was pushed, name a new repository"
+            f"{repo_id} holds other things than a {what} of dq-multimodal ({min(strange)}): "
+            "nothing was pushed, name a new repository"
         )
-    return Remote(repo_id, str(info.sha), files, is_ours)
+    return remote
 
 
-def _is_ours(repo_id: str, kind: Kind, commit: str, files: set[str]) -> bool:
-    """Say whether a repository has our mark; that of earlier releases is the version they name."""
-    mark = folder.MANIFEST if kind == "dataset" else MODEL_MARK
-    if mark not in files:
+def _is_ours(remote: Remote) -> bool:
+    """Say whether a repository has our mark."""
+    mark = MANIFEST if remote.kind == "dataset" else MODEL_MARK
+    if mark not in remote.files:
         return False
-    path = _download(repo_id, mark, kind, commit)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    if not isinstance(found, dict):
-        return False
-    if kind == "model":
-        return found.get("format") == MODEL_FORMAT
-    versions = found.get("versions")
-    is_older = isinstance(versions, dict) and "dq-multimodal" in versions
-    return found.get("format") == documents.FORMAT or (
-        "format" not in found and is_older and folder.CONFIG in files
+    path = _download(remote, mark)
+    return has_mark(path, FORMAT if remote.kind == "dataset" else MODEL_FORMAT)
+
+
+def _download(remote: Remote, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(
+        hf_hub_download(remote.repo_id, name, repo_type=remote.kind, revision=remote.commit)
     )
 
 
-def _make_card(run: Run, config: dict[str, Any], manifest: dict[str, Any], remote: Remote) -> str:
-    """Write the card to push: ours, with what was typed into the local one and the one there."""
-    matter = card.make_matter(config, manifest)
-    body = card.make_body(run.path, config, manifest, remote.repo_id)
-    local = card.open_card(run.path, run.config, run.manifest)
-    there = _open_card(remote).with_text_of(local)
-    return there.with_section(matter, body, local.merge(matter))
-
-
-def _open_card(remote: Remote) -> card.Card:
-    """Read the card of a repository, with what tells an untouched one of an earlier release."""
-    figures = [f"{FIGURES}/{name}" for name in FIGURE_TEXTS]
-    beside = [folder.CONFIG, folder.MANIFEST, BINS_FILE, *figures]
-    if folder.CARD not in remote.files:
-        return card.Card()
-    place = _download(remote.repo_id, folder.CARD, "dataset", remote.commit).parent
-    found = card.open_card(place, {}, {})
-    if found.has_section or not remote.is_ours:
-        return found
-    for name in remote.files.intersection(beside):
-        _download(remote.repo_id, name, "dataset", remote.commit)
-    config, manifest = folder.read_config(place) or {}, folder.read_manifest(place)
-    return card.open_card(place, config, manifest, remote.repo_id)
-
-
-def _download(repo_id: str, name: str, kind: Kind, commit: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repo_id, name, repo_type=kind, revision=commit))
-
-
-def public_config(config: dict[str, Any]) -> dict[str, Any]:
+def public_config(config: Config) -> Config:
     """Give config.yaml without the folders of this machine: a local path becomes its last part."""
-    config = deepcopy(config)
-    origins = {"dataset": config["source"], "target": (config.get("target") or {}).get("source")}
+    found = _strip(config.as_dict())
+    origins = {"dataset": found["source"], "target": (found.get("target") or {}).get("source")}
     for setting, origin in origins.items():
         if origin is None:
             continue
@@ -398,8 +370,8 @@ def public_config(config: dict[str, Any]) -> dict[str, Any]:
         if origin["kind"] in ("file", "folder"):
             origin.pop("path", None)  # a run that comes from the Hub has none
             name = Path(origin["name"]).name or origin["name"]
-            origin["name"] = config["request"][setting] = name
-    return _strip(config)
+            origin["name"] = found["request"][setting] = name
+    return make(Config, found)
 
 
 def _strip(value: Any, key: str = "") -> Any:
@@ -413,18 +385,17 @@ def _strip(value: Any, key: str = "") -> Any:
     return last_part(value) if key in PLACES or value.startswith(("/", "~")) else value
 
 
-def _public_manifest(run: Run) -> dict[str, Any]:
+def _public_manifest(manifest: Manifest, places: list[str], config: str) -> Manifest:
     """Give the manifest without the folders of this machine that its notes name."""
-    places = sorted({str(Path(place).parent) + "/" for place in _places(run.config)}, key=len)
 
     def shorten(text: str) -> str:
         for place in reversed(places):
             text = text.replace(place, "")
         return PATH.sub(r"\1", text)
 
-    notes = [shorten(note) for note in run.manifest["notes"]]
-    problems = {shorten(what): rows for what, rows in run.manifest["problems"].items()}
-    return {**run.manifest, "notes": notes, "problems": problems}
+    notes = [shorten(note) for note in manifest.notes]
+    problems = {shorten(what): found for what, found in manifest.problems.items()}
+    return manifest.make_public(notes, problems, config)
 
 
 def _places(value: Any) -> Iterator[str]:
@@ -436,32 +407,24 @@ def _places(value: Any) -> Iterator[str]:
         yield value
 
 
-def open_run(name: str | Path, revision: str | None = None) -> Run:
-    """Open a run folder, or a repository on the Hub that `push` made.
-
-    A repository lacks the embeddings, so `resample` can draw from it what follows from its bins.
-
-    Args:
-        name: Folder, or OWNER/NAME.
-        revision: Branch, tag or commit of the repository.
+def download(name: str, revision: str | None = None) -> Path:
+    """Download a run that `push` made, and give its folder.
 
     Raises:
-        InputError: If it is neither, or the Hub is out of reach.
+        InputError: If there is no such repository, it is no run, or the Hub is out of reach.
     """
     from huggingface_hub import snapshot_download
 
-    if expand_home(name).exists():
-        return Run(name)
     with one_line(f"open {name}", "give a run folder, or check the name and the network"):
         path = snapshot_download(
-            str(name),
+            name,
             repo_type="dataset",
             revision=revision,
             allow_patterns=[*PUSHED, subset.FOLDER + "/*"],
         )
-    if not (Path(path) / folder.CONFIG).is_file():
-        raise InputError(f"{name} on the Hub was not pushed by dq-multimodal: no {folder.CONFIG}")
-    return Run(path)
+    if not (Path(path) / CONFIG).is_file():
+        raise InputError(f"{name} on the Hub was not pushed by dq-multimodal: no {CONFIG}")
+    return Path(path)
 
 
 @contextmanager

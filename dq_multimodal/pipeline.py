@@ -21,6 +21,7 @@ from dq_multimodal.core import Bins, Scores, one_bin
 from dq_multimodal.data.source import Source, pin_of
 from dq_multimodal.distributed.world import ALONE, World
 from dq_multimodal.files import expand_home
+from dq_multimodal.manifest import Manifest, Patches, PatchFacts, Stage, Target, make
 from dq_multimodal.memory import check_memory, estimate_memory
 from dq_multimodal.preparation import (
     make_config,
@@ -37,7 +38,7 @@ from dq_multimodal.preparation import (
 from dq_multimodal.probes import foresee_picks
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
-from dq_multimodal.run import Run, begin, default_folder, finish, found_complete, is_finished
+from dq_multimodal.run import Run, default_folder, found_complete
 from dq_multimodal.stages import embedding, patch_records, subset
 from dq_multimodal.stages.marks import Marks, make_marks, note_marks
 from dq_multimodal.stages.ordering import (
@@ -63,7 +64,8 @@ from dq_multimodal.stages.selection import (
     read_kept,
     write_selection,
 )
-from dq_multimodal.stages.targeting import Target, describe_target, load_target, pick_targets
+from dq_multimodal.stages.targeting import Target as Aim
+from dq_multimodal.stages.targeting import describe_target, load_target, pick_targets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
 
     from dq_multimodal.stages.patching import PatchDropper
 
-BEGUN = {
+BEGUN: dict[Stage, str] = {
     "embeddings": embedding.PROGRESS,
     "selection": SCORES_FOLDER,
     "subset": patch_records.FOLDER,
@@ -131,10 +133,10 @@ def compress(
         request = request.of_rows(len(strata))
         config = make_config(request, source, adapter, label_column)
         if aim is not None:
-            config["target"] = describe_target(aim, request)
+            config.target = make(Target, describe_target(aim, request))
         marks = make_marks(source.dataset, request, len(strata))
         count_subset(strata, request, marks)  # raises if a cap leaves too few
-        if not overwrite and is_finished(target, config, with_report=report):
+        if not overwrite and folder.is_finished(target, config, with_report=report):
             return found_complete(target)
         note_model(config, adapter, request, source.dataset.column_names)
         is_adaptive = request.method == "adq"
@@ -143,25 +145,24 @@ def compress(
             from dq_multimodal.stages.patching import make_dropper
 
             dropper = make_dropper(source.dataset, request, adapter)
-            config["patches"] = dropper.describe()
+            config.patches = make(Patches, dropper.describe())
         if limit is not None:
             need = estimate_memory(
                 source.dataset,
                 strata,
                 adapter,
                 request,
-                config,
+                config.as_dict(),
                 with_report=report,
                 n_targets=0 if aim is None else len(aim.source.dataset),
             )
             check_memory(need, limit)
-        begin(target, config, overwrite)
+        manifest = folder.begin(target, config, overwrite) or start_manifest(source, labels)
         folder.share_folder(target, world)
-        manifest = start_manifest(target, source, labels)
 
         made = [embedding.FILE] if request.needs_embeddings else []
         files = (target / SELECTION_FILE, target / BINS_FILE)
-        is_scored = manifest["state"].get("selection") == "done" and all(f.exists() for f in files)
+        is_scored = manifest.has("selection") and all(f.exists() for f in files)
         if is_adaptive and not request.embeddings and not is_scored:
             made = list(embedding.FILES)
         with _stage(target, manifest, "embeddings", *made) as is_due:
@@ -175,13 +176,13 @@ def compress(
                 is_read = request.embeddings is None and request.needs_embeddings
                 if isinstance(adapter, ImageAdapter) and not is_read:
                     adapter.check_images()
-                note_rows(manifest, source, adapter, request, strata, unlabelled)
-                manifest["notes"] += note_marks(marks) + ([] if why is None else [why])
+                problems, notes = note_rows(source, adapter, request, strata, unlabelled)
+                notes += note_marks(marks) + ([] if why is None else [why])
                 if request.needs_embeddings:
                     by_cosine = request.embeddings is None or request.similarity == "cosine"
                     embedded = embedding.open_embeddings(target)
-                    alike = embedding.note_alike(embedded, by_cosine=by_cosine)
-                    manifest["notes"] = alike + manifest["notes"]
+                    notes = embedding.note_alike(embedded, by_cosine=by_cosine) + notes
+                manifest.describe_rows(problems, notes)
         unreadable = mark_left_out(manifest, adapter, request)
         marks = replace(marks, unreadable=unreadable)
         count_subset(strata, request, marks)  # raises if too few rows are left
@@ -190,23 +191,23 @@ def compress(
                 bins = one_bin(strata)
                 is_embedded = request.needs_embeddings
                 vectors = embedding.open_embeddings(target) if is_embedded else None
-                if vectors is not None and config["bins"] != "none":
+                if vectors is not None and config.bins != "none":
                     if request.partition is not None:
                         strata, labels = part_rows(vectors, request.partition, request.similarity)
-                        manifest["labels"] = labels
+                        manifest.set_labels(labels)
                     n_left = count_left(config)
-                    if config["bins"] in ("dq", "graphcut"):
+                    if config.bins in ("dq", "graphcut"):
                         long = foresee_picks(
                             vectors,
                             strata,
-                            1 if config["bins"] == "graphcut" else request.n_bins,
+                            1 if config.bins == "graphcut" else request.n_bins,
                             request.similarity,
                             n_left,
                             can_part=len(labels) == 1 and not n_left,
                         )
                         if long is not None:
                             print(long, file=sys.stderr, flush=True)  # noqa: T201
-                    kind, where = config["bins"], {"folder": target, "world": world}
+                    kind, where = config.bins, {"folder": target, "world": world}
                     bins, marks = bin_by_method(
                         vectors, strata, kind, request, marks, n_left, where=where
                     )
@@ -217,24 +218,26 @@ def compress(
                 marks, notes = _mark_more(
                     target, source, adapter, vectors, aim, bins, request, scores, marks
                 )
-                manifest["notes"] += [note for note in notes if note not in manifest["notes"]]
+                manifest.add_notes(notes)
                 order = order_by_method(bins, request, scores, marks)
-                labels = manifest["labels"]
-                write_selection(target, bins, config["bins"], order, request, labels, scores, marks)
+                labels = manifest.labels
+                write_selection(target, bins, config.bins, order, request, labels, scores, marks)
                 if label_column is not None:
-                    note_strata(manifest, target, request)
+                    manifest.note_selection(note_strata(labels, target, request))
         with _stage(target, manifest, "subset", subset.FOLDER) as is_due:
             if is_due:
                 _write_subset(target, request, source.dataset, dropper, manifest)
                 source.check()
-                manifest["bytes"]["source_data"] = subset.count_bytes(source.dataset)
+                manifest.set_bytes(source_data=subset.count_bytes(source.dataset))
         if report:
             with _stage(target, manifest, "report", REPORT_FILE) as is_due:
                 if is_due:
                     is_embedded = request.needs_embeddings
                     rows = embedding.open_embeddings(target) if is_embedded else None
-                    write_report(target, config, manifest, embeddings=rows, dataset=source.dataset)
-        return finish(target, config, manifest)
+                    documents = config.as_dict(), manifest.as_dict()
+                    write_report(target, *documents, embeddings=rows, dataset=source.dataset)
+        folder.finish(target, config, manifest)
+        return Run(target)
 
 
 def _score(
@@ -243,13 +246,14 @@ def _score(
     bins: Bins,
     request: CompressConfig,
     n_left: int,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     world: World,
 ) -> Scores:
     """Score the bins, and note what that took."""
     started = time.perf_counter()
-    scores, manifest["scores"] = score_bins(adapter, target, bins, request, n_left, world)
-    manifest["seconds"]["scores"] = round(time.perf_counter() - started, 3)
+    scores, facts = score_bins(adapter, target, bins, request, n_left, world)
+    manifest.set_scores(facts)
+    manifest.note_seconds("scores", time.perf_counter() - started)
     return scores
 
 
@@ -258,7 +262,7 @@ def _mark_more(
     source: Source,
     adapter: Adapter | None,
     embeddings: "ndarray | None",
-    aim: Target | None,
+    aim: Aim | None,
     bins: Bins,
     request: CompressConfig,
     scores: Scores | None,
@@ -291,48 +295,47 @@ def _write_subset(
     request: CompressConfig,
     dataset: "Dataset",
     dropper: "PatchDropper | None",
-    manifest: dict[str, Any],
+    manifest: Manifest,
 ) -> None:
     """Write the kept rows, their images as patch records where patches are dropped."""
     kept = read_kept(target, request)
     picks = kept["row"].to_numpy()
     if dropper is None:
-        manifest["bytes"]["subset_data"] = subset.write_subset(dataset, picks, kept, target)
+        manifest.set_bytes(subset_data=subset.write_subset(dataset, picks, kept, target))
         return
     records = drop_patches(dataset, dropper.column, picks, dropper.drop, target)
     found = records.summarise()
-    manifest["bytes"]["subset_data"] = subset.write_subset(dataset, picks, kept, target, records)
+    data_bytes = subset.write_subset(dataset, picks, kept, target, records)
     stored = stored_bytes(subset.subset_files(target), dropper.column)
     try:
         check_smaller(found, stored)
     except InputError:
         subset.remove_subset(target)
         raise
-    manifest["bytes"] |= {"source_images": found.pop("source_bytes"), "stored_images": stored}
-    for what, rows in found["originals"].items():
-        note = note_original(what, rows)
-        manifest["notes"] += [note] if note not in manifest["notes"] else []
-        found["originals"][what] = len(rows)
+    manifest.set_bytes(
+        subset_data=data_bytes, source_images=found["source_bytes"], stored_images=stored
+    )
+    manifest.add_notes(note_original(what, rows) for what, rows in found["originals"].items())
     if found["lost"]:
         parts = ", ".join(f"{what} of {n:,}" for what, n in found["lost"].items())
-        note = f"patch records hold pixels and colour profile alone; images lose: {parts}"
-        manifest["notes"] += [note] if note not in manifest["notes"] else []
-    manifest["patches"] = {"fill": dropper.fill_name, **found}
+        manifest.add_notes(
+            [f"patch records hold pixels and colour profile alone; images lose: {parts}"]
+        )
+    originals = {what: len(rows) for what, rows in found["originals"].items()}
+    facts = {**found, "originals": originals, "fill": dropper.fill_name}
+    manifest.set_patches(make(PatchFacts, facts))
 
 
 @contextmanager
-def _stage(target: Path, manifest: dict[str, Any], name: str, *files: str) -> Iterator[bool]:
+def _stage(target: Path, manifest: Manifest, name: Stage, *files: str) -> Iterator[bool]:
     """Run a stage unless it is done and its files are there; note its seconds when it is done."""
     is_there = all((target / file).exists() for file in files)
-    is_due = manifest["state"].get(name) != "done" or not is_there
+    is_due = not manifest.has(name) or not is_there
     begun = BEGUN.get(name)
     is_resumed = is_due and begun is not None and (target / begun).exists()
     started = time.perf_counter()
     yield is_due
     if is_due:
-        scored = manifest["seconds"].get("scores", 0.0) if name == "selection" else 0.0
-        manifest["seconds"][name] = round(time.perf_counter() - started - scored, 3)
-        if is_resumed:
-            manifest["resumed"] = sorted({*manifest.get("resumed", []), name})
-        manifest["state"][name] = "done"
-        folder.write_manifest(target, manifest)
+        scored = manifest.seconds.get("scores", 0.0) if name == "selection" else 0.0
+        manifest.end_stage(name, time.perf_counter() - started - scored, is_resumed=is_resumed)
+        manifest.write(target)

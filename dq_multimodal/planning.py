@@ -20,6 +20,8 @@ from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.source import Source
 from dq_multimodal.files import expand_home
+from dq_multimodal.manifest import Target as TargetFacts
+from dq_multimodal.manifest import make
 from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
 from dq_multimodal.preparation import (
     leaves_out,
@@ -180,9 +182,9 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     count_subset(strata, request, make_marks(rows, request, len(strata)))
     config = make_config(request, source, adapter, label_column)
     if target is not None:
-        config["target"] = describe_target(target, request)
-    asked = Asked(request, source, adapter, None, strata, labels, config, target)
+        config.target = make(TargetFacts, describe_target(target, request))
     note_model(config, adapter, request, rows.column_names)
+    asked = Asked(request, source, adapter, None, strata, labels, config.as_dict(), target)
     if adapter is not None:
         adapter.lengths()  # reads all rows, as a run does in any case
     if request.drop_ratio:

@@ -29,6 +29,17 @@ from dq_multimodal.data.repeats import note_repeats
 from dq_multimodal.data.source import Source, from_memory, load_source
 from dq_multimodal.data.stream import Stream
 from dq_multimodal.files import show_name
+from dq_multimodal.manifest import (
+    AUTO_NOTE,
+    Columns,
+    Config,
+    Manifest,
+    Model,
+    Origin,
+    Problem,
+    Sizes,
+    make,
+)
 from dq_multimodal.models.locate import hash_weights
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import has_epochs, hash_file
@@ -39,8 +50,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
-AUTO_NOTE = "method auto is "
-"""How the note begins that says which method auto is."""
 COVERED_SHARE = 0.1
 """Share of images up to which auto takes coverage, without training dynamics."""
 MAX_LISTED = 1000
@@ -176,27 +185,26 @@ def has_numbered_folders(source: Source, adapter: ImageAdapter, labels: list[str
 
 def make_config(
     request: CompressConfig, source: Source, adapter: Adapter | None, label_column: str | None
-) -> dict[str, Any]:
+) -> Config:
     """Put together config.yaml, all but the model, which takes seconds to load."""
     given = request.embeddings if request.needs_embeddings else None
     rows = adapter.describe() if adapter is not None else None
     measure = request.measure_of(rows["modality"] if rows is not None else "")
-    return {
-        "request": {**request.as_dict(), "representativeness": measure},
-        "source": source.origin,
-        "rows": rows,
-        "label_column": label_column,
-        "embedding": (
-            embedding.describe_given(given, source.dataset, request.split) if given else None
-        ),
-        "bins": bins_kind(request.method),
-        "dynamics": hash_file(request.dynamics),
-        "model_folders": {name: hash_weights(getattr(request, name)) for name in MODELS},
-    }
+    vectors = embedding.describe_given(given, source.dataset, request.split) if given else None
+    return Config(
+        request=replace(request, representativeness=measure),
+        source=make(Origin, source.origin),
+        rows=None if rows is None else make(Columns, rows),
+        label_column=label_column,
+        embedding=None if vectors is None else make(Model, vectors),
+        bins=bins_kind(request.method),
+        dynamics=hash_file(request.dynamics),
+        model_folders={name: hash_weights(getattr(request, name)) for name in MODELS},
+    )
 
 
 def note_model(
-    config: dict[str, Any], adapter: Adapter | None, request: CompressConfig, columns: list[str]
+    config: Config, adapter: Adapter | None, request: CompressConfig, columns: list[str]
 ) -> None:
     """Add to config.yaml the model that embeds or scores, where one is needed.
 
@@ -210,17 +218,20 @@ def note_model(
                 f"adq scores the text or images of rows, and {request.dataset} has the columns "
                 f"{', '.join(columns)}: name --text-columns, or --method dq"
             )
-    elif is_adaptive or (config["embedding"] is None and request.needs_embeddings):
+    elif is_adaptive or (config.embedding is None and request.needs_embeddings):
         if not adapter.lengths().any():
             raise InputError(f"no row of {request.dataset} has anything to embed")
-        is_beside = is_adaptive and request.embeddings is not None
-        config["scoring" if is_beside else "embedding"] = describe_model(adapter, request)
+        model = describe_model(adapter, request)
+        if is_adaptive and request.embeddings is not None:
+            config.scoring = model
+        else:
+            config.embedding = model
 
 
-def describe_model(adapter: Adapter, request: CompressConfig) -> dict[str, Any]:
+def describe_model(adapter: Adapter, request: CompressConfig) -> Model:
     """Load the model and say which it is."""
     try:
-        return adapter.describe_model()
+        return make(Model, adapter.describe_model())
     except InputError as error:
         if request.embeddings is None:
             raise
@@ -242,38 +253,29 @@ def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
             folder.check_apart(target, place, name)
 
 
-def start_manifest(target: Path, source: Source, labels: list[str]) -> dict[str, Any]:
-    """Read the manifest of a run that was stopped, or begin one."""
-    before = folder.read_manifest(target)
-    if "state" in before and "rows" in before:
-        return before
+def start_manifest(source: Source, labels: list[str]) -> Manifest:
+    """Begin the manifest of a run."""
     files = source.origin.get("files")
-    return {
-        "state": {},
-        "rows": len(source.dataset),
-        "labels": labels,
-        "notes": [],
-        "problems": {},
-        "bytes": {
-            "source_data": subset.count_bytes(source.dataset),
-            "source_files": sum(file["bytes"] for file in files) if files else None,
-        },
-        "seconds": {},
-        "resumed": [],
-    }
+    sizes = Sizes(
+        source_data=subset.count_bytes(source.dataset),
+        source_files=sum(file["bytes"] for file in files) if files else None,
+    )
+    return Manifest(rows=len(source.dataset), labels=labels, bytes=sizes)
 
 
 def note_rows(
-    manifest: dict[str, Any],
     source: Source,
     adapter: Adapter | None,
     request: CompressConfig,
     strata: Int[ndarray, " n"],
     unlabelled: int | None,
-) -> None:
-    """Write down what is odd about the rows, and what lies beside them.
+) -> tuple[dict[str, Problem], list[str]]:
+    """Say what is odd about the rows, and what lies beside them.
 
     `unlabelled` is the stratum of those without label.
+
+    Returns:
+        The odd rows, and notes.
     """
     problems: Problems = {}
     if adapter is not None:
@@ -283,7 +285,7 @@ def note_rows(
         rows = np.flatnonzero(strata == unlabelled).tolist()
         problems["no label, a stratum of their own"] = rows
     left_out = UNDECODED if leaves_out(adapter, request) else ()
-    manifest["notes"] = [
+    notes = [
         note_problem(
             what,
             rows,
@@ -294,14 +296,15 @@ def note_rows(
     ]
     if adapter is not None:
         lost = sorted(row for what in left_out for row in problems.get(what, []))
-        manifest["notes"] = adapter.notes + note_left_out(adapter, lost) + manifest["notes"]
-    manifest["notes"] += note_repeats(source.dataset, adapter, request)
+        notes = adapter.notes + note_left_out(adapter, lost) + notes
+    notes += note_repeats(source.dataset, adapter, request)
     if source.note is not None:
-        manifest["notes"].append(source.note)
-    manifest["problems"] = {
-        what: {"count": len(rows), "rows": rows[: None if what in left_out else MAX_LISTED]}
+        notes.append(source.note)
+    listed = {
+        what: Problem(count=len(rows), rows=rows[: None if what in left_out else MAX_LISTED])
         for what, rows in problems.items()
     }
+    return listed, notes
 
 
 def leaves_out(adapter: Adapter | None, request: CompressConfig) -> bool:
@@ -329,12 +332,13 @@ def note_left_out(adapter: Adapter, rows: list[int]) -> list[str]:
 
 
 def mark_left_out(
-    manifest: dict[str, Any], adapter: Adapter | None, request: CompressConfig
+    manifest: Manifest, adapter: Adapter | None, request: CompressConfig
 ) -> Bool[ndarray, " n"] | None:
     """Mark the rows that the subset leaves out; None where none is looked for."""
     if not leaves_out(adapter, request):
         return None
-    marks = np.zeros(manifest["rows"], dtype=bool)
+    marks = np.zeros(manifest.rows, dtype=bool)
     for what in UNDECODED:
-        marks[manifest["problems"].get(what, {"rows": []})["rows"]] = True
+        if what in manifest.problems:
+            marks[manifest.problems[what].rows] = True
     return marks

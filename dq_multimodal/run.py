@@ -1,10 +1,10 @@
 """A finished run: the folder on disk, and what can be drawn from it without an encoder."""
 
 import re
-import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,31 +13,38 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal import __version__, card, documents, folder
-from dq_multimodal.config import (
-    CompressConfig,
-    InputError,
-)
+from dq_multimodal import card, folder, hub, report
+from dq_multimodal.config import CompressConfig, Draw, Importance, InputError, Method, Norm
 from dq_multimodal.core import Bins
 from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.data.local import short_name
-from dq_multimodal.data.source import is_same_source, reload_source
+from dq_multimodal.data.source import reload_source
 from dq_multimodal.data.stream import first_line
 from dq_multimodal.files import expand_home
-from dq_multimodal.report import FILE, write_report
-from dq_multimodal.stages import embedding, patch_records, scoring, subset, targeting
+from dq_multimodal.manifest import CONFIG, MANIFEST, BinsKind, Config, Manifest
+from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import Marks
-from dq_multimodal.stages.ordering import bins_kind, count_left
+from dq_multimodal.stages.ordering import (
+    bin_by_method,
+    bins_kind,
+    check_scores,
+    count_left,
+    count_subset,
+    order_by_method,
+)
 from dq_multimodal.stages.selection import (
     BINS_FILE,
     SELECTION_FILE,
+    note_strata,
+    read_kept,
+    read_scores,
     read_selection,
     read_table,
+    write_selection,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
 
 MAX_NAME_BYTES = 200
 
@@ -47,8 +54,8 @@ class Run:
 
     Attributes:
         path: The folder.
-        config: What config.yaml holds: request, source, columns, embedding, bins.
-        manifest: What manifest.json holds: state, rows, bytes, seconds, notes, versions.
+        config: What config.yaml holds; see `dq_multimodal.manifest.Config`.
+        manifest: What manifest.json holds; see `dq_multimodal.manifest.Manifest`.
         was_complete: Whether the call that gave it found it finished already.
     """
 
@@ -62,31 +69,31 @@ class Run:
                 is not what a run writes.
         """
         self.path = expand_home(path)
-        config = folder.read_config(self.path) if self.path.is_dir() else None
+        config = Config.read(self.path) if self.path.is_dir() else None
         if config is None:
-            raise InputError(f"{path} is not a run folder: it has no {folder.CONFIG}")
+            raise InputError(f"{path} is not a run folder: it has no {CONFIG}")
         if _is_of_hub(self.path):  # whoever pushed it knows no path of this machine
-            for key in ("path", "image_folder"):
-                config["source"].pop(key, None)
+            config.source = replace(config.source, path=None, image_folder=None)
         self.config = config
-        self.manifest = folder.read_manifest(self.path)
-        if not self.manifest.get("complete"):
+        manifest = Manifest.read(self.path)
+        if manifest is None or not manifest.complete:
             raise InputError(f"the run in {path} has not finished: run the same command again")
+        self.manifest = manifest
         files = (SELECTION_FILE, BINS_FILE, subset.FOLDER)
         missing = [name for name in files if not (self.path / name).exists()]
         if missing:
             raise InputError(f"the run in {path} is not whole: {', '.join(missing)} is missing")
         method = self.request.method
-        if method == "auto" or bins_kind(method) not in ("none", config["bins"]):
+        if method == "auto" or bins_kind(method) not in ("none", config.bins):
             raise InputError(
-                f"{self.path / folder.CONFIG} is not the config.yaml of a run: its method is "
-                f"{method}, and its bins are {config['bins']}"
+                f"{self.path / CONFIG} is not the config.yaml of a run: its method is "
+                f"{method}, and its bins are {config.bins}"
             )
 
     @property
     def request(self) -> CompressConfig:
         """The settings of the run."""
-        return CompressConfig.from_dict(self.config["request"])
+        return self.config.request
 
     @property
     def subset(self) -> "Dataset":
@@ -97,14 +104,14 @@ class Run:
     def _selection(self) -> tuple[Bins, dict[str, ndarray], Marks]:
         """selection.parquet, once it fits config.yaml and manifest.json."""
         bins, places, marks = read_selection(self.path)
-        n_rows, n_strata = self.manifest["rows"], len(self.manifest["labels"])
+        n_rows, n_strata = self.manifest.rows, len(self.manifest.labels)
         has_bins = not read_table(self.path, SELECTION_FILE)["bin"].null_count
-        if len(bins) != n_rows or self.config["source"]["rows"] != n_rows:
-            fault = f"{len(bins):,} rows, and not the {n_rows:,} of {folder.MANIFEST}"
+        if len(bins) != n_rows or self.config.source.rows != n_rows:
+            fault = f"{len(bins):,} rows, and not the {n_rows:,} of {MANIFEST}"
         elif int(bins.stratum.max()) >= n_strata:
-            fault = f"more strata than the {n_strata:,} labels of {folder.MANIFEST}"
-        elif has_bins == (self.config["bins"] == "none"):
-            fault = f"other bins than {folder.CONFIG}, which has {self.config['bins']}"
+            fault = f"more strata than the {n_strata:,} labels of {MANIFEST}"
+        elif has_bins == (self.config.bins == "none"):
+            fault = f"other bins than {CONFIG}, which has {self.config['bins']}"
         else:
             return bins, places, marks
         raise InputError(f"{self.path / SELECTION_FILE} has {fault}")
@@ -136,14 +143,10 @@ class Run:
 
     def resample(self, keep_ratio: float | None = None, **options: Any) -> "Run":
         """Draw another subset; see `dq_multimodal.resample`."""
-        from dq_multimodal.resampling import resample
-
         return resample(self, keep_ratio, **options)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Push subset, selection, config.yaml and card; see `dq_multimodal.hub.push`."""
-        from dq_multimodal.hub import push
-
+        """Push subset, selection, config.yaml and card; see `dq_multimodal.push`."""
         return push(self, repo_id, private=private)
 
     def write_report(self, embeddings_of: str | Path | None = None) -> Path:
@@ -165,20 +168,24 @@ class Run:
             self.check_tables()
             rows = self.open_embeddings(place) if has_rows else None
             try:
-                dataset = reload_source(
-                    self.config["source"], streaming=self.request.streaming
-                ).dataset
+                dataset = self.open_source()
             except InputError:
                 dataset = None
             with folder.claim_folder(self.path):
-                write_report(
-                    self.path, self.config, self.manifest, embeddings=rows, dataset=dataset
-                )
+                documents = self.config.as_dict(), self.manifest.as_dict()
+                report.write_report(self.path, *documents, embeddings=rows, dataset=dataset)
                 card.write_card(self.path, self.config, self.manifest)
-                if "files" in self.manifest:  # those of the report are others now
-                    self.manifest = folder.record_files(self.path, self.manifest)
-                    folder.write_manifest(self.path, self.manifest)
-        return self.path / FILE
+                folder.seal(self.path, self.manifest)  # the files of the report are others now
+        return self.path / report.FILE
+
+    def open_source(self) -> "Dataset":
+        """Load the source again.
+
+        Raises:
+            InputError: If it cannot be had, or has changed.
+        """
+        origin = self.config.source.as_dict()
+        return reload_source(origin, streaming=self.request.streaming).dataset
 
     def check_whole(self) -> None:
         """Raise unless the files are those that the run wrote, and none of them is a link.
@@ -201,10 +208,8 @@ class Run:
         Raises:
             InputError: If they do not, or cannot be read.
         """
-        numbers = read_table(self.path, BINS_FILE)["bin"]
-        if set(numbers.to_pylist()) - (
-            {None} if self.config["bins"] == "none" else set(self.bins.bin.tolist())
-        ):
+        numbers = set(read_table(self.path, BINS_FILE)["bin"].to_pylist())
+        if numbers - ({None} if self.config.bins == "none" else {*self.bins.bin.tolist()}):
             raise InputError(f"{self.path / BINS_FILE} has other bins than {SELECTION_FILE}")
 
     def open_embeddings(self, place: Path | None = None) -> Float[ndarray, "n d"]:
@@ -224,7 +229,7 @@ class Run:
             raise InputError(
                 f"cannot read {place / embedding.FILE}: {first_line(error)}"
             ) from error
-        if len(rows) != self.manifest["rows"]:
+        if len(rows) != self.manifest.rows:
             raise InputError(
                 f"{place} holds {len(rows):,} embeddings, and the source of {self.path} has "
                 f"{self.manifest['rows']:,} rows"
@@ -235,15 +240,15 @@ class Run:
         """Say which files are not those that the run recorded, and how; see verify."""
         found = folder.find_damage(self.path, self.manifest, is_deep=True)
         optional = {embedding.FILE, *folder.SHOWN}
-        if _is_of_hub(self.path / folder.CONFIG):  # there are fewer
-            optional.add(f"{targeting.FOLDER}/{targeting.PICKS}")
+        if _is_of_hub(self.path / CONFIG):  # there are fewer
+            optional.add(folder.PICKS)
         found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
-        if not documents.is_sealed(self.manifest):
-            found[folder.MANIFEST] = "has another content"
+        if not self.manifest.is_sealed:
+            found[MANIFEST] = "has another content"
         return found
 
     def __repr__(self) -> str:
-        rows, n_kept = self.manifest["rows"], self.manifest["kept"]
+        rows, n_kept = self.manifest.rows, self.manifest.kept
         return f"Run({str(self.path)!r}: {n_kept:,} of {rows:,} rows by {self.request.method})"
 
 
@@ -265,113 +270,6 @@ def default_folder(request: CompressConfig) -> Path:
     return Path("runs") / f"{name}-{request.method}-{size}"
 
 
-SEALED = ("complete", "files", "digest")
-"""What only the manifest of a finished run has."""
-STAGES = {
-    "embeddings": (embedding.FILE,),
-    "selection": (SELECTION_FILE, BINS_FILE, targeting.FOLDER),
-    "subset": (subset.FOLDER,),
-    "report": folder.SHOWN,
-}
-"""Which stage of a run writes which files."""
-
-
-def is_finished(target: Path, config: dict[str, Any], *, with_report: bool = False) -> bool:
-    """Say whether the very run that config asks for is in a folder, finished and whole."""
-    before, manifest = _read_before(target)
-    if before is None or _differences(before, config) or not manifest.get("complete"):
-        return False
-    lost = set(_find_lost(target, manifest))
-    if with_report:
-        return not lost and (target / FILE).exists()
-    return not lost - set(folder.SHOWN)
-
-
-def begin(target: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Start a run in a claimed folder, or go on with the same one.
-
-    What a finished run has lost, or what is not as long as it was, counts as not done.
-
-    Raises:
-        InputError: If another run is there and may not be overwritten, or others put something
-            where a run writes.
-    """
-    before, manifest = _read_before(target, is_strict=not overwrite)
-    differing = _differences(before, config) if before is not None else []
-    work = (embedding.FILE, embedding.PROGRESS, targeting.FOLDER)
-    has_work = any((target / name).exists() for name in work)
-    is_complete = bool(manifest.get("complete"))
-    if not overwrite and (has_work or is_complete) and (differing or before is None):
-        found = "; ".join(differing) or f"its {folder.CONFIG} is missing"
-        raise InputError(
-            f"{target} holds another run ({found}): use --overwrite or another output folder"
-        )
-    folder.check_strangers(target)
-    if before is None or differing or (overwrite and is_complete):
-        folder.write_manifest(target, {"state": {}})  # the mark, before and after all else
-        card.clear_card(target, before or {}, manifest)
-        folder.clear_folder(target)
-    elif is_complete:
-        lost = _find_lost(target, manifest)
-        is_due = False
-        for stage, files in STAGES.items():  # what follows is done again too, with its notes
-            is_due |= any(name.startswith(files) for name in lost)
-            if is_due:
-                manifest.get("state", {}).pop(stage, None)
-        folder.write_manifest(target, {k: v for k, v in manifest.items() if k not in SEALED})
-    folder.write_config(target, config)
-
-
-def _read_before(
-    target: Path, *, is_strict: bool = True
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Read the documents of what is in a folder; unless strict, damaged ones count as none."""
-    try:
-        manifest = folder.read_manifest(target)
-        if manifest.get("complete") and not documents.is_sealed(manifest):
-            raise InputError(f"{target / folder.MANIFEST} was changed after the run")
-        return folder.read_config(target), manifest
-    except InputError as error:
-        if is_strict:
-            raise InputError(f"{error}: use --overwrite or another output folder") from error
-        return None, {}
-
-
-def _find_lost(target: Path, manifest: dict[str, Any]) -> list[str]:
-    """Name files of a finished run that are gone or cut; config.yaml is compared by content."""
-    return [name for name in folder.find_damage(target, manifest) if name != folder.CONFIG]
-
-
-def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Say what another run in the folder was asked or made from."""
-    then = {f.name: f.default for f in fields(CompressConfig)} | before["request"]  # older runs
-    found = [
-        f"{key} {then.get(key)!r} there, {value!r} asked"
-        for key, value in config["request"].items()
-        if then.get(key) != value
-    ]
-    if not found and not is_same_source(before["source"], config["source"]):
-        found = ["its source had another content"]
-    if not found and before.get("dynamics") != config.get("dynamics"):
-        found = ["its dynamics had another content"]
-    if not found and before.get("target") != config.get("target"):
-        found = ["its target had another content"]
-    then_folders, now_folders = before.get("model_folders") or {}, config.get("model_folders") or {}
-    if not found and any(then_folders.get(k) != now_folders.get(k) for k in now_folders):
-        found = ["a model folder held other weights"]
-    old, new = before.get("embedding") or {}, config["embedding"] or {}
-    keys = (old.keys() & new.keys()) - {"revision"}
-    if not found and any(old[key] != new[key] for key in keys):
-        found = ["its embeddings had another content"]
-    templates = [(part.get("rows") or {}).get("template") for part in (before, config)]
-    asked = config["request"]
-    is_read = CompressConfig.from_dict(asked).needs_embeddings
-    is_read &= not asked["embeddings"] or asked["method"] == "adq"
-    if not found and is_read and templates[0] != templates[1]:
-        found = ["its text was put together by another template"]
-    return found
-
-
 def found_complete(target: Path) -> Run:
     """Open a run that was there already."""
     run = Run(target)
@@ -379,25 +277,40 @@ def found_complete(target: Path) -> Run:
     return run
 
 
-def finish(target: Path, config: dict[str, Any], manifest: dict[str, Any]) -> Run:
-    """Write the card and the manifest that says that all is there."""
-    from importlib.metadata import version
+def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Push a run as one commit; see `dq_multimodal.hub.push`.
 
-    sizes = [path.stat().st_size for path in subset.subset_files(target)]
-    manifest["bytes"]["subset_files"] = sum(sizes)
-    manifest["kept"] = int(read_selection(target)[1]["kept"].sum())
-    packages = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
-    manifest["versions"] = {"dq-multimodal": __version__, **{p: version(p) for p in packages}}
-    card.write_card(target, config, manifest)
-    scored = (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE)
-    for name in (*scored, folder.TOKEN):
-        (target / name).unlink(missing_ok=True)
-    shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
-    shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now
-    targeting.forget_vectors(target)
-    finished = folder.record_files(target, {"complete": True, **manifest})
-    folder.write_manifest(target, finished)
-    return Run(target)
+    Args:
+        run: A run or its folder.
+        repo_id: OWNER/NAME; made if it does not exist.
+        private: Make a new repository private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: If the run is damaged, the Hub is out of reach, refuses the token, or fails; if
+            the repository holds other things, changes meanwhile, or is public and a private one
+            was asked for.
+    """
+    run = Run(run.path if isinstance(run, Run) else run)  # as it is now
+    run.check_whole()
+    return hub.push(run.path, run.config, run.manifest, repo_id, private=private)
+
+
+def open_run(name: str | Path, revision: str | None = None) -> Run:
+    """Open a run folder, or a repository on the Hub that `push` made.
+
+    A repository lacks the embeddings, so `resample` can draw from it what follows from its bins.
+
+    Args:
+        name: Folder, or OWNER/NAME.
+        revision: Branch, tag or commit of the repository.
+
+    Raises:
+        InputError: If it is neither, or the Hub is out of reach.
+    """
+    return Run(name if expand_home(name).exists() else hub.download(str(name), revision))
 
 
 @contextmanager
@@ -418,3 +331,123 @@ def blaming_damage(run: Run) -> Iterator[None]:
         if not damage:
             raise
         raise InputError(f"the run in {run.path} is damaged: {damage[0]} (see verify)") from error
+
+
+def resample(
+    run: "str | Path | Run",
+    keep_ratio: float | None = None,
+    *,
+    keep_rows: int | None = None,
+    method: Method | None = None,
+    draw: Draw | None = None,
+    seed: int | None = None,
+    alpha: float | None = None,
+    importance: Importance | None = None,
+    norm: Norm | None = None,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Draw a subset of another size or by another method from a finished run, without an encoder.
+
+    Args:
+        run: A run, or its folder (for a repository on the Hub see `open_run`).
+        keep_ratio: Share of the source rows to keep, in (0, 1].
+        keep_rows: Number of rows to keep, in its place.
+        method: Another method; None keeps that of the run. What needs other bins than the run has
+            needs its embeddings.npy.
+        draw: Another draw within the bins.
+        seed: Another seed of the draw; the scores stay what they are.
+        alpha: Another weight of the importance of the bins, for adq.
+        importance: Other scores that count, for adq.
+        norm: Another scale of them, for adq.
+        output_dir: Where to; None is runs/DATASET-METHOD-RATIO.
+        overwrite: Replace a run that is there already.
+
+    Raises:
+        InputError: If the run lacks what is needed, or rows that it does not hold cannot be read
+            from the source.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    changes: dict[str, Any] = {"method": method, "draw": draw, "seed": seed}
+    changes |= {"alpha": alpha, "importance": importance, "norm": norm}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if (keep_ratio is None) == (keep_rows is None):
+        raise InputError("resample needs a keep_ratio or keep_rows, one of them")
+    if method == "auto":
+        raise InputError("auto is for compress: name the method to resample by")
+    changes["keep_rows"] = keep_rows
+    if keep_ratio is not None:
+        changes["keep_ratio"] = keep_ratio
+    request = replace(run.request, **changes).of_rows(run.manifest.rows)
+    run.check_tables()
+    scores = read_scores(run.path)
+    lone = [name for name in ("alpha", "importance", "norm") if name in changes]
+    if lone and request.method != "adq":
+        raise InputError(f"{lone[0]} is for adq, and this draws by {request.method}")
+    if request.method == "adq":
+        check_scores(scores)
+    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
+    if run.path.resolve() in (target.resolve(), *target.resolve().parents):
+        raise InputError(f"{target} is the run to resample from: name another output folder")
+    started = time.perf_counter()
+    with blaming_damage(run), folder.claim_folder(target):
+        folder.check_apart(target, run.path, str(run.path))
+        bins, marks, kind = _bins_for(run, request)
+        n_kept = count_subset(bins.stratum, request, marks)
+        config = replace(run.config, request=request, bins=kind)
+        if not overwrite and folder.is_finished(target, config):
+            return found_complete(target)
+        order = order_by_method(bins, request, scores, marks)
+        dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
+        folder.begin(target, config, overwrite)
+        labels = run.manifest.labels
+        write_selection(target, bins, kind, order, request, labels, scores, marks)
+        data_bytes = subset.write_subset(dataset, picks, read_kept(target, request), target)
+        manifest = run.manifest.draw_again(time.perf_counter() - started, data_bytes)
+        if run.config.label_column is not None:
+            manifest.note_selection(note_strata(labels, target, request))
+        folder.finish(target, config, manifest)
+        return Run(target)
+
+
+def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, Marks, BinsKind]:
+    """Give bins that fit the method: those of the run, or new ones from its embeddings."""
+    needed, present = bins_kind(request.method), run.config.bins
+    if needed in ("none", present):
+        return run.bins, run.marks, present
+    if present == "none" and request.partition is not None:
+        raise InputError(f"the rows of {run.path} were not parted: compress the source anew")
+    if not (run.path / embedding.FILE).is_file():
+        raise InputError(
+            f"{request.method} needs bins that {run.path} does not have (its method was "
+            f"{run.request.method}), nor {embedding.FILE}: compress the source anew"
+        )
+    rows = run.open_embeddings()
+    n_left = count_left(run.config)
+    bins, marks = bin_by_method(rows, run.bins.stratum, needed, request, run.marks, n_left)
+    return bins, marks, needed
+
+
+def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
+    """Find source rows: in the subset of the run if it holds them all, else in the source."""
+    written = subset.read_numbers(run.path, run.manifest.kept)
+    wanted = read_kept(run.path, run.request)
+    if not subset.is_of_kept(written, wanted, run.request.method):
+        raise InputError(f"the subset of {run.path} does not hold the rows marked as kept")
+    numbers = written["dq_row"].to_numpy()
+    missing = np.setdiff1d(kept, numbers)
+    if not len(missing):
+        held = run.subset
+        return subset.drop_own(held), np.searchsorted(numbers, kept)
+    if run.request.drop_ratio:
+        raise InputError(
+            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
+            "their patches were not dropped: compress the source anew"
+        )
+    try:
+        return run.open_source(), kept
+    except InputError as error:
+        raise InputError(
+            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
+            f"the source cannot give them: {error}"
+        ) from error

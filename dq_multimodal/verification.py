@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dq_multimodal.card import CARD
 from dq_multimodal.config import InputError
 from dq_multimodal.core import Bins
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.data.pixels import undecoded
 from dq_multimodal.data.row_files import NO_FILES, embed, read_bytes
-from dq_multimodal.data.source import first_line, reload_source
+from dq_multimodal.data.stream import first_line
 from dq_multimodal.files import open_parquet
-from dq_multimodal.folder import CARD, MANIFEST
+from dq_multimodal.manifest import MANIFEST, Model
 from dq_multimodal.patches.fields import FIELDS
 from dq_multimodal.patches.store import find_patch_columns, is_of_file
 from dq_multimodal.report import FILE as REPORT_FILE
@@ -106,7 +107,7 @@ def _attempt(name: str, check: "Callable[[Run], Found]", run: Run) -> Check:
 
 
 def _check_order(run: Run) -> Found:
-    request, scores, labels = run.request, read_scores(run.path), run.manifest["labels"]
+    request, scores, labels = run.request, read_scores(run.path), run.manifest.labels
     written = read_table(run.path, SELECTION_FILE)
     order = order_by_method(run.bins, request, scores, run.marks)
     n_kept = count_subset(run.bins.stratum, request, run.marks)
@@ -117,12 +118,12 @@ def _check_order(run: Run) -> Found:
         for name, values in columns.items()
         if (n_wrong := int((values != written[name].to_numpy()).sum()))
     ]
-    kind = run.config["bins"]
+    kind = run.config.bins
     table = tabulate_bins(run.bins, kind, is_kept, request, labels, scores, run.marks)
     wrong = _differing_columns(table, read_table(run.path, BINS_FILE))
     faults += [f"in {BINS_FILE}: {', '.join(wrong)}"] if wrong else []
-    if run.manifest["kept"] != n_kept:
-        faults.append(f"{MANIFEST} says that {run.manifest['kept']:,} rows are kept")
+    if run.manifest.kept != n_kept:
+        faults.append(f"{MANIFEST} says that {run.manifest.kept:,} rows are kept")
     return faults, f"{len(order):,} rows, {n_kept:,} kept"
 
 
@@ -155,7 +156,7 @@ def _check_numbers(run: Run) -> Found:
 def _check_rows(run: Run) -> Found:
     name = "rows of the subset against the source"
     try:
-        source = reload_source(run.config["source"], streaming=run.request.streaming).dataset
+        source = run.open_source()
     except InputError as error:
         return Check(name, "skipped", str(error))
     images = _record_columns(run) if run.request.drop_ratio else {}
@@ -212,7 +213,7 @@ def _differing_features(run: Run, source: "Dataset", images: dict[str, Any]) -> 
     import pyarrow.parquet as pq
     from datasets import Features
 
-    kept = subset.read_numbers(run.path, int(run.manifest["kept"]))
+    kept = subset.read_numbers(run.path, int(run.manifest.kept))
     own = subset.own_features(kept.rename_columns([n[3:] for n in kept.column_names]))
     wanted = Features({**source.features, **images, **own})
     as_file = io.BytesIO()
@@ -236,11 +237,11 @@ def _differing_features(run: Run, source: "Dataset", images: dict[str, Any]) -> 
 
 def _differing_strata(run: Run, source: "Dataset") -> list[str]:
     """Compare strata and their labels with the labels of the source, or those of a partition."""
-    labels = run.manifest["labels"]
-    if run.request.partition is not None and run.config["bins"] != "none":
+    labels = run.manifest.labels
+    if run.request.partition is not None and run.config.bins != "none":
         is_same = labels == [f"part {number}" for number in range(len(labels))]
     else:
-        strata, found, _ = read_strata(source, run.config["label_column"])
+        strata, found, _ = read_strata(source, run.config.label_column)
         is_same = found == labels and np.array_equal(strata, run.bins.stratum)
     return [] if is_same else ["strata or labels differ from those of the source"]
 
@@ -256,7 +257,7 @@ def _is_same(block: "pa.Table", wanted: "pa.Table", features: "Features") -> boo
 
 
 def _check_bins(run: Run) -> Found:
-    kind, request, written = run.config["bins"], run.request, run.bins
+    kind, request, written = run.config.bins, run.request, run.bins
     if kind == "none":
         return Check("bins", "skipped", f"{request.method} makes none")
     n_bins = request.n_bins if kind == "dq" else 1
@@ -264,9 +265,9 @@ def _check_bins(run: Run) -> Found:
         return ["sizes of the bins or ranks in them are not those of a run"]
     if not (run.path / embedding.FILE).is_file():
         return Check("bins", "skipped", f"{embedding.FILE} is not there: only sizes and ranks fit")
-    rows, facts = run.open_embeddings(), run.config["embedding"] or {}
-    recorded = facts.get("sha256_of_float32")
-    if facts.get("dimension", rows.shape[1]) != rows.shape[1]:
+    rows, facts = run.open_embeddings(), run.config.embedding or Model()
+    recorded = facts.sha256_of_float32
+    if facts.dimension not in (None, rows.shape[1]):
         return [f"{embedding.FILE} has {rows.shape[1]:,} numbers a row"]
     if recorded is not None and hashlib.sha256(rows.data).hexdigest() != recorded:
         return [f"{embedding.FILE} does not hold the embeddings that were given"]
@@ -278,7 +279,7 @@ def _check_bins(run: Run) -> Found:
     n_off = int((~is_near).sum())
     detail = f"{len(bins):,} rows, {n_bins} bins"
     if request.partition is not None:
-        detail += f" in each of the {len(run.manifest['labels'])} parts written down"
+        detail += f" in each of the {len(run.manifest.labels)} parts written down"
     faults = [f"bin or rank of {n_wrong:,} rows differs"] if n_wrong else []
     if kind == "coverage" and not _is_same_record(marks, run.marks):
         faults.append("the record of nearest rows differs")
@@ -306,10 +307,10 @@ def _is_parted(bins: Bins, n_bins: int) -> bool:
 
 
 def _check_files(run: Run) -> Found:
-    sizes, files = run.manifest["bytes"], run.config["source"].get("files")
+    sizes, files, record = run.manifest.bytes, run.config.source.files, run.manifest.files
     found = {
         "subset_files": sum(path.stat().st_size for path in subset.subset_files(run.path)),
-        "source_files": sum(file["bytes"] for file in files) if files else None,
+        "source_files": sum(file.bytes for file in files) if files else None,
     }
     faults = [
         f"{MANIFEST} says {sizes[key]} bytes of {key}, and not {value}"
@@ -317,13 +318,10 @@ def _check_files(run: Run) -> Found:
         if sizes[key] != value
     ]
     faults += [f"{name} {what}" for name, what in run.find_damage().items()]
-    record = run.manifest.get("files")
-    if record is None and not faults:
-        return Check("files and manifest", "skipped", "recorded by an earlier release")
-    gone = [name for name in record or {} if not (run.path / name).is_file()]
+    gone = [name for name in record if not (run.path / name).is_file()]
     rest = [CARD, REPORT_FILE, *(f"{name} (not here)" for name in gone)]
     detail = (
-        f"{len(record or {}) - len(gone)} files and {MANIFEST} are as they were written, its "
+        f"{len(record) - len(gone)} files and {MANIFEST} are as they were written, its "
         "notes and versions by nothing but its digest; not compared: its seconds, "
     )
     return faults, detail + ", ".join(rest)

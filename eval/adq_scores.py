@@ -102,8 +102,8 @@ def score(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     run, scores = Run(folder), read_scores(folder)
     assert scores is not None
     return {
-        "rows": run.manifest["rows"],
-        "rows_a_bin": run.manifest["scores"]["rows_a_bin"],
+        "rows": run.manifest.rows,
+        "rows_a_bin": run.manifest.scores.rows_a_bin,
         "representativeness": scores.representativeness.tolist(),
         "diversity": scores.diversity.tolist(),
         "importance": bin_importance(scores).tolist(),

@@ -224,7 +224,7 @@ def choose_rows(
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")
     run = Run(folder)
-    n_bytes = run.manifest["bytes"]["subset_data"]
+    n_bytes = run.manifest.bytes.subset_data
     return run.subset, describe_selection(run) | {"bytes": n_bytes, "folder": str(folder)}
 
 

@@ -17,6 +17,7 @@ from dq_multimodal.adapters.image import augment, measure_texture
 from dq_multimodal.adapters.text import drop_spans
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
 from dq_multimodal.core.importance import group_rows
+from dq_multimodal.manifest import ScoreFacts
 from dq_multimodal.models.text import load_encoder
 from dq_multimodal.stages import embedding, scoring
 from dq_multimodal.stages.scoring import mean_texture
@@ -137,7 +138,7 @@ def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encod
     )
     assert ready.manifest["scores"]["all_rows"]
     part = compress(rows, output_dir=tmp_path / "b", score_rows=20, **model, **options)
-    assert part.manifest["scores"] == {"rows": 140, "rows_a_bin": [20, 20], "all_rows": False}
+    assert part.manifest.scores == ScoreFacts(rows=140, rows_a_bin=[20, 20], all_rows=False)
     model.pop("representativeness")
     default = compress(rows, output_dir=tmp_path / "c", score_rows=20, **model, **options)
     assert default.request.representativeness == "surprisal"

@@ -10,19 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dq_multimodal"
 
 FLOORS = [
-    {"config", "files"},
+    {"config", "files", "manifest"},
     {"core", "distributed"},
     {"data", "models", "adapters", "patches"},
     {"stages"},
-    {"run", "report"},
-    {"pipeline"},
+    {"card", "folder", "hub", "report", "run"},
+    {"pipeline", "preparation", "verification", "planning"},
     {"cli", "training"},
 ]
 """Everyone may read the first; then there are six. What is on one floor may import each other."""
-FLOORS[0] |= {"byte_sizes", "markdown"}
-FLOORS[4] |= {"documents", "folder", "card", "card_parts"}
-FLOORS[5] |= {*("memory", "probes", "planning", "report_probes", "preparation", "resampling"), "hub"}
-FLOORS[5] |= {"verification", "distributed.assisting"}
+FLOORS[0] |= {"byte_sizes"}
+FLOORS[5] |= {*("memory", "probes", "report_probes"), "distributed.assisting"}
 FLOORS[6] |= {"options"}
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {("adapters", "patches"), ("patches", "adapters"), ("cli", "training")}

@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
 from datasets import Array2D, Dataset, Features, Image, Json, LargeList, List, Value, load_dataset
 from PIL import Image as Pictures
 from transformers import AutoTokenizer
@@ -15,6 +14,7 @@ from dq_multimodal import InputError, compress, verify
 from dq_multimodal.adapters.choice import choose_adapter
 from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts, share_tokens
 from dq_multimodal.config import CompressConfig
+from dq_multimodal.manifest import Problem
 from dq_multimodal.stages.embedding import note_alike
 
 N = 30
@@ -208,8 +208,8 @@ def test_a_long_system_prompt_hides_no_row(cli, small_encoder, tmp_path):
     assert run.config["rows"]["template"].startswith("{messages[*].content}; chats, version 2: ")
     assert compress(str(path), **options).was_complete
     # A run by the template of before is another one.
-    run.config["rows"]["template"] = "{messages[*].content}"
-    (run.path / "config.yaml").write_text(yaml.safe_dump(run.config))
+    run.config.rows.template = "{messages[*].content}"
+    run.config.write(run.path)
     with pytest.raises(InputError, match="another template"):
         compress(str(path), **options)
     # Whoever names the column gets all of it, and is told what came of it.
@@ -249,7 +249,7 @@ def test_rows_that_are_cut_are_counted_to_the_token(small_encoder, tmp_path, mon
     run = compress(str(source), **options)
     assert run.manifest["resumed"] == ["embeddings"]
     what = "longer than the encoder reads (32 tokens): only their beginning counts"
-    assert run.manifest["problems"] == {what: {"count": len(cut), "rows": cut}}
+    assert run.manifest.problems == {what: Problem(count=len(cut), rows=cut)}
     assert f"{len(cut)} rows of 60 are {what}" in run.manifest["notes"]
 
 

@@ -1,8 +1,6 @@
 """The command line: output, exit codes, one clear line for every bad input."""
 
-import fcntl
 import json
-import os
 import re
 import time
 
@@ -11,6 +9,7 @@ import pytest
 from datasets import Dataset
 
 from dq_multimodal import cli as cli_module
+from dq_multimodal.folder import claim_folder
 
 
 @pytest.fixture
@@ -140,13 +139,14 @@ def test_bad_use_of_the_other_commands(cli, data, arguments, message):
 
 def test_a_folder_in_use_is_left_alone(cli, data):
     (data / "run").mkdir()
-    handle = os.open(data / "run", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        done = cli("compress", "data.parquet", "--method", "random", "--output-dir", "run", code=2)
-    finally:
-        os.close(handle)
-    assert "another process is writing to run" in done.stderr
+    asked = ("compress", "data.parquet", "--method", "random", "--output-dir", "run")
+    with claim_folder(data / "run"):
+        assert "another process is writing to run" in cli(*asked, code=2).stderr
+        assert [path.name for path in (data / "run").iterdir()] == ["run.lock"]
+    (data / "run").mkdir()
+    (data / "run" / "run.lock").touch()  # of a process that was killed
+    cli(*asked)
+    assert not (data / "run" / "run.lock").exists()
 
 
 def test_help_is_quick_and_loads_neither_torch_nor_numba(cli, data):

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset, load_fr
 
 from dq_multimodal import InputError, Run, compress, resample, verify
 from dq_multimodal.core import make_bins, order_rows
+from dq_multimodal.manifest import Problem
 
 N = 240
 
@@ -67,7 +68,7 @@ def test_a_run_holds_what_the_contract_says(source, tmp_path):
         whole[k] for k in kept.tolist()
     ]
     assert {k: v for k, v in subset.features.items() if not k.startswith("dq_")} == whole.features
-    assert run.manifest["problems"] == {"an empty output": {"count": 1, "rows": [7]}}
+    assert run.manifest.problems == {"an empty output": Problem(count=1, rows=[7])}
     assert "60 of the 240 rows" in (run.path / "README.md").read_text()
     np.testing.assert_array_equal(run.kept, kept)
     assert [check.result for check in verify(run)] == ["passed"] * 5

@@ -292,7 +292,7 @@ def test_resampling_a_run_of_patches(labelled, small_classifier, tmp_path):
     smaller = run.resample(0.2, output_dir=tmp_path / "s")
     by_row = {row["dq_row"]: row["img"] for row in run.subset}
     assert all(by_row[row["dq_row"]] == row["img"] for row in smaller.subset)
-    assert "stored_images" not in smaller.manifest["bytes"]
+    assert smaller.manifest.bytes.stored_images is None
     with pytest.raises(InputError, match="patches were not dropped: compress the source anew"):
         run.resample(0.8, output_dir=tmp_path / "t")
 

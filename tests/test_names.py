@@ -29,7 +29,7 @@ def rows(tmp_path, monkeypatch):
 def test_a_run_folder_may_have_any_name(rows, name):
     compress("rows🙂.jsonl", method="random", output_dir=name, report=False)
     run = Run(name)
-    assert yaml.safe_load((rows.parent / name / "config.yaml").read_text()) == run.config
+    assert yaml.safe_load((rows.parent / name / "config.yaml").read_text()) == run.config.as_dict()
     assert len(run.subset) == 8
     assert "failed" not in [check.result for check in verify(run)]
     assert run.resample(0.1, output_dir=f"{name} smaller").subset.num_rows == 4

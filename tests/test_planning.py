@@ -191,7 +191,7 @@ def test_another_limit_is_the_same_run(texts, tmp_path):
     run = compress(str(texts), max_memory=10**12, **options)
     assert run.was_complete
     assert compress(str(texts), **options).was_complete
-    assert "max_memory" not in run.config["request"]
+    assert "max_memory" not in (run.path / "config.yaml").read_text()
     assert compress(str(texts), max_memory=1, **options).was_complete, "it needs no work any more"
 
 

@@ -11,8 +11,7 @@ import pytest
 import yaml
 from datasets import Dataset
 from fake_hub import FakeHub, read_card
-
-from dq_multimodal.documents import seal
+from forging import seal
 
 DRAW = ("--method", "random", "--no-report")
 
@@ -80,7 +79,7 @@ def test_repositories_of_others_are_left_alone(hub, cli, push, tmp_path):
     }
     for name, files in theirs.items():
         hub.add_repo(name, files)
-    older = b'{"complete": true, "versions": {"dq-multimodal": "0.1"}}'
+    older = b'{"format": "dq-multimodal run 1"}'
     kept = {"subset/mine.txt": b"x", "figures/mine.png": b"x", "LICENSE": b"x"}
     old = {"subset/part-00003.parquet": b"x", "figures/map.png": b"x"}
     hub.add_repo("me/older", {"manifest.json": older, "config.yaml": b"x: 1", **kept, **old})
@@ -166,33 +165,6 @@ def test_what_others_write_into_a_card_stays(hub, cli, push, tmp_path):
     (tmp_path / "c" / "README.md").write_bytes(b"\xff\xfe")
     assert "must be text in UTF-8" in cli("report", "c", code=2).stderr
     assert (tmp_path / "c" / "README.md").read_bytes() == b"\xff\xfe"
-
-
-def test_the_card_of_an_earlier_release_is_replaced_unless_somebody_wrote_in_it(
-    hub, cli, push, tmp_path
-):
-    from dq_multimodal import Run, card
-    from dq_multimodal.card_parts import plain_card
-
-    compress(cli, tmp_path, "a")
-    run = Run(tmp_path / "a")
-    manifest = {key: run.manifest[key] for key in run.manifest if key != "format"}
-    (run.path / "manifest.json").write_text(json.dumps(manifest))
-    parts = (run.path, run.config, manifest)
-    old = plain_card(card.make_matter(*parts[1:]), card.make_body(*parts))
-    (run.path / "README.md").write_text(old)
-    files = {
-        path.relative_to(run.path).as_posix(): path.read_bytes()
-        for path in run.path.rglob("*")
-        if path.is_file()
-    }
-    there = old.replace("OWNER/NAME", "me/old").encode()
-    hub.add_repo("me/old", files | {"README.md": there})
-    hub.add_repo("me/typed", files | {"README.md": there + b"\nTyped.\n"})
-    push(("a", "me/old"), ("a", "me/typed"))
-    assert card_of(hub, "me/old")[0].count("10 of the 50 rows") == 1
-    assert there.decode().split("---\n", 2)[2].strip() in card_of(hub, "me/typed")[0]
-    assert "Typed." in card_of(hub, "me/typed")[0]
 
 
 def test_two_pushes_at_once_do_not_mix(hub, cli, tmp_path):

@@ -7,6 +7,7 @@ from dq_multimodal.byte_sizes import format_bytes
 from dq_multimodal.files import show_name
 
 if TYPE_CHECKING:
+    from dq_multimodal.manifest import Manifest
     from dq_multimodal.run import Run
 
 
@@ -17,30 +18,30 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
         keys = ("rows", "kept", "bytes", "seconds", "notes")
         document = {"output_dir": str(run.path), "complete": True, "pushed": address}
         document["was_complete"] = run.was_complete
-        document |= {"request": request.as_dict()} | {key: manifest[key] for key in keys}
-        document |= {key: manifest.get(key) for key in ("patches", "scores")}
+        found = manifest.as_dict()
+        document |= {"request": request.as_dict()} | {key: found[key] for key in keys}
+        document |= {key: found.get(key) for key in ("patches", "scores")}
         return json.dumps(document, indent=2)
-    columns = run.config["rows"]
-    read_as = f" ({columns['shape']}: {', '.join(columns['columns'])})" if columns else ""
-    rows, kept, sizes = manifest["rows"], manifest["kept"], manifest["bytes"]
+    columns = run.config.rows
+    read_as = f" ({columns.shape}: {', '.join(columns.columns)})" if columns else ""
+    rows, kept, sizes = manifest.rows, manifest.kept, manifest.bytes
     how: str = request.method
     if request.method in ("adq", "dq"):
         how += f", {request.n_bins} bins, {request.similarity}, {request.draw} draw"
     if request.method == "adq":
         how += f", alpha {request.alpha:g}"
-    resumed = manifest.get("resumed", [])
     seconds = ", ".join(
-        f"{name} {value:.1f} s" + (" (the last leg)" if name in resumed else "")
-        for name, value in manifest["seconds"].items()
+        f"{name} {value:.1f} s" + (" (the last leg)" if name in manifest.resumed else "")
+        for name, value in manifest.seconds.items()
     )
     lines = ["already complete: nothing was done anew"] if run.was_complete else []
     lines += [f"source   {request.dataset}, {rows:,} rows{read_as}"]
     lines += _strata_line(run)
-    lines += [f"note     {note}" for note in manifest["notes"]]
+    lines += [f"note     {note}" for note in manifest.notes]
     lines += [
         f"kept     {kept:,} rows ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
-        f"bytes    {sizes['source_data']:,} -> {sizes['subset_data']:,} as data, "
-        f"{sizes['subset_files']:,} on disk",
+        f"bytes    {sizes.source_data:,} -> {sizes.subset_data:,} as data, "
+        f"{sizes.subset_files:,} on disk",
         *_score_lines(run),
         *_patch_lines(manifest),
         f"time     {seconds}",
@@ -53,54 +54,53 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
 
 def _score_lines(run: "Run") -> list[str]:
     """Say which rows the scores of the bins come from, and what they cost."""
-    found = run.manifest.get("scores")
+    found, seconds = run.manifest.scores, run.manifest.seconds
     if not found:
         return []
-    low, high = found["rows_a_bin"]
+    low, high = found.rows_a_bin
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     lines = [f"scores   diversity of {each} rows a bin, {run.request.representativeness} of "]
-    lines[0] += "all rows" if found["all_rows"] else "the same rows"
-    seconds = run.manifest["seconds"]
+    lines[0] += "all rows" if found.all_rows else "the same rows"
     took = seconds.get("embeddings", 0.0)
-    is_whole = not {"embeddings", "selection"} & {*run.manifest.get("resumed", [])}
+    is_whole = not {"embeddings", "selection"} & {*run.manifest.resumed}
     if took and is_whole and run.request.embeddings is None and "scores" in seconds:
         lines[0] += f"; they took {100 * seconds['scores'] / took:.0f} % of the embedding time"
     return lines
 
 
-def _patch_lines(manifest: dict[str, Any]) -> list[str]:
+def _patch_lines(manifest: "Manifest") -> list[str]:
     """Say what dropping patches did to the images."""
-    found, sizes = manifest.get("patches"), manifest["bytes"]
-    if not found:
+    found = manifest.patches
+    before, after = manifest.bytes.source_images, manifest.bytes.stored_images
+    if found is None or before is None or after is None:
         return []
-    before, after = sizes["source_images"], sizes["stored_images"]
-    share = manifest["kept"] / manifest["rows"] * found["kept_share"]
+    share = manifest.kept / manifest.rows * found.kept_share
     lines = [
-        f"patches  {100 * (1 - found['kept_share']):.4g} % dropped, from {found['coded']:,} of "
-        f"{found['images']:,} images: data keep ratio {100 * share:.4g} %",
+        f"patches  {100 * (1 - found.kept_share):.4g} % dropped, from {found.coded:,} of "
+        f"{found.images:,} images: data keep ratio {100 * share:.4g} %",
         f"images   {before:,} -> {after:,} bytes ({after / max(1, before):.3f}), masks included",
     ]
-    holes, kept, answers = found["psnr_of_holes"], found["psnr_of_kept"], found["answers"]
-    said = [f"holes filled by {found['fill']}"]
-    if holes["mean"] is not None:
-        said.append(f"PSNR {holes['mean']:.1f} dB on average, {holes['lowest']:.1f} at least")
-    if kept["mean"] is not None:
-        said.append(f"kept pixels {kept['mean']:.1f} dB on average, {kept['lowest']:.1f} at least")
-    if answers["compared"]:
+    holes, kept, answers = found.psnr_of_holes, found.psnr_of_kept, found.answers
+    said = [f"holes filled by {found.fill}"]
+    if holes.mean is not None:
+        said.append(f"PSNR {holes.mean:.1f} dB on average, {holes.lowest:.1f} at least")
+    if kept.mean is not None:
+        said.append(f"kept pixels {kept.mean:.1f} dB on average, {kept.lowest:.1f} at least")
+    if answers.compared:
         said.append(
-            f"the classifier's answer changed in {answers['changed']:,} of {answers['compared']:,}"
+            f"the classifier's answer changed in {answers.changed:,} of {answers.compared:,}"
         )
     return [*lines, "         " + "; ".join(said)]
 
 
 def _strata_line(run: "Run") -> list[str]:
     """Say which column made the strata, or how many parts there are."""
-    column, n_strata = run.config.get("label_column"), len(run.manifest["labels"])
-    if run.request.partition is not None and run.config["bins"] != "none":
+    column, n_strata = run.config.label_column, len(run.manifest.labels)
+    if run.request.partition is not None and run.config.bins != "none":
         return [f"parts    {n_strata:,}, by {run.request.partition}"]
     if column is None:
         return []
-    return [f"strata   {column}, {describe_strata(run.stratum_rows, run.manifest['labels'])}"]
+    return [f"strata   {column}, {describe_strata(run.stratum_rows, run.manifest.labels)}"]
 
 
 def describe_strata(sizes: list[int], labels: list[str]) -> str:

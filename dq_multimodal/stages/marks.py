@@ -10,8 +10,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import CompressConfig, DifficultyName, InputError
 from dq_multimodal.data.stream import first_line
-from dq_multimodal.documents import describe_file
-from dq_multimodal.files import expand_home
+from dq_multimodal.files import describe_file, expand_home
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from threading import Timer
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -37,12 +37,12 @@ from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.core.order import cap_rows, count_capped, put_last
 from dq_multimodal.core.target import mix_orders
 from dq_multimodal.distributed.shares import make_bins_together
+from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages.marks import Marks, find_noise
 
 COMPILE_SECONDS = 1.0
 """Where compilation takes longer, a line says so."""
 
-BinsKind = Literal["dq", "graphcut", "coverage", "blocks", "none"]
 """What the bin, rank and gain columns hold: DQ's bins, one greedy run by the gains of GraphCut or
 of coverage, the leaves of a tree from left to right, or nothing."""
 
@@ -123,7 +123,7 @@ def compile_picks(dtype: np.dtype) -> None:
         slow.cancel()
 
 
-def count_left(config: dict[str, Any], model: str = "embedding") -> int:
+def count_left(config: Any, model: str = "embedding") -> int:
     """Give the numbers of the left factor where embeddings are outer products, else 0."""
     return ((config[model] or {}).get("factors") or [0])[0]
 

@@ -1,7 +1,6 @@
 """The scores of the bins: which rows stand for a bin, and what the encoder says of them."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +13,7 @@ from dq_multimodal.core import Bins, Scores
 from dq_multimodal.core.diversity import count_steps, diversity, learn_directions, sample_bins
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.distributed.world import ALONE, World
+from dq_multimodal.manifest import ScoreFacts
 from dq_multimodal.stages import embedding
 
 FOLDER = "scores"
@@ -29,7 +29,7 @@ def score_bins(
     request: CompressConfig,
     n_left: int,
     world: World = ALONE,
-) -> tuple[Scores, dict[str, Any]]:
+) -> tuple[Scores, ScoreFacts]:
     """Score every bin, pooled over the strata by bin number (ADQ, Eq. 3-5), going on if stopped.
 
     Representativeness is the mean texture level over all patches of all rows of the bin (of a run
@@ -65,7 +65,7 @@ def score_bins(
     n_bins = int(bins.bin.max()) + 1
     if not len(picks):  # not one row that could be read
         nothing = np.full(n_bins, np.nan)
-        return Scores(nothing, nothing), {"rows": 0, "rows_a_bin": [0, 0], "all_rows": True}
+        return Scores(nothing, nothing), ScoreFacts(rows=0, rows_a_bin=[0, 0], all_rows=True)
     work = folder / FOLDER
     if request.embeddings is None:
         rows = _features(folder, picks, n_left)
@@ -105,12 +105,11 @@ def score_bins(
     else:
         rep = mean_texture(textures, bins.bin[scored], n_bins)
     counts = [int(part.sum()) for part in of_bin]
-    facts = {
-        "rows": len(picks),
-        "rows_a_bin": [min(counts), max(counts)],
-        "all_rows": measure == "surprisal" or len(scored) == len(bins),
-    }
-    return Scores(rep, div), facts
+    return Scores(rep, div), ScoreFacts(
+        rows=len(picks),
+        rows_a_bin=[min(counts), max(counts)],
+        all_rows=measure == "surprisal" or len(scored) == len(bins),
+    )
 
 
 def mean_texture(

@@ -13,8 +13,9 @@ from dq_multimodal.core.importance import group_rows
 from dq_multimodal.data.columns import read_classes
 from dq_multimodal.data.stream import first_line
 from dq_multimodal.files import open_parquet, show_name, write_table
+from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages.marks import MARK_TYPES, NONE_IS_NULL, Marks
-from dq_multimodal.stages.ordering import BinsKind, count_subset, weigh_bins, weigh_rows
+from dq_multimodal.stages.ordering import count_subset, weigh_bins, weigh_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,10 +173,10 @@ def tabulate_bins(
     )
 
 
-def note_strata(manifest: dict[str, Any], folder: Path, request: CompressConfig) -> None:
-    """Write down which strata keep no row, or that the subset grew so that each keeps one."""
+def note_strata(labels: list[str], folder: Path, request: CompressConfig) -> list[str]:
+    """Say which strata keep no row, or that the subset grew so that each keeps one."""
     bins, found, marks = read_selection(folder)
-    labels, rows = manifest["labels"], marks.readable(len(bins))
+    rows = marks.readable(len(bins))
     held = np.bincount(bins.stratum[rows], minlength=len(labels))
     kept = np.bincount(bins.stratum[found["kept"]], minlength=len(labels))
     notes = []
@@ -193,9 +194,7 @@ def note_strata(manifest: dict[str, Any], folder: Path, request: CompressConfig)
             f"{kept.sum():,} rows are kept where the keep ratio asks for {asked:,}, so that each "
             "stratum keeps one (--keep-every-class)"
         )
-    before = manifest.get("selection_notes", [])
-    manifest["notes"] = [note for note in manifest["notes"] if note not in before] + notes
-    manifest["selection_notes"] = notes
+    return notes
 
 
 def _name_strata(codes: Int[ndarray, " k"], labels: list[str]) -> str:

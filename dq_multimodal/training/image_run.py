@@ -223,5 +223,6 @@ def choose_rows(
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")
     made = Run(folder)
-    of_images = {name: made.manifest.get(name) for name in ("bytes", "patches")}
+    found = made.manifest.as_dict()
+    of_images = {name: found.get(name) for name in ("bytes", "patches")}
     return made.subset, describe_selection(made) | of_images

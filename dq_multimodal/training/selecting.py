@@ -159,27 +159,27 @@ def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
     Raises:
         InputError: If it is no run, or of a dataset that has no name.
     """
-    from dq_multimodal.hub import open_run
+    from dq_multimodal.run import open_run
 
-    source = open_run(from_run).config["source"]
+    source = open_run(from_run).config.source
     if dataset_name is not None:
-        return {"dataset_split": source["split"]}
-    if source["kind"] == "memory":
+        return {"dataset_split": source.split}
+    if source.kind == "memory":
         raise InputError(
             f"the run {from_run} is of a dataset in memory, which cannot be loaded again: save the "
             "dataset to a file, compress that, and draw from the run of it"
         )
     for key in ("field", "image_folder", "image_files"):
-        if source.get(key):
+        if getattr(source, key):
             raise InputError(
                 f"the run {from_run} was made with {key}, which recipes do not take: train on its "
                 "subset folder"
             )
     return {
-        "dataset_name": source.get("path") or source["name"],
-        "dataset_config_name": source.get("config_name"),
-        "dataset_revision": source.get("revision"),
-        "dataset_split": source["split"],
+        "dataset_name": source.path or source.name,
+        "dataset_config_name": source.config_name,
+        "dataset_revision": source.revision,
+        "dataset_split": source.split,
     }
 
 
@@ -209,15 +209,14 @@ def select_rows(
     if from_run is None:
         return compress(dataset_name, output_dir=folder, **options)
     from dq_multimodal.data.source import is_same_source
-    from dq_multimodal.hub import open_run
-    from dq_multimodal.resampling import resample
+    from dq_multimodal.run import open_run, resample
 
     run = open_run(from_run)
-    if not is_same_source(run.config["source"], origin):
-        theirs, split = run.config["source"], options.get("split", "train")
+    theirs, split = run.config.source, options.get("split", "train")
+    if not is_same_source(theirs.as_dict(), origin):
         raise InputError(
             f"the run {from_run} is of other rows than {dataset_name}, split {split}: it is of "
-            f"{theirs['name']}, split {theirs['split']}; leave out the dataset and its split to "
+            f"{theirs.name}, split {theirs.split}; leave out the dataset and its split to "
             "use those, or compress the dataset anew"
         )
     plain = CompressConfig(dataset=dataset_name)
@@ -244,7 +243,7 @@ def describe_selection(run: "Run") -> dict[str, Any]:
         "method": run.request.method,
         "keep_ratio": run.request.keep_ratio,
         "has_encoder": run.request.needs_embeddings,
-        "rows": run.manifest["kept"],
-        "source_rows": run.manifest["rows"],
-        "seconds": run.manifest["seconds"],
+        "rows": run.manifest.kept,
+        "source_rows": run.manifest.rows,
+        "seconds": run.manifest.seconds,
     }

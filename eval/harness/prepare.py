@@ -365,7 +365,7 @@ class ImageTask(Task):
         self.restored.append((run.kept, images))
         pixels = hashlib.sha256(images).hexdigest()
         return {
-            "bytes": run.manifest["bytes"]["stored_images"],
+            "bytes": run.manifest.bytes.stored_images,
             "rows_digest": digest(line["rows_digest"], pixels),
             "proxy_seconds": None,  # not known: classifier and autoencoder were there
         }

@@ -142,7 +142,7 @@ class Chooser:
             place = order_rows(one_bin(np.zeros(self.n_rows, dtype=np.int64)), seed=seed)
             return np.argsort(place), None, {"selection": 0.0, "proxy": 0.0}
         run = self.run_of(options)
-        started, found = time.perf_counter(), run.manifest["seconds"]
+        started, found = time.perf_counter(), run.manifest.seconds
         drawn = {key: value for key, value in options.items() if key in DRAWN}
         request = replace(run.request, **drawn, seed=seed, keep_ratio=n_kept / self.n_rows)
         place = order_by_method(run.bins, request, read_scores(run.path), run.marks)
@@ -152,7 +152,7 @@ class Chooser:
             seconds["proxy"] = None
         elif self.is_embedded(options):
             encoded = run if ENCODED & set(options) else self._embedded
-            spent = encoded.manifest["seconds"]["embeddings"] if encoded else None
+            spent = encoded.manifest.seconds["embeddings"] if encoded else None
             of_scores = found.get("scores", 0) if options["method"] == "adq" else 0
             seconds["proxy"] = None if spent is None else spent + of_scores
         return np.argsort(place), weights, seconds

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -82,9 +83,8 @@ def assert_same(plain, streamed, names=("selection.parquet", "bins.parquet")):
     assert streamed.subset.to_list() == plain.subset.to_list()
     assert streamed.request.streaming
     assert not plain.request.streaming
-    configs = [run.config | {"request": run.config["request"] | {"streaming": 0}} for run in
-               (plain, streamed)]  # fmt: skip
-    assert configs[0] == configs[1]
+    request = replace(streamed.request, streaming=False)
+    assert replace(streamed.config, request=request) == plain.config
     for key in ("rows", "labels", "notes", "problems", "kept"):
         assert streamed.manifest[key] == plain.manifest[key], key
 

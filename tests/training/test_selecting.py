@@ -20,7 +20,7 @@ def test_settings_of_adq_do_not_stand_in_the_way_of_other_methods(tmp_path):
     run = compress(path, method="dq", output_dir=tmp_path / "run", **given)
     for method in ("dq", "random"):
         options = OrderArguments().options() | {"method": method, "keep_ratio": 0.5, "seed": 3}
-        origin = run.config["source"]
+        origin = run.config.source.as_dict()
         drawn = select_rows(path, tmp_path / method, options, str(run.path), origin)
         straight = run.resample(0.5, method=method, seed=3, output_dir=tmp_path / f"{method}2")
         np.testing.assert_array_equal(drawn.kept, straight.kept)
@@ -78,11 +78,11 @@ def test_what_decides_the_order_reaches_compress(tmp_path):
     weights = read_weights(run.subset)
     np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
     asked = {**found.options(), "keep_rows": 6}
-    drawn = select_rows(path, tmp_path / "less", asked, str(run.path), run.config["source"])
+    drawn = select_rows(path, tmp_path / "less", asked, str(run.path), run.config.source.as_dict())
     assert (len(drawn.subset), drawn.request.method) == (6, "coverage")
     other = asked | {"difficulty": "el2n"}
     with pytest.raises(InputError, match="difficulty el2n was asked, and the run"):
-        select_rows(path, tmp_path / "no", other, str(run.path), run.config["source"])
+        select_rows(path, tmp_path / "no", other, str(run.path), run.config.source.as_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,491 @@
+"""config.yaml and manifest.json of a run: what they hold, one reader and one writer of each."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from dq_multimodal.config import CompressConfig, InputError, check_type
+from dq_multimodal.files import describe_file, parse_yaml, read_text, write_text
+
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
+FORMAT = "dq-multimodal run 1"
+"""By this a manifest.json is known as one of ours."""
+MARK = b'{\n  "format": "dq-multimodal run '
+"""How a manifest.json of ours begins; it is the first file that a run writes."""
+CONFIG_HEAD = "# What was asked of dq-multimodal, and what exactly it was asked of.\n"
+MAX_CONFIG_BYTES = 1_000_000
+MAX_MANIFEST_BYTES = 100_000_000
+"""It holds the label of every stratum."""
+AUTO_NOTE = "method auto is "
+"""How the note begins that says which method auto is."""
+
+Stage = Literal["embeddings", "selection", "subset", "report"]
+BinsKind = Literal["dq", "graphcut", "coverage", "blocks", "none"]
+T = TypeVar("T")
+
+
+class Record:
+    """A part of a document; what has its default and is no collection is not written down."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give plain values, as YAML and JSON hold them."""
+        found = {}
+        for part in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, part.name)
+            if part.init and (part.default is MISSING or value != part.default):
+                found[part.name] = _as_plain(value)
+        return found
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Give a part by its name in the file."""
+        found = getattr(self, key, None)
+        return default if found is None else found
+
+
+def _as_plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return value.as_dict()  # type: ignore[union-attr]
+    if isinstance(value, dict):
+        return {key: _as_plain(item) for key, item in value.items()}
+    return [*map(_as_plain, value)] if isinstance(value, list | tuple) else value
+
+
+def make(kind: type[T], values: dict[str, Any]) -> T:
+    """Make a part of a document of plain values.
+
+    Raises:
+        InputError: If one is missing or of another type.
+    """
+    return check_type(kind.__name__, values, kind)
+
+
+@dataclass(kw_only=True)
+class SourceFile(Record):
+    """A file of the source."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class Origin(Record):
+    """Where rows are from, and what pins them; see `data.source.Source`."""
+
+    kind: Literal["file", "folder", "hub", "memory"]
+    name: str
+    path: str | None = None
+    split: str
+    names: str | None = None
+    config_name: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    field: str | None = None
+    separator: str | None = None
+    license: Any = None
+    license_name: Any = None
+    license_link: Any = None
+    files: list[SourceFile] | None = None
+    image_files: str | None = None
+    image_folder: str | None = None
+    rows: int | None = None
+
+
+@dataclass(kw_only=True)
+class Columns(Record):
+    """Which columns are embedded, and how."""
+
+    modality: Literal["text", "image"]
+    shape: str
+    columns: list[str]
+    template: str | None = None
+
+
+@dataclass(kw_only=True)
+class Model(Record):
+    """What embeds or scores: a model, or the file or column of ready embeddings."""
+
+    model: str | None = None
+    revision: str | None = None
+    weights: str | None = None
+    file: str | None = None
+    column: str | None = None
+    image_size: int | None = None
+    crop: float | None = None
+    n_classes: int | None = None
+    dimension: int | None = None
+    max_tokens: int | None = None
+    dtype: str | None = None
+    kind: str | None = None
+    factors: list[int] | None = None
+    sha256_of_float32: str | None = None
+
+
+@dataclass(kw_only=True)
+class Target(Record):
+    """The rows that the model shall be good at, and how others are compared with them."""
+
+    source: Origin
+    rows: Columns
+    by: str
+    model: Model | None
+
+
+@dataclass(kw_only=True)
+class Patches(Record):
+    """How patches are dropped."""
+
+    patch_size: int
+    fill: str
+    attribution_model: Model | None
+
+
+@dataclass(kw_only=True)
+class Config(Record):
+    """config.yaml.
+
+    Attributes:
+        request: The settings.
+        source: The rows.
+        rows: What of them is embedded; None where there is neither text nor an image.
+        label_column: What makes strata.
+        embedding: What embeds them; None if nothing does.
+        bins: What kind of bins there are.
+        dynamics: SHA-256 of the file of training dynamics.
+        target: The target.
+        scoring: The model that scores bins, beside ready embeddings.
+        patches: How patches are dropped.
+        model_folders: Hashes of the weights of models that are folders.
+    """
+
+    request: CompressConfig
+    source: Origin
+    rows: Columns | None
+    label_column: str | None
+    embedding: Model | None
+    bins: BinsKind
+    dynamics: str | None = None
+    target: Target | None = None
+    scoring: Model | None = None
+    patches: Patches | None = None
+    model_folders: dict[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Config | None":
+        """Read the config.yaml of a folder; None where there is none.
+
+        Raises:
+            InputError: If it cannot be read or is not what a run writes, whoever wrote it.
+        """
+        path = folder / CONFIG
+        if not path.is_file():
+            return None
+        with _reading(path):
+            found = check_type("config", parse_yaml(read_text(path, MAX_CONFIG_BYTES)), cls)
+            if found.request.drop_ratio and found.patches is None:
+                raise InputError("it has no patches")
+            if found.source.rows is None:
+                raise InputError("config.source has no rows")
+            return found
+
+    def format(self) -> str:
+        """Give the text of config.yaml."""
+        dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+        return CONFIG_HEAD + yaml.dump(
+            self.as_dict(), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write config.yaml."""
+        write_text(folder / CONFIG, self.format())
+
+
+@dataclass(kw_only=True)
+class Problem(Record):
+    """Rows with something odd."""
+
+    count: int
+    rows: list[int]
+
+
+@dataclass(kw_only=True)
+class Sizes(Record):
+    """Bytes of source and subset: of their columns in memory, of their files, of their images."""
+
+    source_data: int | None
+    source_files: int | None
+    subset_data: int = 0
+    subset_files: int = 0
+    source_images: int | None = None
+    stored_images: int | None = None
+
+
+@dataclass(kw_only=True)
+class ScoreFacts(Record):
+    """Which rows the scores of the bins come from."""
+
+    rows: int
+    rows_a_bin: list[int]
+    all_rows: bool
+
+
+@dataclass(kw_only=True)
+class Decibels(Record):
+    """A summary of PSNRs."""
+
+    mean: float | None
+    lowest: float | None
+
+
+@dataclass(kw_only=True)
+class Answers(Record):
+    """How often the classifier changed its answer."""
+
+    compared: int
+    changed: int
+
+
+@dataclass(kw_only=True)
+class PatchFacts(Record):
+    """What dropping patches did."""
+
+    fill: str
+    images: int
+    coded: int
+    originals: dict[str, int]
+    kept_share: float
+    psnr_of_holes: Decibels
+    psnr_of_kept: Decibels
+    answers: Answers
+    lost: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Written(Record):
+    """A file that a run wrote."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class Manifest(Record):
+    """manifest.json; changed by its methods only.
+
+    Attributes:
+        complete: Whether the run has finished.
+        state: "done" for every stage that is.
+        rows: Source rows.
+        kept: Kept ones, of a finished run.
+        labels: Label of every stratum.
+        notes: What a user has to be told, one line each.
+        selection_notes: Those of them that the selection made.
+        problems: Rows with something odd.
+        bytes: Sizes.
+        seconds: What every stage took.
+        resumed: Stages that were stopped on the way and went on.
+        scores: Which rows were scored.
+        patches: What dropping patches did.
+        versions: Of the packages.
+        files: What a finished run wrote.
+        digest: SHA-256 of all of this but for how the work went.
+        is_sealed: Whether the digest in the file was right when it was read.
+    """
+
+    complete: bool = False
+    state: dict[str, str] = field(default_factory=dict)
+    rows: int
+    labels: list[str]
+    notes: list[str] = field(default_factory=list)
+    problems: dict[str, Problem] = field(default_factory=dict)
+    bytes: Sizes
+    seconds: dict[str, float] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
+    scores: ScoreFacts | None = None
+    patches: PatchFacts | None = None
+    selection_notes: list[str] = field(default_factory=list)
+    kept: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Written] = field(default_factory=dict)
+    digest: str | None = None
+    is_sealed: bool = field(default=True, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        kept, n_strata = self.kept if self.complete else 1, len(self.labels)
+        if not 1 <= kept <= self.rows or not 1 <= n_strata <= self.rows:
+            raise InputError(f"it has {self.rows} rows, {kept} of them kept, in {n_strata} strata")
+        if self.complete and self.bytes.source_data is None:
+            raise InputError("manifest.bytes has no source_data")
+        if self.scores and len(self.scores.rows_a_bin) != 2:
+            raise InputError("manifest.scores.rows_a_bin must hold two numbers")
+        if self.patches and None in (self.bytes.source_images, self.bytes.stored_images):
+            raise InputError("manifest.bytes has no bytes of images")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """Read the manifest.json of a folder; None where it is not there or no more than a mark.
+
+        Raises:
+            InputError: If it cannot be read or is not what a run writes, whoever wrote it.
+        """
+        path = folder / MANIFEST
+        with _reading(path):
+            try:
+                document = json.loads(read_text(path, MAX_MANIFEST_BYTES))
+            except FileNotFoundError:
+                return None
+            check_type("manifest", document, dict[str, Any])
+            json.dumps(document, ensure_ascii=False).encode()  # raises if no file can hold a text
+            if document.get("format") != FORMAT:
+                raise InputError(f"its format is not {FORMAT!r}: this release cannot read it")
+            if not {"rows", "complete"} & document.keys():
+                return None
+            found = check_type("manifest", document, cls)
+            found.is_sealed = not found.complete or _digest(document) == found.digest
+            return found
+
+    def format(self) -> str:
+        """Give the text of manifest.json, its mark first."""
+        return _format({"format": FORMAT, **self.as_dict()})
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json."""
+        write_text(folder / MANIFEST, self.format())
+
+    def has(self, stage: Stage) -> bool:
+        """Say whether a stage is done."""
+        return self.state.get(stage) == "done"
+
+    def end_stage(self, stage: Stage, seconds: float, *, is_resumed: bool = False) -> None:
+        """Note that a stage is done, and what it took."""
+        self.note_seconds(stage, seconds)
+        if is_resumed:
+            self.resumed = sorted({*self.resumed, stage})
+        self.state[stage] = "done"
+
+    def note_seconds(self, what: str, seconds: float) -> None:
+        """Note what a piece of work took."""
+        self.seconds[what] = round(seconds, 3)
+
+    def reopen(self, stages: Iterable[str]) -> None:
+        """Make a finished run one that has these stages to do again."""
+        for stage in stages:
+            self.state.pop(stage, None)
+        self.complete, self.files, self.digest = False, {}, None
+
+    def describe_rows(self, problems: dict[str, Problem], notes: list[str]) -> None:
+        """Note what is odd about the rows."""
+        self.problems, self.notes = problems, notes
+
+    def set_labels(self, labels: list[str]) -> None:
+        """Note the labels of other strata, those of a partition."""
+        self.labels = labels
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Add notes that are not there yet."""
+        self.notes += [note for note in dict.fromkeys(notes) if note not in self.notes]
+
+    def note_selection(self, notes: list[str]) -> None:
+        """Put the notes of a selection in the place of those of the one before."""
+        self.notes = [note for note in self.notes if note not in self.selection_notes] + notes
+        self.selection_notes = notes
+
+    def set_scores(self, scores: ScoreFacts) -> None:
+        """Note which rows were scored."""
+        self.scores = scores
+
+    def set_patches(self, patches: PatchFacts) -> None:
+        """Note what dropping patches did."""
+        self.patches = patches
+
+    def set_bytes(self, **sizes: Any) -> None:
+        """Note sizes."""
+        self.bytes = replace(self.bytes, **sizes)
+
+    def draw_again(self, seconds: float, subset_bytes: int) -> "Manifest":
+        """Give the manifest of another draw from the same rows."""
+        before = deepcopy(self)
+        return Manifest(
+            rows=before.rows,
+            labels=before.labels,
+            notes=[note for note in before.notes if not note.startswith(AUTO_NOTE)],
+            selection_notes=before.selection_notes,
+            problems=before.problems,
+            scores=before.scores,
+            bytes=Sizes(
+                source_data=before.bytes.source_data,
+                source_files=before.bytes.source_files,
+                subset_data=subset_bytes,
+            ),
+            seconds={"resample": round(seconds, 3)},
+        )
+
+    def make_public(
+        self, notes: list[str], problems: dict[str, Problem], config: str
+    ) -> "Manifest":
+        """Give a manifest for others, with other texts and for another text of config.yaml."""
+        content = config.encode()
+        written = Written(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        files = self.files | {CONFIG: written}
+        public = replace(self, notes=notes, problems=problems, files=files)
+        public.digest = _digest({"format": FORMAT, **public.as_dict()})
+        return public
+
+    def finish(self, kept: int, subset_files: int, versions: dict[str, str]) -> None:
+        """Note what came out."""
+        self.complete, self.kept, self.versions = True, kept, versions
+        self.set_bytes(subset_files=subset_files)
+
+    def record_files(self, folder: Path, names: Iterable[str]) -> None:
+        """Note bytes and SHA-256 of the files of a finished run, and the digest of all of this."""
+        self.files = {name: Written(**describe_file(folder / name)) for name in names}
+        self.digest = _digest({"format": FORMAT, **self.as_dict()})
+
+
+def write_mark(folder: Path) -> None:
+    """Write a manifest.json that says no more than that a run works in the folder."""
+    write_text(folder / MANIFEST, _format({"format": FORMAT, "state": {}}))
+
+
+def has_mark(path: Path, mark: str = FORMAT) -> bool:
+    """Say whether a file is JSON of a format of ours, such as any manifest.json of a run."""
+    try:
+        document = json.loads(read_text(path, MAX_MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError):  # an InputError is a ValueError
+        return False
+    return isinstance(document, dict) and document.get("format") == mark
+
+
+def _format(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Hash a manifest, but for how the work went."""
+    lasting = {k: v for k, v in document.items() if k not in ("digest", "seconds", "resumed")}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with a document into one line that names the file."""
+    what = f"{path} is not the {path.name} of a run"
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what}: it is no JSON") from error

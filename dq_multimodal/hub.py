@@ -5,7 +5,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from dq_multimodal import card
 from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
+from dq_multimodal.data.hub_errors import hub_errors
 from dq_multimodal.data.local import last_part
-from dq_multimodal.data.stream import first_line
 from dq_multimodal.manifest import CONFIG, FORMAT, MANIFEST, Config, Manifest, has_mark, make
 from dq_multimodal.stages import subset
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
@@ -84,7 +83,7 @@ def check_push(repo_id: str, *, private: bool = False, kind: Kind = "dataset") -
         InputError: If the Hub is out of reach or refuses the token; if the repository holds
             other things than a push of ours, or is public and a private one was asked for.
     """
-    with one_line(f"push to {repo_id}", "try the same again"):
+    with hub_errors(f"push to {repo_id}", "try the same again"):
         repo_id = _check_right(repo_id, kind)
         _find(repo_id, private, kind)
     return repo_id
@@ -198,7 +197,7 @@ def _push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     advice = "the repository is as it was, or whole and new; try the same again"
-    with one_line(f"push to {repo_id}", advice):
+    with hub_errors(f"push to {repo_id}", advice):
         api, repo_id = HfApi(), _check_right(repo_id, kind)
         remote = _find(repo_id, private, kind)
         if remote is None:
@@ -209,16 +208,18 @@ def _push(
         stale = fill(remote)
 
         def commit() -> str:
-            made = api.create_commit(
-                repo_id,
-                operations=[
-                    *(CommitOperationAdd(name, content) for name, content in contents.items()),
-                    *(CommitOperationDelete(name) for name in sorted(stale)),
-                ],
-                repo_type=kind,
-                commit_message=message,
-                parent_commit=remote.commit,
-            )
+            adds = [CommitOperationAdd(name, content) for name, content in contents.items()]
+            options = {"repo_type": kind, "commit_message": message}
+            try:
+                made = api.create_commit(
+                    repo_id,
+                    [*adds, *map(CommitOperationDelete, sorted(stale))],
+                    parent_commit=remote.commit,
+                    **options,
+                )
+            except ValueError as error:  # a front matter that the Hub does not take
+                why = " ".join(str(error).split())
+                raise InputError(f"cannot push to {repo_id}: {why}") from error
             return str(made.commit_url)
 
         return _try_twice(commit)
@@ -415,7 +416,7 @@ def download(name: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with one_line(f"open {name}", "give a run folder, or check the name and the network"):
+    with hub_errors(f"open {name}", "give a run folder, or check the name and the network"):
         path = snapshot_download(
             name,
             repo_type="dataset",
@@ -425,49 +426,3 @@ def download(name: str, revision: str | None = None) -> Path:
     if not (Path(path) / CONFIG).is_file():
         raise InputError(f"{name} on the Hub was not pushed by dq-multimodal: no {CONFIG}")
     return Path(path)
-
-
-@contextmanager
-def one_line(what: str, advice: str) -> Iterator[None]:
-    """Turn what the Hub client raises into one line."""
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        LocalTokenNotFoundError,
-        RepositoryNotFoundError,
-    )
-    from huggingface_hub.utils import HfHubHTTPError, httpx
-
-    try:
-        yield
-    except InputError:
-        raise
-    except HFValidationError:
-        raise InputError(f"cannot {what}: neither a folder here nor a Hub id OWNER/NAME") from None
-    except LocalTokenNotFoundError as error:
-        raise InputError(f"cannot {what}: no token here, log in with `hf auth login`") from error
-    except LocalEntryNotFoundError as error:
-        raise InputError(f"cannot {what}: the Hub is out of reach; {advice}") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(f"cannot {what}: no such repository, or no right to it") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (409, 412):
-            raise InputError(
-                f"cannot {what}: somebody wrote there at the same time ({status}), and nothing of "
-                "this was written; try the same again"
-            ) from error
-        if status in (401, 403):
-            raise InputError(
-                f"cannot {what}: the Hub refused the token ({status}), which has no right to "
-                "write there; make one with write access and log in with `hf auth login`"
-            ) from error
-        raise InputError(
-            f"cannot {what}: the Hub failed ({first_line(error)}); {advice}"
-        ) from error
-    except (httpx.HTTPError, ConnectionError) as error:
-        raise InputError(f"cannot {what}: the Hub is out of reach; {advice}") from error
-    except RuntimeError as error:  # what an upload that failed for good raises
-        raise InputError(f"cannot {what}: {first_line(error)}; {advice}") from error
-    except ValueError as error:  # a front matter that the Hub does not take
-        raise InputError(f"cannot {what}: {' '.join(str(error).split())}") from error

@@ -209,13 +209,13 @@ def _push(
 
         def commit() -> str:
             adds = [CommitOperationAdd(name, content) for name, content in contents.items()]
-            options = {"repo_type": kind, "commit_message": message}
             try:
                 made = api.create_commit(
                     repo_id,
                     [*adds, *map(CommitOperationDelete, sorted(stale))],
+                    repo_type=kind,
+                    commit_message=message,
                     parent_commit=remote.commit,
-                    **options,
                 )
             except ValueError as error:  # a front matter that the Hub does not take
                 why = " ".join(str(error).split())

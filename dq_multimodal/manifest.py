@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -71,12 +70,18 @@ def make(kind: type[T], values: dict[str, Any]) -> T:
 
 
 @dataclass(kw_only=True)
-class SourceFile(Record):
+class Written(Record):
+    """A file that a run wrote."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class SourceFile(Written):
     """A file of the source."""
 
     name: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(kw_only=True)
@@ -272,14 +277,6 @@ class PatchFacts(Record):
 
 
 @dataclass(kw_only=True)
-class Written(Record):
-    """A file that a run wrote."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(kw_only=True)
 class Manifest(Record):
     """manifest.json; changed by its methods only.
 
@@ -413,20 +410,19 @@ class Manifest(Record):
         """Note sizes."""
         self.bytes = replace(self.bytes, **sizes)
 
-    def draw_again(self, seconds: float, subset_bytes: int) -> "Manifest":
+    def draw_again(self, seconds: float, subset_data: int) -> "Manifest":
         """Give the manifest of another draw from the same rows."""
-        before = deepcopy(self)
         return Manifest(
-            rows=before.rows,
-            labels=before.labels,
-            notes=[note for note in before.notes if not note.startswith(AUTO_NOTE)],
-            selection_notes=before.selection_notes,
-            problems=before.problems,
-            scores=before.scores,
+            rows=self.rows,
+            labels=self.labels,
+            notes=[note for note in self.notes if not note.startswith(AUTO_NOTE)],
+            selection_notes=self.selection_notes,
+            problems=self.problems,
+            scores=self.scores,
             bytes=Sizes(
-                source_data=before.bytes.source_data,
-                source_files=before.bytes.source_files,
-                subset_data=subset_bytes,
+                source_data=self.bytes.source_data,
+                source_files=self.bytes.source_files,
+                subset_data=subset_data,
             ),
             seconds={"resample": round(seconds, 3)},
         )

@@ -22,7 +22,6 @@ from dq_multimodal.patches.store import find_patch_columns, is_of_file
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.run import Run
 from dq_multimodal.stages import embedding, subset
-from dq_multimodal.stages.marks import Marks
 from dq_multimodal.stages.ordering import (
     bin_by_method,
     count_left,
@@ -61,8 +60,12 @@ class Check:
     detail: str
 
 
-Found = Check | list[str] | tuple[list[str], str]
-"""What a comparison gives: why it was skipped, or faults and what was compared."""
+Found = tuple[list[str], str]
+"""What a comparison gives: faults, and what was compared."""
+
+
+class Skipped(Exception):
+    """What a comparison needs is not there."""
 
 
 def verify(run: Run | str | Path) -> list[Check]:
@@ -85,7 +88,7 @@ def verify(run: Run | str | Path) -> list[Check]:
         InputError: If it is no finished run, or config.yaml or manifest.json is not that of one.
     """
     run = Run(run.path if isinstance(run, Run) else run)  # as it is now
-    checks: dict[str, Callable[[Run], Found]] = {
+    checks = {
         "order and kept": _check_order,
         "numbers of the subset": _check_numbers,
         "rows of the subset against the source": _check_rows,
@@ -95,14 +98,13 @@ def verify(run: Run | str | Path) -> list[Check]:
     return [_attempt(name, check, run) for name, check in checks.items()]
 
 
-def _attempt(name: str, check: "Callable[[Run], Found]", run: Run) -> Check:
+def _attempt(name: str, check: Callable[[Run], Found], run: Run) -> Check:
     try:
-        found = check(run)
+        faults, detail = check(run)
+    except Skipped as error:
+        return Check(name, "skipped", str(error))
     except Exception as error:  # whatever broken files make of a reader
-        found = [f"cannot be compared: {first_line(error)}"]
-    if isinstance(found, Check):
-        return found
-    faults, detail = (found, "") if isinstance(found, list) else found
+        faults, detail = [f"cannot be compared: {first_line(error)}"], ""
     return Check(name, "failed" if faults else "passed", "; ".join(faults) or detail)
 
 
@@ -154,15 +156,14 @@ def _check_numbers(run: Run) -> Found:
 
 
 def _check_rows(run: Run) -> Found:
-    name = "rows of the subset against the source"
     try:
         source = run.open_source()
     except InputError as error:
-        return Check(name, "skipped", str(error))
+        raise Skipped(error) from error
     images = _record_columns(run) if run.request.drop_ratio else {}
     faults = _differing_features(run, source, images) + _differing_strata(run, source)
     if faults:
-        return faults
+        return faults, ""
     theirs = source.remove_columns([*images]).with_format("arrow")
     n_rows = n_wrong = n_lossy = 0
     for table in _blocks(run):
@@ -259,18 +260,18 @@ def _is_same(block: "pa.Table", wanted: "pa.Table", features: "Features") -> boo
 def _check_bins(run: Run) -> Found:
     kind, request, written = run.config.bins, run.request, run.bins
     if kind == "none":
-        return Check("bins", "skipped", f"{request.method} makes none")
+        raise Skipped(f"{request.method} makes none")
     n_bins = request.n_bins if kind == "dq" else 1
     if not _is_parted(written, n_bins):
-        return ["sizes of the bins or ranks in them are not those of a run"]
+        return ["sizes of the bins or ranks in them are not those of a run"], ""
     if not (run.path / embedding.FILE).is_file():
-        return Check("bins", "skipped", f"{embedding.FILE} is not there: only sizes and ranks fit")
+        raise Skipped(f"{embedding.FILE} is not there: only sizes and ranks fit")
     rows, facts = run.open_embeddings(), run.config.embedding or Model()
     recorded = facts.sha256_of_float32
     if facts.dimension not in (None, rows.shape[1]):
-        return [f"{embedding.FILE} has {rows.shape[1]:,} numbers a row"]
+        return [f"{embedding.FILE} has {rows.shape[1]:,} numbers a row"], ""
     if recorded is not None and hashlib.sha256(rows.data).hexdigest() != recorded:
-        return [f"{embedding.FILE} does not hold the embeddings that were given"]
+        return [f"{embedding.FILE} does not hold the embeddings that were given"], ""
     n_left = count_left(run.config)
     bins, marks = bin_by_method(rows, written.stratum, kind, request, run.marks, n_left)
     n_wrong = int(np.sum((bins.bin != written.bin) | (bins.rank != written.rank)))
@@ -281,14 +282,12 @@ def _check_bins(run: Run) -> Found:
     if request.partition is not None:
         detail += f" in each of the {len(run.manifest.labels)} parts written down"
     faults = [f"bin or rank of {n_wrong:,} rows differs"] if n_wrong else []
-    if kind == "coverage" and not _is_same_record(marks, run.marks):
+    record = run.marks.nearest or (np.zeros(0), np.zeros(0))
+    if not all(map(np.array_equal, marks.nearest or (), record)):
         faults.append("the record of nearest rows differs")
-    return faults or ([f"gain of {n_off:,} rows differs"] if n_off else []), detail
-
-
-def _is_same_record(marks: Marks, written: Marks) -> bool:
-    pairs = zip(marks.nearest or (), written.nearest or (), strict=False)
-    return written.nearest is not None and all(np.array_equal(a, b) for a, b in pairs)
+    if n_off and not faults:
+        faults.append(f"gain of {n_off:,} rows differs")
+    return faults, detail
 
 
 def _is_parted(bins: Bins, n_bins: int) -> bool:

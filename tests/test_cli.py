@@ -138,7 +138,6 @@ def test_bad_use_of_the_other_commands(cli, data, arguments, message):
 
 
 def test_a_folder_in_use_is_left_alone(cli, data):
-    (data / "run").mkdir()
     asked = ("compress", "data.parquet", "--method", "random", "--output-dir", "run")
     with claim_folder(data / "run"):
         assert "another process is writing to run" in cli(*asked, code=2).stderr

@@ -26,7 +26,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {("adapters", "patches"), ("patches", "adapters"), ("cli", "training")}
 MAX_MODULES = 12
 CORE_MAY_IMPORT = {
-    *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba", "sklearn", "warnings"),
+    *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba"),
     *("collections", "concurrent", "dataclasses", "functools", "heapq", "itertools", "math", "os"),
     *("threading", "typing", "weakref"),
 }

@@ -2,9 +2,8 @@
 
 Read in this order: rows.py (what a reader sees of a row), vectors.py (many pairs compared),
 compare.py, duplicates.py and layout.py (what is measured), decisions.py (why a row was kept),
-patched.py (what dropping patches did), collect.py (all of it, collected), charts.py, sections.py,
-cards.py and target.py (pieces of the page), page.py (the page), map_file.py and figures.py (the
-other files).
+patched.py (what dropping patches did), collect.py (all of it, collected), page.py and templates/
+(the page), map_file.py and figures.py (the other files).
 """
 
 from pathlib import Path
@@ -45,11 +44,10 @@ def write_report(
     from dq_multimodal.report.figures import can_draw, write_figures
     from dq_multimodal.report.map_file import write_map
     from dq_multimodal.report.page import make_page
-    from dq_multimodal.report.target import target_section
 
     facts = collect(folder, config, manifest, embeddings, dataset)
     has_figures = can_draw()
     if has_figures:
         write_figures(facts, folder)
     write_map(facts, folder)
-    write_text(folder / FILE, make_page(facts, has_figures, target_section(facts)))
+    write_text(folder / FILE, make_page(facts, has_figures))

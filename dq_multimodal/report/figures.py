@@ -1,4 +1,4 @@
-"""The figures of the dataset card as PNG, where matplotlib is installed."""
+"""The figures of the dataset card, where matplotlib is installed, and the colours of bins."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dq_multimodal.files import put_in_place
-from dq_multimodal.report.charts import bin_colours, normalise
 from dq_multimodal.report.collect import Facts
 
 if TYPE_CHECKING:
@@ -14,9 +13,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "figures"
-NAMES = ("map.png", "bins.png", "coverage.png")
 QUIET = "#5a616e"
 LINES = (("#1f5fa8", "-", "o"), ("#b0480f", "--", "s"), ("#1d7a4c", ":", "^"))
+LIGHT_RAMP = ("#3b1c6b", "#37518f", "#20788c", "#25996f", "#6fa62f", "#c09000")
+DARK_RAMP = ("#8f83e6", "#5b9be0", "#3fc0c0", "#58d68d", "#b4e04f", "#ffe14d")
+"""From dark to light (or, on dark ground, from dim to bright): read by eyes of every kind."""
+
+
+def bin_colours(n_bins: int, is_dark: bool = False) -> list[str]:
+    """Give one colour for every bin, first to last along the ramp."""
+    ramp = [bytes.fromhex(colour[1:]) for colour in (DARK_RAMP if is_dark else LIGHT_RAMP)]
+    places = np.linspace(0, len(ramp) - 1, n_bins)
+    parts = [np.interp(places, range(len(ramp)), part) for part in zip(*ramp, strict=True)]
+    return ["#" + bytes(map(round, mixed)).hex() for mixed in zip(*parts, strict=True)]
+
+
+def normalise(values: list[float | None]) -> list[float | None]:
+    """Scale values to [0, 1] by their least and largest; equal ones lie in the middle."""
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    if high <= low:
+        return [None if value is None else 0.5 for value in values]
+    return [None if value is None else (value - low) / (high - low) for value in values]
 
 
 def can_draw() -> bool:
@@ -31,22 +49,20 @@ def write_figures(facts: Facts, folder: Path) -> None:
 
     The same run gives the same bytes: no dates and no names of programs go into the files.
     """
-    made = {}
-    if facts.map is not None:
-        made["map.png"] = _draw_map(facts)
-    if facts.selection.bin is not None:
-        made["bins.png"] = _draw_bins(facts)
-    if facts.coverage is not None:
-        made["coverage.png"] = _draw_coverage(facts)
+    figures = {
+        "map.png": (_draw_map, facts.map),
+        "bins.png": (_draw_bins, facts.selection.bin),
+        "coverage.png": (_draw_coverage, facts.coverage),
+    }
     target = folder / FOLDER
     target.mkdir(exist_ok=True)
-    for name in NAMES:
+    for name, (draw, what) in figures.items():
         path = target / name
-        if name not in made:
+        if what is None:
             path.unlink(missing_ok=True)
             continue
         temporary = path.with_name(name + ".tmp")
-        made[name].savefig(temporary, format="png", dpi=160, metadata={"Software": None})
+        draw(facts).savefig(temporary, format="png", dpi=160, metadata={"Software": None})
         put_in_place(temporary, path)
 
 
@@ -57,24 +73,23 @@ def _start(width: float, height: float) -> "tuple[Figure, Axes]":
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(QUIET)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
     axes.tick_params(colors=QUIET, labelsize=9)
     return figure, axes
 
 
 def _draw_map(facts: Facts) -> "Figure":
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
     shown, selection = facts.map, facts.selection
     assert shown is not None
     figure, axes = _start(6.4, 5.2)
-    n_bins = selection.n_bins
-    kept = selection.kept[shown.rows]
+    n_bins, kept = selection.n_bins, selection.kept[shown.rows]
+    colours = np.full(len(kept), "#4b6f9c")
     if n_bins > 1 and selection.bin is not None:
         colours = np.array(bin_colours(n_bins))[selection.bin[shown.rows]]
-    else:
-        colours = np.full(len(kept), "#4b6f9c")
     x, y = shown.places[:, 0], 1 - shown.places[:, 1]  # as on the page, where y points down
     axes.scatter(x[~kept], y[~kept], s=5, c=colours[~kept], alpha=0.55, lw=0, label="left out")
     axes.scatter(
@@ -83,19 +98,12 @@ def _draw_map(facts: Facts) -> "Figure":
     axes.set_axis_off()
     axes.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=QUIET)
     if n_bins > 1:
-        _add_ramp(figure, axes, n_bins)
+        ramp = ScalarMappable(Normalize(-0.5, n_bins - 0.5), ListedColormap(bin_colours(n_bins)))
+        ticks = [0, n_bins - 1] if n_bins > 12 else list(range(n_bins))
+        bar = figure.colorbar(ramp, ax=axes, ticks=ticks, shrink=0.6, label="bin")
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelsize=9, colors=QUIET)
     return figure
-
-
-def _add_ramp(figure: "Figure", axes: "Axes", n_bins: int) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-
-    ramp = ScalarMappable(Normalize(-0.5, n_bins - 0.5), ListedColormap(bin_colours(n_bins)))
-    ticks = [0, n_bins - 1] if n_bins > 12 else list(range(n_bins))
-    bar = figure.colorbar(ramp, ax=axes, ticks=ticks, shrink=0.6, label="bin")
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=9, colors=QUIET)
 
 
 def _draw_bins(facts: Facts) -> "Figure":
@@ -125,15 +133,17 @@ def _draw_bins(facts: Facts) -> "Figure":
 
 
 def _draw_coverage(facts: Facts) -> "Figure":
+    """Draw which share of the rows has a kept row within a distance, and the band of the draws."""
     found, request = facts.coverage, facts.config["request"]
     assert found is not None
     figure, axes = _start(6.4, 3.4)
-    method = request["method"]
-    other = "other random draws" if method == "random" else "random"
-    for curve, name, (colour, dash, _) in zip(
-        (found.kept_curve, found.random_curve), (method, other), LINES, strict=False
-    ):
-        axes.plot(curve, found.shares, dash, color=colour, lw=2, label=name)
+    (own, dash, _), (colour, other_dash, _), _ = LINES
+    others = f"mean of {found.n_draws} random draws"
+    axes.fill_betweenx(
+        found.shares, found.random_low, found.random_high, color=colour, alpha=0.25, lw=0
+    )
+    axes.plot(found.random_curve, found.shares, other_dash, color=colour, lw=1.5, label=others)
+    axes.plot(found.kept_curve, found.shares, dash, color=own, lw=2, label=request["method"])
     unit = "1 - cosine similarity" if request["similarity"] == "cosine" else "euclidean"
     axes.set_xlabel(f"distance to the nearest kept row ({unit})", color=QUIET)
     axes.set_ylabel("share of the rows", color=QUIET)

@@ -25,40 +25,33 @@ def write_map(facts: Facts, folder: Path) -> None:
         return
     rows = shown.rows
     bins = [None] * len(rows) if selection.bin is None else selection.bin[rows].tolist()
-    labels = facts.labels
     neighbours = [
         {"ids": [at, *ids], "distances": [0.0, *distances]}
         for at, (ids, distances) in enumerate(
             zip(shown.neighbour_ids.tolist(), shown.neighbour_distances.tolist(), strict=True)
         )
     ]
-    columns: dict[str, list[Any]] = {
-        "row": rows.tolist(),
-        "x": list(shown.places[:, 0]),
-        "y": list(1 - shown.places[:, 1]),  # upwards, as plots have it
-        "bin": bins,
-        "kept": selection.kept[rows].tolist(),
-        "label": [labels[code] if labels else None for code in selection.stratum[rows]],
-        "neighbors": neighbours,
-    }
-    features = {
-        "row": Value("int64"),
-        "x": Value("float32"),
-        "y": Value("float32"),
-        "bin": Value("int32"),
-        "kept": Value("bool"),
-        "label": Value("string"),
-        "neighbors": {"ids": List(Value("int64")), "distances": List(Value("float32"))},
+    columns: dict[str, tuple[Any, list[Any]]] = {
+        "row": (Value("int64"), rows.tolist()),
+        "x": (Value("float32"), list(shown.places[:, 0])),
+        "y": (Value("float32"), list(1 - shown.places[:, 1])),  # upwards, as plots have it
+        "bin": (Value("int32"), bins),
+        "kept": (Value("bool"), selection.kept[rows].tolist()),
+        "label": (Value("string"), [facts.label(row) if facts.labels else None for row in rows]),
+        "neighbors": (
+            {"ids": List(Value("int64")), "distances": List(Value("float32"))},
+            neighbours,
+        ),
     }
     if facts.reader.kind == "text":
-        columns["text"] = [" ".join(text for text in facts.texts[row] if text) for row in rows]
-        features["text"] = Value("string")
+        texts = [" ".join(text for text in facts.texts[row] if text) for row in rows]
+        columns["text"] = Value("string"), texts
     elif facts.reader.kind == "image":
         pictures = [facts.pictures[row] for row in rows]
-        columns["image"] = [
-            None if picture is None else {"bytes": picture.large, "path": None}
-            for picture in pictures
-        ]
-        features["image"] = Image()
-    schema = Features(features).arrow_schema
-    write_table(pa.table(columns, schema=schema), folder / FILE)
+        columns["image"] = (
+            Image(),
+            [picture and {"bytes": picture.large, "path": None} for picture in pictures],
+        )
+    schema = Features({name: feature for name, (feature, _) in columns.items()}).arrow_schema
+    values = {name: found for name, (_, found) in columns.items()}
+    write_table(pa.table(values, schema=schema), folder / FILE)

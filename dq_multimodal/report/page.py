@@ -3,75 +3,112 @@
 import base64
 import hashlib
 import json
-from html import escape
 from importlib.metadata import version
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from dq_multimodal import __version__
-from dq_multimodal.report import cards, sections
-from dq_multimodal.report.charts import bin_colours
-from dq_multimodal.report.collect import Facts
-from dq_multimodal.report.rows import cut_fields
+from dq_multimodal.byte_sizes import format_bytes
+from dq_multimodal.config import CompressConfig
+from dq_multimodal.data.local import is_local, short_name
+from dq_multimodal.report.collect import Facts, group_sample
+from dq_multimodal.report.compare import Coverage
+from dq_multimodal.report.decisions import KINDS, SENTENCES, Decisions
+from dq_multimodal.report.figures import bin_colours, normalise
+from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
 
-HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "map.js")
 TEXT_LIMITS = (400, 250, 150, 80, 40)
 NEAR_SHARE = 0.5
 """Rows shown only as the nearest kept row of another get half of the characters."""
 MAX_TEXT_BYTES = 5_000_000
 MAX_PICTURE_BYTES = 5_500_000
-LINKS = {
-    "summary": "Summary",
-    "map": "Map",
-    "target": "Target",
-    "bins": "Bins",
-    "coverage": "Coverage",
-    "duplicates": "Near-duplicates",
-    "gallery": "Rows",
-}
+MAX_LABELS = 100
+"""With more labels than this there is no choice among them."""
+MAX_GROUPS = 20
+N_SHADES = 32
+"""Colours for the length of a row."""
+MEASURES = {"mean": "mean", "median": "median", "p95": "95th percentile", "max": "largest"}
+ADAPTIVE = ("alpha", "importance", "norm")
+MARKING = ("difficulty", "noise_ratio", "drop_duplicates", "cap_by", "cap")
+OF_BINS = ("draw", "n_bins", "partition", "similarity", *ADAPTIVE)
+SETTINGS = ("method", "keep_ratio", "keep_rows", "seed", *MARKING, *OF_BINS)
 
 
-def make_page(facts: Facts, has_figures: bool, target: str = "") -> str:
-    """Write report.html.
+def make_page(facts: Facts, has_figures: bool) -> str:
+    """Give the text of report.html.
 
-    Row texts and names are data: they go through `html.escape`, or into one JSON element that
-    the script puts on the page as text. The policy of the page runs its own script by hash and
-    nothing else, and lets nothing be fetched. `target` is the section about a target, if any.
+    Row texts and names are data: the templates escape them, or they go into one JSON element
+    that the script puts on the page as text. The policy of the page runs its own script by hash
+    and nothing else, and lets nothing be fetched.
+
+    Args:
+        facts: What there is to say.
+        has_figures: Whether the figures were drawn.
     """
-    style = _read("page.css") + cards.bin_styles(facts.selection.n_bins)
-    script = "(function () {\n" + "".join(_read(name) for name in SCRIPTS) + "})();\n"
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shown, limit = _rows_as_data(facts)
-    links = {name: LINKS[name] for name in LINKS if target or name != "target"}
-    parts = [
-        sections.summary(facts),
-        cards.map_section(facts),
-        target,
-        sections.bins(facts),
-        sections.coverage(facts),
-        cards.near_duplicates(facts),
-        cards.gallery(facts),
-    ]
-    heading = escape(sections.title(facts))
-    return Template(_read("page.html")).substitute(
-        script_hash=f"sha256-{digest}",
-        title=heading,
-        heading=heading,
-        style=style,
-        links="".join(f'<li><a href="#{k}">{v}</a></li>' for k, v in links.items()),
-        sections="\n".join(parts),
-        footer=_footer(facts, has_figures, limit),
-        data=as_json({**_map_as_data(facts), "rows": shown}),
-        script=script,
+    loader = PackageLoader("dq_multimodal", "report/templates")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    names = facts.reader.column_names
 
+    def named_fields(fields: list[str], limit: int) -> list[tuple[str, str]]:
+        shown = names if len(fields) > 1 else [""] * len(fields)
+        pairs = zip(shown, cut_fields(fields, limit), strict=False)
+        return [(name, text) for name, text in pairs if text]
 
-def _read(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+    environment.filters |= {
+        "number": lambda value: f"{value:,}",
+        "percent": lambda share, digits=3: f"{100 * share:.{digits}g} %",
+        "count": _count,
+        "all_rows": lambda n: "the one row" if n == 1 else f"all {n:,} rows",
+        "bytes": format_bytes,
+        "data_uri": _data_uri,
+        "named_fields": named_fields,
+        "clean": clean,
+        "shorten": shorten,
+    }
+
+    def read(name: str) -> str:
+        return loader.get_source(environment, name)[0]
+
+    script = "(function () {\n" + read("page.js") + read("map.js") + "})();\n"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rows, cut = _rows_as_data(facts)
+    document = {**_map_as_data(facts), "rows": rows}
+    packages = ["numpy", "scikit-learn"] + (["matplotlib"] if has_figures else [])
+    n_rows, n_kept = len(facts.selection), facts.selection.n_kept
+    request, source = CompressConfig.from_dict(facts.config["request"]), _source_name(facts.config)
+    return environment.get_template("page.html").render(
+        facts=facts,
+        request=request,
+        title=f"{source}: {n_kept:,} of {_count(n_rows, 'row')} kept by {request.method}",
+        source=f"{source} (split {clean_name(facts.config['source']['split'])})",
+        script_hash=f"sha256-{digest}",
+        style=Markup(read("page.css")),
+        script=Markup(script),
+        colours=document["colours"],
+        data=Markup(as_json(document)),
+        cut=cut,
+        versions=", ".join(
+            [f"dq-multimodal {__version__}", *(f"{name} {version(name)}" for name in packages)]
+        ),
+        has_figures=has_figures,
+        max_labels=MAX_LABELS,
+        unit="1 - cosine similarity" if request.similarity == "cosine" else "euclidean distance",
+        decided=_decided(facts),
+        notes=_notes(facts),
+        settings=_settings(facts, request),
+        bins=_bins(facts),
+        strips=[] if facts.coverage is None else _strips(facts.coverage),
+        groups=_groups(facts),
+    )
 
 
 def as_json(document: Any) -> str:
@@ -82,49 +119,185 @@ def as_json(document: Any) -> str:
     return text
 
 
+def _count(n: int, one: str, many: str | None = None) -> str:
+    """Give a number with its noun, singular or plural."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def _data_uri(picture: bytes) -> str:
+    """Give a WebP file as an address that holds it."""
+    return "data:image/webp;base64," + base64.b64encode(picture).decode()
+
+
+def _source_name(config: dict[str, Any]) -> str:
+    """Name the source without folders of the machine."""
+    return clean_name(short_name(config["source"]["name"]), 80)
+
+
+def _decided(facts: Facts) -> list[dict[str, Any]]:
+    """Count what decided of kept rows and of those left out, the most frequent first."""
+    kinds, kept = facts.decisions.kind, facts.selection.kept
+    counts = [np.bincount(kinds[rows], minlength=len(KINDS)) for rows in (kept, ~kept)]
+    found = [
+        {"kind": KINDS[k], "n_kept": int(counts[0][k]), "n_left_out": int(counts[1][k])}
+        for k in np.argsort(-(counts[0] + counts[1]), kind="stable")
+    ]
+    return [one for one in found if one["n_kept"] or one["n_left_out"]]
+
+
+def _notes(facts: Facts) -> list[str]:
+    notes = [clean_name(note, 400) for note in facts.manifest.get("notes", [])]
+    if facts.n_blank:
+        have = _count(facts.n_blank, "row has", "rows have")
+        notes.append(
+            f"{have} no embedding (zeros): on the map, in coverage and among near-duplicates "
+            f"{'it is' if facts.n_blank == 1 else 'they are'} left out"
+        )
+    return notes
+
+
+def _settings(facts: Facts, request: CompressConfig) -> list[tuple[str, str]]:
+    """Give the settings that counted, by name."""
+    config = facts.config
+    found = [("source", _source_name(config) + ", split " + clean_name(config["source"]["split"]))]
+    for name in SETTINGS:
+        is_unused = name in OF_BINS and facts.selection.bin is None
+        is_unused |= name in ADAPTIVE and request.method != "adq"
+        value = getattr(request, name)
+        if value is not None and not is_unused:
+            found.append((name, clean_name(value)))
+    column = config.get("label_column")
+    if column:
+        found.append(("strata", f"{clean_name(column)}, {_count(len(facts.labels), 'label')}"))
+    elif facts.labels:
+        found.append(("parts", f"{len(facts.labels):,}"))
+    model = {
+        key: clean_name(short_name(value) if isinstance(value, str) and is_local(value) else value)
+        for key, value in (config.get("embedding") or {}).items()
+        if isinstance(value, str | int | float) and key != "sha256_of_float32"
+    }
+    if model:
+        found.append(("embedding", ", ".join(f"{key} {value}" for key, value in model.items())))
+    rows = config.get("rows")
+    if rows:
+        what = rows.get("template") or ", ".join(rows["columns"])
+        found.append((f"embedded {rows['modality']}", clean_name(what, 200)))
+    return found
+
+
+def _bins(facts: Facts) -> list[dict[str, Any]]:
+    """Give rows, kept rows and scores of every bin, as numbers and as widths of bars."""
+    selection = facts.selection
+    if selection.bin is None:
+        return []
+    sizes = np.bincount(selection.bin, minlength=selection.n_bins).tolist()
+    kept = np.bincount(selection.bin[selection.kept], minlength=selection.n_bins).tolist()
+    scores = [zip(v, normalise(v), strict=True) for v in facts.scores.values()]
+    by_bin: list[Any] = list(zip(*scores, strict=True)) or [()] * len(sizes)
+    return [
+        {
+            "size": size,
+            "n_kept": n_kept,
+            "share": 100 * n_kept / max(1, size),
+            "width": round(100 * size / max(sizes), 2),
+            "scores": scores,
+        }
+        for size, n_kept, scores in zip(sizes, kept, by_bin, strict=True)
+    ]
+
+
+def _strips(found: Coverage) -> list[dict[str, Any]]:
+    """Give each measure of coverage beside the interval of random draws, drawn to scale."""
+    strips = []
+    for key, name in MEASURES.items():
+        ours, (mean, low, high) = found.kept[key], found.random[key]
+        numbers = np.array([low, mean, high, ours])
+        width = 1.5 * float(np.ptp(numbers)) or 1.0
+        middle = (numbers.min() + numbers.max()) / 2
+        verdict = "better" if ours < low else "worse" if ours > high else "no different"
+        strips.append(
+            {
+                "name": name,
+                "ours": ours,
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "places": (50 + 100 * (numbers - middle) / width).round(1).tolist(),
+                "verdict": verdict,
+            }
+        )
+    return strips
+
+
+def _groups(facts: Facts) -> list[dict[str, Any]]:
+    """Give size, kept rows and some rows of every group of near-duplicates."""
+    kept = facts.selection.kept
+    return [
+        {
+            "size": len(members),
+            "n_kept": int(kept[members].sum()),
+            "shown": group_sample(members, kept) if number < MAX_GROUPS else [],
+        }
+        for number, members in enumerate(facts.groups.members if facts.groups else [])
+    ]
+
+
 def _map_as_data(facts: Facts) -> dict[str, Any]:
-    """Give the points in columns."""
-    selection, shown = facts.selection, facts.map
-    request = facts.config["request"]
+    """Give the points in columns, and what the script needs to speak of them."""
+    selection, shown, decisions = facts.selection, facts.map, facts.decisions
     n_bins = selection.n_bins
     document: dict[str, Any] = {
         "kind": facts.reader.kind,
         "columns": facts.reader.column_names,
         "labels": [],
-        "nRows": len(selection),
-        "nKept": selection.n_kept,
         "nBins": n_bins,
-        "how": sections.METHODS.get(request["method"], ""),
-        "isCosine": request["similarity"] == "cosine",
-        "light": bin_colours(n_bins),
-        "dark": bin_colours(n_bins, is_dark=True),
+        "isCosine": facts.config["request"]["similarity"] == "cosine",
+        "lengthName": facts.length_name,
+        "colours": {
+            name: {"bins": bin_colours(n_bins, is_dark), "shades": bin_colours(N_SHADES, is_dark)}
+            for name, is_dark in (("light", False), ("dark", True))
+        },
         "points": None,
     }
     if shown is None:
         return document
     rows = shown.rows
     strata, stratum = np.unique(selection.stratum[rows], return_inverse=True)
-    if facts.labels and len(facts.labels) <= cards.MAX_LABEL_FILTERS:
+    if facts.labels and len(facts.labels) <= MAX_LABELS:
         document["labels"], stratum = facts.labels, selection.stratum[rows]
     elif facts.labels:
         document["labels"] = [facts.labels[code] for code in strata]
+    groups, group = np.unique(decisions.group[rows], return_inverse=True)
+    n_rows, n_kept = decisions.n_rows[groups], decisions.n_kept[groups]
+    document["groups"] = np.stack([n_rows, n_kept], axis=1).tolist()
+    sentences: dict[str, int] = {}
+    why = [sentences.setdefault(_why(decisions, row), len(sentences)) for row in rows.tolist()]
+    document["sentences"] = list(sentences)
     likeness = 1 - shown.near_distance if document["isCosine"] else shown.near_distance
-    points: dict[str, Any] = {
+    document["points"] = {
         "row": rows.tolist(),
         "x": np.rint(shown.places[:, 0] * 10_000).astype(int).tolist(),
         "y": np.rint(shown.places[:, 1] * 10_000).astype(int).tolist(),
         "kept": selection.kept[rows].astype(int).tolist(),
-        "order": selection.order[rows].tolist(),
-        "stratum": stratum.tolist(),
+        "bin": None if selection.bin is None else selection.bin[rows].tolist(),
+        "stratum": stratum.reshape(-1).tolist() if facts.labels else None,
+        "length": shown.length.tolist() if facts.length_name else None,
         "near": shown.near.tolist(),
         "similarity": [_short(value) for value in likeness],
-        "bin": None,
+        "place": decisions.place[rows].tolist(),
+        "group": group.reshape(-1).tolist(),
+        "why": why,
     }
-    if selection.bin is not None and selection.rank is not None and selection.gain is not None:
-        points["bin"] = selection.bin[rows].tolist()
-        points["rank"] = selection.rank[rows].tolist()
-        points["gain"] = [_short(value) for value in selection.gain[rows]]
-    return document | {"points": points}
+    return document
+
+
+def _why(decisions: Decisions, row: int) -> str:
+    """Give what decided of a row; {place}, {n_rows} and {n_kept} are filled in by the script."""
+    sentence = SENTENCES[decisions.of(row)]
+    if "{place}" not in sentence:
+        return decisions.sentence(row)
+    name = decisions.stratum_name
+    return sentence.replace("{of_stratum}", f" of its {name}" if name else "")
 
 
 def _short(value: float) -> float | None:
@@ -151,7 +324,7 @@ def _rows_as_data(facts: Facts) -> tuple[dict[int, Any], str]:
         pictures, size, n_left_out = {}, 0, 0
         for row in [*ours, *others]:
             picture = facts.pictures[row]
-            address = "" if picture is None else cards.data_uri(picture.small)
+            address = "" if picture is None else _data_uri(picture.small)
             size += len(address)
             if size > MAX_PICTURE_BYTES:
                 n_left_out += 1
@@ -160,32 +333,3 @@ def _rows_as_data(facts: Facts) -> tuple[dict[int, Any], str]:
         rest = f"; {n_left_out:,} found no room in this file" if n_left_out else ""
         return pictures, f"Pictures are scaled down to 48 px on the map, 96 px below it{rest}."
     return {}, ""
-
-
-def _footer(facts: Facts, has_figures: bool, limit: str) -> str:
-    packages = ["numpy", "scikit-learn"] + (["matplotlib"] if has_figures else [])
-    made = ", ".join(f"{name} {version(name)}" for name in packages)
-    figures = (
-        "The figures folder holds map, bins and coverage as PNG."
-        if has_figures
-        else "No PNG figures were written, because matplotlib is not installed "
-        "(<code>pip install matplotlib</code>)."
-    )
-    no_rows = (
-        "<p>The source could not be read, so rows are shown by number only.</p>"
-        if facts.reader.kind == "none"
-        else ""
-    )
-    atlas = ""
-    if facts.map is not None:
-        shown = {"text": " --text text", "image": " --image image", "none": ""}[facts.reader.kind]
-        atlas = (
-            "<p>The points of the map are in <code>map.parquet</code>, which Embedding Atlas "
-            "opens: <code>embedding-atlas map.parquet --x x --y y --neighbors neighbors"
-            f"{shown}</code>.</p>"
-        )
-    return (
-        f"{no_rows}<p>{limit} {figures}</p>{atlas}"
-        f"<p>Made by dq-multimodal {__version__} with {made}. To write it again: "
-        "<code>dq-multimodal report RUN</code>, with the folder of the run.</p>"
-    )

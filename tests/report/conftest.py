@@ -37,14 +37,12 @@ EVIL_TEXTS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def text_report(tmp_path_factory):
-    """The folder of a report of 240 rows of text with scores and two labels."""
+def write_text_report(folder):
+    """Write a report of 240 rows of text with scores and two labels."""
     from datasets import Dataset
 
     from dq_multimodal.report import write_report
 
-    folder = tmp_path_factory.mktemp("text")
     values = clusters(240)
     values[50:53] = values[10]
     config, manifest = write_run(
@@ -63,6 +61,12 @@ def text_report(tmp_path_factory):
     dataset = Dataset.from_dict(columns)
     write_report(folder, config, manifest, embeddings=values, dataset=dataset)
     return folder
+
+
+@pytest.fixture(scope="session")
+def text_report(tmp_path_factory):
+    """The folder of a report of text."""
+    return write_text_report(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +122,30 @@ def image_report(tmp_path_factory):
     rows = {"modality": "image", "shape": "images", "columns": ["img"]}
     config, manifest = write_run(folder, values, rows=rows)
     write_report(folder, config, manifest, embeddings=values, dataset=dataset)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def large_report(tmp_path_factory):
+    """The folder of a page alone: 6,000 rows, of which 4,000 are on the map, of very long texts."""
+    import numpy as np
+    from datasets import Dataset
+
+    from dq_multimodal.report.collect import Map, collect
+    from dq_multimodal.report.page import make_page
+
+    folder, n_rows = tmp_path_factory.mktemp("large"), 6000
+    config, manifest = write_run(folder, clusters(n_rows), method="random", rows=TEXT_ROWS)
+    long = "<\U0001f469\u200d\U0001f469\u200d\U0001f467&" * 300
+    columns = {"instruction": list(map(str, range(n_rows))), "output": [long] * n_rows}
+    dataset = Dataset.from_dict(columns)
+    facts = collect(folder, config, manifest, None, dataset)
+    rows = np.arange(4000)
+    places = np.random.default_rng(0).random((4000, 2))
+    nobody = np.zeros((4000, 0), dtype=np.int64)
+    facts.map = Map(rows, places, nobody, nobody * 0.5, 5999 - rows, places[:, 0], rows)
+    facts.texts = facts.reader.texts(range(n_rows))
+    (folder / "report.html").write_text(make_page(facts, False), encoding="utf-8")
     return folder
 
 

@@ -8,7 +8,7 @@ from report_runs import clusters
 
 from dq_multimodal.core import one_bin, order_rows
 from dq_multimodal.report import compare, duplicates, layout, vectors
-from dq_multimodal.report.charts import bin_colours, normalise, round_ticks
+from dq_multimodal.report.figures import bin_colours, normalise
 from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
 
 SETTINGS = [("cosine", 0), ("euclidean", 0), ("cosine", 5), ("euclidean", 5)]
@@ -288,8 +288,6 @@ def test_clean_text_can_be_held_by_any_page(text):
 def test_small_pieces_of_charts():
     assert normalise([1.0, None, 3.0]) == [0.0, None, 1.0]
     assert normalise([2.0, 2.0]) == [0.5, 0.5]
-    assert round_ticks(0.73) == [0, 0.2, 0.4, 0.6]
-    assert round_ticks(0.0) == [0.0] and len(round_ticks(123.4)) >= 3
     for n_bins in (0, 1, 2, 10, 300):
         colours = bin_colours(n_bins)
         assert len(colours) == n_bins and all(len(c) == 7 for c in colours)

@@ -2,18 +2,18 @@
 
 import json
 import re
-from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import EVIL_TEXTS
-from report_runs import TEXT_ROWS, clusters, write_run
+from conftest import EVIL_TEXTS, write_text_report
+from report_runs import clusters, write_run
 
 from dq_multimodal.core import Bins
-from dq_multimodal.report import FILES, duplicates, layout, write_report
-from dq_multimodal.report.page import as_json
+from dq_multimodal.report import FILES, collect, write_report
+from dq_multimodal.report.page import as_json, make_page
+from dq_multimodal.report.patched import Example, Patches
 from dq_multimodal.report.rows import RowReader
 
 FIGURES = ("map.png", "bins.png", "coverage.png")
@@ -41,24 +41,22 @@ def data_of(page):
 
 
 def plain(page):
+    """The text of a page, without scripts and their data."""
+    page = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page).replace("&nbsp;", " "))
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path):
-    pytest.importorskip("matplotlib")
-    from datasets import Dataset
+def page_of(folder, values, dataset=None, **run):
+    """Write a run, and give the page of its report."""
+    config, manifest = write_run(folder, values, **run)
+    return make_page(collect.collect(folder, config, manifest, values, dataset), True)
 
-    values = clusters(300)
-    made = []
-    for name in ("a", "b"):
-        config, manifest = write_run(tmp_path / name, values, rows=TEXT_ROWS, has_scores=True)
-        dataset = Dataset.from_dict(
-            {"instruction": [f"say {k}" for k in range(300)], "output": ["so"] * 300}
-        )
-        write_report(tmp_path / name, config, manifest, embeddings=values, dataset=dataset)
-        files = [*FILES[:2], *(f"figures/{figure}" for figure in FIGURES)]
-        made.append([(tmp_path / name / file).read_bytes() for file in files])
-    assert made[0] == made[1]
+
+def test_the_same_run_gives_the_same_bytes(text_report, tmp_path):
+    pytest.importorskip("matplotlib")
+    write_text_report(tmp_path)
+    for name in (*FILES[:2], *(f"figures/{figure}" for figure in FIGURES)):
+        assert (tmp_path / name).read_bytes() == (text_report / name).read_bytes(), name
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -67,8 +65,8 @@ def test_what_the_page_says_is_what_the_run_holds(text_report):
     assert "<h1>small: 60 of 240 rows kept by adq</h1>" in page
     data = data_of(page)
     points = data["points"]
-    assert points["row"] == list(range(240)) and data["nKept"] == 60
-    for name in ("kept", "bin", "rank", "order", "stratum"):
+    assert points["row"] == list(range(240))
+    for name in ("kept", "bin", "stratum"):
         assert points[name] == [int(v) for v in table[name].to_pylist()], name
     kept = np.flatnonzero(points["kept"])
     assert set(points["near"]) <= set(kept.tolist())
@@ -76,12 +74,35 @@ def test_what_the_page_says_is_what_the_run_holds(text_report):
     assert data["rows"]["3"][0] == "Question number 3: why?"
     long = data["rows"]["239"]
     assert sum(map(len, long)) <= 400 and long[1].endswith("…")
+    assert points["length"][239] == len("Question number 239: why?" + "Answer 239, ") + 59 * 17
     text = plain(page)
     assert "Texts are cut at 400 characters" in text
-    assert "random selection cover" in text or "than random selection" in text
-    assert "All 240 rows are drawn" in text and "all 240 rows" in text
+    assert "20 random draws" in text
+    assert "Drawn: all 240 rows" in text and "all pairs of all 240 rows" in text
     for name in ("representativeness", "diversity", "importance"):
         assert name in text
+
+
+def test_why_a_row_was_kept_is_what_decided(text_report):
+    """In a bin of a class, rows with a place up to that of the last kept one are the kept ones."""
+    page = read(text_report)
+    data = data_of(page)
+    points = data["points"]
+    assert [one[:38] for one in data["sentences"]] == ["Within its bin the seeded draw decides"]
+    for kept, place, group in zip(points["kept"], points["place"], points["group"], strict=True):
+        n_rows, n_kept = data["groups"][group]
+        assert 1 <= place <= n_rows and kept == (place <= n_kept)
+    assert sum(n_kept for _, n_kept in data["groups"]) == 60
+    assert "For every row, the seeded draw within a bin" in plain(page)
+
+
+def test_the_first_thing_said_is_why_and_the_last_the_settings(text_report):
+    page = read(text_report)
+    names = [a["id"] for t, a in Outline(page).elements if t in ("section", "div") and "id" in a]
+    assert names.index("summary") < names.index("map") < names.index("coverage")
+    assert names[-1] == "run"
+    start = page.index('<section id="run"')
+    assert page.index("<code>", start) > page.index("<details><summary>Settings", start)
 
 
 def test_one_file_that_needs_nothing_else(text_report, image_report, evil_report):
@@ -106,17 +127,15 @@ def test_hostile_rows_stay_data(evil_report):
     page = read(evil_report)
     elements = Outline(page).elements
     assert [t for t, _ in elements].count("script") == 2
-    assert not [a for t, a in elements if t in ("svg",) and "onload" in a]
-    assert not [t for t, a in elements if t == "img"]
+    assert not [t for t, a in elements if t in ("img", "svg")]
     assert page.count("pwned") > 10 and "\x00" not in page
-    document = page[page.index("report-data") :]
+    document = page[page.index('id="report-data"') :]
     document = document[document.index(">") + 1 : document.index("</script>")]
     assert not set("<>&\u2028\u2029") & set(document)
     assert "\u202e" not in page[page.index("<title>") : page.index("</title>")]
     assert len(page) < 1_500_000
     assert "1 row has no embedding" in plain(page)
-    shown = data_of(page)["rows"]
-    assert shown["0"][0] == EVIL_TEXTS[0] and shown["16"] == shown["16"]
+    assert data_of(page)["rows"]["0"][0] == EVIL_TEXTS[0]
     texts = pq.read_table(evil_report / "map.parquet")["text"].to_pylist()
     assert max(map(len, texts)) <= 502
 
@@ -167,28 +186,23 @@ def test_a_random_run_has_neither_bins_nor_map(tmp_path):
     assert data_of(read(tmp_path))["points"] is None
 
 
-def test_a_random_run_is_compared_with_another_draw(tmp_path):
-    values = clusters(200)
-    config, manifest = write_run(tmp_path, values, method="random")
-    write_report(tmp_path, config, manifest, embeddings=values, dataset=None)
-    assert "other random draws" in plain(read(tmp_path))
-
-
-def test_where_random_covers_better_the_page_says_so(tmp_path):
+def test_coverage_is_set_against_the_interval_of_random_draws(tmp_path):
+    """All from one corner: worse than random, and that is said as plainly as the contrary."""
     values = clusters(400)
     kept = np.zeros(400, dtype=bool)
-    kept[np.argsort(values[:, 0])[:40]] = True  # all from one corner
-    config, manifest = write_run(tmp_path, values, kept=kept)
-    write_report(tmp_path, config, manifest, embeddings=values, dataset=None)
-    assert "random selection covers the data better than dq" in plain(read(tmp_path))
+    kept[np.argsort(values[:, 0])[:40]] = True
+    page = page_of(tmp_path, values, kept=kept)
+    assert "random selection covers the data better than dq" in plain(page)
+    places = re.findall(r'class="(band|middle|ours)" style="left:([\d.]+)%', page)[:3]
+    band, middle, ours = (float(place) for _, place in places)
+    assert 0 <= band <= middle < ours <= 100
+    assert "worse" in page[page.index('class="ours"') :][:200]
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_outer_products_are_compared_as_such(tmp_path, similarity):
     values = clusters(120)
-    config, manifest = write_run(tmp_path, values, similarity=similarity, n_left=4)
-    write_report(tmp_path, config, manifest, embeddings=values, dataset=None)
-    points = data_of(read(tmp_path))["points"]
+    points = data_of(page_of(tmp_path, values, similarity=similarity, n_left=4))["points"]
     wide = np.einsum("ni,nj->nij", values[:, :4], values[:, 4:]).reshape(120, -1)
     row, near = 17, points["near"][17]
     if similarity == "cosine":
@@ -200,31 +214,36 @@ def test_outer_products_are_compared_as_such(tmp_path, similarity):
 
 @pytest.mark.parametrize("n_rows", [1, 2, 5])
 def test_tiny_runs_have_a_report(tmp_path, n_rows):
+    """Of nothing there is more than there is: 1 row, not 1 rows."""
     values = clusters(n_rows)
-    config, manifest = write_run(tmp_path, values, n_bins=1, keep_ratio=0.5 if n_rows > 1 else 1)
-    write_report(tmp_path, config, manifest, embeddings=values, dataset=None)
-    assert len(data_of(read(tmp_path))["points"]["row"]) == n_rows
-    blank = tmp_path / "blank"
-    config, manifest = write_run(blank, np.zeros_like(values), n_bins=1, keep_ratio=1)
-    write_report(blank, config, manifest, embeddings=np.zeros_like(values), dataset=None)
-    assert "no embedding (zeros)" in plain(read(blank))
+    run = {"n_bins": 1, "keep_ratio": 0.5 if n_rows > 1 else 1}
+    page = page_of(tmp_path, values, **run)
+    assert len(data_of(page)["points"]["row"]) == n_rows
+    blank = page_of(tmp_path / "blank", np.zeros_like(values), **run)
+    assert "no embedding (zeros)" in plain(blank)
+    for text in map(plain, (page, blank)):
+        assert not re.search(r"\b1 (\w+s|of them were)\b(?<!is)(?<!was)(?<!holds)", text)
+
+
+def test_two_equal_rows_are_one_group_of_two(tmp_path):
+    values = clusters(30, size=64)
+    values[7] = values[3]
+    page = page_of(tmp_path, values, kept=np.arange(30) % 5 == 3)
+    text = plain(page)
+    assert re.search(
+        r"1 group holds 2 rows \([\d.]+ % of those compared\)\. 1 of them was kept", text
+    )
+    assert "The largest group" in text and "2 rows, 1 kept" in text
 
 
 def test_many_bins_and_labels_are_capped(tmp_path):
-    values = clusters(600)
-    config, manifest = write_run(
-        tmp_path,
-        values,
-        n_bins=250,
-        strata=np.arange(600) // 2 % 150,
-        labels=[f"label {k}" for k in range(150)],
-    )
-    config2, manifest2 = write_run(tmp_path / "b", values, n_bins=250)
-    for folder, asked in ((tmp_path, (config, manifest)), (tmp_path / "b", (config2, manifest2))):
-        write_report(folder, *asked, embeddings=values, dataset=None)
-    assert "30 of 250 bins, evenly spread, are shown" in plain(read(tmp_path / "b"))
-    assert "The first 200 of 250 bins are listed" in plain(read(tmp_path / "b"))
-    assert 'id="filter-label"' not in read(tmp_path)
+    values, at = clusters(600), np.arange(600)
+    bins = Bins(bin=at % 250, rank=at // 250, gain=-at / 7, stratum=at // 2 % 150)
+    labels = [f"label {k}" for k in range(150)]
+    page = page_of(tmp_path, values, bins=bins, strata=bins.stratum, labels=labels)
+    assert 'id="filter-label"' not in page and 'id="filter-bin"' in page
+    assert "30 of 250 bins, evenly spread, are shown" in plain(page)
+    assert "The first 200 of 250 bins are listed" in plain(page)
 
 
 def test_without_matplotlib_the_page_says_so(tmp_path, monkeypatch):
@@ -234,6 +253,40 @@ def test_without_matplotlib_the_page_says_so(tmp_path, monkeypatch):
     write_report(tmp_path, config, manifest, embeddings=values, dataset=None)
     assert "No PNG figures were written" in plain(read(tmp_path))
     assert not (tmp_path / "figures").exists()
+
+
+def test_dropped_patches_are_shown(tmp_path):
+    config, manifest = write_run(tmp_path, clusters(30))
+    facts = collect.collect(tmp_path, config, manifest, None, None)
+    example = Example(3, b"before", b"holed", b"filled", 0.75, 21.25)
+    facts.patches = Patches(
+        n_images=8,
+        n_coded=7,
+        originals={"a <b>reason</b>": 1},
+        patch_size=16,
+        fill="mean",
+        dropped_share=0.25,
+        psnr=(22.5, 18.0),
+        psnr_of_kept=None,
+        n_compared=7,
+        n_changed=1,
+        source_bytes=10_000,
+        stored_bytes=7_000,
+        examples=[example, Example(4, None, b"holed", b"filled", 0.5, None)],
+    )
+    page = make_page(facts, True)
+    text = plain(page)
+    assert "25 % of the patches (16 px a side) were dropped, from 7 of 8 images" in text
+    assert "10 kB → 7 kB" in text and "1 image keeps its original file" in text
+    assert "at least 18.0 dB 22.5 dB" in text and "kept patches exact" in text
+    assert "answer of the classifier changed by it, of 7 1" in text
+    assert "row 3 75 % of its patches kept, 21.2 dB" in text
+    images = [a["alt"] for t, a in Outline(page).elements if t == "img"]
+    assert images == [f"Row 3, {name}" for name in ("original", "holed", "filled")] + [
+        "Row 4, holed",
+        "Row 4, filled",
+    ]
+    assert "<b>" not in page and "#patches" in page
 
 
 class Broken:
@@ -256,25 +309,9 @@ def test_one_row_that_cannot_be_read_spoils_no_other():
     assert texts[3] == ["(this row cannot be read)"] and texts[4] == ["row 4 ?"]
 
 
-def test_a_large_run_has_a_small_report(tmp_path, monkeypatch):
-    from datasets import Dataset
-
-    monkeypatch.setattr(layout, "N_ITERATIONS", 250)
-    few = partial(duplicates.find_groups, max_rows=20_000)
-    monkeypatch.setattr(duplicates, "find_groups", few)
-    n_rows = 100_000
-    values = clusters(n_rows, n_clusters=500)
-    at = np.arange(n_rows)
-    bins = Bins(bin=at % 10, rank=at // 10, gain=-at / 7, stratum=0 * at)
-    config, manifest = write_run(tmp_path, values, rows=TEXT_ROWS, bins=bins, keep_ratio=0.02)
-    long = "<👩‍👩‍👧‍👦&" * 300
-    dataset = Dataset.from_dict(
-        {"instruction": [str(k) for k in range(n_rows)], "output": [long] * n_rows}
-    )
-    write_report(tmp_path, config, manifest, embeddings=values, dataset=dataset)
-    assert (tmp_path / "report.html").stat().st_size < 10_000_000
-    assert (tmp_path / "map.parquet").stat().st_size < 10_000_000
-    text = plain(read(tmp_path))
-    assert "A seeded sample of 4,000 of 100,000 rows is drawn" in text
-    assert "all pairs of a seeded sample of 20,000 of 100,000 rows" in text
-    assert "Measured on all 100,000 rows" in text
+def test_a_large_run_has_a_small_page(large_report):
+    page = read(large_report)
+    assert len(page.encode()) < 10_000_000
+    text = plain(page)
+    assert "Drawn: 4,000 of 6,000 rows, a seeded sample." in text
+    assert "Texts are cut at 150 characters (75 for the nearest kept row)" in text

@@ -1,6 +1,7 @@
 """The section about a target: what was kept for each of its rows."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +26,10 @@ def test_the_first_of_the_targeted_order_are_there_for_the_target():
     assert picked_rows(rank, kept, 1.0).nonzero()[0].tolist() == [0, 2, 3, 4]
 
 
-@pytest.fixture
-def targeted(tmp_path):
+@pytest.fixture(scope="module")
+def targeted(tmp_path_factory):
     """A run of 40 rows, of which 10 are kept, 6 of them for two target rows."""
+    tmp_path = tmp_path_factory.mktemp("target")
     values = clusters(40)
     kept = np.isin(np.arange(40), [0, 1, 2, 3, 4, 5, 20, 21, 22, 23])
     config, manifest = write_run(tmp_path, values, rows=TEXT_ROWS, kept=kept)
@@ -68,7 +70,7 @@ def test_the_page_shows_them_as_text(targeted):
     assert '<a href="#target">Target</a>' in page
     assert EVIL_TEXTS[0] not in page
     shown = plain(page)
-    assert "What is 1 + 1? 4 row 0, cosine 0.930 instruction 0 · so row 2, cosine 0.800" in shown
+    assert "What is 1 + 1? 4 row 0, cosine 0.930 instruction instruction 0 output so row 2" in shown
     assert "2 rows of the source equal a target row or are very near one" in shown
 
 
@@ -77,7 +79,9 @@ def test_a_run_without_target_has_no_such_section(text_report):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"targets": [{"text": 3, "picks": []}]}', "{}"])
-def test_other_picks_are_one_line(targeted, text):
-    (targeted[0] / "target" / "picks.json").write_text(text)
+def test_other_picks_are_one_line(targeted, text, tmp_path):
+    folder, config, manifest = targeted
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "target" / "picks.json").write_text(text)
     with pytest.raises(InputError, match=r"picks\.json"):
-        collect(*targeted, None, None)
+        collect(tmp_path, config, manifest, None, None)

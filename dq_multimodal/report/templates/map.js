@@ -1,27 +1,32 @@
-/* The map: points on a canvas, by mouse, finger and keys; and the same as a table. */
+/* The map: points on a canvas, by mouse, finger and keys; filters, colours, and the same as a table. */
 if (points) {
+  byId("map-tools").hidden = false;
   const box = byId("map-box"), canvas = byId("map-canvas"), pen = canvas.getContext("2d");
-  const panel = byId("point"), live = byId("map-live");
+  const panel = byId("point"), live = byId("map-live"), hint = panel.firstElementChild;
   const count = points.row.length;
   const place = new Map(points.row.map((row, at) => [row, at]));
-  const state = { chosen: -1, zoom: 1, x: 0.5, y: 0.5, bin: "", label: "", onlyKept: false };
+  const state = { chosen: -1, zoom: 1, x: 0.5, y: 0.5 };
   let shown = [], drawing = 0, width = 0, height = 0, isPinned = false;
 
   function choose(at, isSpoken) {
     if (isSpoken) speak(at);
     if (at === state.chosen) return;
     state.chosen = at;
+    showChosen();
+    redraw();
+  }
+  function showChosen() {
+    const at = state.chosen;
     panel.replaceChildren();
     if (at < 0) {
-      panel.append(make("p", "Nothing chosen yet.", "quiet"));
-      redraw();
+      panel.append(hint);
       return;
     }
     const row = points.row[at], isKept = points.kept[at], label = labelOf(at);
-    const what = isKept ? "kept" : "left out";
-    panel.append(make("h3", "Row " + number.format(row) + ", " + what));
+    panel.append(make("h3", "Row " + number.format(row) + ", " + (isKept ? "kept" : "left out")));
     panel.append(content(row, label));
     panel.append(make("h4", isKept ? "Why it was kept" : "Why it was left out"));
+    panel.append(make("p", whyOf(at), "why-row"));
     const list = make("dl");
     const say = (name, value) => {
       const holder = make("dd", value);
@@ -29,14 +34,9 @@ if (points) {
       list.append(make("dt", name), holder);
     };
     if (label) say("label", label);
-    if (points.bin) {
-      say("bin", points.bin[at] + " of 0 to " + (data.nBins - 1));
-      say("rank in bin", number.format(points.rank[at]));
-      if (points.gain[at] !== null) say("gain", String(points.gain[at]));
-    }
-    say("place", number.format(points.order[at] + 1) + " of " + number.format(data.nRows) +
-      " (the first " + number.format(data.nKept) + " are kept)");
-    panel.append(list, make("p", data.how, "quiet"));
+    if (points.bin) say("bin", points.bin[at] + " of 0 to " + (data.nBins - 1));
+    if (points.length) say("length", lengthOf(points.length[at]));
+    panel.append(list);
     const near = points.near[at];
     if (near >= 0) {
       panel.append(make("h4", (isKept ? "Nearest other kept row: " : "Nearest kept row: ") +
@@ -44,7 +44,6 @@ if (points) {
       panel.append(content(near, ""));
     }
     panel.scrollTop = 0;
-    redraw();
   }
   function speak(at) {
     const row = points.row[at], label = labelOf(at), near = points.near[at];
@@ -52,6 +51,60 @@ if (points) {
       (points.bin ? ", bin " + points.bin[at] : "") + (label ? ", " + label : "") +
       ". " + plainText(row, 160) +
       (near >= 0 ? " Nearest kept row " + near + ", " + similarity(at) + "." : "");
+  }
+
+  /* Colours: each way gives the colour of a point and the entries of the legend. */
+  const HUES = ["#2f7fc1", "#e07b1f", "#2e9a4f", "#c93c4a", "#8b62bd", "#8a6152", "#d667a8",
+    "#7d8288", "#a8a52a", "#1fa7b8"];
+  const theme = () => data.colours[night.matches ? "dark" : "light"];
+  const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const hue = (code) => (data.labels.length <= HUES.length ? HUES[code] :
+    "hsl(" + (code * 137.508) % 360 + " 60% " + (night.matches ? 65 : 45) + "%)");
+  const known = points.length ? points.length.filter((length) => length >= 0) : [];
+  known.sort((a, b) => a - b);
+  function shadeOf(length) {
+    let low = 0, high = known.length; /* how many are shorter */
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (known[middle] < length) low = middle + 1; else high = middle;
+    }
+    const shades = theme().shades;
+    return shades[Math.min(shades.length - 1, Math.floor(low / known.length * shades.length))];
+  }
+  const some = (n) => (n <= 12 ? [...Array(n).keys()] : [0, Math.floor(n / 2), n - 1]);
+  const WAYS = {
+    bin: () => [(at) => theme().bins[points.bin[at]],
+      some(data.nBins).map((bin) => [theme().bins[bin], "bin " + bin])],
+    label: () => [(at) => hue(points.stratum[at]),
+      data.labels.slice(0, 12).map((label, code) => [hue(code), label])],
+    kept: () => {
+      const colours = [ink("--point-out"), ink("--accent")];
+      return [(at) => colours[points.kept[at]], []];
+    },
+    length: () => [(at) => (points.length[at] < 0 ? ink("--quiet") : shadeOf(points.length[at])),
+      [0, known.length >> 1, known.length - 1].filter((at) => at in known)
+        .map((at) => [shadeOf(known[at]), lengthOf(known[at])])],
+  };
+  let colours = [];
+  function paint() {
+    const [colourOf, entries] = WAYS[byId("colour").value]();
+    colours = points.row.map((_, at) => colourOf(at));
+    const legend = byId("legend");
+    legend.replaceChildren();
+    for (const [kind, text] of [["is-kept", "kept"], ["", "left out"]]) {
+      const entry = make("li");
+      entry.append(make("span", undefined, "dot " + kind), text);
+      legend.append(entry);
+    }
+    for (const [colour, text] of entries) {
+      const entry = make("li"), swatch = make("span", undefined, "swatch");
+      swatch.style.background = colour;
+      entry.append(swatch, make("bdi", text));
+      legend.append(entry);
+    }
+    const rest = byId("colour").value === "label" ? data.labels.length - entries.length : 0;
+    if (rest > 0) legend.append(make("li", "and " + number.format(rest) + " more"));
+    redraw();
   }
 
   /* The map. */
@@ -67,10 +120,7 @@ if (points) {
   }
   function draw() {
     drawing = 0;
-    const style = getComputedStyle(document.documentElement);
-    const ink = style.getPropertyValue("--ink").trim();
-    const plain = style.getPropertyValue("--point").trim();
-    const ramp = night.matches ? data.dark : data.light;
+    const line = ink("--ink");
     const scale = Math.min(3, devicePixelRatio || 1);
     const box = canvas.getBoundingClientRect();
     if (!box.width) return;
@@ -83,15 +133,22 @@ if (points) {
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
     const size = Math.max(0.75, Math.min(1.5, side() / 480)) * Math.min(1.8, Math.sqrt(state.zoom));
-    const colour = (at) => (points.bin && data.nBins > 1 ? ramp[points.bin[at]] : plain);
+    if (shown.length < count) { /* the others, faint, for the shape of the whole */
+      pen.globalAlpha = 0.25;
+      pen.fillStyle = ink("--rule");
+      for (let at = 0; at < count; at++) {
+        circle(across(at), down(at), 1.9 * size);
+        pen.fill();
+      }
+    }
     for (const isKept of [0, 1]) {
       pen.globalAlpha = isKept ? 0.95 : 0.6;
-      pen.strokeStyle = ink;
+      pen.strokeStyle = line;
       pen.lineWidth = 1.1;
       for (const at of shown) {
         if (points.kept[at] !== isKept) continue;
         circle(across(at), down(at), (isKept ? 3.1 : 1.9) * size);
-        pen.fillStyle = colour(at);
+        pen.fillStyle = colours[at];
         pen.fill();
         if (isKept) pen.stroke();
       }
@@ -100,7 +157,7 @@ if (points) {
     if (state.chosen < 0) return;
     const x = across(state.chosen), y = down(state.chosen);
     const near = place.get(points.near[state.chosen]);
-    pen.strokeStyle = ink;
+    pen.strokeStyle = line;
     if (near !== undefined) {
       pen.lineWidth = 1;
       pen.setLineDash([4, 3]);
@@ -111,7 +168,7 @@ if (points) {
       pen.setLineDash([]);
     }
     circle(x, y, 4.4 * size);
-    pen.fillStyle = colour(state.chosen);
+    pen.fillStyle = colours[state.chosen];
     pen.fill();
     pen.lineWidth = 2.2;
     circle(x, y, 8 * size);
@@ -150,33 +207,58 @@ if (points) {
     }
   }
 
+  /* Which points are shown. */
+  const valueOf = (id) => (byId(id) ? byId(id).value : "");
+  let texts = null; /* what is searched, made when it is first needed */
   function filter() {
-    const bin = state.bin === "" ? -1 : Number(state.bin);
-    const label = state.label === "" ? -1 : Number(state.label);
-    shown = [];
-    for (let at = 0; at < count; at++) {
-      if (state.onlyKept && !points.kept[at]) continue;
-      if (bin >= 0 && points.bin[at] !== bin) continue;
-      if (label >= 0 && points.stratum[at] !== label) continue;
-      shown.push(at);
+    const tests = [];
+    const only = (id, column) => {
+      const value = valueOf(id);
+      if (value !== "") tests.push((at) => column[at] === Number(value));
+    };
+    only("filter-kept", points.kept);
+    only("filter-bin", points.bin);
+    only("filter-label", points.stratum);
+    wanted = valueOf("search").trim().toLowerCase();
+    if (wanted) {
+      texts = texts || points.row.map((row, at) =>
+        [...fieldsOf(row), labelOf(at)].join("\n").toLowerCase());
+      tests.push((at) => texts[at].includes(wanted) || String(points.row[at]) === wanted);
     }
+    shown = [...points.row.keys()].filter((at) => tests.every((test) => test(at)));
     byId("map-count").textContent =
       number.format(shown.length) + " of " + number.format(count) + " points shown";
+    byId("export").disabled = !shown.length;
     if (state.chosen >= 0 && !shown.includes(state.chosen)) {
       isPinned = false;
       choose(-1);
     }
+    showChosen();
     page = 0;
-    if (byId("points").open) fillTable();
+    fillTable();
     redraw();
   }
   function listen(id, event, act) {
     const node = byId(id);
-    if (node) node.addEventListener(event, () => act(node));
+    if (node) node.addEventListener(event, act);
   }
-  listen("filter-bin", "change", (node) => { state.bin = node.value; filter(); });
-  listen("filter-label", "change", (node) => { state.label = node.value; filter(); });
-  listen("filter-kept", "change", (node) => { state.onlyKept = node.checked; filter(); });
+  const FILTERS = ["search", "filter-kept", "filter-bin", "filter-label"];
+  for (const id of FILTERS) listen(id, "input", filter);
+  listen("show-all", "click", () => {
+    for (const id of FILTERS) if (byId(id)) byId(id).value = "";
+    filter();
+  });
+  listen("colour", "change", paint);
+  listen("export", "click", () => {
+    const lines = shown.map((at) =>
+      [points.row[at], points.kept[at], points.bin ? points.bin[at] : ""].join(","));
+    const link = make("a");
+    link.href = URL.createObjectURL(
+      new Blob(["row,kept,bin\n" + lines.join("\n") + "\n"], { type: "text/csv" }));
+    link.download = "rows.csv";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  });
   listen("zoom-in", "click", () => zoomTo(state.zoom * 1.6));
   listen("zoom-out", "click", () => zoomTo(state.zoom / 1.6));
   listen("zoom-all", "click", () => zoomTo(1));
@@ -250,31 +332,32 @@ if (points) {
     bringIn(at);
   });
 
-  /* The same as a table, fifty rows at a time. */
-  const PAGE = 50;
+  /* The same as a table, ten rows at a time. */
+  const PAGE = 10;
   let page = 0;
   function fillTable() {
-    const holder = byId("points-table");
     const pages = Math.max(1, Math.ceil(shown.length / PAGE));
-    const pager = make("div", undefined, "pager");
-    for (const [text, move] of [["Previous rows", -1], ["Next rows", 1]]) {
-      const button = make("button", text);
-      button.type = "button";
-      button.disabled = page + move < 0 || page + move >= pages;
-      button.addEventListener("click", () => { page += move; fillTable(); });
-      pager.append(button);
-    }
-    pager.append(make("span", "page " + (page + 1) + " of " + pages));
-    holder.replaceChildren(pager, tableOf(shown.slice(page * PAGE, (page + 1) * PAGE)));
+    byId("rows-before").disabled = page < 1;
+    byId("rows-after").disabled = page + 1 >= pages;
+    byId("rows-page").textContent = "page " + (page + 1) + " of " + number.format(pages);
+    byId("points").replaceChildren(tableOf(shown.slice(page * PAGE, (page + 1) * PAGE), (at) => {
+      isPinned = true;
+      choose(at, true);
+      bringIn(at);
+      box.scrollIntoView({ block: "nearest" });
+    }));
   }
-  byId("points").addEventListener("toggle", () => { if (byId("points").open) fillTable(); });
+  listen("rows-before", "click", () => { page -= 1; fillTable(); });
+  listen("rows-after", "click", () => { page += 1; fillTable(); });
 
   new ResizeObserver(redraw).observe(canvas);
-  night.addEventListener("change", redraw);
+  night.addEventListener("change", paint);
   matchMedia("print").addEventListener("change", (event) => {
+    paint();
     draw();
     if (event.matches) openAll(); else shutAgain();
   });
   addEventListener("beforeprint", draw);
+  paint();
   filter();
 }

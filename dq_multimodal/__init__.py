@@ -7,8 +7,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from dq_multimodal.config import CompressConfig, InputError
-    from dq_multimodal.pipeline import compress
-    from dq_multimodal.planning import plan
+    from dq_multimodal.pipeline import compress, plan
     from dq_multimodal.run import Run, open_run, push, resample
     from dq_multimodal.verification import verify
 
@@ -30,7 +29,7 @@ _HOMES = {
     "Run": "run",
     "compress": "pipeline",
     "open_run": "run",
-    "plan": "planning",
+    "plan": "pipeline",
     "push": "run",
     "resample": "run",
     "verify": "verification",

@@ -142,7 +142,7 @@ def plan(context: typer.Context, **flags: Any) -> None:
 
     Time, memory, disk, rows and bytes, from short probes on this machine.
     """
-    from dq_multimodal.planning import plan as make_plan
+    from dq_multimodal.pipeline import plan as make_plan
 
     given = options.given_options(context, "overwrite", "push_to_hub", "private", "as_json")
     found = make_plan(**given)

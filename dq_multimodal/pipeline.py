@@ -22,7 +22,7 @@ from dq_multimodal.data.source import Source, pin_of
 from dq_multimodal.distributed.world import ALONE, World
 from dq_multimodal.files import expand_home
 from dq_multimodal.manifest import Manifest, Patches, PatchFacts, Stage, Target, make
-from dq_multimodal.memory import check_memory, estimate_memory
+from dq_multimodal.planning import Asked, Trials, make_plan
 from dq_multimodal.preparation import (
     make_config,
     mark_left_out,
@@ -35,11 +35,11 @@ from dq_multimodal.preparation import (
     start_manifest,
     survey,
 )
-from dq_multimodal.probes import foresee_picks
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, default_folder, found_complete
 from dq_multimodal.stages import embedding, patch_records, subset
+from dq_multimodal.stages.bin_costs import foresee_bins
 from dq_multimodal.stages.marks import Marks, make_marks, note_marks
 from dq_multimodal.stages.ordering import (
     bin_by_method,
@@ -147,16 +147,9 @@ def compress(
             dropper = make_dropper(source.dataset, request, adapter)
             config.patches = make(Patches, dropper.describe())
         if limit is not None:
-            need = estimate_memory(
-                source.dataset,
-                strata,
-                adapter,
-                request,
-                config.as_dict(),
-                with_report=report,
-                n_targets=0 if aim is None else len(aim.source.dataset),
-            )
-            check_memory(need, limit)
+            asked = Asked(request, source, adapter, aim, strata, labels, marks, config.as_dict())
+            trials = Trials(compress, asked, report=report)
+            trials.memory(trials.count_kept()).check(limit)
         manifest = folder.begin(target, config, overwrite) or start_manifest(source, labels)
         folder.share_folder(target, world)
 
@@ -197,14 +190,8 @@ def compress(
                         manifest.set_labels(labels)
                     n_left = count_left(config)
                     if config.bins in ("dq", "graphcut"):
-                        long = foresee_picks(
-                            vectors,
-                            strata,
-                            1 if config.bins == "graphcut" else request.n_bins,
-                            request.similarity,
-                            n_left,
-                            can_part=len(labels) == 1 and not n_left,
-                        )
+                        can_part = len(labels) == 1 and not n_left
+                        long = foresee_bins(vectors, strata, request, n_left, can_part=can_part)
                         if long is not None:
                             print(long, file=sys.stderr, flush=True)  # noqa: T201
                     kind, where = config.bins, {"folder": target, "world": world}
@@ -238,6 +225,39 @@ def compress(
                     write_report(target, *documents, embeddings=rows, dataset=source.dataset)
         folder.finish(target, config, manifest)
         return Run(target)
+
+
+def plan(
+    dataset: "str | Dataset",
+    *,
+    output_dir: str | Path | None = None,
+    report: bool = True,
+    max_memory: int | str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Say what `compress` with the same arguments will take: seconds, memory, disk, rows, bytes.
+
+    Rows are read, the model is loaded, and `compress` itself is run on samples of the rows in a
+    temporary folder, some ten seconds in all. No run folder is made or changed. The seconds are
+    those of this machine as busy as it is now, and of a run from its beginning.
+
+    Args:
+        dataset: As `compress` takes it, like all that follows.
+        output_dir: The run folder that is meant; only the free space beside it is looked at.
+        report: Whether the report is written.
+        max_memory: Refuse a run that needs more memory.
+        **options: The fields of `CompressConfig`.
+
+    Returns:
+        The figures, as plain values that JSON can hold; sizes in bytes, times in seconds.
+
+    Raises:
+        InputError: For what `compress` would refuse at its beginning, or of a sample.
+    """
+    limit = None if max_memory is None else parse_bytes(max_memory)
+    return make_plan(
+        compress, dataset, output_dir=output_dir, report=report, limit=limit, options=options
+    )
 
 
 def _score(

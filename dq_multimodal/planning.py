@@ -1,28 +1,35 @@
-"""plan(): what a run will take and leave, said before anything runs."""
+"""What a run will take and leave: its real stages are run on samples of the rows, and scaled."""
 
+import contextlib
 import io
+import json
 import shutil
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
-from dq_multimodal.adapters.image import CHECKED_ROWS, ImageAdapter
-from dq_multimodal.byte_sizes import parse_bytes
-from dq_multimodal.config import CompressConfig
+from dq_multimodal.byte_sizes import format_bytes
+from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core.diversity import count_sampled
+from dq_multimodal.core.target import LIST_VALUES
+from dq_multimodal.data.columns import NO_LABEL
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.source import Source
+from dq_multimodal.data.stream import N_HELD, Stream
 from dq_multimodal.files import expand_home
 from dq_multimodal.manifest import Target as TargetFacts
 from dq_multimodal.manifest import make
-from dq_multimodal.memory import bin_sizes, check_memory, estimate_memory
 from dq_multimodal.preparation import (
     leaves_out,
     make_config,
@@ -33,126 +40,518 @@ from dq_multimodal.preparation import (
     settle_method,
     survey,
 )
-from dq_multimodal.probes import (
-    PICK_ROWS,
-    VIEW_SECONDS,
-    probe_encoder,
-    probe_subset,
-    probe_tables,
-    spread,
-    time_balance,
-    time_coverage,
-    time_duplicates,
-    time_picks,
-    time_scores,
-    time_surprisal,
-)
+from dq_multimodal.report import FILES as REPORT_FILES
 from dq_multimodal.report.summary import describe_strata
-from dq_multimodal.report_probes import probe_report
-from dq_multimodal.run import default_folder
+from dq_multimodal.run import Run, default_folder
 from dq_multimodal.stages import embedding, subset
+from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata, stretch, time_bins
 from dq_multimodal.stages.marks import Marks, make_marks
-from dq_multimodal.stages.ordering import count_left, count_subset
+from dq_multimodal.stages.ordering import bins_kind, count_left, count_subset
+from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
 from dq_multimodal.stages.targeting import Target, describe_target, load_target
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from dq_multimodal.stages.patching import PatchDropper
-
-SMALL_FILES_BYTES = 16_000
-"""config.yaml, manifest.json and README.md."""
-CHECK_SECONDS = 5.0
-"""So long images are looked at to see whether they can be decoded."""
+FIRST_ROWS = 8
+"""The first trial is of the longest rows: it loads what is loaded late, and shows their memory."""
+MODEL_ROWS, PLAIN_ROWS = 4096, 16_384
+"""Most rows of a trial with the models of the run, and without them."""
+MODEL_SECONDS, PLAIN_SECONDS = 4.0, 4.0
+"""So long, about, such trials are made."""
+SAMPLE_BYTES = 64_000_000
+FEWEST_BATCHES = 32
+"""A sample makes as many batches at least: sorted by length, rows of a batch are alike then too."""
+COMPILE_SECONDS = 10.0
+"""A first trial that took longer compiled loops, which are kept for the runs that follow."""
+ROW_BYTES = 160
+"""Bytes of a row in the arrays and tables that a run holds: bins, ranks, gains, order, sorts."""
+MAPPED = (".arrow", ".npy", ".parquet")
+"""Files whose pages the system takes back when it needs room."""
 
 
 @dataclass
 class Asked:
-    """A request with its rows and model at hand."""
+    """A request with its rows at hand, as a run has them before its first stage."""
 
     request: CompressConfig
     source: Source
     adapter: Adapter | None
-    dropper: "PatchDropper | None"
+    target: Target | None
     strata: Int[ndarray, " n"]
     labels: list[str]
+    marks: Marks
     config: dict[str, Any]
-    target: Target | None
+    dropper: Any = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a run needs.
+
+    Attributes:
+        base: What the process holds with its libraries and the model loaded.
+        stages: What each stage takes beside it, at its highest.
+        mapped: Pages of data files that are mapped. The system takes them back when it needs
+            room, so they are no part of the need, but they show in the resident size.
+    """
+
+    base: int
+    stages: dict[str, int]
+    mapped: int
 
     @property
-    def has_model(self) -> bool:
-        """Whether the encoder runs."""
-        found = self.config["embedding"] or {}
-        return self.adapter is not None and ("model" in found or self.request.method == "adq")
+    def need(self) -> int:
+        """What must be free for the run: the base and the stage that takes most."""
+        return self.base + max(self.stages.values(), default=0)
+
+    @property
+    def peak(self) -> int:
+        """The greatest resident size to expect where memory is not short."""
+        return self.need + self.mapped
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give all terms and sums as plain numbers."""
+        return asdict(self) | {"need": self.need, "peak": self.peak}
+
+    def check(self, limit: int | None) -> None:
+        """Raise if a run needs more memory than it may take.
+
+        Raises:
+            InputError: Naming both figures, and the stage that needs most.
+        """
+        if limit is None or self.need <= limit:
+            return
+        name = max(self.stages, key=lambda stage: self.stages[stage], default="")
+        raise InputError(
+            f"this run needs {format_bytes(self.need)} of memory ({self.need:,} bytes), more than "
+            f"--max-memory {format_bytes(limit)} ({limit:,}): {format_bytes(self.base)} for the "
+            f"process and its model, {format_bytes(self.need - self.base)} for the stage {name}"
+        )
 
 
-def plan(
-    dataset: "str | Dataset",
-    *,
-    output_dir: str | Path | None = None,
-    report: bool = True,
-    max_memory: int | str | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Say what `compress` with the same arguments will take: seconds, memory, disk, rows, bytes.
+class Watch:
+    """Notes what this process holds in memory, a hundred times a second, while it is open."""
 
-    Rows are read, the model is loaded, and every stage is tried on a small part of its work, half
-    a minute in all on a dataset of some size. No run folder is made or changed. The seconds are
-    those of this machine as busy as it is now, and of a run from its beginning.
+    def __enter__(self) -> "Watch":
+        self.seen = [(time.perf_counter(), resident())]
+        self._is_over = Event()
+        self._thread = Thread(target=self._go_on, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        is_over = False
+        while not is_over:
+            is_over = self._is_over.wait(0.01)
+            self.seen.append((time.perf_counter(), resident()))
+
+    def peak(self, since: float = 0.0, until: float = np.inf) -> int:
+        """Give the most that was held in a span of time."""
+        times = [moment for moment, _ in self.seen]
+        first = max(0, int(np.searchsorted(times, since, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(times, until, side="right")))
+        return max(held for _, held in self.seen[first:last])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a run on some rows took and left.
+
+    Attributes:
+        rows: Their row numbers.
+        wall: Seconds in all.
+        held: Bytes of each stage at its highest, beside what the process held before all trials.
+        files: Bytes of each file or folder in the run folder.
+        manifest: What manifest.json holds.
+        seconds: Those of each stage.
+        n_kept: Rows of the subset.
+        vectors: The embeddings of the rows, if there are any.
+    """
+
+    rows: Int[ndarray, " k"]
+    wall: float
+    held: dict[str, int]
+    files: dict[str, int]
+    manifest: dict[str, Any]
+    seconds: dict[str, float]
+    n_kept: int
+    vectors: Float[ndarray, "k d"] | None
+
+
+DEFAULTS = {field.name: field.default for field in fields(CompressConfig)}
+OF_MODELS = [
+    name
+    for name in DEFAULTS
+    if name in ("drop_ratio", "min_psnr", "embedding")
+    or name.startswith(("target", "patch", "attribution", "fill", "mae"))
+]
+"""Settings that a run without models leaves out."""
+OF_ALL_ROWS = (
+    *("split", "config_name", "revision", "field", "streaming", "image_folder"),
+    *("keep_rows", "cap_by", "cap", "keep_every_class", "partition"),
+)
+"""Settings that are for all rows, not for a sample of them."""
+
+
+class Trials:
+    """Runs of a request on samples of its rows, and what they say of a run on all of them.
+
+    Attributes:
+        by_model: Runs whose rows go through the models, the longest rows first, then ever more.
+        plain: Runs with ready embeddings, or none, and without what needs a model.
+        bins: The bins alone; None where none are made.
+        n_targets: Rows of the target that took part.
+        notes: What a user has to be told of the figures.
 
     Args:
-        dataset: As `compress` takes it, like all that follows.
-        output_dir: The run folder that is meant; only the free space beside it is looked at.
-        report: Whether the report is written.
-        max_memory: Refuse a run that needs more memory.
-        **options: The fields of `CompressConfig`.
-
-    Returns:
-        The figures, as plain values that JSON can hold; sizes in bytes, times in seconds.
-
-    Raises:
-        InputError: For what `compress` would refuse at its beginning.
+        compress: `pipeline.compress`.
+        asked: The request and its rows.
+        report: Whether a report is wanted.
     """
+
+    def __init__(self, compress: Callable[..., Run], asked: Asked, *, report: bool) -> None:
+        self._compress, self.asked, request = compress, asked, asked.request
+        self._is_embedded = request.needs_embeddings and request.embeddings is None
+        self.n_rows, self.rows = len(asked.strata), asked.source.dataset
+        self.by_model: list[Trial] = []
+        self.bins: BinTimes | None = None
+        self.notes: list[str] = []
+        self.n_targets = self._pass_held = 0
+        few = subset.measure_picks(self.rows, self._spread(min(self.n_rows, 64)))
+        self._n_most = min(self.n_rows, max(FIRST_ROWS, SAMPLE_BYTES // int(few.mean() + 1)))
+        place = tempfile.TemporaryDirectory(prefix="dq-plan-")
+        with place as name, contextlib.redirect_stderr(io.StringIO()):
+            self._place = Path(name)
+            if self._is_embedded and asked.adapter is not None:
+                self._pass_held = self._hold_longest(asked.adapter)
+            self.base, self._rss = resident_unmapped(), resident()
+            vectors, method = self._try_models(), request.method
+            plain: dict[str, Any] = {name: DEFAULTS[name] for name in OF_MODELS}
+            if vectors is not None and method in ("adq", "random", "ccs", "dual"):
+                plain["method"] = "dq" if method == "adq" else "blocks"
+            self.plain = self._grow(PLAIN_ROWS, PLAIN_SECONDS, plain, vectors, report)
+            if vectors is not None and (bins_kind(method) != "none" or request.drop_duplicates):
+                n_left = count_left(asked.config)
+                self.bins = time_bins(vectors, np.bincount(asked.strata), request, n_left)
+
+    def _try_models(self) -> Float[ndarray, "k d"] | None:
+        """Try what needs a model; give some embeddings, if there will be any."""
+        request, target, options, vectors = self.asked.request, self.asked.target, {}, None
+        if request.needs_embeddings and request.embeddings is not None:
+            vectors = read_some(request.embeddings, self.rows, request.split)
+        if target is not None:
+            self.n_targets = min(len(target.source.dataset), 2 * FIRST_ROWS)
+            place = str(self._place / "target.parquet")
+            target.source.dataset.select(range(self.n_targets)).to_parquet(place)
+            options = {"target": place, "target_split": "train", "target_config": None}
+        elif not (self._is_embedded or request.method == "adq" or request.drop_ratio):
+            return vectors
+        self.by_model = self._grow(MODEL_ROWS, MODEL_SECONDS, options, vectors)
+        return self.by_model[-1].vectors if self._is_embedded else vectors
+
+    def _grow(
+        self,
+        most: int,
+        seconds: float,
+        options: dict[str, Any],
+        vectors: Float[ndarray, "k d"] | None,
+        report: bool = False,
+    ) -> list[Trial]:
+        """Try the longest rows, then ever more from all over the dataset, until the time is up."""
+        found, left, most = [], seconds, min(most, self._n_most)
+        size = min(most, 2 * FIRST_ROWS)
+        with contextlib.suppress(InputError):  # of so few images patches may gain nothing
+            found.append(self._run(self._longest(), options, vectors, report))
+            took = found[0].wall - found[0].seconds["selection"]  # which may have compiled loops
+            size = min(most, max(size, min(8 * FIRST_ROWS, int(FIRST_ROWS * left / took))))
+        while True:
+            found.append(self._run(self._spread(size), options, vectors, report))
+            left -= found[-1].wall
+            more = min(most, int(size * min(8.0, left / found[-1].wall)))
+            if size == most or more < min(most, 2 * size):
+                return found
+            size = more
+
+    def _run(
+        self,
+        rows: Int[ndarray, " k"],
+        options: dict[str, Any],
+        vectors: Float[ndarray, "m d"] | None,
+        report: bool,
+    ) -> Trial:
+        """Compress some rows as the request says, with other options and embeddings if given."""
+        from datasets import Dataset, DatasetInfo
+
+        request, size, folder = self.asked.request, len(rows), self._place / "run"
+        given = vars(request) | {name: DEFAULTS[name] for name in OF_ALL_ROWS}
+        del given["dataset"]
+        given |= {
+            "output_dir": folder,
+            "report": report,
+            "keep_ratio": max(request.keep_ratio, 1 / size),
+            "keep_unreadable": True,
+            "label_column": self.asked.config["label_column"] or NO_LABEL,
+            "n_bins": min(request.n_bins, size),
+            "batch_size": max(1, min(request.batch_size, size // FEWEST_BATCHES)),
+            **options,
+        }
+        if vectors is not None:
+            given["embeddings"] = str(self._place / "given.npy")
+            np.save(given["embeddings"], stretch(vectors, size))
+        if request.dynamics is not None:
+            given["dynamics"] = str(self._place / "dynamics.npy")
+            np.save(given["dynamics"], np.load(expand_home(request.dynamics), "r")[:, rows])
+        table = self.rows.select(rows).with_format("arrow")[:].combine_chunks()
+        sample = Dataset(table, DatasetInfo(features=self.rows.features), fingerprint="sample")
+        before, started = resident(), time.perf_counter()
+        with Watch() as watch:
+            self._compress(sample, **given)
+        ended = until = time.perf_counter()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        peaks, spent = {}, manifest["seconds"]
+        for name in ("report", "subset", "selection", "embeddings"):
+            since = until - spent.get(name, 0.0) - spent.get("scores", 0.0) * (name == "selection")
+            peaks[name], until = watch.peak(since, until), since
+        models = watch.peak(until, until) - before  # this process holds them already
+        found = Trial(
+            rows=rows,
+            wall=ended - started,
+            held={name: peaks[name] - models - self._rss for name in peaks if name in spent},
+            files={
+                path.name: sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+                for path in folder.iterdir()
+            },
+            manifest=manifest,
+            seconds=spent,
+            n_kept=manifest["kept"],
+            vectors=np.load(folder / embedding.FILE) if self._is_embedded else None,
+        )
+        shutil.rmtree(folder)
+        return found
+
+    def _spread(self, size: int) -> Int[ndarray, " k"]:
+        """Give rows from all over the dataset; of a stream, the first."""
+        if isinstance(self.rows, Stream):
+            return np.arange(size)
+        return np.linspace(0, self.n_rows - 1, size).astype(int)
+
+    def _longest(self) -> Int[ndarray, " k"]:
+        if isinstance(self.rows, Stream):
+            return self._spread(min(self.n_rows, FIRST_ROWS))
+        adapter = self.asked.adapter
+        sizes = subset.measure_picks(self.rows) if adapter is None else adapter.lengths()
+        return np.sort(np.argsort(-sizes, kind="stable")[:FIRST_ROWS])
+
+    def _hold_longest(self, adapter: Adapter) -> int:
+        """Give the bytes that a batch of the longest rows holds on its way through the encoder."""
+        rows = self._longest()
+        adapter.embed(adapter.load(rows[:1])[0])  # what is loaded late is no part of the batch
+        before = resident()
+        with Watch() as watch:
+            adapter.embed(adapter.load(rows)[0])
+        return (
+            (watch.peak() - before) * min(self.asked.request.batch_size, self.n_rows) // len(rows)
+        )
+
+    def count_kept(self) -> int:
+        """Count the rows of the subset: of images, by how many of those tried can be decoded."""
+        request, adapter = self.asked.request, self.asked.adapter
+        tried = max(self.by_model + self.plain, key=lambda trial: len(trial.rows))
+        n_kept, marks = count_subset(self.asked.strata, request, self.asked.marks), self.asked.marks
+        if adapter is None or not leaves_out(adapter, request):
+            return n_kept
+        problems = tried.manifest["problems"]
+        lost = [tried.rows[problems[what]["rows"]] for what in UNDECODED if what in problems]
+        unreadable = np.isin(np.arange(self.n_rows), np.concatenate([[], *lost]))
+        n_lost = int(unreadable.sum())
+        self.notes += note_left_out(adapter, np.flatnonzero(unreadable).tolist())
+        if len(tried.rows) == self.n_rows:
+            return count_subset(self.asked.strata, request, replace(marks, unreadable=unreadable))
+        self.notes.append(
+            f"{len(tried.rows):,} of the {self.n_rows:,} images were looked at, and {n_lost:,} of "
+            "them cannot be decoded: the rows that will be kept are an estimate"
+        )
+        return max(1, round(n_kept * (1 - n_lost / len(tried.rows))))
+
+    def seconds(self, n_kept: int) -> dict[str, float]:
+        """Give the seconds of each stage with all rows."""
+        request, plain, models = self.asked.request, self.plain, self.by_model
+        runs = models if self._is_embedded else plain
+        rows = [(len(run.rows), run.seconds["embeddings"]) for run in runs]
+        found = {"embeddings": scale(rows, self.n_rows)}
+        if request.method == "adq":
+            times = self.count_scored() / max(1, models[-1].manifest["scores"]["rows"])
+            found["scores"] = models[-1].seconds["scores"] * times
+        if self.asked.target is not None:
+            n_targets = len(self.asked.target.source.dataset)
+            times = n_targets / self.n_targets
+            if request.target_model is not None:  # all rows go through it
+                times = (self.n_rows + n_targets) / (len(models[-1].rows) + self.n_targets)
+            found["target"] = models[-1].seconds["selection"] * times
+        beside, size, bins = plain[-1].seconds["selection"], len(plain[-1].rows), 0.0
+        if self.bins is not None:
+            beside = max(0.0, beside - self.bins.scale(np.array([float(size)])))
+            bins = self.bins.scale(cut_strata(np.bincount(self.asked.strata), request))
+        late = time_loading(models or plain, "selection")
+        found["selection"] = bins + beside * self.n_rows / size + late
+        runs = models if request.drop_ratio else plain
+        kept = [(run.n_kept, run.seconds["subset"]) for run in runs]
+        found["subset"] = scale(kept, n_kept)
+        if "report" in plain[-1].seconds:
+            rows = [(len(run.rows), run.seconds["report"]) for run in plain]
+            found["report"] = scale(rows, self.n_rows) + time_loading(plain, "report")
+        return found
+
+    def memory(self, n_kept: int) -> Memory:
+        """Give what is held with all rows: what the trials held, and what grows with the rows."""
+        request, adapter = self.asked.request, self.asked.adapter
+        width = (self.asked.config["embedding"] or {}).get("dimension", 0)
+        tried = self.plain[-1]
+        names = {"subset": "patches"} if request.drop_ratio else {}
+        if self.asked.target is not None or request.method == "adq":
+            names["selection"] = "scores" if self.asked.target is None else "target"
+        held = [item for run in self.plain for item in run.held.items()]
+        held += [(names.get(k, k), size) for run in self.by_model for k, size in run.held.items()]
+        stages = {name: max(0, *(size for k, size in held if k == name)) for name, _ in held}
+        if self.bins is not None:
+            sizes = [np.bincount(self.asked.strata[rows]) for rows in (slice(None), tried.rows)]
+            more, less = (count_working(request, counts, width) for counts in sizes)
+            stages["selection"] += max(0, int(more - less))
+        stages["embeddings"] = max(stages["embeddings"], self._pass_held)
+        mapped = int(subset.measure_picks(self.rows).sum()) + 4 * self.n_rows * width
+        if request.method == "adq" and adapter is not None:  # rows, views, and what is learned
+            more = self.count_scored() - self.by_model[-1].manifest["scores"]["rows"]
+            features = adapter.dimension + adapter.middle_dimension
+            stages["scores"] = max(stages["scores"], self._pass_held) + 24 * features * max(0, more)
+            mapped += (2 * adapter.middle_dimension + 8) * self.n_rows * self._is_embedded
+        if self.asked.target is not None:  # lists of near rows
+            n_targets = len(self.asked.target.source.dataset)
+            stages["target"] += 4 * min(n_targets * self.n_rows, LIST_VALUES)
+        tried_bytes = tried.manifest["bytes"]["subset_data"]
+        kept_bytes = tried_bytes * n_kept // tried.n_kept
+        stages["subset"] += 4 * max(0, min(subset.BLOCK_BYTES, kept_bytes) - tried_bytes)
+        more = ROW_BYTES * (self.n_rows - len(tried.rows))
+        if isinstance(self.rows, Stream):
+            more += (N_HELD + 1) * self.rows.chunk_bytes
+        return Memory(self.base, {name: size + more for name, size in stages.items()}, mapped)
+
+    def count_scored(self) -> int:
+        """Count the rows by which adq scores the bins, which are pooled over the strata."""
+        sizes, n_bins = np.bincount(self.asked.strata), self.asked.request.n_bins
+        pooled = [int((sizes // n_bins + (k < sizes % n_bins)).sum()) for k in range(n_bins)]
+        return sum(count_sampled(size, self.asked.request.score_rows) for size in pooled)
+
+    def disk(self, n_kept: int) -> dict[str, int]:
+        """Give the bytes of the files that the run leaves."""
+        tried, files = self.plain[-1], dict(self.plain[-1].files)
+        rows = [(len(run.rows), run.files[SELECTION_FILE]) for run in self.plain]
+        runs = self.by_model if self.asked.request.drop_ratio else self.plain
+        kept = [(run.n_kept, run.files[subset.FOLDER]) for run in runs]
+        found = {
+            SELECTION_FILE: round(scale(rows, self.n_rows)),
+            BINS_FILE: files[BINS_FILE],
+            subset.FOLDER: round(scale(kept, n_kept)),
+        }
+        if embedding.FILE in files:
+            numbers = (files[embedding.FILE] - 128) * self.n_rows // len(tried.rows)
+            found = {embedding.FILE: 128 + numbers, **found}  # with the head of a .npy file
+        if report := sum(files.pop(name, 0) for name in REPORT_FILES):
+            found["report"] = report
+        return found | {"other": sum(files[name] for name in files.keys() - found.keys())}
+
+
+def scale(trials: Sequence[tuple[int, float]], n_all: int) -> float:
+    """Give what grows with a count, of rows say, for all of them, from the two largest trials.
+
+    Args:
+        trials: Count and seconds, or bytes; the first is of the longest rows.
+        n_all: The count of the whole run.
+    """
+    count, value = trials[-1]
+    share = value / count
+    if len(trials) > 2 and count > trials[-2][0]:  # some of it may be the same for any count
+        slope = (value - trials[-2][1]) / (count - trials[-2][0])
+        share = float(np.clip(slope, share / 3, share))
+    return value + share * (n_all - count)
+
+
+def time_loading(runs: list[Trial], stage: str) -> float:
+    """Give what the first trial took longer than the second: it loads what is loaded late."""
+    if len(runs) < 2:
+        return 0.0
+    late = runs[0].seconds[stage] - runs[1].seconds[stage]
+    return max(0.0, late) * (late < COMPILE_SECONDS)
+
+
+def resident() -> int:
+    """Give what this process holds now, in bytes."""
+    return psutil.Process().memory_info().rss
+
+
+def resident_unmapped() -> int:
+    """Give what this process holds now without the pages of mapped data files, in bytes."""
+    process = psutil.Process()
+    places = process.memory_maps() if hasattr(process, "memory_maps") else []  # not on macOS
+    return resident() - sum(place.rss for place in places if place.path.endswith(MAPPED))
+
+
+def read_some(given: str, dataset: "Dataset", split: str) -> Float[ndarray, "k d"]:
+    """Read some of the ready embeddings, from all over."""
+    step, some, n_read = -(-len(dataset) // PLAIN_ROWS), [], 0
+    for block in embedding.read_given(given, dataset, split):
+        some.append(block[-n_read % step :: step].copy())
+        n_read += len(block)
+    return np.concatenate(some)
+
+
+def make_plan(
+    compress: Callable[..., Run],
+    dataset: "str | Dataset",
+    *,
+    output_dir: str | Path | None,
+    report: bool,
+    limit: int | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Make the answer of `pipeline.plan`, which describes it."""
     started = time.perf_counter()
-    limit = None if max_memory is None else parse_bytes(max_memory)
     asked = prepare(dataset, options)
     start_seconds = time.perf_counter() - started
-    request, rows, strata = asked.request, asked.source.dataset, asked.strata
-    n_targets = len(asked.target.source.dataset) if asked.target is not None else 0
-    memory = estimate_memory(
-        *(rows, strata, asked.adapter, request, asked.config),
-        with_report=report,
-        n_targets=n_targets,
-    )
-    check_memory(memory, limit)
-    seconds = {"start": start_seconds, "embeddings": 0.0}
-    vectors, probe = _embed_some(asked, seconds)
-    n_rows, n_kept = len(rows), _count_kept(asked, seconds)
-    if request.method == "adq" and asked.adapter is not None:
-        seconds["scores"] = _score_seconds(asked, seconds["embeddings"])
-    seconds["selection"], tables = probe_tables(strata, request, asked.labels)
-    n_left = count_left(asked.config)
-    if vectors is not None:
-        seconds["selection"] += _pick_seconds(asked, vectors, n_left)
-    seconds["subset"], sizes = probe_subset(rows, strata, n_kept, request.seed, asked.dropper)
-    disk = _array_bytes(asked, n_rows) | tables | {"subset": sizes["subset_files"]}
-    if report:
-        seconds["report"], disk["report"] = probe_report(
-            rows, vectors, request, asked.config["rows"], n_kept, n_left
-        )
-    disk["other"] = SMALL_FILES_BYTES
-    passing = sum(disk.pop(file, 0) for file in (embedding.MIDDLE, embedding.TEXTURE, "scores"))
+    request, rows, n_rows = asked.request, asked.source.dataset, len(asked.strata)
+    trials = Trials(compress, asked, report=report)
+    n_kept = trials.count_kept()
+    memory = trials.memory(n_kept)
+    memory.check(limit)
+    seconds = {"start": start_seconds} | trials.seconds(n_kept)
+    disk, passing, probe, found = trials.disk(n_kept), 0, None, asked.config["embedding"]
+    if request.needs_embeddings and request.embeddings is None:
+        tried, rate = trials.by_model[-1], round(n_rows / seconds["embeddings"], 2)
+        spent = tried.seconds["embeddings"]
+        probe = {"rows": len(tried.rows), "seconds": spent, "rows_per_second": rate}
+    if request.method == "adq" and asked.adapter is not None:  # files that are gone afterwards
+        middle, again = 2 * asked.adapter.middle_dimension, 1 + (request.embeddings is not None)
+        passing = again * trials.count_scored() * (4 * asked.adapter.dimension + middle)
+        passing += (middle + 8) * n_rows * (request.embeddings is None)
     target = expand_home(output_dir) if output_dir is not None else default_folder(request)
-    found = asked.config["embedding"] or {}
+    place = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
+    tried = trials.by_model[-1] if request.drop_ratio else trials.plain[-1]
+    data = tried.manifest["bytes"]["subset_data"] * n_kept / tried.n_kept
+    sizes = {"subset_data": round(data), "subset_files": disk[subset.FOLDER]}
     return {
         "request": request.as_dict(),
         "output_dir": str(target),
         "rows": n_rows,
         "strata": len(asked.labels),
-        "strata_rows": describe_strata(np.bincount(strata).tolist(), asked.labels),
+        "strata_rows": describe_strata(np.bincount(asked.strata).tolist(), asked.labels),
         "kept": n_kept,
         "modality": (asked.config["rows"] or {}).get("modality"),
-        "embedding": found or None,
+        "embedding": found,
         "scoring": asked.config.get("scoring"),
         "probe": probe,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -160,9 +559,9 @@ def plan(
         "memory": memory.as_dict(),
         "disk": disk | {"total": sum(disk.values())},
         "disk_at_most": sum(disk.values()) + passing,
-        "disk_free": shutil.disk_usage(_nearest(target)).free,
+        "disk_free": shutil.disk_usage(place).free,
         "bytes": {"source_data": subset.count_bytes(rows), **sizes},
-        "notes": _note(asked),
+        "notes": asked.notes + trials.notes,
         "max_memory": limit,
     }
 
@@ -179,145 +578,23 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     label_column = label_column_of(adapter, request)
     strata, labels, _ = survey(source, adapter, request, label_column)
     request = request.of_rows(len(strata))
-    count_subset(strata, request, make_marks(rows, request, len(strata)))
+    marks = make_marks(rows, request, len(strata))
+    count_subset(strata, request, marks)  # raises if a cap leaves too few
     config = make_config(request, source, adapter, label_column)
     if target is not None:
         config.target = make(TargetFacts, describe_target(target, request))
     note_model(config, adapter, request, rows.column_names)
-    asked = Asked(request, source, adapter, None, strata, labels, config.as_dict(), target)
     if adapter is not None:
         adapter.lengths()  # reads all rows, as a run does in any case
+    dropper = None
     if request.drop_ratio:
         from dq_multimodal.stages.patching import make_dropper
 
-        asked.dropper = make_dropper(rows, request, adapter)
-    return asked
-
-
-def _note(asked: Asked) -> list[str]:
-    """Give what a user has to be told, and what the seconds leave out."""
-    notes = list(asked.adapter.notes) if asked.adapter is not None else []
-    if asked.target is None:
-        return notes
-    what = "embedding the target rows and picking for them"
-    if asked.request.target_model is not None:
-        what = "reading all rows with the language model of the target"
-    return [*notes, *asked.target.notes, f"the seconds do not count {what}"]
-
-
-def _count_kept(asked: Asked, seconds: dict[str, float]) -> int:
-    """Count the rows of the subset: of images, by how many of those looked at can be decoded."""
-    request, adapter, n_rows = asked.request, asked.adapter, len(asked.strata)
-    if not isinstance(adapter, ImageAdapter) or not leaves_out(adapter, request):
-        return count_subset(asked.strata, request)
-    parts = np.split(np.arange(n_rows), range(CHECKED_ROWS, n_rows, CHECKED_ROWS))
-    places = range(len(parts)) if adapter.chunk_rows else spread(len(parts))  # a stream goes ahead
-    started = time.perf_counter()
-    n_checked = adapter.check_images((parts[place] for place in places), CHECK_SECONDS)
-    took = time.perf_counter() - started
-    if request.embeddings is not None or not request.needs_embeddings:
-        seconds["embeddings"] += took * n_rows / n_checked
-    unreadable = np.zeros(n_rows, dtype=bool)
-    lost = sorted(row for what in UNDECODED for row in adapter.problems.get(what, []))
-    unreadable[lost] = True
-    adapter.notes += note_left_out(adapter, lost)
-    if n_checked == n_rows:
-        return count_subset(asked.strata, request, Marks(unreadable=unreadable))
-    adapter.notes.append(
-        f"{n_checked:,} of the {n_rows:,} images were looked at, and {len(lost):,} of them cannot "
-        "be decoded: the rows that will be kept are an estimate"
-    )
-    return max(1, round(count_subset(asked.strata, request) * (1 - len(lost) / n_checked)))
-
-
-def _embed_some(
-    asked: Asked, seconds: dict[str, float]
-) -> tuple[Float[ndarray, "k d"] | None, dict[str, Any] | None]:
-    """Probe the embedding stage; give some embeddings, and what was tried."""
-    request, rows = asked.request, asked.source.dataset
-    if not request.needs_embeddings:
-        return None, None
-    if request.embeddings is not None:
-        started = time.perf_counter()
-        some, n_read = [], 0
-        for block in embedding.read_given(request.embeddings, rows, request.split):
-            step = -(-len(rows) // (4 * PICK_ROWS))
-            some.append(block[-n_read % step :: step].copy())
-            n_read += len(block)
-        seconds["embeddings"] = time.perf_counter() - started  # and writing, which is as quick
-        return np.concatenate(some), None
-    assert asked.adapter is not None
-    found = probe_encoder(asked.adapter, np.arange(len(rows)), request.batch_size)
-    seconds["embeddings"] = found.seconds
-    tried = {"rows": found.probed_rows, "seconds": round(found.probed_seconds, 3)}
-    return found.vectors, tried | {"rows_per_second": round(len(rows) / found.seconds, 2)}
-
-
-def _pick_seconds(asked: Asked, vectors: Float[ndarray, "k d"], n_left: int) -> float:
-    """Give the seconds of the bins that the method needs, and of finding near-duplicates."""
-    request, strata, kind = asked.request, asked.strata, asked.config["bins"]
-    seconds = 0.0
-    if kind == "coverage":
-        seconds = time_coverage(vectors, strata)
-    elif kind == "blocks":
-        seconds = time_balance(vectors, strata)
-    elif kind != "none":
-        n_bins = 1 if kind == "graphcut" else request.n_bins
-        seconds = time_picks(vectors, strata, n_bins, request.similarity, n_left)
-    if request.drop_duplicates is not None:
-        seconds += time_duplicates(vectors, len(strata), request.drop_duplicates)
-    return seconds
-
-
-def _score_seconds(asked: Asked, embed_seconds: float) -> float:
-    """Give the seconds of the scores: rows embedded again, discriminator, diversity."""
-    request, adapter = asked.request, asked.adapter
-    assert adapter is not None
-    counts = [count_sampled(s, request.score_rows) for s in bin_sizes(asked.strata, request.n_bins)]
-    readable = np.flatnonzero(adapter.lengths())
-    places = np.linspace(0, len(readable) - 1, min(sum(counts), len(readable))).astype(int)
-    sample = readable[places]
-    size, budget = request.batch_size, VIEW_SECONDS
-    total = probe_encoder(adapter, sample, size, view=request.seed, budget=budget).seconds
-    if request.embeddings is not None:
-        total += probe_encoder(adapter, sample, size, budget=budget).seconds
-    model = asked.config.get("scoring") or asked.config["embedding"]
-    n_features = adapter.dimension + adapter.middle_dimension - (model.get("factors") or [0])[0]
-    if request.measure_of(adapter.describe()["modality"]) == "surprisal":
-        total += time_surprisal(adapter, len(asked.strata))
-    return total + time_scores(counts, n_features)
-
-
-def _array_bytes(asked: Asked, n_rows: int) -> dict[str, int]:
-    """Give the bytes of the .npy files, those included that are gone when a run is finished."""
-    request, adapter = asked.request, asked.adapter
-    if not request.needs_embeddings:
-        return {}
-    width = asked.config["embedding"]["dimension"]
-    found = {embedding.FILE: npy_bytes((n_rows, width), np.float32)}
-    if request.method == "adq" and adapter is not None:
-        counts = [
-            count_sampled(s, request.score_rows) for s in bin_sizes(asked.strata, request.n_bins)
-        ]
-        middle = adapter.middle_dimension
-        again = 1 if request.embeddings is None else 2
-        found["scores"] = again * sum(counts) * (4 * adapter.dimension + 2 * middle)
-        if request.embeddings is None:
-            found[embedding.MIDDLE] = npy_bytes((n_rows, middle), np.float16)
-            found[embedding.TEXTURE] = npy_bytes((n_rows, 2), np.float32)
-    return found
-
-
-def npy_bytes(shape: tuple[int, ...], kind: Any) -> int:
-    """Give the size of a .npy file, its header included."""
-    head = io.BytesIO()
-    dtype = np.dtype(kind)
-    document = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, document)
-    return head.tell() + int(np.prod(shape)) * dtype.itemsize
-
-
-def _nearest(folder: Path) -> Path:
-    """Give the folder itself, or the nearest above it that there is."""
-    folder = folder.absolute()
-    return next(place for place in [folder, *folder.parents] if place.exists())
+        dropper = make_dropper(rows, request, adapter)
+    notes = [*(adapter.notes if adapter is not None else []), *(target.notes if target else [])]
+    if isinstance(rows, Stream):
+        notes += ["the figures are of the first rows of the stream, read once"]
+    if request.partition is not None and bins_kind(request.method) != "none":
+        notes += ["the seconds do not count parting the rows"]
+    known = config.as_dict()
+    return Asked(request, source, adapter, target, strata, labels, marks, known, dropper, notes)

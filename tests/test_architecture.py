@@ -20,13 +20,13 @@ FLOORS = [
 ]
 """Everyone may read the first; then there are six. What is on one floor may import each other."""
 FLOORS[0] |= {"byte_sizes"}
-FLOORS[5] |= {*("memory", "probes", "report_probes"), "distributed.assisting"}
+FLOORS[5] |= {"distributed.assisting"}
 FLOORS[6] |= {"options"}
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 APART = {("adapters", "patches"), ("patches", "adapters"), ("cli", "training")}
 MAX_MODULES = 12
 CORE_MAY_IMPORT = {
-    *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba", "sklearn", "warnings"),
+    *("contextlib", "numpy", "jaxtyping", "torch", "threadpoolctl", "numba"),
     *("collections", "concurrent", "dataclasses", "functools", "heapq", "itertools", "math", "os"),
     *("threading", "typing", "weakref"),
 }

@@ -27,7 +27,7 @@ from test_tampered_runs import (
 )
 
 from dq_multimodal import InputError, Run, compress, resample, verify
-from dq_multimodal.planning import plan
+from dq_multimodal.pipeline import plan
 from dq_multimodal.stages.marks import MARK_TYPES
 from dq_multimodal.stages.ordering import bin_by_method, order_by_method
 from dq_multimodal.stages.selection import write_selection

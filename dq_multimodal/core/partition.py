@@ -1,6 +1,5 @@
 """Parts of similar rows, by k-means on a sample: bins of very many rows are made part by part."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,17 +32,17 @@ def partition_rows(
 ) -> Int[ndarray, " n"]:
     r"""Part the rows by k-means: every row goes to the nearest of n_parts centres.
 
-    The centres come from a sample: scikit-learn's k-means, begun by k-means++ (Arthur and
-    Vassilvitskii 2007) from the seed, at most 25 steps. For "cosine" rows are scaled to unit
-    length first, and rows of zeros, which have no direction, go to part 0. A part that has no row
-    is dropped, so fewer parts than asked come back where there are fewer distinct rows.
+    The centres come from a sample: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's
+    algorithm until no row of the sample changes its part, at most 25 steps. For "euclidean" a
+    centre is the mean of its rows. For "cosine" rows and centres have unit length (spherical
+    k-means), and rows of zeros, which have no direction, go to part 0. A part that loses all its
+    rows is dropped, so fewer parts than asked come back where there are fewer distinct rows.
 
     Rows and centres are rounded to multiples of $2^{-26}$ at a length of at most 1, so products
     are multiples of $2^{-52}$ and their sums are exact in float64, in whatever order they are
-    made: given the centres, the parts depend on no block size, number of threads or machine, and
-    ties go to the lower part. The centres are found by one thread; the same release of
-    scikit-learn on the same kind of processor finds the same ones, another may differ by
-    rounding, which moves rows that are equally near to two of them.
+    made. So the parts do not depend on the block size, the number of threads, the BLAS or the
+    machine. Ties go to the lower part. `verify` makes the parts of coverage anew, so they must
+    not change with a release either: no library's k-means promises that.
 
     Args:
         embeddings: (n, d) array, memory-mapped ones included, or torch tensor of finite floats.
@@ -80,38 +79,81 @@ def partition_rows(
         picks = np.sort(np.argpartition(keys, size)[:size])
     place = Directions() if similarity == "cosine" else _Places(values, picks)
     sample = place(values[picks])[0]
-    if similarity == "cosine":
-        sample = sample[sample.any(axis=1)]
-    if not len(sample):
-        return codes
-    centres = find_centres(sample, n_parts, seed)
+    uniform = hash_numbers(seed ^ SALT, ~np.arange(n_parts, dtype=np.uint64)) >> np.uint64(11)
+    centres = find_centres(sample, uniform * 2.0**-53, is_spherical=similarity == "cosine")
     step = _block_rows(width, len(centres))
     for start in range(0, n_rows, step):
         rows, unit = place(values[start : start + step])
-        found = nearest(rows, centres, unit)
-        is_free = (similarity == "cosine") & ~rows.any(axis=1)
-        codes[start : start + len(rows)] = np.where(is_free, 0, found)
+        codes[start : start + len(rows)] = nearest(rows, centres, unit)
         if on_rows is not None:
             on_rows(len(rows))
     return np.unique(codes, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def find_centres(sample: Float[ndarray, "s d"], n_parts: int, seed: int) -> Float[ndarray, "c d"]:
-    """Find the centres of k-means on the grid, at most one for each row, by one thread."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
+def find_centres(
+    sample: Float[ndarray, "s d"], uniform: Float[ndarray, " k"], *, is_spherical: bool
+) -> Float[ndarray, "c d"]:
+    """Find the centres of k-means, at most one for each uniform number.
 
-    model = KMeans(
-        min(n_parts, len(sample)),
-        n_init=1,
-        max_iter=MAX_STEPS,
-        tol=0,
-        random_state=int(hash_numbers(seed ^ SALT, np.zeros(1, dtype=np.uint64))[0] >> 32),
-    )
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than parts
-        return _to_grid(model.fit(sample).cluster_centers_)
+    Args:
+        sample: Rows on the grid, of length at most 1.
+        uniform: Numbers in [0, 1) that draw the first centres.
+        is_spherical: Whether centres have unit length; rows of zeros are left out then.
+    """
+    if is_spherical:
+        sample = sample[sample.any(axis=1)]
+    if not len(sample):
+        return np.zeros((1, sample.shape[1]))
+    centres = _first_centres(sample, uniform)
+    codes = np.full(len(sample), -1)
+    for _ in range(MAX_STEPS):
+        before, codes = codes, nearest(sample, centres)
+        if np.array_equal(before, codes):
+            break
+        used, codes = np.unique(codes, return_inverse=True)
+        centres = centres[used]
+        means = _means(sample, codes, len(used))
+        if is_spherical:
+            length = np.sqrt(np.vecdot(means, means))[:, None]
+            has_one = length > 0  # opposite rows have none: their centre stays where it was
+            means = np.where(has_one, _to_grid(means / np.where(has_one, length, 1)), centres)
+        centres = means
+    return centres
+
+
+def _first_centres(
+    sample: Float[ndarray, "s d"], uniform: Float[ndarray, " k"]
+) -> Float[ndarray, "c d"]:
+    """Draw centres one by one, each with a chance that grows as its squared distance (k-means++).
+
+    The draw ends early when every row is a centre.
+    """
+    squares = np.vecdot(sample, sample)
+    picks = [int(uniform[0] * len(sample))]
+    distance = np.full(len(sample), np.inf)
+    for number in uniform[1:]:
+        last = picks[-1]
+        others = squares + squares[last] - 2 * (sample @ sample[last])
+        distance = np.minimum(distance, others)
+        total = np.cumsum(distance)
+        if total[-1] <= 0:
+            break
+        at = np.searchsorted(total, number * total[-1], side="right")
+        picks.append(int(min(at, np.searchsorted(total, total[-1]))))
+    return sample[picks]
+
+
+def _means(
+    sample: Float[ndarray, "s d"], codes: Int[ndarray, " s"], n_centres: int
+) -> Float[ndarray, "c d"]:
+    """Give the mean of the rows of each code, on the grid."""
+    sums = np.zeros((n_centres, sample.shape[1]))
+    step = _block_rows(sample.shape[1], n_centres)
+    for start in range(0, len(sample), step):
+        block = slice(start, start + step)
+        is_of = codes[block] == np.arange(n_centres)[:, None]
+        sums += is_of.astype(np.float64) @ sample[block]
+    return _to_grid(sums / np.bincount(codes, minlength=n_centres)[:, None])
 
 
 def nearest(

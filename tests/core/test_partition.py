@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dq_multimodal import InputError
 from dq_multimodal.core import make_bins, partition, partition_rows
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.core.partition import GRID, SALT, SAMPLE_ROWS, nearest
+from dq_multimodal.core.partition import GRID, SALT, SAMPLE_ROWS, find_centres, nearest
 
 SIMILARITIES = ["cosine", "euclidean"]
 
@@ -56,6 +56,7 @@ def test_every_row_is_nearest_to_the_centre_of_its_part(seed, n_parts, similarit
     codes = partition_rows(rows, n_parts, similarity, seed)
     rows = unit(rows) if similarity == "cosine" else rows
     centres = np.array([rows[codes == code].mean(axis=0) for code in range(codes.max() + 1)])
+    centres = unit(centres) if similarity == "cosine" else centres
     distances = np.linalg.norm(rows[:, None] - centres, axis=2)
     own = distances[np.arange(len(rows)), codes]
     assert (own <= distances.min(axis=1) + 1e-5).all()
@@ -104,6 +105,21 @@ def test_the_bits_depend_on_no_block_size_order_of_sums_or_type(monkeypatch):
             np.testing.assert_array_equal(partition_rows(rows, 7, similarity), whole)
 
 
+@pytest.mark.parametrize(
+    ("similarity", "sizes", "first"),
+    [
+        ("cosine", [89, 74, 61, 86, 75, 109, 106], [6, 6, 5, 5, 1, 6, 1, 6, 1, 2, 3, 5]),
+        ("euclidean", [64, 83, 102, 100, 64, 80, 107], [6, 2, 3, 3, 1, 0, 1, 0, 1, 5, 4, 6]),
+    ],
+)
+def test_the_parts_are_those_of_release_0_1(similarity, sizes, first):
+    """Coverage of more than 20,000 rows does not record its parts: verify makes them anew."""
+    rows = np.arange(600 * 5).reshape(600, 5) ** 2 * 7919 % 1009 - 504.0
+    codes = partition_rows(rows, 7, similarity)
+    assert np.bincount(codes).tolist() == sizes
+    assert codes[:12].tolist() == first
+
+
 def test_products_of_prepared_rows_are_exact():
     rows, _ = clouds(2, n_rows=50, width=30)
     places = [partition.Directions(), partition._Places(rows, np.arange(50))]
@@ -138,6 +154,8 @@ def test_rows_of_zeros_and_opposite_rows():
     assert codes[2] == codes[3] == 0
     assert len(set(codes[[0, 1, 4]])) == 3
     assert not partition_rows(np.zeros((5, 2)), 3).any()
+    lone = find_centres(np.array([[1.0, 0], [-1, 0]]), np.zeros(1), is_spherical=True)
+    np.testing.assert_array_equal(np.abs(lone), [[1, 0]])  # their mean has no direction
 
 
 def test_seeds():

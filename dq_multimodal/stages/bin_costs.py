@@ -1,0 +1,159 @@
+"""What the bins of many rows will take: seconds, by trials of fewer rows, and bytes."""
+
+import contextlib
+import io
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dq_multimodal.config import CompressConfig, count_parts
+from dq_multimodal.core import count_working_bytes, one_bin
+from dq_multimodal.core.bins import count_threads
+from dq_multimodal.core.coverage import MAX_ROWS as COVERAGE_ROWS
+from dq_multimodal.core.coverage import TABLE_BYTES
+from dq_multimodal.core.duplicates import MAX_ROWS as DUPLICATE_ROWS
+from dq_multimodal.stages.marks import Marks
+from dq_multimodal.stages.ordering import bin_by_method, bins_kind, mark_duplicates
+
+TRIAL_ROWS, TRIAL_SECONDS = (1024, 4096, 16_384), 4.0
+"""Rows of the trials; one that would take longer is left out."""
+MOST_GROWTH = 2.5
+"""The exponent of rows that is believed at most."""
+LONG_SECONDS, MANY_ROWS = 120.0, 65_536
+"""Bins of fewer rows take less; a word on them would take its time for nothing."""
+
+
+@dataclass(frozen=True)
+class BinTimes:
+    """Seconds of bins: of fewer rows, and of more.
+
+    Attributes:
+        n_strata: Strata of the rows, side by side.
+        seconds: Rows and seconds of each trial.
+    """
+
+    n_strata: int
+    seconds: list[tuple[int, float]]
+
+    @property
+    def growth(self) -> float:
+        """The exponent of rows that the two largest trials show, between 1 and 2.5."""
+        if len(self.seconds) < 2:
+            return 1.0
+        (few, before), (many, after) = self.seconds[-2:]
+        found = np.log(max(after, 1e-9) / max(before, 1e-9)) / np.log(many / few)
+        return float(np.clip(found, 1.0, MOST_GROWTH))
+
+    def scale(self, sizes: Float[ndarray, " s"]) -> float:
+        """Give the seconds of strata of these sizes."""
+        n_rows, seconds = self.seconds[-1]
+        times = (sizes * self.n_strata / n_rows) ** self.growth
+        return seconds * float(times.sum()) / self.n_strata
+
+
+def time_bins(
+    vectors: Float[ndarray, "k d"],
+    sizes: Int[ndarray, " s"],
+    request: CompressConfig,
+    n_left: int = 0,
+) -> BinTimes:
+    """Time the bins of ever more rows, and the search for near-duplicates if it is asked for.
+
+    Args:
+        vectors: Embeddings of some rows.
+        sizes: Rows of each stratum.
+        request: The settings.
+        n_left: Numbers of the left factor where embeddings are outer products.
+    """
+    kind, n_most, found = bins_kind(request.method), int(sizes.sum()), []
+    n_strata = count_threads(int((sizes > 0).sum()))
+    if kind == "coverage" and 4 * cut_strata(sizes, request).max() ** 2 * n_strata > TABLE_BYTES:
+        n_strata = 1  # tables so large are made one after the other
+    for size in (min(size, n_most) for size in TRIAL_ROWS):
+        rows, strata = stretch(vectors, size), np.arange(size) % min(n_strata, size)
+        bins = one_bin(strata)
+        started = time.perf_counter()
+        with contextlib.redirect_stderr(io.StringIO()):  # no progress bars
+            if kind != "none":
+                asked = replace(request, n_bins=min(request.n_bins, size))
+                bins, _ = bin_by_method(rows, strata, kind, asked, Marks(), n_left)
+            if request.drop_duplicates is not None:
+                mark_duplicates(rows, bins, replace(request, method="random"), None, Marks())
+        found.append((size, time.perf_counter() - started))
+        if size == n_most or 6 * found[-1][1] > TRIAL_SECONDS:
+            break
+    return BinTimes(n_strata, found)
+
+
+def foresee_bins(
+    vectors: Float[ndarray, "n d"],
+    strata: Int[ndarray, " n"],
+    request: CompressConfig,
+    n_left: int,
+    *,
+    can_part: bool,
+) -> str | None:
+    """Say in one line about how long the bins will take, where that is long.
+
+    Args:
+        vectors: All rows.
+        strata: Stratum of every row.
+        request: The settings.
+        n_left: Numbers of the left factor where rows are outer products.
+        can_part: Whether the rows may be parted instead.
+    """
+    sizes = np.bincount(strata)
+    if sizes.max() < MANY_ROWS:
+        return None
+    seconds = time_bins(vectors, sizes, request, n_left).scale(sizes)
+    if seconds < LONG_SECONDS:
+        return None
+    long = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.0f} hours"
+    advice = "; --partition kmeans picks within parts of similar rows, in much less" * can_part
+    return f"the selection will take about {long}, slower as it goes on{advice}"
+
+
+def cut_strata(sizes: Int[ndarray, " s"], request: CompressConfig) -> Float[ndarray, " p"]:
+    """Give the rows of what is binned at once: the strata, or the parts that they are cut into."""
+    sizes, most = sizes[sizes > 0].astype(float), float(sizes.sum())
+    if request.partition is not None:
+        most /= count_parts(request.partition, int(most))
+    if bins_kind(request.method) == "coverage":
+        most = min(most, COVERAGE_ROWS)
+    if request.drop_duplicates is not None:  # the strata do not count
+        sizes, most = np.array([sizes.sum()]), min(most, DUPLICATE_ROWS)
+    n_parts = np.ceil(sizes / most).astype(int)
+    return np.repeat(sizes / n_parts, n_parts)
+
+
+def count_working(request: CompressConfig, sizes: Int[ndarray, " s"], width: int) -> float:
+    """Give what the bins of strata of these sizes take by their order of growth, in bytes."""
+    kind, found, n_rows = bins_kind(request.method), 0.0, float(sizes.sum())
+    parts = np.sort(cut_strata(sizes, replace(request, drop_duplicates=None)))[::-1]
+    n_beside = count_threads(len(parts))
+    if kind in ("dq", "graphcut"):
+        found = count_working_bytes(parts[:n_beside].astype(int).tolist(), width)
+    elif kind == "coverage":  # a table of cosines, and the records of the nearest rows
+        if 4 * parts[0] ** 2 * n_beside > TABLE_BYTES:
+            n_beside = 1
+        found = float((4 * parts**2 + 8 * parts * width)[:n_beside].sum())
+        found += 48 * float((parts * (1 + np.log(parts))).sum())
+    elif kind == "blocks":
+        found = 4 * n_rows * width
+    if request.drop_duplicates is not None:
+        found = max(found, 8 * min(n_rows, DUPLICATE_ROWS) * width)
+    return found
+
+
+def stretch(vectors: Float[ndarray, "k d"], n_rows: int) -> Float[ndarray, "n d"]:
+    """Give rows like those given: some of them, or all and mixtures of two."""
+    if len(vectors) >= n_rows:
+        return vectors[np.linspace(0, len(vectors) - 1, n_rows).astype(int)]
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(len(vectors), size=(2, n_rows - len(vectors)))
+    shares = rng.uniform(0.2, 0.8, size=(pairs.shape[1], 1))
+    mixed = shares * vectors[pairs[0]] + (1 - shares) * vectors[pairs[1]]
+    return np.concatenate([vectors, mixed.astype(vectors.dtype)])

@@ -19,6 +19,7 @@ from dq_multimodal.report.compare import Coverage
 from dq_multimodal.report.decisions import KINDS, SENTENCES, Decisions
 from dq_multimodal.report.figures import bin_colours, normalise
 from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
+from dq_multimodal.report.summary import count
 
 TEXT_LIMITS = (400, 250, 150, 80, 40)
 NEAR_SHARE = 0.5
@@ -66,7 +67,7 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     environment.filters |= {
         "number": lambda value: f"{value:,}",
         "percent": lambda share, digits=3: f"{100 * share:.{digits}g} %",
-        "count": _count,
+        "count": count,
         "all_rows": lambda n: "the one row" if n == 1 else f"all {n:,} rows",
         "bytes": format_bytes,
         "data_uri": _data_uri,
@@ -88,7 +89,7 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     return environment.get_template("page.html").render(
         facts=facts,
         request=request,
-        title=f"{source}: {n_kept:,} of {_count(n_rows, 'row')} kept by {request.method}",
+        title=f"{source}: {n_kept:,} of {count(n_rows, 'row')} kept by {request.method}",
         source=f"{source} (split {clean_name(facts.config['source']['split'])})",
         script_hash=f"sha256-{digest}",
         style=Markup(read("page.css")),
@@ -119,11 +120,6 @@ def as_json(document: Any) -> str:
     return text
 
 
-def _count(n: int, one: str, many: str | None = None) -> str:
-    """Give a number with its noun, singular or plural."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
 def _data_uri(picture: bytes) -> str:
     """Give a WebP file as an address that holds it."""
     return "data:image/webp;base64," + base64.b64encode(picture).decode()
@@ -148,7 +144,7 @@ def _decided(facts: Facts) -> list[dict[str, Any]]:
 def _notes(facts: Facts) -> list[str]:
     notes = [clean_name(note, 400) for note in facts.manifest.get("notes", [])]
     if facts.n_blank:
-        have = _count(facts.n_blank, "row has", "rows have")
+        have = count(facts.n_blank, "row has", "rows have")
         notes.append(
             f"{have} no embedding (zeros): on the map, in coverage and among near-duplicates "
             f"{'it is' if facts.n_blank == 1 else 'they are'} left out"
@@ -168,7 +164,7 @@ def _settings(facts: Facts, request: CompressConfig) -> list[tuple[str, str]]:
             found.append((name, clean_name(value)))
     column = config.get("label_column")
     if column:
-        found.append(("strata", f"{clean_name(column)}, {_count(len(facts.labels), 'label')}"))
+        found.append(("strata", f"{clean_name(column)}, {count(len(facts.labels), 'label')}"))
     elif facts.labels:
         found.append(("parts", f"{len(facts.labels):,}"))
     model = {

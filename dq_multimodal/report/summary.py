@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.byte_sizes import format_bytes
 from dq_multimodal.files import show_name
+from dq_multimodal.report import FILE
 
 if TYPE_CHECKING:
     from dq_multimodal.manifest import Manifest
     from dq_multimodal.run import Run
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """Give a number with its noun: "1 row", "2,000 rows", or with many "2 classes"."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def summarise(run: "Run", as_json: bool, address: str | None) -> str:
@@ -27,19 +33,19 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
     rows, kept, sizes = manifest.rows, manifest.kept, manifest.bytes
     how: str = request.method
     if request.method in ("adq", "dq"):
-        how += f", {request.n_bins} bins, {request.similarity}, {request.draw} draw"
+        how += f", {count(request.n_bins, 'bin')}, {request.similarity}, {request.draw} draw"
     if request.method == "adq":
         how += f", alpha {request.alpha:g}"
     seconds = ", ".join(
-        f"{name} {value:.1f} s" + (" (the last leg)" if name in manifest.resumed else "")
+        f"{name} {value:.1f} s" + (" (since the last stop)" if name in manifest.resumed else "")
         for name, value in manifest.seconds.items()
     )
-    lines = ["already complete: nothing was done anew"] if run.was_complete else []
-    lines += [f"source   {request.dataset}, {rows:,} rows{read_as}"]
+    lines = ["already complete: nothing was done"] if run.was_complete else []
+    lines += [f"source   {request.dataset}, {count(rows, 'row')}{read_as}"]
     lines += _strata_line(run)
     lines += [f"note     {note}" for note in manifest.notes]
     lines += [
-        f"kept     {kept:,} rows ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
+        f"kept     {count(kept, 'row')} ({100 * kept / rows:.4g} %) by {how}, seed {request.seed}",
         f"bytes    {sizes.source_data:,} -> {sizes.subset_data:,} as data, "
         f"{sizes.subset_files:,} on disk",
         *_score_lines(run),
@@ -47,6 +53,8 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
         f"time     {seconds}",
         f"folder   {run.path}",
     ]
+    if (run.path / FILE).is_file():
+        lines.append(f"report   {run.path / FILE}")
     if address:
         lines.append(f"pushed   {address}")
     return "\n".join(lines)
@@ -77,7 +85,7 @@ def _patch_lines(manifest: "Manifest") -> list[str]:
     share = manifest.kept / manifest.rows * found.kept_share
     lines = [
         f"patches  {100 * (1 - found.kept_share):.4g} % dropped, from {found.coded:,} of "
-        f"{found.images:,} images: data keep ratio {100 * share:.4g} %",
+        f"{count(found.images, 'image')}: data keep ratio {100 * share:.4g} %",
         f"images   {before:,} -> {after:,} bytes ({after / max(1, before):.3f}), masks included",
     ]
     holes, kept, answers = found.psnr_of_holes, found.psnr_of_kept, found.answers
@@ -114,7 +122,7 @@ def describe_strata(sizes: list[int], labels: list[str]) -> str:
         return "1 stratum"
     low, high = (sizes.index(pick(sizes)) for pick in (min, max))
     if sizes[low] == sizes[high]:
-        return f"{len(sizes):,} strata of {sizes[low]:,} rows each"
+        return f"{len(sizes):,} strata of {count(sizes[low], 'row')} each"
     return (
         f"{len(sizes):,} strata, {sizes[low]:,} ({show_name(labels[low])}) to {sizes[high]:,} "
         f"({show_name(labels[high])}) rows"
@@ -125,7 +133,7 @@ def describe_plan(plan: dict[str, Any]) -> str:
     """Say in a few lines what a run will take and leave."""
     request, memory, disk = plan["request"], plan["memory"], plan["disk"]
     rows, kept, sizes = plan["rows"], plan["kept"], plan["bytes"]
-    lines = [f"source   {request['dataset']}, {rows:,} rows"]
+    lines = [f"source   {request['dataset']}, {count(rows, 'row')}"]
     if plan["modality"]:
         lines[0] += f", {plan['modality']}"
     if request["method"] != "random" or plan["strata"] > 1:
@@ -140,8 +148,8 @@ def describe_plan(plan: dict[str, Any]) -> str:
     if plan["probe"] is not None:
         tried = plan["probe"]
         lines += [
-            f"probe    {tried['rows']:,} rows embedded in {tried['seconds']:.1f} s; by the lengths "
-            f"of all rows, {tried['rows_per_second']:,.1f} rows a second"
+            f"probe    {count(tried['rows'], 'row')} embedded in {tried['seconds']:.1f} s; by the "
+            f"lengths of all rows, {tried['rows_per_second']:,.1f} rows a second"
         ]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in plan["seconds"].items())
     most = max(memory["stages"], key=lambda name: memory["stages"][name])
@@ -152,7 +160,7 @@ def describe_plan(plan: dict[str, Any]) -> str:
         f"{format_bytes(memory['mapped'])} of mapped files beside it, which the system can reclaim",
         f"disk     {format_bytes(disk['total'])}, {format_bytes(plan['disk_at_most'])} on the way; "
         f"{format_bytes(plan['disk_free'])} free",
-        f"keeps    {kept:,} rows ({100 * kept / rows:.4g} %) by {request['method']}, "
+        f"keeps    {count(kept, 'row')} ({100 * kept / rows:.4g} %) by {request['method']}, "
         f"seed {request['seed']}",
         f"bytes    {sizes['source_data']:,} -> about {sizes['subset_data']:,} as data, about "
         f"{sizes['subset_files']:,} on disk",

@@ -34,7 +34,7 @@ if (points) {
       list.append(make("dt", name), holder);
     };
     if (label) say("label", label);
-    if (points.bin) say("bin", points.bin[at] + " of 0 to " + (data.nBins - 1));
+    if (data.nBins > 1) say("bin", points.bin[at] + " of 0 to " + (data.nBins - 1));
     if (points.length) say("length", lengthOf(points.length[at]));
     panel.append(list);
     const near = points.near[at];
@@ -48,7 +48,7 @@ if (points) {
   function speak(at) {
     const row = points.row[at], label = labelOf(at), near = points.near[at];
     live.textContent = "Row " + row + ", " + (points.kept[at] ? "kept" : "left out") +
-      (points.bin ? ", bin " + points.bin[at] : "") + (label ? ", " + label : "") +
+      (data.nBins > 1 ? ", bin " + points.bin[at] : "") + (label ? ", " + label : "") +
       ". " + plainText(row, 160) +
       (near >= 0 ? " Nearest kept row " + near + ", " + similarity(at) + "." : "");
   }

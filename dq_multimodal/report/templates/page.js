@@ -118,7 +118,7 @@ function tableOf(places, choose) {
     button.setAttribute("aria-label", "Show row " + points.row[at] + " on the map");
     return button;
   }], ["kept", (at) => (points.kept[at] ? "yes" : "no")]];
-  if (points.bin) columns.push(["bin", (at) => points.bin[at]]);
+  if (data.nBins > 1) columns.push(["bin", (at) => points.bin[at]]);
   if (data.labels.length > 1) {
     columns.push(["label", (at) => {
       const label = make("bdi", labelOf(at));

@@ -17,7 +17,7 @@ Preset = Literal["dq-iccv23", "adq-aaai25"]
 Modality = Literal["auto", "text", "image"]
 Embedding = Literal["features", "gradients"]
 Attribution = Literal["gradcam++", "random"]
-PatchCoding = Literal["exact", "webp"]
+PatchCoding = Literal["exact", "exact-small", "webp"]
 Fill = Literal["mean", "zero", "mae"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -121,7 +121,8 @@ class CompressConfig:
         patch_size: Side of a patch in pixels; None is 4 up to 64 px, else 16.
         attribution: Which patches are dropped: the least important by "gradcam++", or "random".
         attribution_model: Classifier for gradcam++; None is the embedding model.
-        patch_coding: "exact" keeps kept pixels bit for bit, "webp" is lossy.
+        patch_coding: "exact" keeps kept pixels bit for bit, "exact-small" too, in fewer bytes and
+            several times the time, "webp" is lossy.
         patch_quality: Quality of webp, 0 to 100.
         min_psnr: Images whose filled holes lie below this many dB keep their original.
         fill: How holes are filled for that: "mean", "zero" or "mae".

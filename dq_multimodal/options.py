@@ -201,7 +201,11 @@ AttributionModel = Annotated[
     typer.Option(help="Classifier for it.  [default: embedding model]", show_default=False),
 ]
 PatchCodingName = Annotated[
-    PatchCoding, typer.Option(help="exact keeps kept pixels bit for bit, webp is lossy.")
+    PatchCoding,
+    typer.Option(
+        help="exact keeps kept pixels bit for bit, exact-small too (fewer bytes, several times the "
+        "time), webp is lossy."
+    ),
 ]
 PatchQuality = Annotated[int, typer.Option(help="Quality of webp, 0 to 100.")]
 MinPsnr = Annotated[

@@ -22,6 +22,8 @@ from dq_multimodal.data.source import reload_source
 from dq_multimodal.data.stream import first_line
 from dq_multimodal.files import expand_home
 from dq_multimodal.manifest import CONFIG, MANIFEST, BinsKind, Config, Manifest
+from dq_multimodal.patches.codec import OLD_STORE
+from dq_multimodal.patches.store import has_old_records
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import Marks
 from dq_multimodal.stages.ordering import (
@@ -436,6 +438,8 @@ def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarr
         raise InputError(f"the subset of {run.path} does not hold the rows marked as kept")
     numbers = written["dq_row"].to_numpy()
     missing = np.setdiff1d(kept, numbers)
+    if run.request.drop_ratio and has_old_records(subset.subset_files(run.path)):
+        raise InputError(f"{run.path} cannot be resampled: {OLD_STORE}")
     if not len(missing):
         held = run.subset
         return subset.drop_own(held), np.searchsorted(numbers, kept)

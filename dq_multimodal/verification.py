@@ -17,8 +17,8 @@ from dq_multimodal.data.row_files import NO_FILES, embed, read_bytes
 from dq_multimodal.data.stream import first_line
 from dq_multimodal.files import open_parquet
 from dq_multimodal.manifest import MANIFEST, Model
-from dq_multimodal.patches.fields import FIELDS
-from dq_multimodal.patches.store import find_patch_columns, is_of_file
+from dq_multimodal.patches.codec import FIELDS, OLD_STORE
+from dq_multimodal.patches.store import find_patch_columns, has_old_records, is_of_file
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.run import Run
 from dq_multimodal.stages import embedding, subset
@@ -156,6 +156,8 @@ def _check_numbers(run: Run) -> Found:
 
 
 def _check_rows(run: Run) -> Found:
+    if run.request.drop_ratio and has_old_records(subset.subset_files(run.path)):
+        raise Skipped(OLD_STORE)
     try:
         source = run.open_source()
     except InputError as error:

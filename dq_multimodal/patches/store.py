@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,16 @@ from numpy import ndarray
 
 from dq_multimodal.config import Fill, InputError, check_choice
 from dq_multimodal.data.pixels import decode_image
-from dq_multimodal.patches.ahead import ROW, Ahead
-from dq_multimodal.patches.codec import decode_patches, shape_of
-from dq_multimodal.patches.fields import FIELDS, ORIGINAL, PROFILE, Record
+from dq_multimodal.files import open_parquet
+from dq_multimodal.patches.codec import (
+    FIELDS,
+    OLD,
+    ORIGINAL,
+    PROFILE,
+    Record,
+    decode_patches,
+    shape_of,
+)
 from dq_multimodal.patches.fill import fill_mean, fill_zero
 from dq_multimodal.patches.grid import keep_pixels
 from dq_multimodal.patches.mae import load_mae
@@ -28,9 +36,8 @@ Filler = Callable[[UInt8[ndarray, "b h w c"], Bool[ndarray, "b l"], int], UInt8[
 def restore(dataset: "Dataset", fill: Fill = "mean", *, mae_model: str | None = None) -> "Dataset":
     """Give a dataset of the patch store its images back, when rows are read and not before.
 
-    Many images are decoded in little more time than one, so read batches, as a DataLoader over
-    the dataset does by itself. Rows read one by one, in their order or where all images fit into
-    256 MB in any order, are decoded some at a time (see `patches.ahead`).
+    A mae fills a batch in little more time than one image, so read batches with it, as a DataLoader
+    over the dataset does by itself.
 
     Args:
         dataset: With one or several columns of patch records, as `compress --drop-ratio` writes.
@@ -42,7 +49,8 @@ def restore(dataset: "Dataset", fill: Fill = "mean", *, mae_model: str | None = 
         The same rows; the columns hold RGB or grey `PIL.Image`s, other columns are as they were.
 
     Raises:
-        InputError: If there is no such column, or the fill cannot be had.
+        InputError: If there is no such column, the fill cannot be had, or, when rows are read, if
+            version 0.1 stored them.
     """
     columns = find_patch_columns(dataset.features)
     if not columns:
@@ -50,38 +58,20 @@ def restore(dataset: "Dataset", fill: Fill = "mean", *, mae_model: str | None = 
             f"no column of patch records among {', '.join(dataset.column_names)}: the images "
             "are whole already"
         )
-    return dataset.with_transform(_Restore(dataset, columns, fill, mae_model))
+    return dataset.with_transform(_Restore(columns, fill, mae_model))
 
 
 class _Restore:
-    """The transform of `restore`; a copy that another process gets decodes no neighbours."""
+    """The transform of `restore`; another process that gets it loads the model anew."""
 
-    _ahead: Ahead | None = None
-
-    def __init__(
-        self, dataset: "Dataset", columns: list[str], fill: Fill, mae_model: str | None
-    ) -> None:
+    def __init__(self, columns: list[str], fill: Fill, mae_model: str | None) -> None:
         self.__setstate__((columns, fill, mae_model))
-        if ROW in dataset.column_names:
-            self._ahead = Ahead(dataset.select_columns([*columns, ROW]), self._decode)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {
-            name: self._restore(name, values, batch.get(ROW, []))
-            if name in self._columns
-            else values
+            name: restore_images(values, self._filler) if name in self._columns else values
             for name, values in batch.items()
         }
-
-    def _restore(
-        self, name: str, records: list[Record | None], numbers: list[int]
-    ) -> "list[Image | None]":
-        if self._ahead is None or len(numbers) != 1 or records[0] is None:
-            return self._decode(records)
-        return [self._ahead.get(name, numbers[0], records[0])]
-
-    def _decode(self, records: list[Record | None]) -> "list[Image | None]":
-        return restore_images(records, self._filler)
 
     def __getstate__(self) -> tuple[list[str], Fill, str | None]:
         return self._columns, self._fill, self._mae_model
@@ -101,6 +91,20 @@ def find_patch_columns(features: "Features") -> list[str]:
         for name, kind in features.items()
         if isinstance(kind, dict) and {*kind, PROFILE} == FIELDS.keys()
     ]
+
+
+def has_old_records(files: list[Path]) -> bool:
+    """Say whether a column of parquet files holds images in the lossless coding of version 0.1."""
+    from datasets import Features
+
+    for path in files:
+        with open_parquet(path) as file:
+            columns = find_patch_columns(Features.from_arrow_schema(file.schema_arrow))
+            codings = file.read(columns=[f"{name}.coding" for name in columns])
+        for name in columns:
+            if OLD in {row and row["coding"] for row in codings[name].to_pylist()}:
+                return True
+    return False
 
 
 def make_filler(fill: Fill, mae_model: str | None = None) -> Filler:
@@ -173,7 +177,7 @@ def is_of_file(record: Record | None, file: bytes | None) -> bool:
         pixels, keep = decode_patches([record])
     except InputError:
         return False
-    if record["coding"] != "exact":
+    if record["coding"] == "webp":
         return True
     is_kept = keep_pixels(keep, image.height, image.width, record["patch_size"])
     wanted = np.asarray(image)[None, ..., : record["channels"]]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dq_multimodal.config import InputError
 from dq_multimodal.data.pixels import count_pixels, decode_image, read_bytes, undecoded
 from dq_multimodal.files import open_parquet, write_table
-from dq_multimodal.patches.fields import FIELDS
+from dq_multimodal.patches.codec import FIELDS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -24,8 +24,13 @@ from dq_multimodal.data.pixels import (
 )
 from dq_multimodal.models.image import ImageModel, load_image_model
 from dq_multimodal.patches.attribution import GradCamPlusPlus, find_layer, patch_scores
-from dq_multimodal.patches.codec import decode_patches, encode_patches
-from dq_multimodal.patches.fields import ORIGINAL, PROFILE, Record
+from dq_multimodal.patches.codec import (
+    ORIGINAL,
+    PROFILE,
+    Record,
+    decode_patches,
+    encode_patches,
+)
 from dq_multimodal.patches.fill import psnr_of_holes
 from dq_multimodal.patches.grid import (
     count_dropped,
@@ -232,7 +237,7 @@ class PatchDropper:
         decoded, marks = decode_patches(records)
         height, width = pixels.shape[1:3]
         is_kept = keep_pixels(keep, height, width, self.patch_size)
-        is_exact = self.request.patch_coding == "exact"
+        is_exact = self.request.patch_coding != "webp"
         if not np.array_equal(marks, keep) or (
             is_exact and not np.array_equal(decoded[is_kept], pixels[is_kept])
         ):

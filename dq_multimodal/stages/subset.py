@@ -156,7 +156,8 @@ def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict
     """Compress all but coded images, and keep least and greatest values of numbers only.
 
     Those of images would store two of them once more in every block; zstd on coded images gains
-    nothing, and on original files it would be credited to the dropping of patches.
+    nothing, and on original files it would be credited to the dropping of patches. The first bytes
+    of coded images, which are the same for all of one shape, are stored once.
     """
     import io
 
@@ -178,6 +179,8 @@ def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict
         "compression": {leaf: "none" if leaf == coded else "zstd" for leaf in leaves},
         "compression_level": dict.fromkeys(packed, 9),
         "write_statistics": numbers,
+        "use_dictionary": packed,
+        "column_encoding": {coded: "DELTA_BYTE_ARRAY"} if coded is not None else None,
     }
 
 

@@ -51,7 +51,7 @@ class ImageRunArguments(OrderArguments):
     attribution_model: str | None = field(
         default=None, metadata={"help": "Classifier for gradcam++. Default: embedding_model."}
     )
-    patch_coding: str = field(default="exact", metadata={"help": "exact or webp."})
+    patch_coding: str = field(default="exact", metadata={"help": "exact, exact-small or webp."})
     patch_quality: int = field(default=80, metadata={"help": "Of webp, 0 to 100."})
     min_psnr: float | None = field(default=None, metadata={"help": "In dB."})
     fill: str | None = field(

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
@@ -297,6 +298,24 @@ def test_resampling_a_run_of_patches(labelled, small_classifier, tmp_path):
         run.resample(0.8, output_dir=tmp_path / "t")
 
 
+def test_a_run_of_version_0_1_says_what_to_do(labelled, small_classifier, tmp_path, cli):
+    """Its lossless coding cannot be read; all else of the run can."""
+    settings = options(small_classifier, drop_ratio=0.25, output_dir=tmp_path / "r")
+    run = compress(str(labelled), keep_ratio=0.4, **settings)
+    path = next((run.path / "subset").iterdir())
+    table = pq.read_table(path)
+    records = [{**record, "coding": "exact"} for record in table["img"].to_pylist()]
+    old = pa.array(records, table["img"].type)
+    pq.write_table(table.set_column(table.column_names.index("img"), "img", old), path)
+    with pytest.raises(InputError, match=r"stored by dq-multimodal 0\.1, .* compress the source"):
+        restore(Run(run.path).subset)[0]
+    done = cli("resample", "r", "--keep-ratio", 0.2, "--output-dir", "s", code=2)
+    assert done.stderr.splitlines()[-1].startswith("error: r cannot be resampled: the images were")
+    assert not (tmp_path / "s" / "subset").exists()
+    rows = verify(Run(run.path))[2]
+    assert (rows.result, "dq-multimodal 0.1" in rows.detail) == ("skipped", True)
+
+
 def test_a_model_folder_with_other_weights_is_another_run(labelled, small_classifier, tmp_path):
     import torch
 
@@ -386,7 +405,6 @@ def test_labels_are_matched_by_name(labelled, small_classifier, tmp_path):
 
 
 def test_images_that_another_writer_put_into_parquet(small_classifier, tmp_path):
-    import pyarrow as pa
 
     files = [{"bytes": save(smooth(k)), "path": None} for k in range(20)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -485,7 +503,7 @@ def test_real_cifar_shrinks_and_keeps_its_classes(real_data, small_classifier, t
     share = np.bincount(labels[run.kept], minlength=10) - np.bincount(labels) * len(run.kept) / 1500
     assert np.abs(share).max() <= 1
     sizes = run.manifest["bytes"]
-    assert sizes["stored_images"] < 0.7 * sizes["source_images"]  # lossless WebP of the whole
+    assert sizes["stored_images"] < 0.75 * sizes["source_images"]  # lossless WebP of the whole
     for row in restore(run.subset).select(range(20)):
         original = np.asarray(source[row["dq_row"]]["img"])
         same = (np.asarray(row["img"]) == original).all(axis=2)

@@ -171,7 +171,7 @@ def _encode_exact(
         )
         for picture in pictures
     ]
-    return min(files, key=len)
+    return bytes(min(files, key=len))
 
 
 def _decode_exact(record: Record, marks: Bool[ndarray, "rows columns"]) -> UInt8[ndarray, "h w c"]:
@@ -192,10 +192,10 @@ def _decode_exact(record: Record, marks: Bool[ndarray, "rows columns"]) -> UInt8
 
 def _read_picture(record: Record, shape: tuple[int, int]) -> UInt8[ndarray, "h w c"]:
     """Decode a picture that must have this shape: nothing is allocated for another one."""
-    shape = shape if record["channels"] == 1 else (*shape, record["channels"])
-    picture = np.empty(shape, dtype=np.uint8)
-    jpegxl_decode(record["data"], numthreads=1, out=picture)
-    return picture.reshape(*shape[:2], -1)
+    picture = np.empty((*shape, record["channels"]), dtype=np.uint8)
+    is_grey = record["channels"] == 1
+    jpegxl_decode(record["data"], numthreads=1, out=picture[..., 0] if is_grey else picture)
+    return picture
 
 
 def _lay_out(

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
-from dq_multimodal.patches.fields import ORIGINAL, Record
+from dq_multimodal.patches.codec import ORIGINAL, Record
 from dq_multimodal.patches.grid import grid_shape, keep_pixels, unpack_mask
 from dq_multimodal.patches.store import find_patch_columns, make_filler, restore_images
 from dq_multimodal.report.compare import sample_rows

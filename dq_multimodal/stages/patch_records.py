@@ -15,6 +15,7 @@ from dq_multimodal.config import InputError
 from dq_multimodal.data.pixels import count_pixels, decode_image, read_bytes, undecoded
 from dq_multimodal.files import open_parquet, write_table
 from dq_multimodal.patches.codec import FIELDS
+from dq_multimodal.patches.store import has_old_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +64,7 @@ def drop_patches(
         for number, start in enumerate(range(0, len(kept), BLOCK_ROWS)):
             rows = kept[start : start + BLOCK_ROWS]
             path = target / f"{number:06d}.parquet"
-            if path.exists():
+            if path.exists() and not has_old_records([path]):
                 bar.update(len(rows))
                 continue
             values = [read_bytes(value) for value in files[rows.tolist()][column]]

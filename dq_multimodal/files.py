@@ -34,6 +34,11 @@ def show_name(name: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def count(n: int, one: str, many: str | None = None) -> str:
+    """Give a number with its noun: "1 row", "2,000 rows", or with many "2 classes"."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     temporary = path.with_name(path.name + ".tmp")

@@ -14,12 +14,12 @@ from dq_multimodal import __version__
 from dq_multimodal.byte_sizes import format_bytes
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.data.local import is_local, short_name
+from dq_multimodal.files import count
 from dq_multimodal.report.collect import Facts, group_sample
 from dq_multimodal.report.compare import Coverage
 from dq_multimodal.report.decisions import KINDS, SENTENCES, Decisions
 from dq_multimodal.report.figures import bin_colours, normalise
 from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
-from dq_multimodal.report.summary import count
 
 TEXT_LIMITS = (400, 250, 150, 80, 40)
 NEAR_SHARE = 0.5

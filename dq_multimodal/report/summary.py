@@ -4,17 +4,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.byte_sizes import format_bytes
-from dq_multimodal.files import show_name
+from dq_multimodal.files import count, show_name
 from dq_multimodal.report import FILE
 
 if TYPE_CHECKING:
     from dq_multimodal.manifest import Manifest
     from dq_multimodal.run import Run
-
-
-def count(n: int, one: str, many: str | None = None) -> str:
-    """Give a number with its noun: "1 row", "2,000 rows", or with many "2 classes"."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def summarise(run: "Run", as_json: bool, address: str | None) -> str:

@@ -1,9 +1,9 @@
 """The report of a run: one page, the points of its map as a file, and figures for the card.
 
-Read in this order: rows.py (what a reader sees of a row), vectors.py (many pairs compared),
-compare.py, duplicates.py and layout.py (what is measured), decisions.py (why a row was kept),
-patched.py (what dropping patches did), collect.py (all of it, collected), page.py and templates/
-(the page), map_file.py and figures.py (the other files).
+Read in this order: rows.py (what a reader sees of a row), compare.py (pairs of rows compared),
+layout.py (the map), decisions.py (why a row was kept), patched.py (what dropping patches did),
+collect.py (all of it, collected), page.py and templates/ (the page), map_file.py and figures.py
+(the other files).
 """
 
 from pathlib import Path

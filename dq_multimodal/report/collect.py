@@ -13,12 +13,22 @@ from tqdm import tqdm
 
 from dq_multimodal.config import CompressConfig, InputError, check_type
 from dq_multimodal.files import read_text
-from dq_multimodal.report import duplicates, layout
-from dq_multimodal.report.compare import Coverage, draw_random, measure_coverage, sample_rows
+from dq_multimodal.report.compare import (
+    IMAGE_THRESHOLD,
+    TEXT_THRESHOLD,
+    Coverage,
+    Groups,
+    Vectors,
+    draw_random,
+    find_groups,
+    measure_coverage,
+    read_groups,
+    sample_rows,
+)
 from dq_multimodal.report.decisions import Decisions, decide, picked_rows
+from dq_multimodal.report.layout import Map, make_map
 from dq_multimodal.report.patched import Patches, describe_patches
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
-from dq_multimodal.report.vectors import Vectors, nearest
 from dq_multimodal.stages.marks import Marks
 from dq_multimodal.stages.ordering import count_left, strata_to_share
 from dq_multimodal.stages.selection import (
@@ -78,29 +88,6 @@ class Selection:
     def n_bins(self) -> int:
         """Numbers of bins in use, 0 where there are none."""
         return 0 if self.bin is None else int(self.bin.max()) + 1
-
-
-@dataclass(frozen=True)
-class Map:
-    """The rows that are shown as points.
-
-    Attributes:
-        rows: Row numbers, ascending.
-        places: Coordinates in [0, 1].
-        neighbour_ids: The nearest other points of each, as positions among the points.
-        neighbour_distances: Their distances.
-        near: The nearest kept row of each, itself not counted; -1 where there is none.
-        near_distance: Its distance.
-        length: Characters of its texts, or pixels of its picture; -1 where it cannot be read.
-    """
-
-    rows: Int[ndarray, " k"]
-    places: Float[ndarray, "k 2"]
-    neighbour_ids: Int[ndarray, "k m"]
-    neighbour_distances: Float[ndarray, "k m"]
-    near: Int[ndarray, " k"]
-    near_distance: Float[ndarray, " k"]
-    length: Int[ndarray, " k"]
 
 
 @dataclass(frozen=True)
@@ -166,7 +153,7 @@ class Facts:
     n_blank: int = 0
     map: Map | None = None
     coverage: Coverage | None = None
-    groups: duplicates.Groups | None = None
+    groups: Groups | None = None
     gallery: list[tuple[int | None, list[int], list[int]]] = field(default_factory=list)
     target: Target | None = None
     patches: Patches | None = None
@@ -247,44 +234,30 @@ def _read_scores(folder: Path, n_bins: int) -> dict[str, list[float | None]]:
 
 def _compare(facts: Facts, embeddings: ndarray) -> None:
     """Measure what needs the embeddings: map, coverage, near-duplicates."""
-    request, selection = facts.config["request"], facts.selection
-    seed, n_left = request["seed"], count_left(facts.config)
-    vectors = Vectors(embeddings, request["similarity"], n_left)
+    request, selection = CompressConfig.from_dict(facts.config["request"]), facts.selection
+    seed, n_left, kept = request.seed, count_left(facts.config), selection.kept
+    vectors = Vectors(embeddings, request.similarity, n_left)
     facts.n_blank = int(vectors.is_blank.sum())
-    facts.map = _make_map(vectors, selection, MAX_POINTS[facts.reader.kind], seed)
-    strata = strata_to_share(selection.stratum, request.get("partition"))
+    with tqdm(total=1, desc="map", unit="map") as bar:
+        facts.map = make_map(vectors, kept, MAX_POINTS[facts.reader.kind], seed)
+        bar.update()
+    strata = strata_to_share(selection.stratum, request.partition)
     rows = selection.marks.readable(len(selection))
     draws = draw_random(strata, selection.n_kept, seed, rows)
-    asked = np.flatnonzero(~vectors.is_blank) if facts.map is None else facts.map.rows
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
         facts.coverage = measure_coverage(
-            vectors, selection.kept, draws, asked, request["method"], on_pairs=bar.update
+            vectors, kept, draws, request.method, seed, on_pairs=bar.update
         )
-    is_image = (
-        facts.reader.kind == "image" or (facts.config["rows"] or {}).get("modality") == "image"
-    )
-    threshold = duplicates.IMAGE_THRESHOLD if is_image else duplicates.TEXT_THRESHOLD
+    duplicate_of = selection.marks.duplicate_of
+    if duplicate_of is not None and request.drop_duplicates is not None:
+        facts.groups = read_groups(duplicate_of, vectors.is_blank, request.drop_duplicates)
+        return
+    modalities = facts.reader.kind, (facts.config["rows"] or {}).get("modality")
+    threshold = IMAGE_THRESHOLD if "image" in modalities else TEXT_THRESHOLD
     if vectors.similarity != "cosine":
         vectors = Vectors(embeddings, "cosine", n_left)
     with tqdm(desc="near-duplicates", unit="pair", unit_scale=True) as bar:
-        facts.groups = duplicates.find_groups(vectors, threshold, seed, on_pairs=bar.update)
-
-
-def _make_map(vectors: Vectors, selection: Selection, size: int, seed: int) -> Map | None:
-    rows = layout.sample_points(~vectors.is_blank, selection.kept, size, seed)
-    if not len(rows):
-        return None
-    with tqdm(total=1, desc="map", unit="map") as bar:
-        gram = layout.gram_matrix(vectors, rows)
-        places = layout.place_points(gram)
-        ids, distances = layout.nearest_points(gram, vectors.similarity == "cosine")
-        targets = np.flatnonzero(selection.kept & ~vectors.is_blank)
-        near, near_distance = np.full(len(rows), -1), np.full(len(rows), np.nan)
-        if len(targets):
-            near, near_distance = nearest(vectors, rows, targets, is_self_allowed=False)
-        bar.update()
-    unknown = np.full(len(rows), -1)  # before the rows are read
-    return Map(rows, places, ids, distances, near, near_distance, unknown)
+        facts.groups = find_groups(vectors, threshold, seed, on_pairs=bar.update)
 
 
 class TargetDict(TypedDict):

@@ -1,23 +1,255 @@
-"""Coverage: how near every row has a kept one, against random selections of the same size."""
+"""Many pairs of rows compared, never all at once: nearest kept rows, coverage, near-duplicates."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from dq_multimodal.config import Similarity
 from dq_multimodal.core import one_bin, order_rows
 from dq_multimodal.core.hashing import row_hash
-from dq_multimodal.report.vectors import OnPairs, Vectors, nearest_in_sets
+
+READ_ROWS = 4096
+TILE_ROWS = 1024
+"""Rows that are compared with all queries at once."""
 
 N_DRAWS = 20
 INTERVAL = (0.025, 0.975)
-MAX_PAIRS = 1e9
-"""So many pairs of up to 384 numbers are compared, before fewer rows are asked."""
+MAX_PAIRS = 1e8
+"""So many pairs of up to 384 numbers are compared for coverage, before fewer rows are asked."""
+MIN_ASKED = 1000
 SAMPLE_SEED = 104_729
 """Set apart from the seed of the selection: kept rows may be those of the lowest hash."""
 MEASURES = ("mean", "median", "p95", "max")
 CURVE = np.linspace(0, 1, 201)
+
+TEXT_THRESHOLD = 0.95
+IMAGE_THRESHOLD = 0.99
+"""Image features of small nets crowd together: at 0.98 whole classes of CIFAR-10 chain into one."""
+MAX_SEARCHED = 60_000
+"""Rows of up to 384 numbers among which near-duplicates are searched; beyond, rows are sampled."""
+LEFT_ROWS, RIGHT_ROWS = 512, 4096
+N_DIRECTIONS = (31, 63, 127)
+"""Directions in which pairs are compared first: the fewest that leave few of them open."""
+FEW = 0.001
+SLACK = 1e-5
+"""Rounding of float32 that the first comparison allows for."""
+MANY = 0.02
+"""Where more than this share of a tile might be alike, the whole tile is compared in full."""
+MERGED_PAIRS = 100_000
+
+OnPairs = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows, ready: inner products are products of the inner products of the factors.
+
+    Attributes:
+        factors: One (b, d) float32 array, or two where rows are outer products.
+        squares: Squared norm of each row.
+    """
+
+    factors: list[Float[ndarray, "b d"]]
+    squares: Float[ndarray, " b"]
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def __getitem__(self, rows: "slice | ndarray") -> "Block":
+        return Block([factor[rows] for factor in self.factors], self.squares[rows])
+
+    def products(self, other: "Block") -> Float[ndarray, "b c"]:
+        """Give the inner products of these rows with others."""
+        tile = self.factors[0] @ other.factors[0].T
+        for mine, theirs in zip(self.factors[1:], other.factors[1:], strict=True):
+            tile *= mine @ theirs.T
+        return tile
+
+    def dots(self, other: "Block") -> Float[ndarray, " b"]:
+        """Give the inner product of each row with its partner, in float64."""
+        found = np.ones(len(self))
+        for mine, theirs in zip(self.factors, other.factors, strict=True):
+            found *= np.einsum("ij,ij->i", mine, theirs, dtype=np.float64)
+        return found
+
+
+class Vectors:
+    """The embeddings of a run, opened for comparisons in float32.
+
+    Cosine rows get unit norm. Euclidean ones are moved to their mean, which changes no distance
+    and makes float32 precise enough; outer products are not moved, since a moved one is no
+    product any more. Rows of zeros stand for rows that could not be read.
+
+    Args:
+        embeddings: (n, d) finite floats, memory-mapped or not.
+        similarity: "cosine" or "euclidean".
+        n_left: For outer products, how many of the d numbers are the left factor; else 0.
+    """
+
+    def __init__(self, embeddings: ndarray, similarity: Similarity, n_left: int = 0) -> None:
+        self.values, self.similarity, self.n_left = embeddings, similarity, n_left
+        self.is_blank = np.zeros(len(embeddings), dtype=bool)
+        total, largest = np.zeros(embeddings.shape[1]), 0.0
+        for start in range(0, len(embeddings), READ_ROWS):
+            block = np.asarray(embeddings[start : start + READ_ROWS])
+            self.is_blank[start : start + READ_ROWS] = ~block.any(axis=1)
+            largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
+            total += block.sum(axis=0, dtype=np.float64)
+        is_scaled = similarity == "euclidean" and largest > 0
+        self.unit = largest if is_scaled else 1.0
+        is_moved = similarity == "euclidean" and not n_left
+        self.centre = total / max(1, len(embeddings)) / self.unit if is_moved else 0.0 * total
+
+    @property
+    def readable(self) -> Int[ndarray, " m"]:
+        """Numbers of the rows that have an embedding."""
+        return np.flatnonzero(~self.is_blank)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of an embedding as stored."""
+        return int(self.values.shape[1])
+
+    def take(self, rows: Int[ndarray, " b"]) -> Block:
+        """Read rows, ready for `Block.products`."""
+        widths = [self.n_left, self.dimension - self.n_left] if self.n_left else [self.dimension]
+        factors = [np.empty((len(rows), width), dtype=np.float32) for width in widths]
+        for start in range(0, len(rows), READ_ROWS):
+            part = slice(start, start + READ_ROWS)
+            values = np.asarray(self.values[rows[part]], dtype=np.float64)
+            if self.similarity == "euclidean":
+                values = values / self.unit - self.centre
+            for factor, some in zip(factors, np.split(values, [widths[0]], axis=1), strict=False):
+                factor[part] = _unit_norm(some) if self.similarity == "cosine" else some
+        squares = np.ones(len(rows), dtype=np.float32)
+        for factor in factors:
+            squares *= np.einsum("ij,ij->i", factor, factor)
+        return Block(factors, squares)
+
+    def distances(self, products: ndarray, squares: ndarray, others: ndarray | float) -> ndarray:
+        """Give distances, 1 - cosine or euclidean, from inner products and squared norms."""
+        if self.similarity == "cosine":
+            return np.maximum(1 - products, 0)
+        between = np.maximum(squares + others - 2 * products, 0)
+        return np.sqrt(between) * self.unit ** (2 if self.n_left else 1)
+
+
+def _unit_norm(rows: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
+    """Give rows unit norm without overflow; rows of zeros stay."""
+    peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    rows = rows / np.where(peak > 0, peak, 1.0)
+    norm = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    return rows / np.where(norm > 0, norm, 1.0)
+
+
+def sample_rows(rows: Int[ndarray, " n"], size: int, seed: int) -> Int[ndarray, " k"]:
+    """Draw rows by a hash of their numbers that has nothing to do with the selection.
+
+    Returns:
+        The row numbers, ascending.
+    """
+    if len(rows) <= size:
+        return rows
+    keys = row_hash(seed + SAMPLE_SEED, int(rows.max()) + 1)[rows]
+    return np.sort(rows[np.lexsort((rows, keys))[:size]])
+
+
+def _compare_with(
+    vectors: Vectors,
+    block: Block,
+    queries: Int[ndarray, " q"],
+    targets: Int[ndarray, " t"],
+    on_pairs: OnPairs | None,
+) -> Iterator[tuple[Int[ndarray, " b"], Float[ndarray, "b q"]]]:
+    """Give target rows in parts, with numbers that are the larger the nearer a query is.
+
+    A row is never near itself.
+    """
+    for start in range(0, len(targets), TILE_ROWS):
+        rows = targets[start : start + TILE_ROWS]
+        other = vectors.take(rows)
+        tile = other.products(block)
+        if vectors.similarity == "euclidean":
+            tile -= other.squares[:, None] / 2  # of equal order: -|a - b|^2 / 2 + |a|^2 / 2
+        place = np.minimum(np.searchsorted(queries, rows), len(queries) - 1)
+        own = np.flatnonzero(queries[place] == rows)
+        tile[own, place[own]] = -np.inf
+        yield rows, tile
+        if on_pairs is not None:
+            on_pairs(tile.size)
+
+
+def nearest(
+    vectors: Vectors,
+    queries: Int[ndarray, " q"],
+    targets: Int[ndarray, " t"],
+    *,
+    on_pairs: OnPairs | None = None,
+) -> tuple[Int[ndarray, " q"], Float[ndarray, " q"]]:
+    """Find the nearest other target row of every query row.
+
+    The nearest is found in float32, its distance then computed in float64.
+
+    Args:
+        vectors: The embeddings.
+        queries: Row numbers, ascending.
+        targets: Row numbers.
+        on_pairs: Called now and then with the number of pairs compared since.
+
+    Returns:
+        Row number and distance of the nearest target; -1 and NaN where there is none.
+    """
+    found, distances = np.full(len(queries), -1), np.full(len(queries), np.nan)
+    best = np.full(len(queries), -np.inf, dtype=np.float32)
+    block = vectors.take(queries)
+    for rows, tile in _compare_with(vectors, block, queries, targets, on_pairs):
+        top = tile.argmax(axis=0)
+        score = tile[top, np.arange(len(queries))]
+        is_better = score > best
+        best[is_better] = score[is_better]
+        found[is_better] = rows[top[is_better]]
+    near = np.flatnonzero(found >= 0)
+    mine, theirs = block[near], vectors.take(found[near])
+    squares = [some.dots(some) for some in (mine, theirs)]
+    products = mine.dots(theirs)
+    if vectors.similarity == "cosine":  # float32 gives unit norm to seven digits only
+        products /= np.sqrt(np.maximum(squares[0] * squares[1], 1e-30))
+    distances[near] = vectors.distances(products, *squares)
+    return found, distances
+
+
+def nearest_in_sets(
+    vectors: Vectors,
+    queries: Int[ndarray, " q"],
+    sets: Bool[ndarray, "s n"],
+    *,
+    on_pairs: OnPairs | None = None,
+) -> Float[ndarray, "s q"]:
+    """Find the distance of every query row to the nearest other row of each of several sets.
+
+    Each pair is compared once, however many sets the row is in, in float32.
+
+    Args:
+        vectors: The embeddings.
+        queries: Row numbers, ascending.
+        sets: Which rows are in each set.
+        on_pairs: Called now and then with the number of pairs compared since.
+
+    Returns:
+        Distances; infinite where a set has no other row.
+    """
+    block = vectors.take(queries)
+    best = np.full((len(sets), len(queries)), -np.inf, dtype=np.float32)
+    targets = np.flatnonzero(sets.any(axis=0))
+    for rows, tile in _compare_with(vectors, block, queries, targets, on_pairs):
+        for products, is_in in zip(tile, sets[:, rows].T, strict=True):
+            for number in np.flatnonzero(is_in):
+                np.maximum(best[number], products, out=best[number])
+    scores = best.astype(np.float64)  # in a euclidean one, half the square of the target is off
+    return vectors.distances(scores, block.squares.astype(np.float64), 0.0)
 
 
 @dataclass(frozen=True)
@@ -57,18 +289,6 @@ class Coverage:
         return self.n_asked < self.n_readable
 
 
-def sample_rows(rows: Int[ndarray, " n"], size: int, seed: int) -> Int[ndarray, " k"]:
-    """Draw rows by a hash of their numbers that has nothing to do with the selection.
-
-    Returns:
-        The row numbers, ascending.
-    """
-    if len(rows) <= size:
-        return rows
-    keys = row_hash(seed + SAMPLE_SEED, int(rows.max()) + 1)[rows]
-    return np.sort(rows[np.lexsort((rows, keys))[:size]])
-
-
 def draw_random(
     strata: Int[ndarray, " n"], n_kept: int, seed: int, rows: Int[ndarray, " k"]
 ) -> list[Bool[ndarray, " n"]]:
@@ -95,62 +315,62 @@ def measure_coverage(
     vectors: Vectors,
     kept: Bool[ndarray, " n"],
     draws: list[Bool[ndarray, " n"]],
-    asked: Int[ndarray, " q"],
     method: str,
+    seed: int,
     *,
     max_pairs: float = MAX_PAIRS,
     on_pairs: OnPairs | None = None,
 ) -> Coverage | None:
-    """Measure how far some rows are from their nearest kept row, by the run and by random draws.
+    """Measure how far rows are from their nearest kept row, by the run and by random draws.
 
-    Only rows outside a subset are compared with it; as many zeros as it holds of all rows stand
-    for those inside. So a sample is as good as all rows in how many of them are kept.
+    Where all rows are too many pairs, a seeded sample is asked, the same for all subsets. Only
+    rows outside a subset are compared with it; as many zeros as it holds of all rows stand for
+    those inside. So a sample is as good as all rows in how many of them are kept.
 
     Args:
         vectors: The embeddings.
         kept: Which rows are kept.
         draws: Random subsets of the same size.
-        asked: Row numbers to measure at, ascending; fewer of them where that is too many pairs.
         method: Name of the method, for the verdict.
-        max_pairs: Most pairs of up to 384 numbers to compare.
+        seed: Seed of the sample.
+        max_pairs: Most pairs of up to 384 numbers to compare; at least 1,000 rows are asked.
         on_pairs: Called now and then with the number of pairs compared since.
 
     Returns:
         None where a subset has no row with an embedding.
     """
     sets = np.stack([kept, *draws]) & ~vectors.is_blank
-    if not sets.any(axis=1).all() or not len(asked):
+    if not sets.any(axis=1).all():
         return None
-    n_readable = int((~vectors.is_blank).sum())
-    targets = np.flatnonzero(sets.any(axis=0))
-    size = int(max_pairs * min(1.0, 384 / vectors.dimension) / len(targets))
-    asked = sample_rows(asked, max(256, size), 0)
+    readable = vectors.readable
+    n_pairs = max_pairs * min(1.0, 384 / vectors.dimension)
+    size = max(MIN_ASKED, int(n_pairs / len(np.flatnonzero(sets.any(axis=0)))))
+    asked = sample_rows(readable, size, seed)
     distances = nearest_in_sets(vectors, asked, sets, on_pairs=on_pairs)
     found = []
     for chosen, row in zip(sets, distances, strict=True):
         outside = row[~chosen[asked]]
-        share = chosen.sum() / max(1, n_readable - chosen.sum())
-        inside = np.zeros(round(share * len(outside)) or 1 - min(1, len(outside)))
-        found.append(np.concatenate([inside, outside]))
+        n_chosen = int(chosen.sum())
+        n_inside = round(len(outside) * n_chosen / max(1, len(readable) - n_chosen))
+        found.append(np.concatenate([np.zeros(n_inside if len(outside) else 1), outside]))
     curves = np.array([np.quantile(part, CURVE) for part in found])
     numbers = np.array([_describe(part) for part in found])
-    low, high = (np.quantile(numbers[1:], end, axis=0) for end in INTERVAL)
-    mean = numbers[1:].mean(axis=0)
-    random = {
-        name: (float(mean[k]), float(low[k]), float(high[k])) for k, name in enumerate(MEASURES)
-    }
+    ends = np.quantile(numbers[1:], INTERVAL, axis=0)
+    summary = np.vstack([numbers[1:].mean(axis=0), ends]).T.tolist()
+    random = {name: tuple(three) for name, three in zip(MEASURES, summary, strict=True)}
     ours = dict(zip(MEASURES, numbers[0].tolist(), strict=True))
+    low, high = np.quantile(curves[1:], INTERVAL, axis=0).tolist()
     return Coverage(
         n_asked=len(asked),
-        n_readable=n_readable,
+        n_readable=len(readable),
         n_draws=len(draws),
         kept=ours,
         random=random,
         shares=CURVE.tolist(),
         kept_curve=curves[0].tolist(),
         random_curve=curves[1:].mean(axis=0).tolist(),
-        random_low=np.quantile(curves[1:], INTERVAL[0], axis=0).tolist(),
-        random_high=np.quantile(curves[1:], INTERVAL[1], axis=0).tolist(),
+        random_low=low,
+        random_high=high,
         verdict=judge(ours, random, method),
     )
 
@@ -182,3 +402,168 @@ def judge(
     if signs[0] * signs[1] < 0 and not any("equally" in line for line in lines):
         lines.append("The two measures disagree.")
     return " ".join(lines)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of near-duplicates, the largest first.
+
+    Attributes:
+        members: Row numbers of each group, ascending.
+        n_searched: Rows that were compared, all pairs of them.
+        n_readable: Rows that have an embedding.
+        threshold: Cosine similarity from which two rows count as alike.
+        is_of_run: Whether they are those that the run put last (drop_duplicates), each with the
+            row that stays for them.
+    """
+
+    members: list[Int[ndarray, " m"]]
+    n_searched: int
+    n_readable: int
+    threshold: float
+    is_of_run: bool = False
+
+
+def _group(rows: Int[ndarray, " n"], codes: Int[ndarray, " n"]) -> list[Int[ndarray, " m"]]:
+    """Put rows of the same code together, where there are several."""
+    several = np.flatnonzero(np.bincount(codes)[codes] > 1)
+    at = several[np.argsort(codes[several], kind="stable")]
+    members = np.split(rows[at], np.flatnonzero(np.diff(codes[at])) + 1) if len(at) else []
+    return sorted(members, key=lambda part: (-len(part), int(part[0])))
+
+
+def read_groups(
+    duplicate_of: Int[ndarray, " n"], is_blank: Bool[ndarray, " n"], threshold: float
+) -> Groups:
+    """Give the near-duplicates that the run found, see `core.duplicates.find_duplicates`.
+
+    Args:
+        duplicate_of: The row that each row repeats, -1 where it repeats none.
+        is_blank: Which rows have no embedding.
+        threshold: Cosine from which the run took rows as near-duplicates.
+    """
+    rows = np.arange(len(duplicate_of))
+    members = _group(rows, np.where(duplicate_of < 0, rows, duplicate_of))
+    n_readable = int((~is_blank).sum())
+    return Groups(members, n_readable, n_readable, threshold, is_of_run=True)
+
+
+def find_groups(
+    vectors: Vectors,
+    threshold: float,
+    seed: int,
+    *,
+    max_rows: int = MAX_SEARCHED,
+    on_pairs: OnPairs | None = None,
+) -> Groups:
+    """Find the connected components of the graph of all pairs at or above a similarity.
+
+    Pairs are looked at tile by tile, first in some main directions, which leave few open, and only
+    a component number a row is held.
+
+    Args:
+        vectors: The embeddings, opened for cosine similarity.
+        threshold: Cosine similarity from which two rows count as alike.
+        seed: Seed of the sample.
+        max_rows: More rows than this mean a seeded sample.
+        on_pairs: Called now and then with the number of pairs compared since.
+    """
+    readable = vectors.readable
+    size = int(max_rows * min(1.0, (384 / vectors.dimension) ** 0.5))
+    rows = sample_rows(readable, size, seed)
+    component = np.arange(len(rows))
+    if len(rows) > 1:
+        component = _join(vectors.take(rows), threshold, on_pairs)
+    return Groups(_group(rows, component), len(rows), len(readable), threshold)
+
+
+def _shorten(block: Block, threshold: float) -> Float[ndarray, "n k"] | None:
+    """Give rows of few numbers whose inner products are never below the true ones.
+
+    With Q orthonormal, <a, b> = <Qa, Qb> + <a - QQ'a, b - QQ'b>, and the last term is at most the
+    product of the norms of what is left of a and of b, which becomes the last number. Q is near
+    the main directions, by two steps of subspace iteration on some rows; there are as few of them
+    as leave few pairs open.
+    """
+    values = block.factors[0]
+    if len(block.factors) > 1 or len(values) < RIGHT_ROWS:
+        return None
+    some = values[:: max(1, len(values) // RIGHT_ROWS)]
+    for n_directions in (k for k in N_DIRECTIONS if 2 * k < values.shape[1]):
+        start = np.random.default_rng(0).standard_normal((values.shape[1], n_directions))
+        basis = start.astype(np.float32)
+        for _ in range(2):
+            basis = np.linalg.qr(some.T @ (some @ basis))[0]
+        short = values @ basis
+        left = np.sqrt(np.maximum(block.squares - np.einsum("ij,ij->i", short, short), 0))
+        short = np.concatenate([short, left[:, None]], axis=1)
+        tile = short[:: max(1, len(values) // LEFT_ROWS)] @ short[:RIGHT_ROWS].T
+        if np.count_nonzero(tile >= threshold - SLACK) < FEW * tile.size:
+            return short
+    return None
+
+
+def _join(block: Block, threshold: float, on_pairs: OnPairs | None) -> Int[ndarray, " n"]:
+    """Number the connected components of rows."""
+    component, short = np.arange(len(block)), _shorten(block, threshold)
+    waiting: list[tuple[ndarray, ndarray]] = []  # alike pairs that are not merged yet
+    n_waiting = 0
+    for start in range(0, len(block), LEFT_ROWS):
+        left = slice(start, start + LEFT_ROWS)
+        for other in range(start, len(block), RIGHT_ROWS):
+            right = slice(other, other + RIGHT_ROWS)
+            first = component[start]
+            if (component[left] == first).all() and (component[right] == first).all():
+                continue  # all of them are one group already
+            if short is None:
+                is_near = block[left].products(block[right]) >= threshold
+            else:
+                is_near = short[left] @ short[right].T >= threshold - SLACK
+            if on_pairs is not None:
+                on_pairs(is_near.size)
+            is_sure = short is None
+            if np.count_nonzero(is_near) > MANY * is_near.size:
+                component, n_waiting = _merge(component, waiting), 0
+                is_near &= component[left][:, None] != component[right]
+                if not is_sure and np.count_nonzero(is_near) > MANY * is_near.size:
+                    is_near &= block[left].products(block[right]) >= threshold
+                    is_sure = True
+            places = np.flatnonzero(is_near)  # many times faster than in two dimensions
+            rows, others = np.divmod(places, is_near.shape[1])
+            rows, others = rows + start, others + other
+            is_open = rows < others
+            if not is_sure:
+                is_open[is_open] = _verify(block, rows[is_open], others[is_open], threshold)
+            waiting.append((rows[is_open], others[is_open]))
+            n_waiting += int(is_open.sum())
+            if n_waiting > MERGED_PAIRS:
+                component, n_waiting = _merge(component, waiting), 0
+    return _merge(component, waiting)
+
+
+def _verify(
+    block: Block, rows: Int[ndarray, " k"], others: Int[ndarray, " k"], threshold: float
+) -> Bool[ndarray, " k"]:
+    """Say which of some pairs are alike, by all of their numbers."""
+    values = block.factors[0]
+    found = np.zeros(len(rows), dtype=bool)
+    for start in range(0, len(rows), READ_ROWS):
+        part = slice(start, start + READ_ROWS)
+        found[part] = np.vecdot(values[rows[part]], values[others[part]]) >= threshold
+    return found
+
+
+def _merge(
+    component: Int[ndarray, " n"], pairs: list[tuple[ndarray, ndarray]]
+) -> Int[ndarray, " n"]:
+    """Join the components of pairs of rows, and empty the list of pairs."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not pairs:
+        return component
+    rows, others = (component[np.concatenate(side)] for side in zip(*pairs, strict=True))
+    pairs.clear()
+    n_rows = len(component)
+    graph = coo_matrix((np.ones(len(rows), dtype=bool), (rows, others)), shape=(n_rows, n_rows))
+    return connected_components(graph, directed=False)[1][component].astype(np.int64)

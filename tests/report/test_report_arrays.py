@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from report_runs import clusters
 
 from dq_multimodal.core import one_bin, order_rows
-from dq_multimodal.report import compare, duplicates, layout, vectors
+from dq_multimodal.report import compare, layout
 from dq_multimodal.report.figures import bin_colours, normalise
 from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
 
@@ -31,39 +31,31 @@ def all_distances(values, similarity, n_left):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(vectors, "QUERY_ROWS", 16)
-    monkeypatch.setattr(vectors, "TARGET_ROWS", 23)
-    monkeypatch.setattr(vectors, "QUERY_NUMBERS", 400)
-    monkeypatch.setattr(duplicates, "LEFT_ROWS", 17)
-    monkeypatch.setattr(duplicates, "RIGHT_ROWS", 29)
+    sizes = {"READ_ROWS": 16, "TILE_ROWS": 23, "LEFT_ROWS": 17, "RIGHT_ROWS": 29, "MERGED_PAIRS": 9}
+    for name, size in sizes.items():
+        monkeypatch.setattr(compare, name, size)
+    monkeypatch.setattr(layout, "AT_ONCE", 31)
 
 
 @pytest.mark.parametrize(("similarity", "n_left"), SETTINGS)
-@pytest.mark.parametrize("is_self_allowed", [True, False])
-def test_nearest_is_brute_force(small_blocks, similarity, n_left, is_self_allowed):
+def test_nearest_is_brute_force(small_blocks, similarity, n_left):
     values = clusters(150) + 3
     targets = np.sort(np.random.default_rng(1).permutation(150)[:60])
-    opened = vectors.Vectors(values, similarity, n_left)
+    opened = compare.Vectors(values, similarity, n_left)
     pairs = []
-    found, distances = vectors.nearest(
-        opened,
-        np.arange(150),
-        targets,
-        is_self_allowed=is_self_allowed,
-        on_pairs=pairs.append,
-    )
+    rows = np.arange(150)
+    found, distances = compare.nearest(opened, rows, targets, on_pairs=pairs.append)
     expected = all_distances(values, similarity, n_left)
-    if not is_self_allowed:
-        np.fill_diagonal(expected, np.inf)
+    np.fill_diagonal(expected, np.inf)
     best = expected[:, targets].min(axis=1)
     np.testing.assert_allclose(distances, best, atol=2e-6 * best.max())
-    np.testing.assert_allclose(expected[np.arange(150), found], best, atol=2e-5 * best.max())
+    np.testing.assert_allclose(expected[rows, found], best, atol=2e-5 * best.max())
     assert sum(pairs) == 150 * 60
 
 
 def test_one_target_is_not_its_own_neighbour():
-    opened = vectors.Vectors(clusters(5), "cosine")
-    found, distances = vectors.nearest(opened, np.arange(5), np.array([2]), is_self_allowed=False)
+    opened = compare.Vectors(clusters(5), "cosine")
+    found, distances = compare.nearest(opened, np.arange(5), np.array([2]))
     assert found.tolist() == [2, 2, -1, 2, 2]
     assert np.isnan(distances[2]) and np.isfinite(np.delete(distances, 2)).all()
 
@@ -71,9 +63,9 @@ def test_one_target_is_not_its_own_neighbour():
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e18])
 def test_distances_survive_extreme_scales(scale):
     values = clusters(40) * np.float32(scale)
-    opened = vectors.Vectors(values, "euclidean")
-    distances = vectors.nearest(opened, np.arange(40), np.arange(10))[1]
-    expected = all_distances(values, "euclidean", 0)[:, :10].min(axis=1)
+    opened = compare.Vectors(values, "euclidean")
+    distances = compare.nearest(opened, np.arange(10, 40), np.arange(10))[1]
+    expected = all_distances(values, "euclidean", 0)[10:, :10].min(axis=1)
     np.testing.assert_allclose(distances, expected, rtol=1e-5, atol=1e-6 * scale)
 
 
@@ -83,9 +75,9 @@ def test_coverage_is_brute_force(small_blocks, similarity, n_left):
     values[[3, 77]] = 0  # unreadable rows neither ask nor answer
     rng = np.random.default_rng(2)
     sets = [rng.permutation(150) < 30 for _ in range(8)]
-    opened = vectors.Vectors(values, similarity, n_left)
+    opened = compare.Vectors(values, similarity, n_left)
     readable = np.flatnonzero(values.any(axis=1))
-    found = compare.measure_coverage(opened, sets[0], sets[1:], readable, "dq")
+    found = compare.measure_coverage(opened, sets[0], sets[1:], "dq", 0)
     distances = all_distances(values[readable], similarity, n_left)
     nearest = np.array([distances[:, chosen[readable]].min(axis=1) for chosen in sets])
     shares = np.linspace(0, 1, 201)
@@ -110,29 +102,26 @@ def test_coverage_is_brute_force(small_blocks, similarity, n_left):
 
 
 def test_coverage_of_a_sample_says_so_and_is_near():
-    values = clusters(3000)
+    values = clusters(4000)
     rng = np.random.default_rng(0)
-    sets = [rng.random(3000) < 0.3 for _ in range(4)]
-    opened = vectors.Vectors(values, "cosine")
-    rows = np.arange(3000)
-    n_targets = np.any(sets, axis=0).sum()
-    asked = {"asked": rows, "method": "dq"}
-    found = compare.measure_coverage(
-        opened, sets[0], sets[1:], **asked, max_pairs=600.5 * n_targets
-    )
-    assert found.is_sampled and found.n_asked == 600
-    whole = compare.measure_coverage(opened, sets[0], sets[1:], **asked)
+    sets = [rng.random(4000) < 0.3 for _ in range(4)]
+    opened = compare.Vectors(values, "cosine")
+    found = compare.measure_coverage(opened, sets[0], sets[1:], "dq", 0, max_pairs=1)
+    assert found.is_sampled and found.n_asked == 1000
+    whole = compare.measure_coverage(opened, sets[0], sets[1:], "dq", 0)
+    assert not whole.is_sampled
     assert found.kept["mean"] == pytest.approx(whole.kept["mean"], rel=0.05)
-    # a sample tells from how many rows are kept which share of the distances is 0
-    assert np.mean(np.array(found.kept_curve) == 0) == pytest.approx(0.3, abs=0.02)
+    # how many rows are kept, and so the share of the distances that are 0, is not estimated
+    for coverage in (found, whole):
+        assert np.mean(np.array(coverage.kept_curve) == 0) == pytest.approx(0.3, abs=0.02)
 
 
 def test_no_readable_kept_row_is_no_coverage():
     values = clusters(20)
     values[:5] = 0
-    opened = vectors.Vectors(values, "cosine")
+    opened = compare.Vectors(values, "cosine")
     first = np.arange(20) < 5
-    assert compare.measure_coverage(opened, first, [~first], np.arange(5, 20), "dq") is None
+    assert compare.measure_coverage(opened, first, [~first], "dq", 0) is None
 
 
 def test_random_draws_are_those_of_the_method_with_other_seeds():
@@ -182,37 +171,40 @@ def test_groups_are_connected_components(small_blocks, n_left, threshold):
     values = clusters(140, n_clusters=12)
     values[20:30] = values[0:10]  # equal rows
     values[40] = values[0] * 3  # equal up to scale
-    found = duplicates.find_groups(vectors.Vectors(values, "cosine", n_left), threshold, 0)
+    found = compare.find_groups(compare.Vectors(values, "cosine", n_left), threshold, 0)
     assert [m.tolist() for m in found.members] == brute_groups(values, n_left, threshold)
     assert found.n_searched == found.n_readable == 140
 
 
 @pytest.mark.parametrize("many", [0.0, 0.02, 1.0])
 def test_comparing_few_directions_first_changes_nothing(small_blocks, monkeypatch, many):
-    monkeypatch.setattr(duplicates, "N_DIRECTIONS", 6)
-    monkeypatch.setattr(duplicates, "MANY", many)
+    for name, value in {"N_DIRECTIONS": (6,), "FEW": 1.1, "MANY": many}.items():
+        monkeypatch.setattr(compare, name, value)
     values = clusters(140, size=40, n_clusters=9)
-    opened = vectors.Vectors(values, "cosine")
-    short = duplicates._directions(opened.take(np.arange(140)))
-    whole = opened.take(np.arange(140)).products(opened.take(np.arange(140)))
-    assert short.shape == (140, 7)
-    assert (short @ short.T >= whole - 1e-5).all()
+    opened = compare.Vectors(values, "cosine")
     for threshold in (0.8, 0.9):
-        found = duplicates.find_groups(opened, threshold, 0)
+        found = compare.find_groups(opened, threshold, 0)
         assert [m.tolist() for m in found.members] == brute_groups(values, 0, threshold)
 
 
+def test_groups_of_the_run_are_each_row_with_those_that_repeat_it():
+    duplicate_of = np.array([-1, 0, -1, 2, 0, -1, 2, 2])
+    found = compare.read_groups(duplicate_of, np.zeros(8, dtype=bool), 0.9)
+    assert [m.tolist() for m in found.members] == [[2, 3, 6, 7], [0, 1, 4]]
+    assert found.is_of_run and found.threshold == 0.9
+
+
 def test_groups_of_a_sample_say_so():
-    found = duplicates.find_groups(vectors.Vectors(clusters(500), "cosine"), 0.9, 0, max_rows=100)
+    found = compare.find_groups(compare.Vectors(clusters(500), "cosine"), 0.9, 0, max_rows=100)
     assert (found.n_searched, found.n_readable) == (100, 500)
 
 
 def test_unreadable_rows_are_no_duplicates():
     values = clusters(30)
     values[:10] = 0
-    found = duplicates.find_groups(vectors.Vectors(values, "cosine"), 0.999999, 0)
+    found = compare.find_groups(compare.Vectors(values, "cosine"), 0.999999, 0)
     assert found.members == [] and found.n_readable == 20
-    nothing = duplicates.find_groups(vectors.Vectors(np.zeros((4, 3)), "cosine"), 0.9, 0)
+    nothing = compare.find_groups(compare.Vectors(np.zeros((4, 3)), "cosine"), 0.9, 0)
     assert nothing.members == [] and nothing.n_searched == 0
 
 
@@ -221,7 +213,7 @@ def test_rows_that_are_all_alike_stay_cheap(noise):
     rng = np.random.default_rng(0)
     values = np.ones((20_000, 256), dtype=np.float32)
     values += noise * rng.standard_normal(values.shape, dtype=np.float32)
-    found = duplicates.find_groups(vectors.Vectors(values, "cosine"), 0.95, 0)
+    found = compare.find_groups(compare.Vectors(values, "cosine"), 0.95, 0)
     assert [len(m) for m in found.members] == [20_000]
 
 
@@ -239,27 +231,35 @@ def test_points_are_sampled_in_proportion():
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 7, 8, 60])
 @pytest.mark.parametrize("is_same", [True, False])
-def test_any_rows_have_places(similarity, n_rows, is_same):
+def test_any_rows_have_places(small_blocks, similarity, n_rows, is_same):
     values = np.ones((n_rows, 4), dtype=np.float32) if is_same else clusters(n_rows, 4)
-    opened = vectors.Vectors(values, similarity)
-    gram = layout.gram_matrix(opened, np.arange(n_rows))
-    places = layout.place_points(gram)
-    assert places.shape == (n_rows, 2) and ((places >= 0) & (places <= 1)).all()
-    assert len(np.unique(places, axis=0)) == n_rows
-    ids, distances = layout.nearest_points(gram, similarity == "cosine")
+    opened = compare.Vectors(values, similarity)
+    kept = np.arange(n_rows) < 2
+    shown = layout.make_map(opened, kept, 1000, 0)
+    assert shown.rows.tolist() == list(range(n_rows))
+    assert shown.places.shape == (n_rows, 2)
+    assert ((shown.places >= 0) & (shown.places <= 1)).all()
+    assert len(np.unique(shown.places, axis=0)) == n_rows
+    ids, distances = shown.neighbour_ids, shown.neighbour_distances
     assert ids.shape == distances.shape == (n_rows, min(15, n_rows - 1))
+    if not is_same:
+        expected = all_distances(values, similarity, 0)
+        np.fill_diagonal(expected, np.inf)
+        nearest = np.sort(expected, axis=1)[:, : ids.shape[1]]
+        np.testing.assert_allclose(distances, nearest, atol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(expected, ids, 1), nearest, atol=1e-5)
     assert (ids != np.arange(n_rows)[:, None]).all() and np.isfinite(distances).all()
 
 
-def test_alike_rows_lie_near_each_other():
-    values = clusters(300, n_clusters=3)
-    opened = vectors.Vectors(values, "cosine")
-    gram = layout.gram_matrix(opened, np.arange(300))
-    places = layout.place_points(gram)
-    ids = layout.nearest_points(gram, True)[0]
-    near = np.linalg.norm(places[ids[:, 0]] - places, axis=1).mean()
-    far = np.linalg.norm(places[:, None] - places, axis=2).mean()
-    assert near < far / 4
+@pytest.mark.parametrize(("n_clusters", "least"), [(3, 0.91), (60, 0.97)])
+def test_the_map_keeps_neighbours(n_clusters, least):
+    """The trustworthiness of scikit-learn's t-SNE is 0.95 and 0.997, of a PCA 0.88 and 0.75."""
+    from sklearn.manifold import trustworthiness
+
+    values = clusters(600, n_clusters=n_clusters)
+    shown = layout.make_map(compare.Vectors(values, "cosine"), np.arange(600) < 60, 600, 0)
+    score = trustworthiness(values, shown.places, n_neighbors=10, metric="cosine")
+    assert score > least
 
 
 texts = st.lists(st.text(max_size=80), min_size=1, max_size=6)

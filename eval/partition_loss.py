@@ -55,14 +55,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Make the bins for every number of parts, and compare."""
     from dq_multimodal.config import count_kept
     from dq_multimodal.core import make_bins, one_bin, order_rows, partition_rows
-    from dq_multimodal.report.vectors import Vectors, nearest
+    from dq_multimodal.report.compare import Vectors, nearest_in_sets
 
     rows = np.load(DATA / "alpaca_minilm_f16.npy")[: args.rows].astype(np.float32)
     n_kept = count_kept(len(rows), args.keep_ratio)
     vectors, numbers = Vectors(rows, args.similarity), np.arange(len(rows))
 
     def cover(subsets: list[np.ndarray]) -> dict[str, float]:
-        found = [nearest(vectors, numbers, np.flatnonzero(kept))[1] for kept in subsets]
+        sets = np.array(subsets)
+        found = np.where(sets, 0.0, nearest_in_sets(vectors, numbers, sets))
         return {
             "mean": float(np.mean(found)),
             "p95": float(np.mean([np.percentile(distances, 95) for distances in found])),

@@ -104,7 +104,7 @@ def make_page(facts: Facts, has_figures: bool) -> str:
         max_labels=MAX_LABELS,
         unit="1 - cosine similarity" if request.similarity == "cosine" else "euclidean distance",
         decided=_decided(facts),
-        notes=_notes(facts),
+        notes=[clean_name(note, 400) for note in facts.manifest.get("notes", [])],
         settings=_settings(facts, request),
         bins=_bins(facts),
         strips=[] if facts.coverage is None else _strips(facts.coverage),
@@ -139,17 +139,6 @@ def _decided(facts: Facts) -> list[dict[str, Any]]:
         for k in np.argsort(-(counts[0] + counts[1]), kind="stable")
     ]
     return [one for one in found if one["n_kept"] or one["n_left_out"]]
-
-
-def _notes(facts: Facts) -> list[str]:
-    notes = [clean_name(note, 400) for note in facts.manifest.get("notes", [])]
-    if facts.n_blank:
-        have = count(facts.n_blank, "row has", "rows have")
-        notes.append(
-            f"{have} no embedding (zeros): on the map, in coverage and among near-duplicates "
-            f"{'it is' if facts.n_blank == 1 else 'they are'} left out"
-        )
-    return notes
 
 
 def _settings(facts: Facts, request: CompressConfig) -> list[tuple[str, str]]:
@@ -207,17 +196,14 @@ def _strips(found: Coverage) -> list[dict[str, Any]]:
     strips = []
     for key, name in MEASURES.items():
         ours, (mean, low, high) = found.kept[key], found.random[key]
-        numbers = np.array([low, mean, high, ours])
+        numbers = np.array([ours, mean, low, high])
         width = 1.5 * float(np.ptp(numbers)) or 1.0
         middle = (numbers.min() + numbers.max()) / 2
         verdict = "better" if ours < low else "worse" if ours > high else "no different"
         strips.append(
             {
                 "name": name,
-                "ours": ours,
-                "mean": mean,
-                "low": low,
-                "high": high,
+                "numbers": [f"{number:.4f}" for number in numbers],
                 "places": (50 + 100 * (numbers - middle) / width).round(1).tolist(),
                 "verdict": verdict,
             }

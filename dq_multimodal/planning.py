@@ -52,13 +52,14 @@ from dq_multimodal.stages.targeting import Target, describe_target, load_target
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
 FIRST_ROWS = 8
 """The first trial is of the longest rows: it loads what is loaded late, and shows their memory."""
 MODEL_ROWS, PLAIN_ROWS = 4096, 16_384
 """Most rows of a trial with the models of the run, and without them."""
-MODEL_SECONDS, PLAIN_SECONDS = 4.0, 4.0
-"""So long, about, such trials are made."""
+MODEL_SECONDS, PLAIN_SECONDS = 6.0, 16.0
+"""So long, about, such trials are made, of the time of a processor."""
+SHOWN_ROWS = 4000
+"""The report shows no more rows; what it does with others is seen in two trials of more."""
 SAMPLE_BYTES = 64_000_000
 FEWEST_BATCHES = 32
 """A sample makes as many batches at least: sorted by length, rows of a batch are alike then too."""
@@ -255,26 +256,21 @@ class Trials:
         self.by_model = self._grow(MODEL_ROWS, MODEL_SECONDS, options, vectors)
         return self.by_model[-1].vectors if self._is_embedded else vectors
 
-    def _grow(
-        self,
-        most: int,
-        seconds: float,
-        options: dict[str, Any],
-        vectors: Float[ndarray, "k d"] | None,
-        report: bool = False,
-    ) -> list[Trial]:
+    def _grow(self, most: int, seconds: float, *trial: Any) -> list[Trial]:
         """Try the longest rows, then ever more from all over the dataset, until the time is up."""
         found, left, most = [], seconds, min(most, self._n_most)
-        size = min(most, 2 * FIRST_ROWS)
+        size = 8 * FIRST_ROWS
         with contextlib.suppress(InputError):  # of so few images patches may gain nothing
-            found.append(self._run(self._longest(), options, vectors, report))
-            took = found[0].wall - found[0].seconds["selection"]  # which may have compiled loops
-            size = min(most, max(size, min(8 * FIRST_ROWS, int(FIRST_ROWS * left / took))))
+            found.append(self._run(self._longest(), *trial))
+            if sum(found[0].seconds.get(k, 0) for k in ("embeddings", "scores", "subset")) > left:
+                size = 2 * FIRST_ROWS
         while True:
-            found.append(self._run(self._spread(size), options, vectors, report))
-            left -= found[-1].wall
-            more = min(most, int(size * min(8.0, left / found[-1].wall)))
-            if size == most or more < min(most, 2 * size):
+            started = time.process_time()
+            found.append(self._run(self._spread(min(size, most)), *trial))
+            took = min(found[-1].wall, time.process_time() - started)  # however busy the machine
+            left -= took
+            more = min(most, int(size * min(8.0, left / took)))
+            if size >= most or more < min(most, 1.5 * size):
                 return found
             size = more
 
@@ -283,7 +279,7 @@ class Trials:
         rows: Int[ndarray, " k"],
         options: dict[str, Any],
         vectors: Float[ndarray, "m d"] | None,
-        report: bool,
+        report: bool = False,
     ) -> Trial:
         """Compress some rows as the request says, with other options and embeddings if given."""
         from datasets import Dataset, DatasetInfo
@@ -369,15 +365,15 @@ class Trials:
         problems = tried.manifest["problems"]
         lost = [tried.rows[problems[what]["rows"]] for what in UNDECODED if what in problems]
         unreadable = np.isin(np.arange(self.n_rows), np.concatenate([[], *lost]))
-        n_lost = int(unreadable.sum())
+        n_tried, n_lost = len(tried.rows), int(unreadable.sum())
         self.notes += note_left_out(adapter, np.flatnonzero(unreadable).tolist())
-        if len(tried.rows) == self.n_rows:
+        if n_tried == self.n_rows:
             return count_subset(self.asked.strata, request, replace(marks, unreadable=unreadable))
         self.notes.append(
-            f"{len(tried.rows):,} of the {self.n_rows:,} images were looked at, and {n_lost:,} of "
+            f"{n_tried:,} of the {self.n_rows:,} images were looked at, and {n_lost:,} of "
             "them cannot be decoded: the rows that will be kept are an estimate"
         )
-        return max(1, round(n_kept * (1 - n_lost / len(tried.rows))))
+        return max(1, round(n_kept * (1 - n_lost / n_tried)))
 
     def seconds(self, n_kept: int) -> dict[str, float]:
         """Give the seconds of each stage with all rows."""
@@ -405,7 +401,9 @@ class Trials:
         found["subset"] = scale(kept, n_kept)
         if "report" in plain[-1].seconds:
             rows = [(len(run.rows), run.seconds["report"]) for run in plain]
-            found["report"] = scale(rows, self.n_rows) + time_loading(plain, "report")
+            (few, _), (many, _) = rows[-2:]
+            most = self.n_rows if few >= SHOWN_ROWS else max(many, min(self.n_rows, SHOWN_ROWS))
+            found["report"] = scale(rows, most, 0.0) + time_loading(plain, "report")
         return found
 
     def memory(self, n_kept: int) -> Memory:
@@ -462,22 +460,24 @@ class Trials:
             numbers = (files[embedding.FILE] - 128) * self.n_rows // len(tried.rows)
             found = {embedding.FILE: 128 + numbers, **found}  # with the head of a .npy file
         if report := sum(files.pop(name, 0) for name in REPORT_FILES):
-            found["report"] = report
+            found["report"] = report * max(len(tried.rows), min(self.n_rows, SHOWN_ROWS))
+            found["report"] //= len(tried.rows)
         return found | {"other": sum(files[name] for name in files.keys() - found.keys())}
 
 
-def scale(trials: Sequence[tuple[int, float]], n_all: int) -> float:
+def scale(trials: Sequence[tuple[int, float]], n_all: int, least: float = 1 / 3) -> float:
     """Give what grows with a count, of rows say, for all of them, from the two largest trials.
 
     Args:
         trials: Count and seconds, or bytes; the first is of the longest rows.
         n_all: The count of the whole run.
+        least: Share of the value that grows with the count at least, whatever the trials show.
     """
     count, value = trials[-1]
     share = value / count
-    if len(trials) > 2 and count > trials[-2][0]:  # some of it may be the same for any count
+    if len(trials) > 2 and count > trials[-2][0]:
         slope = (value - trials[-2][1]) / (count - trials[-2][0])
-        share = float(np.clip(slope, share / 3, share))
+        share = float(np.clip(slope, least * share, share))
     return value + share * (n_all - count)
 
 

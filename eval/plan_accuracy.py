@@ -1,15 +1,17 @@
 """What `plan` says against what `compress` then takes, on the same rows and machine.
 
-    python eval/plan_accuracy.py [--sets alpaca cifar10] [--rows N] [--method adq]
-        [--classifier DIR] [--work_dir runs/plan-accuracy]
+    python eval/plan_accuracy.py [--sets alpaca cifar10] [--methods dq coverage random]
+        [--rows N] [--classifier DIR] [--work_dir runs/plan-accuracy]
         [--output eval/results/plan_accuracy.json]
 
 Runs the real command line on the folder of real data (DQ_TEST_DATA, default ../shared/data): all
-of Alpaca by the default sentence encoder, and all of CIFAR-10 by `--classifier`, a folder made by
-`accelerate launch recipes/train_extractor.py --model resnet10-narrow`; with `--rows`, the first N
-rows of each. Sets that the output holds from other calls stay in it. Every ratio is what happened
-over what was said. Peak memory is the largest resident size of the process, mapped files included.
-Let nothing else run on the machine.
+of Alpaca with its ready embeddings (or, with `--encoder`, by the default sentence encoder), and all
+of CIFAR-10 by `--classifier`, a folder made by `accelerate launch recipes/train_extractor.py
+--model resnet10-narrow`; with `--rows`, the first N rows of each. Sets that the output holds from
+other calls stay in it. Every ratio is what happened over what was said. Peak memory is the largest
+resident size of the process, mapped files included. Let nothing else run on the machine: `load`
+says how many processes there were, on the average of a minute, before the plan, before the run and
+after it.
 """
 
 import argparse
@@ -34,45 +36,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--rows", type=int, help="so many rows of each; default all")
-    parser.add_argument("--method", default="adq")
+    parser.add_argument("--methods", nargs="+", default=["dq", "coverage", "random"])
+    parser.add_argument("--encoder", action="store_true", help="embed Alpaca anew")
     parser.add_argument("--classifier", default="runs/extractor/model")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/plan-accuracy"))
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/plan_accuracy.json")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    sets = {name: measure(name, args) for name in args.sets}
-    import torch  # only now: see `run`
-
-    from dq_multimodal.training.record import device_name
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     about = {
         "command": " ".join(["python", "eval/plan_accuracy.py", *sys.argv[1:]]),
-        "device": device_name(device),
         "cores": os.cpu_count(),
     }
-    before = json.loads(args.output.read_text())["sets"] if args.output.exists() else {}
-    document = {"sets": before | {name: about | found for name, found in sets.items()}}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write(args.output, document)
-    for name, found in sets.items():
-        print(name, json.dumps(found["ratio"]))
+    for name in args.sets:
+        for method in args.methods:
+            found = about | measure(name, method, args)
+            before = json.loads(args.output.read_text())["sets"] if args.output.exists() else {}
+            write(args.output, {"sets": before | {f"{name}, {method}": found}})
+            print(name, method, json.dumps(found["ratio"]), flush=True)
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, method: str, args: argparse.Namespace) -> dict[str, Any]:
     """Plan one set, compress it, and compare."""
     source = str(DATA / FILES[name])
     if not list(DATA.glob(FILES[name])):
         fail(f"no {FILES[name]} in {DATA} (set DQ_TEST_DATA)")
-    if args.rows is not None:
-        source = str(write_rows(name, args.rows, args.work_dir))
-    flags = [source, "--method", args.method, "--json"]
+    flags = [source, "--method", method, "--json"]
     if name == "cifar10":
         flags += ["--embedding-model", args.classifier]
+    elif not args.encoder:
+        flags += ["--embeddings", str(DATA / "alpaca_minilm_f16.npy")]
+    if args.rows is not None:
+        flags += ["--split", f"train[:{args.rows}]"]
     target = args.work_dir / f"{name}-run"
     shutil.rmtree(target, ignore_errors=True)
+    load = [os.getloadavg()[0]]
     said, plan_seconds, _ = run(["plan", *flags])
+    load.append(os.getloadavg()[0])
     done, seconds, peak = run(["compress", *flags, "--output-dir", str(target)])
+    load.append(os.getloadavg()[0])
     predicted = {
         "rows": said["rows"],
         "kept": said["kept"],
@@ -101,6 +103,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "plan_seconds": round(plan_seconds, 3),
+        "load": [round(value, 1) for value in load],
         "predicted": predicted,
         "memory_terms": said["memory"],
         "actual": actual,
@@ -111,19 +114,6 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def divide(actual: float | None, predicted: float) -> float | None:
     """Give actual / predicted to three digits; None where one of them is missing or 0."""
     return round(actual / predicted, 3) if actual and predicted else None
-
-
-def write_rows(name: str, n_rows: int, folder: Path) -> Path:
-    """Write the first rows of a set to a file of their own, by another process."""
-    code = (
-        "import sys; from datasets import load_dataset; files, n, path = sys.argv[1:]; "
-        "d = load_dataset('parquet', data_files=files, split='train'); "
-        "d.select(range(min(int(n), len(d)))).to_parquet(path)"
-    )
-    path = folder / f"{name}-{n_rows}.parquet"
-    files = str(DATA / FILES[name])
-    subprocess.run([sys.executable, "-c", code, files, str(n_rows), str(path)], check=True)
-    return path
 
 
 def run(arguments: list[str]) -> tuple[Any, float, int]:

@@ -60,11 +60,10 @@ MODEL_SECONDS, PLAIN_SECONDS = 6.0, 16.0
 """So long, about, such trials are made, of the time of a processor."""
 SHOWN_ROWS = 4000
 """The report shows no more rows; what it does with others is seen in two trials of more."""
-SAMPLE_BYTES = 64_000_000
-FEWEST_BATCHES = 32
+SAMPLE_BYTES, FEWEST_BATCHES = 64_000_000, 32
 """A sample makes as many batches at least: sorted by length, rows of a batch are alike then too."""
 COMPILE_SECONDS = 10.0
-"""A first trial that took longer compiled loops, which are kept for the runs that follow."""
+"""A first trial that used more compiled loops, which are kept for the runs that follow."""
 ROW_BYTES = 160
 """Bytes of a row in the arrays and tables that a run holds: bins, ranks, gains, order, sorts."""
 MAPPED = (".arrow", ".npy", ".parquet")
@@ -166,7 +165,7 @@ class Trial:
 
     Attributes:
         rows: Their row numbers.
-        wall: Seconds in all.
+        used: Seconds in all, or those of the processors if fewer, however busy the machine is.
         held: Bytes of each stage at its highest, beside what the process held before all trials.
         files: Bytes of each file or folder in the run folder.
         manifest: What manifest.json holds.
@@ -176,7 +175,7 @@ class Trial:
     """
 
     rows: Int[ndarray, " k"]
-    wall: float
+    used: float
     held: dict[str, int]
     files: dict[str, int]
     manifest: dict[str, Any]
@@ -259,20 +258,20 @@ class Trials:
     def _grow(self, most: int, seconds: float, *trial: Any) -> list[Trial]:
         """Try the longest rows, then ever more from all over the dataset, until the time is up."""
         found, left, most = [], seconds, min(most, self._n_most)
-        size = 8 * FIRST_ROWS
+        size, before, took = 8 * FIRST_ROWS, 0, 0.0
         with contextlib.suppress(InputError):  # of so few images patches may gain nothing
             found.append(self._run(self._longest(), *trial))
             if sum(found[0].seconds.get(k, 0) for k in ("embeddings", "scores", "subset")) > left:
-                size = 2 * FIRST_ROWS
+                size //= 4
         while True:
-            started = time.process_time()
             found.append(self._run(self._spread(min(size, most)), *trial))
-            took = min(found[-1].wall, time.process_time() - started)  # however busy the machine
+            last, took = took, found[-1].used
             left -= took
-            more = min(most, int(size * min(8.0, left / took)))
+            slope = max((took - last) / (size - before), 1e-9)
+            more = min(most, 8 * size, size + int((left - took) / slope))
             if size >= most or more < min(most, 1.5 * size):
                 return found
-            size = more
+            before, size = size, more
 
     def _run(
         self,
@@ -305,10 +304,11 @@ class Trials:
             np.save(given["dynamics"], np.load(expand_home(request.dynamics), "r")[:, rows])
         table = self.rows.select(rows).with_format("arrow")[:].combine_chunks()
         sample = Dataset(table, DatasetInfo(features=self.rows.features), fingerprint="sample")
-        before, started = resident(), time.perf_counter()
+        before, started, used = resident(), time.perf_counter(), time.process_time()
         with Watch() as watch:
             self._compress(sample, **given)
-        ended = until = time.perf_counter()
+        until = time.perf_counter()
+        used = min(until - started, time.process_time() - used)
         manifest = json.loads((folder / "manifest.json").read_text())
         peaks, spent = {}, manifest["seconds"]
         for name in ("report", "subset", "selection", "embeddings"):
@@ -317,7 +317,7 @@ class Trials:
         models = watch.peak(until, until) - before  # this process holds them already
         found = Trial(
             rows=rows,
-            wall=ended - started,
+            used=used,
             held={name: peaks[name] - models - self._rss for name in peaks if name in spent},
             files={
                 path.name: sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
@@ -447,7 +447,7 @@ class Trials:
 
     def disk(self, n_kept: int) -> dict[str, int]:
         """Give the bytes of the files that the run leaves."""
-        tried, files = self.plain[-1], dict(self.plain[-1].files)
+        tried, files = self.plain[-1], {**self.plain[-1].files}
         rows = [(len(run.rows), run.files[SELECTION_FILE]) for run in self.plain]
         runs = self.by_model if self.asked.request.drop_ratio else self.plain
         kept = [(run.n_kept, run.files[subset.FOLDER]) for run in runs]
@@ -460,8 +460,8 @@ class Trials:
             numbers = (files[embedding.FILE] - 128) * self.n_rows // len(tried.rows)
             found = {embedding.FILE: 128 + numbers, **found}  # with the head of a .npy file
         if report := sum(files.pop(name, 0) for name in REPORT_FILES):
-            found["report"] = report * max(len(tried.rows), min(self.n_rows, SHOWN_ROWS))
-            found["report"] //= len(tried.rows)
+            shown = max(len(tried.rows), min(self.n_rows, SHOWN_ROWS))
+            found["report"] = report * shown // len(tried.rows)
         return found | {"other": sum(files[name] for name in files.keys() - found.keys())}
 
 
@@ -485,8 +485,8 @@ def time_loading(runs: list[Trial], stage: str) -> float:
     """Give what the first trial took longer than the second: it loads what is loaded late."""
     if len(runs) < 2:
         return 0.0
-    late = runs[0].seconds[stage] - runs[1].seconds[stage]
-    return max(0.0, late) * (late < COMPILE_SECONDS)
+    late = max(0.0, runs[0].seconds[stage] - runs[1].seconds[stage])
+    return late * (runs[0].used < COMPILE_SECONDS)
 
 
 def resident() -> int:
@@ -531,9 +531,9 @@ def make_plan(
     seconds = {"start": start_seconds} | trials.seconds(n_kept)
     disk, passing, probe, found = trials.disk(n_kept), 0, None, asked.config["embedding"]
     if request.needs_embeddings and request.embeddings is None:
-        tried, rate = trials.by_model[-1], round(n_rows / seconds["embeddings"], 2)
-        spent = tried.seconds["embeddings"]
-        probe = {"rows": len(tried.rows), "seconds": spent, "rows_per_second": rate}
+        tried = trials.by_model[-1]
+        probe = {"rows": len(tried.rows), "seconds": tried.seconds["embeddings"]}
+        probe |= {"rows_per_second": round(n_rows / seconds["embeddings"], 2)}
     if request.method == "adq" and asked.adapter is not None:  # files that are gone afterwards
         middle, again = 2 * asked.adapter.middle_dimension, 1 + (request.embeddings is not None)
         passing = again * trials.count_scored() * (4 * asked.adapter.dimension + middle)
@@ -596,5 +596,5 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
         notes += ["the figures are of the first rows of the stream, read once"]
     if request.partition is not None and bins_kind(request.method) != "none":
         notes += ["the seconds do not count parting the rows"]
-    known = config.as_dict()
-    return Asked(request, source, adapter, target, strata, labels, marks, known, dropper, notes)
+    found = (strata, labels, marks, config.as_dict(), dropper, notes)
+    return Asked(request, source, adapter, target, *found)

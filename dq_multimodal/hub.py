@@ -270,7 +270,7 @@ def _check_right(repo_id: str, kind: Kind) -> str:
     Raises:
         InputError: If it is no name, or the token cannot write there.
     """
-    from huggingface_hub import whoami
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -278,7 +278,7 @@ def _check_right(repo_id: str, kind: Kind) -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise InputError(f"cannot push to {repo_id}: it is no Hub id OWNER/NAME") from error
-    me = whoami(cache=True)
+    me = HfApi().whoami()
     if "/" not in repo_id:
         repo_id = f"{me['name']}/{repo_id}"
     owner = repo_id.split("/")[0]

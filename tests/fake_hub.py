@@ -269,6 +269,24 @@ class FakeHub(ThreadingHTTPServer):
         env |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         return env | ({"HF_TOKEN": token} if token else {})
 
+    def patch(self, monkeypatch: Any, folder: Path, token: str | None = "write") -> None:
+        """Let the clients in this process see this Hub, and keep their cache in `folder`."""
+        import datasets.config
+        from huggingface_hub import close_session, constants
+
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        values = {"ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
+        values |= {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": False}
+        for name, value in (values | {"HF_HUB_DISABLE_XET": True}).items():
+            monkeypatch.setattr(constants, name, value)
+        for name, value in {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": False}.items():
+            monkeypatch.setattr(datasets.config, name, value)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_TOKEN", token or "")
+        close_session()
+
     def add_repo(self, repo_id: str, files: Mapping[str, bytes], private: bool = False) -> str:
         """Put a revision of exactly these files at the head of a repository; return its sha."""
         repo = self.repos.setdefault(repo_id, Repo(repo_id))

@@ -1,8 +1,6 @@
 """A push adds to a repository and takes nothing from it: cards, foreign files, pushes at once."""
 
 import json
-import subprocess
-import sys
 import time
 from email.utils import formatdate
 
@@ -13,42 +11,31 @@ from datasets import Dataset
 from fake_hub import FakeHub, read_card
 from forging import seal
 
+from dq_multimodal import InputError, Run
+from dq_multimodal.hub import push_model
+
 DRAW = ("--method", "random", "--no-report")
 
 
 @pytest.fixture
-def hub():
+def hub(tmp_path, monkeypatch):
+    """A Hub that the clients of this process see."""
     with FakeHub() as fake:
+        fake.patch(monkeypatch, tmp_path)
         yield fake
 
 
 @pytest.fixture
-def push(hub, tmp_path):
-    """Push from Python, in a process of its own; gives the addresses or the errors."""
+def push(tmp_path):
+    """Push run folders to repositories; gives the addresses or the errors."""
 
-    def push(*given, env=None):
-        script = (
-            "import json, sys\n"
-            "from dq_multimodal import Run, InputError\n"
-            "for folder, repo_id, options in json.loads(sys.argv[1]):\n"
-            "    try:\n"
-            "        found = Run(folder).push_to_hub(repo_id, **options)\n"
-            "    except InputError as error:\n"
-            "        found = f'error: {error}'\n"
-            "    print('>' + json.dumps(found))\n"
-        )
-        given = [
-            (folder, repo_id, options)
-            for folder, repo_id, *rest in given
-            for options in rest or [{}]
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", script, json.dumps(given)],
-            env=env or hub.env(tmp_path), cwd=tmp_path, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found = [json.loads(line[1:]) for line in done.stdout.splitlines() if line[:1] == ">"]
-        push.stderr = done.stderr
+    def push(*given):
+        found = []
+        for folder, repo_id in given:
+            try:
+                found.append(Run(tmp_path / folder).push_to_hub(repo_id))
+            except InputError as error:
+                found.append(f"error: {error}")
         return found
 
     return push
@@ -167,14 +154,60 @@ def test_what_others_write_into_a_card_stays(hub, cli, push, tmp_path):
     assert (tmp_path / "c" / "README.md").read_bytes() == b"\xff\xfe"
 
 
+def test_a_server_error_leaves_one_whole_revision(hub, cli, tmp_path):
+    compress(cli, tmp_path, "a")
+    compress(cli, tmp_path, "b", "--seed", 1)
+    cli("push", "a", "me/d")
+    before = hub.files("me/d")
+    n_commits = len(hub.repos["me/d"].commits)
+
+    for pattern, status, times in (("/commit/", 500, 2), ("info/lfs/objects/batch", 403, 1)):
+        hub.fail_next("POST", pattern, status, times, Retry_After="0")
+        done = cli("push", "b", "me/d", code=2)
+        assert done.stderr.count("error: ") == 1
+        assert "Traceback" not in done.stderr
+        assert hub.files("me/d") == before
+    hub.fail_next("POST", "/commit/", status="drop")
+    cli("push", "b", "me/d", code=2)
+    assert hub.files("me/d") == before
+
+    hub.fail_next("PUT", ".*", status=500, times=1, Retry_After="0")
+    cli("push", "b", "me/d")
+    assert len(hub.repos["me/d"].commits) == n_commits + 1
+    after = hub.files("me/d")
+    for name in ("selection.parquet", "subset/part-00000.parquet"):
+        assert after[name] == (tmp_path / "b" / name).read_bytes()
+    assert b"seed: 1" in after["config.yaml"]
+    assert not [name for name, data in after.items() if str(tmp_path).encode() in data]
+    assert json.loads(after["manifest.json"])["complete"]
+
+    cli("resample", "me/d", "--keep-ratio", 0.1, "--output-dir", "c")
+    cli("push", "c", "me/d")
+    assert b"keep_ratio: 0.1" in hub.files("me/d")["config.yaml"]
+
+
+def test_a_lost_answer_is_made_good_by_trying_again(hub, cli, tmp_path):
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")
+    arguments = ("compress", "d.parquet", "--method", "random", "--keep-ratio", 0.5)
+    hub.fail_next("POST", "/commit/", status="lose")
+    cli(*arguments, "--output-dir", "a", "--push-to-hub", "me/d", code=2)
+    cli(*arguments, "--output-dir", "a", "--push-to-hub", "me/d")
+    ours = [c for c in hub.repos["me/d"].commits if "config.yaml" in c.files]
+    assert len(ours) == 1
+
+
+def test_a_name_without_owner_is_the_users(hub, cli, tmp_path):
+    Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "d.parquet")
+    arguments = ("--method", "random", "--keep-ratio", 0.5, "--push-to-hub", "small")
+    cli("compress", "d.parquet", *arguments)
+    assert b'load_dataset("me/small"' in hub.files("me/small")["README.md"]
+
+
 def test_two_pushes_at_once_do_not_mix(hub, cli, tmp_path):
-    env = hub.env(tmp_path)
-    compress(cli, tmp_path, "a", "--push-to-hub", "me/d", env=env)
+    compress(cli, tmp_path, "a", "--push-to-hub", "me/d")
     other = hub.files("me/d") | {"config.yaml": b"other", "subset/part-00001.parquet": b"PAR1"}
     hub.fail_next("POST", "/commit/", lambda: hub.add_repo("me/d", other))
-    done = compress(
-        cli, tmp_path, "b", "--seed", 1, "--push-to-hub", "me/d", "--json", env=env, code=2
-    )
+    done = compress(cli, tmp_path, "b", "--seed", 1, "--push-to-hub", "me/d", "--json", code=2)
     assert hub.files("me/d") == other
     assert "somebody wrote there at the same time" in done.stderr
     assert done.stderr.count("error: ") == 1
@@ -182,8 +215,7 @@ def test_two_pushes_at_once_do_not_mix(hub, cli, tmp_path):
     assert (said["complete"], said["kept"], said["pushed"]) == (True, 10, None)
 
 
-def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path):
-    env = hub.env(tmp_path)
+def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path, capsys):
     compress(cli, tmp_path, "a")
     for status, after, least in ((429, "2", 2), (503, "date", 1), (500, None, 0)):
         after = formatdate(time.time() + 9, usegmt=True) if after == "date" else after
@@ -191,7 +223,7 @@ def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path):
         started = time.time()
         assert push(("a", f"me/d{status}"))[0].startswith("http")
         assert time.time() - started >= 0.9 * least
-        assert f"the Hub failed ({status}): one more try in" in push.stderr
+        assert f"the Hub failed ({status}): one more try in" in capsys.readouterr().err
         assert "config.yaml" in hub.files(f"me/d{status}")
     hub.fail_next("POST", "/commit/", 429, Retry_After="3600")
     hub.fail_next("POST", "/commit/", 503, times=2, Retry_After="0")
@@ -201,15 +233,14 @@ def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path):
     assert "asks to wait 3,600 s" in long
     assert "503" in twice
     hub.fail_next("POST", "/commit/", 503, times=2, Retry_After="0")
-    done = cli("resample", "a", "--keep-ratio", 0.1, "--push-to-hub", "me/g", env=env, code=2)
+    done = cli("resample", "a", "--keep-ratio", 0.1, "--push-to-hub", "me/g", code=2)
     assert "kept     5 rows" in done.stdout
     assert "pushed" not in done.stdout
     assert done.stderr.count("error: ") == 1
 
 
-def test_a_push_is_checked_before_the_work(hub, cli, push, tmp_path):
+def test_a_push_is_checked_before_the_work(hub, cli, push, tmp_path, monkeypatch):
     compress(cli, tmp_path, "a")
-    env = hub.env(tmp_path)
     hub.add_repo("me/theirs", {"data.csv": b"a"})
     hub.add_repo("me/public", {})
     hub.user = {
@@ -225,11 +256,11 @@ def test_a_push_is_checked_before_the_work(hub, cli, push, tmp_path):
     for repo_id, message in [*refused.items()][:2]:
         for command in (("compress", "d.parquet", *DRAW), ("resample", "a", "--keep-ratio", 0.1)):
             given = ("--output-dir", "no", "--push-to-hub", repo_id)
-            done = cli(*command, *given, env=env, code=2)
+            done = cli(*command, *given, code=2)
             assert message in done.stderr
             assert done.stdout == ""
             assert not (tmp_path / "no").exists()
-    done = compress(cli, tmp_path, "no", "--push-to-hub", "me/public", "--private", env=env, code=2)
+    done = compress(cli, tmp_path, "no", "--push-to-hub", "me/public", "--private", code=2)
     assert "me/public is there already and public" in done.stderr
     for token, message in (
         ("read", "no right to write"),
@@ -237,9 +268,11 @@ def test_a_push_is_checked_before_the_work(hub, cli, push, tmp_path):
         (None, "no token here"),
     ):
         given = ("no", "--push-to-hub", "me/d")
-        done = compress(cli, tmp_path, *given, env=hub.env(tmp_path, token), code=2)
+        hub.patch(monkeypatch, tmp_path, token)
+        done = compress(cli, tmp_path, *given, code=2)
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+    hub.patch(monkeypatch, tmp_path)
     assert not (tmp_path / "no").exists()
     assert set(hub.repos) == {"me/theirs", "me/public"}
     found = push(*[("a", repo_id) for repo_id in refused], ("a", "team/d"))
@@ -272,7 +305,7 @@ def test_the_licence_of_the_source_comes_whole(hub, cli, tmp_path, stated):
     mine = b"---\nlicense: apache-2.0\nlicense_name: mine\n---\n"
     hub.add_repo("me/x", {"README.md": mine})
     given = (*DRAW, "--keep-ratio", 0.5, "--output-dir", "a", "--push-to-hub", "me/x")
-    cli("compress", "owner/src", *given, env=hub.env(tmp_path))
+    cli("compress", "owner/src", *given)
     text, matter = card_of(hub, "me/x")
     wanted = stated or {"license": "apache-2.0", "license_name": "mine"}
     assert {key: matter[key] for key in matter if key.startswith("license")} == wanted
@@ -338,25 +371,12 @@ def test_models_are_pushed_beside_nothing_else(hub, tmp_path):
     (model / "tokenizer_config.json").write_text(json.dumps({"name_or_path": base}))
     (model / "adapter_model.safetensors").write_bytes(b"weights")
     (model / "training_args.bin").write_bytes(b"pickle")
-    script = (
-        "from pathlib import Path\n"
-        "from dq_multimodal.hub import InputError, push_model\n"
-        "for name in ('me/new', 'me/new', 'me/card', 'me/model'):\n"
-        "    try:\n"
-        "        print('>', push_model(Path('model'), name))\n"
-        "    except InputError as error:\n"
-        "        print('>', error)\n"
-    )
     hub.add_repo("models/me/card", {"README.md": b"# Mine"})
     hub.add_repo("models/me/model", {"config.json": b"{}", "README.md": b"# Mine"})
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=hub.env(tmp_path), cwd=tmp_path,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = [line for line in done.stdout.splitlines() if line[:1] == ">"]
-    assert ["commit" in line for line in said] == [True, True, True, False]
-    assert "me/model holds other things than a model of dq-multimodal" in said[3]
+    for name in ("me/new", "me/new", "me/card"):
+        assert "commit" in push_model(model, name)
+    with pytest.raises(InputError, match="me/model holds other things than a model of dq-multim"):
+        push_model(model, "me/model")
     files = hub.files("models/me/new")
     assert "training_args.bin" not in files
     assert files["adapter_model.safetensors"] == b"weights"

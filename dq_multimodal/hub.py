@@ -217,7 +217,7 @@ def _push(
                     commit_message=message,
                     parent_commit=remote.commit,
                 )
-            except ValueError as error:  # a front matter that the Hub does not take
+            except (ValueError, RuntimeError) as error:  # a bad front matter, or a failed upload
                 why = " ".join(str(error).split())
                 raise InputError(f"cannot push to {repo_id}: {why}") from error
             return str(made.commit_url)

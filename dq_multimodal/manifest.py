@@ -32,7 +32,10 @@ T = TypeVar("T")
 
 
 class Record:
-    """A part of a document; what has its default and is no collection is not written down."""
+    """A part of a document, also read by the names in its file, as in version 0.1.
+
+    What has its default and is no collection is not written down.
+    """
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain values, as YAML and JSON hold them."""
@@ -45,6 +48,9 @@ class Record:
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
+
+    def __contains__(self, key: str) -> bool:
+        return getattr(self, key, None) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
         """Give a part by its name in the file."""

@@ -108,8 +108,11 @@ print(json.dumps([len(subset), len(selection), sum(selection["kept"]), subset.co
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("compress owner/gone", "no dataset owner/gone on the Hub that this token may read"),
-        ("compress owner/source --revision v9", "has no revision 'v9'"),
+        ("compress owner/gone", "cannot read owner/gone: there is no such dataset on the Hub"),
+        (
+            "compress owner/source --revision v9",
+            "owner/source: it has no such revision",
+        ),
         ("compress owner/source --config-name other", "cannot read owner/source"),
         ("resample owner/gone --keep-ratio 0.1", "owner/gone"),
         ("resample owner/source --keep-ratio 0.1", "was not pushed by dq-multimodal"),

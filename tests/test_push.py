@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
-from fake_hub import FakeHub, read_card
+from fake_hub import FakeHub
+from fake_hub import read_card as read_matter
 from forging import seal
 
 from dq_multimodal import InputError, Run
+from dq_multimodal.card import read_card
 from dq_multimodal.hub import push_model
 
 DRAW = ("--method", "random", "--no-report")
@@ -48,7 +50,7 @@ def compress(cli, tmp_path, name, *given, rows=50, **options):
 
 def card_of(hub, repo_id):
     text = hub.files(repo_id)["README.md"].decode()
-    return text, read_card(text.encode())
+    return text, read_matter(text.encode())
 
 
 def test_repositories_of_others_are_left_alone(hub, cli, push, tmp_path):
@@ -148,7 +150,7 @@ def test_what_others_write_into_a_card_stays(hub, cli, push, tmp_path):
     text = (tmp_path / "c" / "README.md").read_text()
     assert "My notes." in text
     assert "a: [" in text
-    assert "coreset" in read_card(text.encode())["tags"]
+    assert "coreset" in read_matter(text.encode())["tags"]
     (tmp_path / "c" / "README.md").write_bytes(b"\xff\xfe")
     assert "must be text in UTF-8" in cli("report", "c", code=2).stderr
     assert (tmp_path / "c" / "README.md").read_bytes() == b"\xff\xfe"
@@ -384,3 +386,23 @@ def test_models_are_pushed_beside_nothing_else(hub, tmp_path):
     assert not [name for name, data in files.items() if str(tmp_path).encode() in data]
     assert hub.files("models/me/card")["README.md"] == b"# Mine"
     assert set(hub.files("models/me/model")) == {"config.json", "README.md"}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "\n".join(["a0: &a0 [x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 99))]),
+        'n: !!int "-"\n',
+        "when: 2001-99-99\n",
+        "[" * 10_000,
+        "- a\n- b\n",
+    ],
+)
+def test_a_front_matter_that_does_harm_counts_as_text(head):
+    card = read_card(f"---\n{head}\n---\nMine.\n")
+    text = card.with_section({"license": "mit"}, "Ours.")
+    assert text.startswith("---\nlicense: mit\n---\n") and "Mine." in text and head.strip() in text
+    again = read_card(text)
+    assert again.matter == {"license": "mit"} and again.with_section({}, "").count("Mine.") == 1
+    left = again.without_section()
+    assert head.strip() in left and "Mine." in left and "license" not in left

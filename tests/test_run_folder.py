@@ -61,16 +61,6 @@ def test_a_folder_that_no_run_made_stays_as_it_is(source, names, overwrite):
     assert content(source / "site") == before
 
 
-def test_the_command_line_leaves_a_site_alone(source, cli):
-    (source / "site" / "figures").mkdir(parents=True)
-    (source / "site" / "README.md").write_text("mine")
-    (source / "site" / "figures" / "a.png").write_text("mine")
-    arguments = ("compress", "d.parquet", "--method", "random", "--overwrite")
-    done = cli(*arguments, "--output-dir", "site", code=2)
-    assert done.stderr.strip().splitlines()[-1].startswith("error: the output folder site is not")
-    assert {p.read_text() for p in (source / "site").rglob("*.*")} == {"mine"}
-
-
 def test_files_of_others_in_a_run_folder_survive_an_overwrite(source):
     run = make()
     mine = [run.path / "notes.txt", run.path / "figures" / "own.png"]

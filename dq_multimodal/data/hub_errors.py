@@ -16,7 +16,9 @@ class HubOutOfReach(HubFailed):
 
 
 @contextmanager
-def hub_errors(what: str, advice: str, *, missing: str = "no such repository") -> Iterator[None]:
+def hub_errors(
+    what: str, advice: str, *, missing: str = "no such repository, or no right to it"
+) -> Iterator[None]:
     """Turn whatever the client of the Hub raises into one line.
 
     Args:
@@ -52,7 +54,7 @@ def hub_errors(what: str, advice: str, *, missing: str = "no such repository") -
     except LocalEntryNotFoundError as error:
         raise HubOutOfReach(cannot(f"the Hub is out of reach; {advice}")) from error
     except RepositoryNotFoundError as error:
-        raise InputError(cannot(f"{missing}, or no right to it")) from error
+        raise InputError(cannot(missing)) from error
     except RevisionNotFoundError as error:
         raise InputError(cannot("it has no such revision")) from error
     except HfHubHTTPError as error:
@@ -65,11 +67,9 @@ def hub_errors(what: str, advice: str, *, missing: str = "no such repository") -
             )
         elif status in (401, 403):
             why = (
-                f"the Hub refused the token ({status}), which has no right to that; make one with "
-                "write access and log in with `hf auth login`"
+                f"the Hub refused the token ({status}), which has no right to that: log in with "
+                "`hf auth login`"
             )
         raise HubFailed(cannot(why)) from error
     except (httpx.HTTPError, ConnectionError) as error:
         raise HubOutOfReach(cannot(f"the Hub is out of reach; {advice}")) from error
-    except RuntimeError as error:  # what an upload that failed for good raises
-        raise HubFailed(cannot(f"{first_line(error)}; {advice}")) from error

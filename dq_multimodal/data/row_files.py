@@ -19,6 +19,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
+from dq_multimodal.files import parse_yaml, read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,7 @@ TEXT_KINDS = ("string", "large_string", "string_view")
 PACKERS = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
 CARD_FILES = ("README.md", ".huggingface.yaml")
 """Files in which a dataset says which its data files are."""
-MAX_PLACES = 100_000
+MAX_PLACES, MAX_CARD_BYTES = 100_000, 1_000_000
 SHOWN = 120
 """Characters of a path that a message shows."""
 
@@ -156,8 +157,10 @@ def read_card(folder: Path, name: str, repository: str | None = None) -> dict[st
     card, beside = (folder / file for file in CARD_FILES)
     try:
         found = (metadata_load(card) if card.is_file() else None) or {}
-        more = yaml.safe_load(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-        found |= more or {}
+        more = (parse_yaml(read_text(beside, MAX_CARD_BYTES)) if beside.is_file() else None) or {}
+        if not isinstance(more, dict):
+            raise InputError(f"{beside} must hold keys and values")
+        found |= more
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"cannot read the card of {name}: {reason}") from error

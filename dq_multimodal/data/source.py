@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.data.hub_errors import HubOutOfReach, hub_errors
 from dq_multimodal.data.local import SAVED_MARKS, Source, is_local, load_local
 from dq_multimodal.data.row_files import (
     CARD_FILES,
@@ -21,7 +22,7 @@ from dq_multimodal.data.row_files import (
     read_card,
 )
 from dq_multimodal.data.splits import take_slice
-from dq_multimodal.data.stream import Stream, first_line, reading, stream_from
+from dq_multimodal.data.stream import Stream, reading, stream_from
 from dq_multimodal.files import expand_home
 
 if TYPE_CHECKING:
@@ -184,42 +185,28 @@ def _load_from_hub(
 ) -> Source:
     import datasets
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import HfHubHTTPError, httpx
 
     licence: dict[str, Any] = {}
     names = {name}
+    missing = f"there is no such dataset on the Hub that this token may read, and no path {name}"
     try:
-        info = HfApi().dataset_info(name, revision=revision)
-        commit = info.sha
-        names.add(info.id)  # another where the repository was renamed
-        stated = info.card_data.to_dict() if info.card_data else {}
-        licence = {key: stated[key] for key in LICENCE if stated.get(key)}
-        loaded: Dataset | Stream
-        for file in {file.rfilename for file in info.siblings or []} & {*CARD_FILES}:
-            card = hf_hub_download(name, file, repo_type="dataset", revision=commit)
-            read_card(Path(card).parent, name, repository=name)
-        if streaming:
-            own = replace(own, roots=tuple(f"hf://datasets/{n}@{commit}/" for n in names))
-            make = partial(datasets.load_dataset_builder, name, config_name, revision=commit)
-            loaded = stream_from(name, make, split, n_rows, own=own)
-        else:
-            loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
-    except RevisionNotFoundError as error:
-        raise InputError(f"{name} on the Hub has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"no dataset {name} on the Hub that this token may read, and no local path {name}"
-        ) from error
-    except HFValidationError as error:
-        raise InputError(f"{name!r} is neither a local path nor a Hub id OWNER/NAME") from error
-    except HfHubHTTPError as error:
-        raise InputError(f"the Hub refused to show {name}: {first_line(error)}") from error
-    except (httpx.HTTPError, ConnectionError) as error:
+        with hub_errors(f"read {name}", "try again later", missing=missing):
+            info = HfApi().dataset_info(name, revision=revision)
+            commit = info.sha
+            names.add(info.id)  # another where the repository was renamed
+            stated = info.card_data.to_dict() if info.card_data else {}
+            licence = {key: stated[key] for key in LICENCE if stated.get(key)}
+            loaded: Dataset | Stream
+            for file in {file.rfilename for file in info.siblings or []} & {*CARD_FILES}:
+                card = hf_hub_download(name, file, repo_type="dataset", revision=commit)
+                read_card(Path(card).parent, name, repository=name)
+            if streaming:
+                own = replace(own, roots=tuple(f"hf://datasets/{n}@{commit}/" for n in names))
+                make = partial(datasets.load_dataset_builder, name, config_name, revision=commit)
+                loaded = stream_from(name, make, split, n_rows, own=own)
+            else:
+                loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
+    except HubOutOfReach as error:
         if streaming:
             raise InputError(f"the Hub is out of reach, and {name} is to be a stream") from error
         loaded, commit = _load_from_cache(name, split, config_name, revision)

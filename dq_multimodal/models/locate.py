@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.data.hub_errors import HubFailed, hub_errors
 from dq_multimodal.distributed.world import is_launched
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx", ".gguf")
@@ -102,21 +103,16 @@ def find_model(name: str) -> tuple[str, str | None]:
         InputError: If there is no such model.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-    from huggingface_hub.utils import HfHubHTTPError, httpx
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     folder = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
     if Path(folder).is_dir():
         return folder, None
+    missing = "it is neither a folder here nor a model on the Hub"
     try:
-        return name, HfApi().model_info(name).sha
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(f"no model {name}: neither a folder nor a model on the Hub") from error
-    except (HfHubHTTPError, httpx.HTTPError, ConnectionError):
+        with hub_errors(f"find model {name}", "give a folder", missing=missing):
+            return name, HfApi().model_info(name).sha
+    except HubFailed:
         try:
             place = snapshot_download(name, local_files_only=True)
         except LocalEntryNotFoundError as error:

@@ -303,6 +303,15 @@ def test_a_card_names_data_of_its_own_folder_only(tmp_path, place):
         (tmp_path / "d" / file).unlink()
 
 
+@pytest.mark.parametrize("text", ["- a\n", "a: !!int '-'\n", "a: [\n", "a: &a [x]\nb: *a\n"])
+def test_settings_beside_a_card_that_are_none_are_one_line(tmp_path, text):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.jsonl").write_text('{"text": "a"}\n' * 4)
+    (tmp_path / "d" / ".huggingface.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"^cannot read the card of [^\n]*$"):
+        run(str(tmp_path / "d"), tmp_path / "no")
+
+
 def test_a_card_whose_aliases_multiply_is_one_line(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.jsonl").write_text('{"text": "a"}\n' * 4)

@@ -7,10 +7,8 @@ scores.png is ADQ's Fig. 2; selection.png is the benchmark; bins_NAME.png the bi
 same bytes. The figures of the suites are drawn by `eval/bench.py table SUITE`.
 """
 
-import argparse
 import io
 import json
-import runpy
 import sys
 from itertools import cycle
 from pathlib import Path
@@ -19,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
+from measure import RESULTS, ROOT, Parser, fail
 from numpy import ndarray
 from PIL import Image
+from selection_benchmark import extrapolate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent
 DPI, WIDTH = 160, 7.5  # inches: 1,200 pixels
 QUIET, PALE, INK = "#5a616e", "#d5d8dd", "#1d2129"
 STYLES = (
@@ -43,24 +42,23 @@ STYLES = (
 )
 """Colour, dash and mark of each line: none is told apart by its colour alone."""
 NAMES = {"alpaca": "Alpaca", "cifar10": "CIFAR-10"}
+METHODS = ("n-by-n", "ours", "closed form", "apricot", "submodlib", "ours in parts")
 SAMPLE = 3_000  # rows that t-SNE lays out
-SOURCES = {"scores": "adq_scores", "selection": "selection_benchmark"}
-"""The results file of each figure, made by the script of that name."""
 
 
 def main() -> None:
     """Draw what there are results for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "eval" / "results")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--output_dir", type=Path, default=ROOT / "eval" / "figures")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=FOLDER")
     args = parser.parse_args()
     runs = {name: Path(folder) for name, _, folder in (item.partition("=") for item in args.run)}
     for name, folder in runs.items():
         if not (folder / "selection.parquet").is_file():
-            print(f"error: --run {name}={folder}: wanted NAME=RUN_FOLDER", file=sys.stderr)
-            sys.exit(2)
-    for (name, source), draw in zip(SOURCES.items(), (draw_scores, draw_selection), strict=True):
+            fail(f"--run {name}={folder}: wanted NAME=RUN_FOLDER")
+    sources = {"scores": "adq_scores", "selection": "selection_benchmark"}
+    for (name, source), draw in zip(sources.items(), (draw_scores, draw_selection), strict=True):
         path = args.results / f"{source}.json"
         if path.is_file():
             save(draw(json.loads(path.read_text())), args.output_dir / f"{name}.png")
@@ -134,9 +132,33 @@ def name_net(recorded: str = "model") -> str:
 
 
 def draw_selection(document: dict[str, Any]) -> "Figure":
-    """Draw seconds and memory of the selection over the rows: see eval/selection_figure.py."""
-    draw = runpy.run_path(str(ROOT / "eval" / "selection_figure.py"))["draw"]
-    return draw(document, start, label, STYLES)
+    """Draw seconds and peak memory over the rows, a line a method, both axes logarithmic."""
+    title = f"Selection of MiniLM embeddings into {document['n_bins']} bins, cosine, "
+    title += f"{document['device']}; crosses: extrapolated, not measured"
+    figure, panels = start(1, 2, 3.9, title)
+    lines = [x for x in document["lines"] if "seconds" in x and x["similarity"] == "cosine"]
+    quantities = {
+        "seconds": lambda line: line["seconds"]["median"],
+        "MB above the embeddings": lambda line: max(line["memory_bytes"] / 1e6, 0.1),
+    }
+    for axes, (unit, value) in zip(panels[0], quantities.items(), strict=True):
+        for name, (colour, dash, mark) in zip(METHODS, STYLES, strict=False):
+            for data, fill in (("Alpaca", "full"), ("mixed Alpaca", "none")):
+                own = [x for x in lines if (x["method"], x["data"]) == (name, data)]
+                points = sorted((x["rows"], value(x)) for x in own)
+                if points:
+                    what = f"{name}, mixed rows" if fill == "none" else name
+                    dots = {"ls": dash, "c": colour, "ms": 4, "fillstyle": fill, "label": what}
+                    axes.plot(*zip(*points, strict=True), mark, **dots)
+            for x in extrapolate([x for x in lines if x["method"] == name]):
+                far = x["seconds"] if unit == "seconds" else value(x)
+                axes.plot(x["rows"], far, "x", c=colour, ms=6)
+        axes.set(xscale="log", yscale="log")
+        axes.minorticks_off()
+        label(axes, "", "rows", unit)
+    named = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
+    return figure
 
 
 def draw_bins(name: str, folder: Path) -> "Figure":

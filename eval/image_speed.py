@@ -8,34 +8,28 @@ same way, and the lossless patch coder on its own. Reads the folder of real data
 default ../shared/data).
 """
 
-import argparse
-import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import timed
+from measure import DATA, flags, need, save, timed
 
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.data.source import load_source
 from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
 from dq_multimodal.stages.embedding import FILE, embed_rows
-from dq_multimodal.training.record import device_name
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 BATCH = 64
 
 
 def main() -> None:
     """Measure every pair of data and model, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags(__doc__, "image_speed")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=ROOT / "eval/results/image_speed.json")
     args = parser.parse_args()
+    need("cifar10/test-*.parquet", "flickr8k_1k.parquet")
     cifar, photographs = str(DATA / "cifar10/test-*.parquet"), str(DATA / "flickr8k_1k.parquet")
     cases = [
         ("CIFAR-10, 32 px", cifar, 768, "resnet18", 32),
@@ -43,21 +37,14 @@ def main() -> None:
         ("photographs, 224 px", photographs, 128, "resnet18", 224),
     ]
     lines = [measure(*case, rounds=args.rounds) for case in cases]
-    document = {
-        "command": "python eval/image_speed.py",
-        "batch_size": BATCH,
-        "lines": lines,
-        "coder": [
-            measure_coder("CIFAR-10, 4 px patches", cifar, 512, 128, 4, args.rounds),
-            measure_coder("CIFAR-10, 4 px patches", cifar, 32, 1, 4, args.rounds),
-            measure_coder("photographs, 16 px patches", photographs, 8, 1, 16, args.rounds),
-        ],
-    }
-    temporary = args.output.with_name(args.output.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(args.output)
-    for line in [*lines, *document["coder"]]:
+    coder = [
+        measure_coder("CIFAR-10, 4 px patches", cifar, 512, 128, 4, args.rounds),
+        measure_coder("CIFAR-10, 4 px patches", cifar, 32, 1, 4, args.rounds),
+        measure_coder("photographs, 16 px patches", photographs, 8, 1, 16, args.rounds),
+    ]
+    for line in [*lines, *coder]:
         print({key: value for key, value in line.items() if key != "rounds"})
+    save(args.output, {"batch_size": BATCH, "lines": lines, "coder": coder})
 
 
 def measure(
@@ -102,7 +89,6 @@ def measure(
         "share_of_model_rate": round(statistics.median(shares), 3),
         "maps_share_of_model_rate": round(rates["maps"] / rates["model"], 3),
         "rounds": {key: [round(s, 3) for s in seconds] for key, seconds in found.items()},
-        "device": device_name(adapter.model.device),
     }
 
 

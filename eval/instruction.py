@@ -13,66 +13,60 @@ The scores go to --output as one JSON document, a short table to stdout, logs to
 
 import argparse
 import contextlib
-import functools
-import json
 import logging
 import math
 import os
-import platform
-import shlex
 import sys
 import time
-from datetime import UTC, datetime
-from importlib import metadata
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common import fail
+from measure import describe_run, fail, flags, write
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
 LOCAL_TASKS = "local_bbh, local_drop, local_mmlu"
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError)
-PACKAGES = ("lm_eval", "torch", "transformers", "peft", "dq_multimodal")
 
 
-def whole_number(text: str, *, at_least: int = 1) -> int:
-    """Read an integer of a flag."""
-    if not text.lstrip("-").isdigit() or int(text) < at_least:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= {at_least}, got {text}")
+def count(text: str) -> int:
+    """Read a whole number of a flag, at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")
     return int(text)
 
 
 def batch_size(text: str) -> int | str:
     """Read --batch_size: rows, or auto."""
-    return text if text.partition(":")[0] == "auto" else whole_number(text)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with code 2."""
-        fail(message)
+    return text if text.partition(":")[0] == "auto" else count(text)
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    count = functools.partial(whole_number, at_least=0)
+    """Read the command line, and check the folders that it names."""
+    parser = flags(__doc__, "instruction")
     add = parser.add_argument
     add("--model_name_or_path", required=True, help="folder or Hub id of the model")
     add("--adapter", help="folder or Hub id of a peft adapter on top of it")
     add("--tasks", required=True, help="names of tasks or groups, joined by commas")
     add("--include_path", type=Path, help="folder with more task files, besides eval/tasks")
-    add("--limit", type=whole_number, help="only the first N rows of every (sub)task")
+    add("--limit", type=count, help="only the first N rows of every (sub)task")
     add("--num_fewshot", type=count, help="examples in the prompt (default: the task's own)")
     add("--batch_size", type=batch_size, default=8, help="rows at a time, or auto (default: 8)")
     add("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     add("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     add("--seed", type=count, default=0, help="picks the examples of the prompt (default: 0)")
     add("--allow_code_execution", action="store_true", help="let tasks run the model's code")
-    add("--output", type=Path, required=True, help="JSON file to write, replaced if it exists")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if 0 in (args.limit, args.batch_size):
+        fail("--limit and --batch_size must be at least 1")
+    check_folder(args.model_name_or_path, "--model_name_or_path", "config.json")
+    if args.adapter:
+        check_folder(args.adapter, "--adapter", "adapter_config.json")
+    if args.include_path and not args.include_path.is_dir():
+        fail(f"--include_path: there is no folder {args.include_path}")
+    if args.output.is_dir() or not os.access(args.output.parent, os.W_OK):
+        fail(f"--output: cannot write the file {args.output}; does its folder exist?")
+    return args
 
 
 def check_folder(name: str, flag: str, config_file: str) -> None:
@@ -101,7 +95,7 @@ def fail_on(what: str, error: BaseException) -> NoReturn:
     fail(f"{what}: {str(error)[:400] or type(error).__name__}")
 
 
-@functools.cache
+@cache
 def index_tasks(include_path: Path | None, has_defaults: bool) -> Any:
     """Return lm-eval's index of task files, of eval/tasks alone or of its own ones too."""
     from lm_eval.tasks import TaskManager
@@ -111,11 +105,7 @@ def index_tasks(include_path: Path | None, has_defaults: bool) -> Any:
 
 
 def load_tasks(args: argparse.Namespace) -> dict[str, Any]:
-    """Load the tasks with their data and set examples and seed.
-
-    Returns:
-        lm-eval's "tasks" and "groups", by name.
-    """
+    """Load the tasks with their data and set examples and seed: "tasks" and "groups", by name."""
     names = list(dict.fromkeys(name.strip() for name in args.tasks.split(",")))
     # To index lm-eval's own thousands of files takes ten seconds, which local tasks can save.
     manager = index_tasks(args.include_path, False)
@@ -150,35 +140,22 @@ def check_code(args: argparse.Namespace, unsafe: list[str]) -> None:
         fail(f"{', '.join(unsafe)} runs code that the model wrote: give --allow_code_execution")
 
 
-def load_model(args: argparse.Namespace, device: str) -> Any:
+def load_model(args: argparse.Namespace) -> Any:
     """Load the model, and the adapter on top, into lm-eval's wrapper."""
+    import torch
     from lm_eval.models.huggingface import HFLM
     from safetensors import SafetensorError
 
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return HFLM(
-            pretrained=args.model_name_or_path,
-            peft=args.adapter,
-            dtype=args.dtype,
-            device=device,
-            batch_size=args.batch_size,
-        )
-    except (*LOAD_ERRORS, SafetensorError) as error:
-        fail_on(" + ".join(filter(None, (args.model_name_or_path, args.adapter))), error)
-
-
-def pick_device(name: str | None) -> tuple[str, str]:
-    """Return the device to use and what it is called."""
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        fail(f"--device: {name} does not work here: {str(error).splitlines()[0]}")
-    if torch.device(name).type == "cuda":
-        return name, torch.cuda.get_device_name(name)
-    return name, f"{platform.machine()} {name}, {os.cpu_count()} cores"
+        fail(f"--device: {device} does not work here: {str(error).splitlines()[0]}")
+    names = {"pretrained": args.model_name_or_path, "peft": args.adapter}
+    try:
+        return HFLM(**names, dtype=args.dtype, device=device, batch_size=args.batch_size)
+    except (*LOAD_ERRORS, SafetensorError) as error:
+        fail_on(" + ".join(filter(None, names.values())), error)
 
 
 def collect_scores(results: dict[str, Any]) -> dict[str, Any]:
@@ -219,31 +196,9 @@ def format_table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write the document whole or not at all."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def find_versions() -> dict[str, str | None]:
-    """Return the version of every package that bears on a score, None if it is not installed."""
-    installed = {one.name.replace("-", "_"): one.version for one in metadata.distributions()}
-    return {name: installed.get(name) for name in PACKAGES}
-
-
 def main(argv: list[str] | None = None) -> None:
     """Evaluate one model and write its scores."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv)
-    check_folder(args.model_name_or_path, "--model_name_or_path", "config.json")
-    if args.adapter:
-        check_folder(args.adapter, "--adapter", "adapter_config.json")
-    if args.include_path and not args.include_path.is_dir():
-        fail(f"--include_path: there is no folder {args.include_path}")
-    if args.output.is_dir() or not os.access(args.output.parent, os.W_OK):
-        fail(f"--output: cannot write the file {args.output}; does its folder exist?")
+    args = parse_args(sys.argv[1:] if argv is None else argv)
     try:
         from lm_eval import evaluate
     except ImportError:
@@ -254,40 +209,27 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # a line for each of 57 tasks
     huggingface_hub.logging.set_verbosity_error()  # each of its tries to reach the Hub
-    started, clock = datetime.now(UTC), time.perf_counter()
-    device, device_name = pick_device(args.device)
-    tasks = load_tasks(args)
-    model = load_model(args, device)
+    clock, tasks, model = time.perf_counter(), load_tasks(args), load_model(args)
     transformers.set_seed(args.seed)
+    options = {"limit": args.limit, "log_samples": False}
+    options["confirm_run_unsafe_code"] = args.allow_code_execution
     with contextlib.redirect_stdout(sys.stderr):  # lm-eval talks there about --batch_size auto
-        results = evaluate(
-            lm=model,
-            task_dict=tasks,
-            limit=args.limit,
-            log_samples=False,
-            confirm_run_unsafe_code=args.allow_code_execution,
-        )
+        results = evaluate(lm=model, task_dict=tasks, **options)
     if results is None:  # not the first of several processes
         return
-    scores = collect_scores(results)
+    asked = ("num_fewshot", "limit", "seed", "dtype", "batch_size")
     document = {
-        "command": shlex.join(["python", "eval/instruction.py", *argv]),
+        **describe_run(),
         "model": args.model_name_or_path,
         "adapter": args.adapter,
-        "tasks": scores,
-        "num_fewshot": args.num_fewshot,
-        "limit": args.limit,
-        "seed": args.seed,
-        "dtype": args.dtype,
-        "batch_size": args.batch_size,
+        "tasks": collect_scores(results),
+        **{name: getattr(args, name) for name in asked},
         "max_length": model.max_length,
-        "device": device_name,
-        "versions": find_versions(),
         "seconds": round(time.perf_counter() - clock, 1),
-        "date": started.isoformat(timespec="seconds"),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     }
-    write_json(args.output, document)
-    print(format_table(scores))
+    write(args.output, document)
+    print(format_table(document["tasks"]))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ draws.
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from dataclasses import replace
@@ -22,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import fail, write
+from measure import DATA, ROOT, fail, flags, need, save
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
-DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 NET, SIDE, N_CLASSES = "small-cnn", 32, 10
 LABELS = ("aggre_label", "random_label1", "worse_label")
 KEEP_RATIOS, NOISE_RATIOS = (0.1, 0.3, 0.5), (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -36,38 +32,27 @@ PROBED, PENALTY = 0.1, 250.0
 
 def main() -> None:
     """Measure, and write the results file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags(__doc__, "label_noise")
     parser.add_argument("--embeddings", type=Path, required=True, help="Of the training rows.")
     parser.add_argument("--test_embeddings", type=Path, required=True, help="Of the test rows.")
     parser.add_argument("--labels", choices=LABELS, default=LABELS[0])
     parser.add_argument("--epochs", type=int, default=10, help="Of the net.")
     parser.add_argument("--draws", type=int, default=5, help="Of random, ccs and dual.")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "label_noise")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "eval" / "results" / "label_noise.json"
-    )
     args = parser.parse_args()
-    noisy = DATA / "cifar10_extras" / "cifar10n_train_labels.npz"
-    for path in (noisy, args.embeddings, args.test_embeddings):
+    noisy = "cifar10_extras/cifar10n_train_labels.npz"
+    need(noisy)
+    for path in (args.embeddings, args.test_embeddings):
         if not path.is_file():
-            fail(f"no file {path} (data is in DQ_TEST_DATA)")
-    found = np.load(noisy)
+            fail(f"no file {path}")
+    found = np.load(DATA / noisy)
     given, true = (found[name].astype(np.int64) for name in (args.labels, "clean_label"))
     started = time.perf_counter()
     dynamics = record(given, args.epochs, args.work / f"{args.labels}-{args.epochs}")
-    document = {
-        "command": " ".join(["python", "eval/label_noise.py", *sys.argv[1:]]),
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "labels": args.labels,
-        "rows": len(given),
-        "wrong": float((given != true).mean()),
-        "net": NET,
-        "epochs": args.epochs,
-        "dynamics_seconds": round(time.perf_counter() - started, 1),
-        "lines": compare(args, dynamics, given, true),
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write(args.output, document)
+    about = {"labels": args.labels, "rows": len(given), "wrong": float((given != true).mean())}
+    about |= {"net": NET, "epochs": args.epochs}
+    about["dynamics_seconds"] = round(time.perf_counter() - started, 1)
+    save(args.output, {**about, "lines": compare(args, dynamics, given, true)})
 
 
 def record(labels: np.ndarray, n_epochs: int, folder: Path) -> np.ndarray:
@@ -105,32 +90,23 @@ def compare(
 
     embeddings, n_rows = np.load(args.embeddings), len(given)
     probe = make_probe(embeddings, np.load(args.test_embeddings), given)
-    scores = {
-        "aum": difficulty.aum(dynamics),
-        "confidence": difficulty.confidence(dynamics),
-        "dual": difficulty.dual(dynamics),
-    }
+    scores = {name: getattr(difficulty, name)(dynamics) for name in ("aum", "confidence", "dual")}
     cad = difficulty.difficulty_weights("cad", difficulty.cad(dynamics, len(dynamics)))
-    cad = cad.astype(np.float32)
     marks = replace(Marks(), **{name: found.astype(np.float32) for name, found in scores.items()})
+    hard = replace(marks, difficulty=cad.astype(np.float32))
     zeros = np.zeros(n_rows, dtype=np.int64)
     no_bins = Bins(zeros, zeros, np.full(n_rows, np.nan), given)
-    kinds: list[tuple[str, dict[str, Any], Marks]] = [
-        ("random", {"method": "random"}, marks),
-        ("coverage", {"method": "coverage"}, marks),
-        (
-            "coverage, cad",
-            {"method": "coverage"},
-            replace(marks, difficulty=cad),
-        ),
-        ("ccs", {"method": "ccs"}, marks),
+    kinds: list[tuple[str, Any, Marks]] = [
+        ("random", "random", marks),
+        ("coverage", "coverage", marks),
+        ("coverage, cad", "coverage", hard),
+        ("ccs", "ccs", marks),
     ]
     lines = []
     for noise_ratio in NOISE_RATIOS:
-        for name, options, known in kinds:
-            request = CompressConfig(
-                "cifar10", **options, dynamics="dynamics.npy", noise_ratio=noise_ratio
-            )
+        for name, method, known in kinds:
+            given_too = {"dynamics": "dynamics.npy", "noise_ratio": noise_ratio}
+            request = CompressConfig("cifar10", method=method, **given_too)
             bins, kind = no_bins, bins_kind(request.method)
             if kind != "none":
                 bins, known = bin_by_method(embeddings, given, kind, request, known)
@@ -138,7 +114,7 @@ def compare(
             for keep_ratio in KEEP_RATIOS:
                 wrong, accuracy = [], []
                 for seed in range(n_draws):
-                    request = CompressConfig(**vars(request) | {"seed": seed})
+                    request = replace(request, seed=seed)
                     place = order_by_method(bins, request, None, known)
                     is_kept = place < round(keep_ratio * n_rows)
                     weights = weigh_rows(bins, request, known, is_kept)
@@ -169,17 +145,9 @@ def make_probe(train: np.ndarray, test: np.ndarray, labels: np.ndarray) -> Any:
 
     def accuracy(is_kept: np.ndarray, weights: np.ndarray | None) -> float:
         kept = torch.from_numpy(np.flatnonzero(is_kept))
-        factors = torch.ones(len(kept), dtype=torch.float64)
-        if weights is not None:
-            factors = torch.from_numpy(weights[is_kept]).double()
-        found = fit(
-            rows[kept],
-            targets[kept],
-            factors,
-            penalty=PENALTY,
-            tolerance=1e-3,
-            max_iterations=1000,
-        )
+        factors = torch.from_numpy(np.ones(len(kept)) if weights is None else weights[is_kept])
+        settings = {"penalty": PENALTY, "tolerance": 1e-3, "max_iterations": 1000}
+        found = fit(rows[kept], targets[kept], factors.double(), **settings)
         scores = torch.addmm(found.bias, tests, found.matrix)
         return 100 * (scores.argmax(dim=1) == wanted).double().mean().item()
 

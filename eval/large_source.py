@@ -1,23 +1,46 @@
 """A source of millions of rows: seconds and memory of every stage of compress.
 
-    python eval/large_source.py --work runs/large --output eval/results/large_source.json
+    python eval/large_source.py --work runs/large
 
 Makes a parquet file of short texts and a file of float16 embeddings, block by block, and runs the
 command line on them, bins in parts by k-means (with `--streaming` also as a stream). Memory is the
 anonymous part, sampled: memory-mapped files are the system's to drop.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from measure import flags, save
 
 BLOCK_ROWS = 50_000
 N_LABELS = 50
+
+
+def main() -> None:
+    """Make the source, run each way, write the numbers."""
+    parser = flags(__doc__, "large_source")
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--methods", nargs="+", default=["random", "dq"])
+    parser.add_argument("--keep_ratio", default="0.01")
+    parser.add_argument("--work", type=Path, required=True)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    make_source(args.work, args.rows, args.dimension)
+    runs = []
+    for method in args.methods:
+        given = ["--method", method, "--keep-ratio", args.keep_ratio]
+        if method != "random":
+            given += ["--embeddings", str(args.work / "embeddings.npy"), "--partition", "kmeans"]
+        for name, more in ((method, []), (f"{method}-stream", ["--streaming"])):
+            runs.append({"name": name, **measure(args.work, name, *given, *more)})
+            print(json.dumps(runs[-1]))
+    save(args.output, {"rows": args.rows, "dimension": args.dimension, "runs": runs})
 
 
 def make_source(folder: Path, n_rows: int, dimension: int) -> None:
@@ -47,10 +70,10 @@ def make_source(folder: Path, n_rows: int, dimension: int) -> None:
     out.flush()
 
 
-def measure(folder: Path, name: str, *flags: str) -> dict[str, object]:
+def measure(folder: Path, name: str, *given: str) -> dict[str, Any]:
     """Run compress once; give its seconds by stage and its largest anonymous memory."""
     command = [sys.executable, "-m", "dq_multimodal.cli", "compress", str(folder / "data.parquet")]
-    command += ["--output-dir", str(folder / name), "--overwrite", "--json", *flags]
+    command += ["--output-dir", str(folder / name), "--overwrite", "--json", *given]
     started, peak = time.perf_counter(), 0
     with (folder / f"{name}.json").open("w") as out:
         process = subprocess.Popen(command, stdout=out)
@@ -65,48 +88,9 @@ def measure(folder: Path, name: str, *flags: str) -> dict[str, object]:
             time.sleep(0.1)
     if process.wait():
         raise SystemExit(f"exit {process.returncode}: {' '.join(command)}")
-    manifest = json.loads((folder / name / "manifest.json").read_text())
-    seconds = round(time.perf_counter() - started, 1)
-    return {
-        "flags": flags,
-        "wall_seconds": seconds,
-        "seconds": manifest["seconds"],
-        "peak_bytes": peak,
-    }
-
-
-def main() -> None:
-    """Make the source, run each way, write the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--methods", nargs="+", default=["random", "dq"])
-    parser.add_argument("--keep_ratio", default="0.01")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    asked = parser.parse_args()
-    asked.work.mkdir(parents=True, exist_ok=True)
-    make_source(asked.work, asked.rows, asked.dimension)
-    runs = []
-    for method in asked.methods:
-        flags = ["--method", method, "--keep-ratio", asked.keep_ratio]
-        if method != "random":
-            flags += ["--embeddings", str(asked.work / "embeddings.npy"), "--partition", "kmeans"]
-        for name, more in ((method, []), (f"{method}-stream", ["--streaming"])):
-            runs.append({"name": name, **measure(asked.work, name, *flags, *more)})
-            print(json.dumps(runs[-1]))
-    import torch
-
-    from dq_multimodal.training.record import device_name
-
-    found = {
-        "command": " ".join(["python", "eval/large_source.py", *sys.argv[1:]]),
-        "device": device_name(torch.device("cpu")),
-        "rows": asked.rows,
-        "dimension": asked.dimension,
-        "runs": runs,
-    }
-    asked.output.write_text(json.dumps(found, indent=2) + "\n")
+    wall = round(time.perf_counter() - started, 1)
+    seconds = json.loads((folder / name / "manifest.json").read_text())["seconds"]
+    return {"flags": given, "wall_seconds": wall, "seconds": seconds, "peak_bytes": peak}
 
 
 if __name__ == "__main__":

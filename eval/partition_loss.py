@@ -11,44 +11,27 @@ and 95th percentile), beside random selection of the same size.
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import fail, write
-
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
+from measure import DATA, fail, flags, need, save
 
 
 def main() -> None:
     """Measure, and write the results file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags(__doc__, "partition_loss")
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--rows", type=int, help="The first so many rows.  [default: all]")
     parser.add_argument("--similarity", choices=("cosine", "euclidean"), default="cosine")
     parser.add_argument("--keep_ratio", type=float, default=0.2)
     parser.add_argument("--seeds", type=int, default=3, help="Draws by hash.")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "eval" / "results" / "partition_loss.json"
-    )
     args = parser.parse_args()
-    if not (DATA / "alpaca_minilm_f16.npy").is_file():
-        fail(f"no alpaca_minilm_f16.npy in {DATA} (set DQ_TEST_DATA)")
+    need("alpaca_minilm_f16.npy")
     if args.parts[0] != 1:
         fail("the first of --parts must be 1, the exact bins, with which the others are compared")
-    document = {
-        "command": " ".join(["python", "eval/partition_loss.py", *sys.argv[1:]]),
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        **measure(args),
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write(args.output, document)
-    print(json.dumps(document, indent=2))
+    save(args.output, measure(args))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -58,23 +41,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from dq_multimodal.report.compare import Vectors, nearest_in_sets
 
     rows = np.load(DATA / "alpaca_minilm_f16.npy")[: args.rows].astype(np.float32)
-    n_kept = count_kept(len(rows), args.keep_ratio)
-    vectors, numbers = Vectors(rows, args.similarity), np.arange(len(rows))
-
-    def cover(subsets: list[np.ndarray]) -> dict[str, float]:
-        sets = np.array(subsets)
-        found = np.where(sets, 0.0, nearest_in_sets(vectors, numbers, sets))
-        return {
-            "mean": float(np.mean(found)),
-            "p95": float(np.mean([np.percentile(distances, 95) for distances in found])),
-        }
+    n_kept, numbers = count_kept(len(rows), args.keep_ratio), np.arange(len(rows))
+    vectors, exact = Vectors(rows, args.similarity), dict[str, Any]()
 
     def compare(subsets: list[np.ndarray], wanted: list[np.ndarray]) -> dict[str, Any]:
         shares = [(a & b).sum() / (a | b).sum() for a, b in zip(subsets, wanted, strict=True)]
-        return {"jaccard": float(np.mean(shares)), "coverage": cover(subsets)}
+        sets = np.array(subsets)
+        away = np.where(sets, 0.0, nearest_in_sets(vectors, numbers, sets))
+        far = float(np.mean([np.percentile(distances, 95) for distances in away]))
+        coverage = {"mean": float(np.mean(away)), "p95": far}
+        return {"jaccard": float(np.mean(shares)), "coverage": coverage}
 
     lines: list[dict[str, Any]] = []
-    exact: dict[str, Any] = {}
     for n_parts in args.parts:
         started = time.perf_counter()
         codes = partition_rows(rows, n_parts, args.similarity)
@@ -100,13 +78,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     lone = one_bin(np.zeros(len(rows), dtype=np.int64))
     at_random = [order_rows(lone, seed=seed) < n_kept for seed in range(args.seeds)]
     lines.append({"asked": None, "dq": compare(at_random, exact["dq"])})
-    return {
-        "rows": len(rows),
-        "kept": n_kept,
-        "similarity": args.similarity,
-        "seeds": args.seeds,
-        "lines": lines,
-    }
+    asked = {"similarity": args.similarity, "seeds": args.seeds, "lines": lines}
+    return {"rows": len(rows), "kept": n_kept, **asked}
 
 
 if __name__ == "__main__":

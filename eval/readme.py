@@ -2,41 +2,22 @@
 
     python eval/readme.py
 
-After a line `<!-- KIND: FILE -->` stands a table of that file; what is there up to the next blank
-line is replaced. `facts` is what eval/alpaca_compression.py measured, `bytes` what
-eval/patch_bytes.py did without loss and `frontier` with it, `speed` and `coder` what
-eval/image_speed.py did, `scores` what eval/adq_scores.py did, `partition` what
-eval/partition_loss.py did, `selection` what eval/selection_benchmark.py did, `coverage` what
-eval/coverage_benchmark.py did, `noise` what eval/label_noise.py did; `goals` is of the file of
-selection, or of that of
-eval/text_speed.py; `plan` is what eval/plan_accuracy.py measured, and `large` what
-eval/large_source.py did.
-
-`bench` is of the results lines of a suite (or of a demo): all tables of it, up to the line
-`<!-- end -->`.
+After a line `<!-- KIND: FILE -->` stands a table of that file, made by the function of `TABLES`;
+what is there up to the next blank line is replaced. `bench` is of the results lines of a suite (or
+of a demo): all tables of it, up to the line `<!-- end -->`.
 """
 
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import grid
 from harness.results import read_lines
 from harness.table import markdown, summarise
-from selection_tables import (
-    coverage,
-    goals,
-    label_noise,
-    large,
-    partition_loss,
-    plans,
-    selections,
-)
+from measure import ROOT, grid
+from selection_benchmark import extrapolate
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARK = re.compile(r"(<!-- ([a-z]+): (\S+\.json) -->\n)\n?(?:\|.*\n)*\n?")
 BENCH_MARK = re.compile(r"(<!-- bench: (\S+\.jsonl) -->\n).*?(<!-- end -->\n)", re.DOTALL)
@@ -159,6 +140,101 @@ def facts(found: dict[str, Any]) -> str:
     return grid([("", ""), *rows])
 
 
+def selections(document: dict[str, Any]) -> str:
+    """Lay out what eval/selection_benchmark.py measured, and what is extrapolated from it."""
+    lines = [line for line in document["lines"] if "seconds" in line]
+    rows: list[tuple[str, ...]] = [
+        ("rows", "method", "seconds", "of CPU", "peak above the embeddings", "picks as ours")
+    ]
+    kinds = list(dict.fromkeys(line["data"] for line in lines))
+    both = [*lines, *extrapolate(lines)]
+    for line in sorted(both, key=lambda x: (kinds.index(x["data"]), x["rows"])):
+        method, spread, memory = line["method"], line["seconds"], line["memory_bytes"] / 1e6
+        if method == "ours" and document["kind"] == "bins":
+            method += f", {line['similarity']}"
+        cells = [f"{line['rows']:,}, {line['data']}", method]
+        if isinstance(spread, float):
+            cells += [f"{spread:,.0f} (extrapolated)", "", f"{memory:,.0f} MB (extrapolated)", ""]
+        else:
+            shown = f"{spread['median']:,.2f}"
+            if line["repeats"] > 1:
+                shown += f" ({spread['min']:,.2f} to {spread['max']:,.2f})"
+            share = line.get("as_ours")
+            agreed = "" if share is None else "all" if share == 1 else f"{100 * share:.2f} %"
+            cells += [shown, f"{line['cpu_seconds']:,.2f}", f"{memory:,.0f} MB", agreed]
+        rows.append(tuple(cells))
+    return grid(rows)
+
+
+def partition_loss(document: dict[str, Any]) -> str:
+    """Lay out what eval/partition_loss.py measured."""
+    head = ("parts", "rows a part", "k-means s", "bins s", "same bin")
+    head += ("same rows, rank draw", "same rows, hash draw", "distance to the nearest kept row")
+    rows: list[tuple[str, ...]] = [head]
+    for line in document["lines"]:
+        cells: tuple[str, ...] = ("random rows, no bins", "", "", "", "", "")
+        if line["asked"] is not None:
+            low, high = line["rows_a_part"]
+            seconds = (f"{line['seconds'][name]:.1f}" for name in ("partition", "bins"))
+            shares = (f"{100 * x:.0f} %" for x in (line["same_bin"], line["rank"]["jaccard"]))
+            cells = (f"{line['parts']:,}", f"{low:,} to {high:,}", *seconds, *shares)
+        found = line["dq"]["coverage"]
+        distance = f"{found['mean']:.4f} (95 %: {found['p95']:.4f})"
+        rows.append((*cells, f"{100 * line['dq']['jaccard']:.0f} %", distance))
+    return grid(rows)
+
+
+def label_noise(document: dict[str, Any]) -> str:
+    """Lay out what eval/label_noise.py measured: wrong labels among the kept rows."""
+    shares = dict.fromkeys(line["noise_ratio"] for line in document["lines"])
+    rows = [("kept", "selection", *(f"{100 * share:g} % put last" for share in shares))]
+    keys = dict.fromkeys((x["keep_ratio"], x["selection"]) for x in document["lines"])
+    for keep_ratio, selection in sorted(keys, key=lambda key: key[0]):
+        cells = []
+        for line in document["lines"]:
+            if (line["keep_ratio"], line["selection"]) == (keep_ratio, selection):
+                accuracy = line.get("accuracy")
+                known = "" if accuracy is None else f" (accuracy {accuracy:.1f})"
+                cells.append(f"{100 * line['wrong']:.1f} %{known}")
+        rows.append((f"{100 * keep_ratio:g} %", selection, *cells))
+    return grid(rows)
+
+
+def large(document: dict[str, Any]) -> str:
+    """Lay out what eval/large_source.py measured."""
+    stages = list(dict.fromkeys(name for run in document["runs"] for name in run["seconds"]))
+    rows: list[tuple[str, ...]] = [("run", "seconds", *(f"{name} s" for name in stages), "memory")]
+    for run in document["runs"]:
+        took = (f"{run['seconds'].get(name, 0):.0f}" for name in stages)
+        memory = f"{run['peak_bytes'] / 1e9:.1f} GB"
+        rows.append((run["name"], f"{run['wall_seconds']:.0f}", *took, memory))
+    return grid(rows)
+
+
+def plans(document: dict[str, Any]) -> str:
+    """Lay out what eval/plan_accuracy.py measured: what happened over what was said."""
+    names = {
+        "total_seconds": "seconds in all",
+        "embeddings_seconds": "embeddings",
+        "scores_seconds": "scores",
+        "selection_seconds": "selection",
+        "subset_seconds": "subset",
+        "report_seconds": "report",
+        "peak_memory": "peak memory",
+        "disk": "disk",
+        "subset_files": "files of the subset",
+    }
+    rows: list[tuple[str, ...]] = [
+        ("data", "rows", "seconds said", "seconds taken", *names.values())
+    ]
+    for name, found in document["sets"].items():
+        said, was = found["predicted"]["total_seconds"], found["actual"]["total_seconds"]
+        ratios = (found["ratio"].get(key) for key in names)
+        shown = ("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+        rows.append((name, f"{found['actual']['rows']:,}", f"{said:.0f}", f"{was:.0f}", *shown))
+    return grid(rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "facts": facts,
     "bytes": stores,
@@ -168,9 +244,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scores": score_noise,
     "partition": partition_loss,
     "selection": selections,
-    "coverage": coverage,
+    "coverage": selections,
     "noise": label_noise,
-    "goals": goals,
     "plan": plans,
     "large": large,
 }

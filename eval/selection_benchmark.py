@@ -1,278 +1,323 @@
 """Seconds, peak memory and picks of the selection: ours, and what others do, on the same rows.
 
-    python eval/selection_benchmark.py [--peers FOLDER] [--cifar_run RUN] [--two_million]
+    python eval/selection_benchmark.py [--kind bins|coverage] [--peers FOLDER]
 
-Ours against the greedy with a matrix of all pairs as it was published, against a plain closed-form
-greedy, and against apricot and submodlib where they are installed:
-`pip install --no-deps --target FOLDER apricot-select numba llvmlite submodlib-py` puts them beside
-the package. Rows: MiniLM embeddings of Alpaca (alpaca_minilm_f16.npy in DQ_TEST_DATA, default
-../shared/data), its first n for n below 52,002; beyond, random mixtures of pairs of them; and
-50,000 x 512 in 10 classes, of the run folder of CIFAR-10 named by --cifar_run, else made up. Every
-piece is a process of its own (eval/selection_piece.py). What is measured is saved in --work and
-not measured again; remove a file there, or the folder, to do so.
+`bins` is the greedy of graph cut into 10 bins: ours against the greedy with a matrix of all pairs
+as it was published, against a plain closed-form greedy, and against apricot and submodlib.
+`coverage` is the full order of all rows by facility location, cosines below 0 counted as 0: ours,
+apricot and submodlib. `pip install --no-deps --target FOLDER apricot-select numba llvmlite
+submodlib-py` puts the libraries beside the package.
+
+Rows: MiniLM embeddings of Alpaca (alpaca_minilm_f16.npy in DQ_TEST_DATA), its first n; beyond
+52,002 random mixtures of pairs of them; and made-up rows in 10 classes, or of 8 directions. Every
+line is a process of its own, one after the other; what numba compiles is not timed. Where other
+work shares the cores, `cpu_seconds` compare and `seconds` do not. `as_ours` is the share of the
+rows with our bin and rank, or of the first 10 % of the order with our rank.
 """
 
-import argparse
-import hashlib
 import json
-import os
-import platform
-import shlex
-import statistics
-import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import DATA, PIECE, RESULTS, flags, gauge, need, run_piece, save
+from numpy import ndarray
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
-N_BINS, SEED = 10, 0
-SIZES = (2_000, 4_000, 8_000, 11_495, 26_000, 52_002)
-REAL, COMPARED, FLAT = 52_002, 11_495, 20_000
-ROUGH = {
-    "ours": (5, REAL, 1.25),
-    "ours before": (5, REAL, 1.25),
-    "ours in parts": (10, REAL, 1),
-    "n-by-n": (150, COMPARED, 3),
-    "n-by-n, float32": (75, COMPARED, 3),
-    "closed form": (15, COMPARED, 2),
-    "apricot": (60, 4_000, 2),
-    "submodlib": (60, 4_000, 2.5),
-}
-"""Seconds at a number of rows, and the growth, as guessed to say beforehand how long it takes."""
-METHODS = {
-    "ours": "dq_multimodal.core.make_bins",
-    "ours before": "the same of an older release, in the folder named by --before",
-    "ours in parts": "the same in parts by k-means, --partition kmeans: ceil(rows / 50,000) parts",
-    "n-by-n": "matrix of all pairs of the rows left, float64, made for each bin; at each pick the "
-    "gains of all rows anew, by summing the rows of the matrix that are picked",
-    "n-by-n, float32": "the same in float32, as the embeddings are",
-    "closed form": "running sums, one product of the rows with a vector at each pick, float64",
-    "apricot": "GraphCutSelection, lazy, alpha 1, on the matrix (1 + cosine) / 2 of the rows left",
-    "submodlib": "GraphCutFunction, LazyGreedy, lambda 1, on the same matrix, which it takes in "
-    "single precision; the last row of the last bin is ours to add",
-}
+N_BINS, SEED, REAL = 10, 0, 52_002
+SIZES = {"bins": (2_000, 4_000, 8_000, 11_495, 26_000, REAL), "coverage": (2_000, 5_000)}
+TIE_WIDTH = 1e-9
+"""Gains closer than this times the rows of the pool are a tie, which the lowest row number wins."""
+EXTRAPOLATED = ("n-by-n", "n-by-n, float32")
 Line = dict[str, Any]
+Work = Callable[[ndarray, ndarray | None, str], ndarray]
+"""Rows, strata and similarity -> (n, 2) bin and rank of every row, or (n,) the order of all."""
 
 
 def main() -> None:
-    """Plan, measure what is not measured, compare, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/selection-benchmark"))
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "eval/results/selection_benchmark.json"
-    )
-    parser.add_argument("--up_to", type=int, default=10**9, help="Rows, to leave out larger sets.")
-    parser.add_argument(
-        "--exact_up_to", type=int, default=10**9, help="Rows of ours, not in parts."
-    )
-    parser.add_argument("--matrix_up_to", type=int, default=COMPARED, help="Rows of n-by-n.")
-    parser.add_argument("--closed_up_to", type=int, default=COMPARED, help="Rows of closed form.")
-    parser.add_argument("--peers_up_to", type=int, default=4_000, help="Rows of the libraries.")
-    parser.add_argument("--peers", type=Path, help="Folder with apricot and submodlib.")
-    parser.add_argument("--before", type=Path, help="Folder with an older release.")
-    parser.add_argument("--cifar_run", type=Path, help="Run folder: its embeddings and strata.")
-    parser.add_argument("--two_million", action="store_true")
+    """Measure every method on every set of rows, or, in a process of its own, one of them."""
+    if sys.argv[1:2] == [PIECE]:
+        print(json.dumps(measure(json.loads(sys.argv[2]))))
+        return
+    parser = flags(__doc__, "selection_benchmark")
+    parser.set_defaults(output=None)
+    add = parser.add_argument
+    add("--kind", choices=SIZES, default="bins")
+    add("--peers", type=Path, help="Folder with apricot and submodlib.")
+    add("--up_to", type=int, default=10**7, help="Rows, to leave out larger sets.")
+    add("--exact_up_to", type=int, default=4 * REAL, help="Rows of ours, not in parts.")
+    add("--matrix_up_to", type=int, default=8_000, help="Rows of n-by-n.")
+    add("--closed_up_to", type=int, default=11_495, help="Rows of closed form.")
+    add("--peers_up_to", type=int, default=5_000, help="Rows of the libraries.")
     args = parser.parse_args()
-    if not (DATA / "alpaca_minilm_f16.npy").is_file():
-        print(f"error: no alpaca_minilm_f16.npy in {DATA} (set DQ_TEST_DATA)", file=sys.stderr)
-        sys.exit(2)
-    planned = plan(args)
-    waiting = [one for one in planned if not place(one, args.work).is_file()]
-    seconds = sum(3 + one["repeats"] * guess(one["method"], one["rows"]) for one in waiting)
-    minutes = f"{seconds / 60:.0f} minutes on 2 cores"
-    print(f"{len(waiting)} of {len(planned)} to measure, about {minutes}", flush=True)
+    need("alpaca_minilm_f16.npy")
+    name = "selection_benchmark" if args.kind == "bins" else "coverage_benchmark"
     lines = []
-    for one in planned:
-        lines.append(measure(one, args.work))
-        print(describe(lines[-1]), flush=True)
-    for line in lines:
-        line["agreement"] = agreement(line, lines)
-    for line in lines:
-        line.pop("picks")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_name(args.output.name + ".tmp")
-    temporary.write_text(json.dumps({**describe_run(), "lines": lines}, indent=2) + "\n")
-    temporary.replace(args.output)
-    goals = [sys.executable, str(ROOT / "eval" / "selection_goals.py"), str(args.output)]
-    sys.exit(subprocess.run(goals).returncode)
+    for data, n_rows, method, similarity in plan(args):
+        line = {"method": method, "data": data, "rows": n_rows, "similarity": similarity}
+        peers = str(args.peers.resolve()) if method in ("apricot", "submodlib") else None
+        lines.append(line | run_piece(__file__, {**line, "kind": args.kind, "peers": peers}))
+        print(lines[-1], flush=True)
+    path = args.output or RESULTS / f"{name}.json"
+    save(path, {"kind": args.kind, "n_bins": N_BINS, "lines": lines})
 
 
-def describe_run() -> Line:
-    """Say where and how it was measured."""
-    import torch
-
-    from dq_multimodal.training.record import device_name
-
-    packages = ("dq-multimodal", "numpy", "torch")
-    flags = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    return {
-        "command": shlex.join(["python", "eval/selection_benchmark.py", *flags]),
-        "device": device_name(torch.device("cpu")),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "n_bins": N_BINS,
-        "methods": METHODS,
-    }
-
-
-def plan(args: argparse.Namespace) -> list[Line]:
-    """List the measurements: method, rows, and where these rows are or what makes them."""
-    alpaca = {"data": "Alpaca", "make": "copy", "from": str(DATA / "alpaca_minilm_f16.npy")}
-    sizes = [n for n in SIZES if n <= args.up_to]
-    asked = [(alpaca, n, "ours", kind) for n in sizes for kind in ("cosine", "euclidean")]
-    limits = {
-        "n-by-n": args.matrix_up_to,
-        "n-by-n, float32": args.matrix_up_to,
-        "closed form": args.closed_up_to,
-        "apricot": args.peers_up_to,
-        "submodlib": args.peers_up_to,
-    }
-    asked += [(alpaca, n, m, "cosine") for m, limit in limits.items() for n in sizes if n <= limit]
-    mixed = {**alpaca, "data": "mixed Alpaca", "make": "mixed", "seed": SEED}
-    many = [(REAL, "cosine"), (4 * REAL, "cosine"), (4 * REAL, "euclidean"), (1_000_000, "cosine")]
-    many += [(2_000_000, "cosine")] if args.two_million else []
-    mixed["of"] = max(n for n, _ in many)
+def plan(args: Any) -> list[tuple[str, int, str, str]]:
+    """List the measurements: data, rows, method and similarity."""
     most = min(args.up_to, args.exact_up_to)
-    asked += [(mixed, n, "ours", kind) for n, kind in many if n <= most]
-    parted = [n for n, kind in many if kind == "cosine" and REAL < n <= args.up_to]
-    asked += [(mixed, n, "ours in parts", "cosine") for n in parted]
-    classes = {"data": "made up, 10 classes", "make": "classes", "seed": SEED, "of": 50_000}
-    n_rows = 50_000
-    if args.cifar_run is not None:
-        classes = {"data": "CIFAR-10, 10 classes", "make": "strata", "from": str(args.cifar_run)}
-        n_rows = len(np.load(args.cifar_run / "embeddings.npy", mmap_mode="r"))
-    if n_rows <= args.up_to:
-        asked += [(classes, n_rows, "ours", kind) for kind in ("cosine", "euclidean")]
-    flat = {"data": "made up, 8 directions", "make": "flat", "seed": SEED, "of": FLAT}
-    if most >= FLAT:
-        asked.append((flat, FLAT, "ours", "cosine"))
-    if args.before is not None:
-        pairs = [
-            [one, (*one[:2], "ours before", one[3])][: 1 + (one[2] == "ours")] for one in asked
-        ]
-        asked = [one for pair in pairs for one in pair]
-    peers = {"apricot": args.peers, "submodlib": args.peers, "ours before": args.before}
-    return [
-        {
-            **{"method": method, "rows": n, "similarity": kind, "n_bins": N_BINS, "source": source},
-            "repeats": 1 if source is flat else count_repeats(guess(method, n)),
-            "peers": str(peers[method].resolve()) if peers.get(method) else None,
-        }
-        for source, n, method, kind in asked
-    ]
+    peers = {name: args.peers_up_to for name in ("apricot", "submodlib") if args.peers}
+    both = ("cosine", "euclidean")
+    if args.kind == "coverage":
+        asked = [("Alpaca", n, "ours", "cosine") for n in SIZES["coverage"]]
+        classes = [("made up, 10 classes", 50_000, "ours", "cosine")]
+        limits = peers
+    else:
+        asked = [("Alpaca", n, "ours", kind) for n in SIZES["bins"] for kind in both]
+        limits = {**dict.fromkeys(EXTRAPOLATED, args.matrix_up_to), **peers}
+        limits["closed form"] = args.closed_up_to
+        mixed = [(REAL, "cosine"), (4 * REAL, "cosine"), (4 * REAL, "euclidean")]
+        mixed += [(n, "cosine") for n in (1_000_000, 2_000_000)]
+        classes = [("mixed Alpaca", n, "ours", kind) for n, kind in mixed if n <= most]
+        parted = (4 * REAL, 1_000_000)
+        classes += [("mixed Alpaca", n, "ours in parts", "cosine") for n in parted]
+        classes += [("made up, 10 classes", 50_000, "ours", kind) for kind in both]
+        classes += [("made up, 8 directions", 20_000, "ours", "cosine")]
+    for name, limit in limits.items():
+        asked += [("Alpaca", n, name, "cosine") for n in SIZES[args.kind] if n <= limit]
+    return [one for one in [*asked, *classes] if one[1] <= args.up_to]
 
 
-def count_repeats(seconds: float) -> int:
-    """Give how often a measurement is made that takes so long."""
-    return 5 if seconds < 2 else 3 if seconds < 10 else 1
+def measure(asked: Line) -> Line:
+    """Time a method, and compare its picks with ours; "absent" says why there is none to time."""
+    if asked["peers"]:
+        sys.path.append(asked["peers"])
+    work, own = (METHODS[asked["kind"]][name] for name in (asked["method"], "ours"))
+    rows, strata = make_rows(asked["kind"], asked["data"], asked["rows"])
+    similarity = asked["similarity"]
+    try:
+        work(rows[:200], None, similarity)  # what compiles or loads on its first call
+    except ImportError as error:
+        return {"absent": f"not installed: {error}"}
+    found, picks = gauge(lambda: work(rows, strata, similarity))
+    if asked["method"] not in ("ours", "ours in parts"):
+        wanted = own(rows, strata, similarity)
+        n = len(picks) if asked["kind"] == "bins" else len(picks) // 10
+        same = np.atleast_2d((picks[:n] == wanted[:n]).T).all(axis=0)
+        found["as_ours"] = float(same.mean())
+    return {**found, "dimension": rows.shape[1]}
 
 
-def guess(method: str, n_rows: int) -> float:
-    """Guess the seconds of one repeat."""
-    seconds, at, growth = ROUGH[method]
-    return seconds * (n_rows / at) ** growth
+def extrapolate(lines: list[Line]) -> list[Line]:
+    """Give the n-by-n greedy at sizes where it was not measured: seconds and memory as powers."""
+    found = []
+    for method in EXTRAPOLATED:
+        known = [x for x in lines if x["method"] == method and "seconds" in x]
+        if len(known) < 2:
+            continue
+        sizes = np.log([x["rows"] for x in known])
+        of_line = {"seconds": lambda x: x["seconds"]["median"], "memory_bytes": _memory}
+        fits = {k: np.polyfit(sizes, np.log([f(x) for x in known]), 1) for k, f in of_line.items()}
+        for n in (26_000, REAL):
+            far = {key: float(np.exp(np.polyval(fit, np.log(n)))) for key, fit in fits.items()}
+            found.append({**known[0], "rows": n, **far})
+    return found
 
 
-def place(one: Line, work: Path) -> Path:
-    """Name the file of a measurement; ours is measured anew when the code of core changes."""
-    facts = {**one, "peers": None, "source": {**one["source"], "of": None}}
-    if one["method"].startswith("ours"):
-        root = Path(one["peers"]) if one["method"] == "ours before" else ROOT
-        code = sorted((root / "dq_multimodal" / "core").glob("*.py"))
-        facts["code"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    name = f"{one['method']}-{one['source']['data']}-{one['rows']}-{one['similarity']}-{key}.json"
-    return work / "measured" / name.replace(", ", "-").replace(" ", "-")
+def _memory(line: Line) -> int:
+    return max(line["memory_bytes"], 1)
 
 
-def measure(one: Line, work: Path) -> Line:
-    """Measure in a process of its own, or read what was measured."""
-    path = place(one, work)
-    picks = path.with_suffix(".npz")
-    source = one["source"]
-    line = {"method": one["method"], "data": source["data"], "rows": one["rows"]}
-    line |= {"similarity": one["similarity"], "picks": str(picks)}
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file, strata = provide(source, work)
-        keys = ("method", "rows", "similarity", "n_bins", "repeats", "peers")
-        asked = {key: one[key] for key in keys}
-        asked |= {"file": str(file), "strata": strata and str(strata), "picks": str(picks)}
-        found = piece(asked)
-        if "seconds" not in found:
-            return {**line, **found}
-        found["dimension"] = int(np.load(file, mmap_mode="r").shape[1])
-        path.write_text(json.dumps(found) + "\n")
-    found = json.loads(path.read_text())
-    seconds = found.pop("seconds")
-    spread = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
-    line["seconds"] = {name: round(value, 4) for name, value in spread.items()}
-    return {**line, "repeats": len(seconds), **found}
+# --- rows
 
 
-def provide(source: Line, work: Path) -> tuple[Path, Path | None]:
-    """Make the rows of a source where they are not there yet; give them and their strata."""
-    name = f"{source['data']}-{source.get('of', '')}".replace(", ", "-").replace(" ", "-")
-    file, strata = work / f"{name}.npy", None
-    target = file
-    if source["make"] in ("classes", "strata"):
-        strata = work / f"{name}-strata.npy"
-    if source["make"] == "strata":
-        file, target = Path(source["from"]) / "embeddings.npy", strata
-        source = {**source, "from": str(Path(source["from"]) / "selection.parquet")}
-    if not target.is_file():
-        asked = {**source, "file": str(target), "strata": strata and str(strata)}
-        made = piece({**asked, "rows": source["of"]} if "of" in source else asked)
-        if made:
-            print(f"error: cannot make {target}: {made['absent']}", file=sys.stderr)
-            sys.exit(1)
-    return file, strata
+def make_rows(kind: str, data: str, n_rows: int) -> tuple[ndarray, ndarray | None]:
+    """Give the rows, float32, and their strata: the first of more are the same."""
+    rng = np.random.default_rng(SEED)
+    if "Alpaca" in data:
+        real = np.load(DATA / "alpaca_minilm_f16.npy", mmap_mode="r")
+        if data == "Alpaca":
+            return real[:n_rows].astype(np.float32), None
+        return mix_rows(real.astype(np.float32), n_rows), None
+    if data == "made up, 8 directions":
+        return (rng.normal(size=(n_rows, 8)) @ rng.normal(size=(8, 256))).astype(np.float32), None
+    if kind == "coverage":  # 20 clouds a class
+        strata = np.arange(n_rows) // 5_000
+        centres = rng.normal(size=(10, 20, 512))[strata, rng.integers(0, 20, size=n_rows)]
+        return (centres + 1.5 * rng.normal(size=centres.shape)).astype(np.float32), strata
+    # like pooled features: a centre a class, 32 common directions, noise, none below 0
+    strata = np.arange(n_rows) % 10
+    centres = rng.standard_normal((10, 512), dtype=np.float32)
+    directions = rng.standard_normal((32, 512), dtype=np.float32) / 32**0.5
+    rows = centres[strata] + rng.standard_normal((n_rows, 32), dtype=np.float32) @ directions
+    rows += 0.3 * rng.standard_normal(rows.shape, dtype=np.float32)
+    return np.maximum(rows, 0), strata
 
 
-def piece(asked: Line) -> Line:
-    """Run one piece; of one that fails, give its last line."""
-    script = str(ROOT / "eval" / "selection_piece.py")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    done = subprocess.run(
-        [sys.executable, script, json.dumps(asked)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
+def mix_rows(source: ndarray, n_rows: int, block: int = 65_536) -> ndarray:
+    """Mix pairs of real rows at random shares, add noise of norm about 0.1, scale to length 1."""
+    found = np.empty((n_rows, source.shape[1]), dtype=np.float32)
+    for start in range(0, n_rows, block):
+        rng = np.random.default_rng([SEED, start])
+        pairs = rng.integers(len(source), size=(2, block))
+        share = rng.random((block, 1), dtype=np.float32)
+        rows = share * source[pairs[0]] + (1 - share) * source[pairs[1]]
+        rows += rng.standard_normal(rows.shape, dtype=np.float32) * (0.1 / rows.shape[1] ** 0.5)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        found[start : start + block] = rows[: n_rows - start]
+    return found
+
+
+# --- methods
+
+
+def ours(rows: ndarray, strata: ndarray | None, similarity: Any) -> ndarray:
+    """Make the bins by the package."""
+    from dq_multimodal.core import make_bins
+
+    bins = make_bins(rows, N_BINS, similarity, strata)
+    return np.stack([bins.bin, bins.rank], axis=1)
+
+
+def ours_in_parts(rows: ndarray, strata: ndarray | None, similarity: Any) -> ndarray:
+    """Make the bins of parts by k-means, as `--partition kmeans`."""
+    from dq_multimodal.config import count_parts
+    from dq_multimodal.core import partition_rows
+
+    n_parts = count_parts("kmeans", len(rows))
+    return ours(rows, partition_rows(rows, n_parts, similarity), similarity)
+
+
+def plain_greedy(
+    rows: ndarray, strata: ndarray | None, similarity: str, *, pick: Any, dtype: Any = np.float64
+) -> ndarray:
+    """Make the bins one greedy run after the other, each on the rows that are left."""
+    rows = np.array(rows, dtype=np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = (rows / np.where(norms > 0, norms, 1)).astype(dtype)
+    found, left = np.zeros((len(rows), 2), dtype=np.int64), np.arange(len(rows))
+    for b in range(N_BINS):
+        size = -(-len(left) // (N_BINS - b))
+        picks = np.asarray(pick(rows[left], size))
+        found[left[picks]] = np.stack([np.full(size, b), np.arange(size)], axis=1)
+        left = np.delete(left, picks)
+    return found
+
+
+def pick_by_matrix(rows: ndarray, n_picks: int) -> ndarray:
+    r"""Pick as published: a matrix of all pairs, and every gain from its definition at each pick.
+
+    gain(x) = sum over the pool of <p, x> - 2 sum over the picked of <p, x>. The first sum is
+    made once; the second anew for all candidates from the rows of the picked, so a bin of k rows
+    from a pool of r costs about k^2 r / 2 additions: n^3 in all.
+    """
+    matrix = rows @ rows.T
+    pool_sums = matrix.sum(axis=0)
+    return _pick_greedily(n_picks, lambda picks: pool_sums - 2 * matrix[picks].sum(axis=0))
+
+
+def pick_closed_form(rows: ndarray, n_picks: int) -> ndarray:
+    """Pick by running sums: one product of the rows with a vector at each pick, no matrix."""
+    left = rows.sum(axis=0)
+
+    def gains(picks: ndarray) -> ndarray:
+        nonlocal left
+        left = left - 2 * rows[picks[-1:]].sum(axis=0)
+        return rows @ left
+
+    return _pick_greedily(n_picks, gains)
+
+
+def _pick_greedily(n_picks: int, gains_of: Callable[[ndarray], ndarray]) -> ndarray:
+    """Pick rows of largest gain, given those picked so far; the first of those that tie."""
+    picks = np.empty(n_picks, dtype=np.int64)
+    for done in range(n_picks):
+        gains = gains_of(picks[:done])
+        gains[picks[:done]] = -np.inf
+        picks[done] = np.argmax(gains >= gains.max() - TIE_WIDTH * len(gains))
+    return picks
+
+
+def similarities(rows: ndarray) -> ndarray:
+    """Give (1 + cosine) / 2 of all pairs, which apricot and submodlib can take.
+
+    Lazy greedy needs similarities that are not negative. With these the gain of a unit row is half
+    of ours plus what is the same for all rows, so the picks of a bin are the same.
+    """
+    return np.maximum((rows @ rows.T + 1) / 2, 0)
+
+
+def pick_by_apricot(rows: ndarray, n_picks: int) -> ndarray:
+    """Pick with apricot's lazy greedy graph cut: alpha 1 is the lambda of ours."""
+    from apricot import GraphCutSelection
+
+    cut = GraphCutSelection(n_picks, metric="precomputed", alpha=1, optimizer="lazy")
+    return cut.fit(similarities(rows)).ranking
+
+
+def pick_by_submodlib(rows: ndarray, n_picks: int) -> ndarray:
+    """Pick with submodlib's lazy greedy graph cut, which never picks its last row: we do."""
+    from submodlib import GraphCutFunction
+
+    if len(rows) == 1:
+        return np.zeros(1, dtype=np.int64)
+    cut = GraphCutFunction(len(rows), "dense", 1.0, ggsijs=similarities(rows))
+    found = cut.maximize(min(n_picks, len(rows) - 1), "LazyGreedy", show_progress=False)
+    picks = np.array([row for row, _ in found], dtype=np.int64)
+    rest = np.setdiff1d(np.arange(len(rows)), picks) if len(picks) < n_picks else picks[:0]
+    return np.concatenate([picks, rest])
+
+
+def cover(rows: ndarray, strata: ndarray | None, similarity: str) -> ndarray:
+    """Order the rows by our coverage; only without strata is this one order."""
+    from dq_multimodal.core import cover_rows
+
+    return np.argsort(cover_rows(rows, strata).rank, kind="stable")
+
+
+def cosines(rows: ndarray) -> ndarray:
+    """Give the cosines of all pairs, in float64, negative ones as 0."""
+    rows = rows.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.maximum(rows @ rows.T, 0)
+
+
+def cover_by_apricot(rows: ndarray, strata: ndarray | None, similarity: str) -> ndarray:
+    """Order the rows by apricot; the functions that it compiles for each object are kept."""
+    from apricot import FacilityLocationSelection
+    from apricot.functions import facilityLocation
+
+    for name in ("calculate_gains", "calculate_gains_sieve"):
+        if not hasattr(getattr(facilityLocation, name), "cache_info"):
+            setattr(facilityLocation, name, cache(getattr(facilityLocation, name)))
+    found = FacilityLocationSelection(len(rows), metric="precomputed", optimizer="lazy")
+    return found.fit(cosines(rows)).ranking
+
+
+def cover_by_submodlib(rows: ndarray, strata: ndarray | None, similarity: str) -> ndarray:
+    """Order all rows but the last by submodlib, stopping neither at gains of 0."""
+    from submodlib import FacilityLocationFunction
+
+    function = FacilityLocationFunction(
+        n=len(rows), mode="dense", sijs=cosines(rows), separate_rep=False
     )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        return {"absent": f"failed: {last}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    never = {"stopIfZeroGain": False, "stopIfNegativeGain": False}
+    return np.array([row for row, _ in function.maximize(len(rows) - 1, "LazyGreedy", **never)])
 
 
-def describe(line: Line) -> str:
-    """Say a line on the screen."""
-    head = f"{line['method']}, {line['data']}, {line['rows']:,} rows, {line['similarity']}: "
-    if "absent" in line:
-        return head + line["absent"]
-    return head + f"{line['seconds']['median']:.2f} s, {line['memory_bytes'] / 1e6:,.0f} MB"
-
-
-def agreement(line: Line, lines: list[Line]) -> dict[str, float] | None:
-    """Compare picks with ours: shares of the rows in the same bin, and at the same rank there."""
-    same = ("data", "rows", "similarity")
-    own = [x for x in lines if x["method"] == "ours" and all(x[k] == line[k] for k in same)]
-    if (
-        line["method"] in ("ours", "ours in parts")
-        or not own
-        or "absent" in line
-        or "absent" in own[0]
-    ):
-        return None
-    a, b = np.load(line["picks"]), np.load(own[0]["picks"])
-    in_bin = a["bin"] == b["bin"]
-    at_rank = in_bin & (a["rank"] == b["rank"])
-    return {"same_bin": float(in_bin.mean()), "same_bin_and_rank": float(at_rank.mean())}
-
+METHODS: dict[str, dict[str, Work]] = {
+    "bins": {
+        "ours": ours,
+        "ours in parts": ours_in_parts,
+        "n-by-n": partial(plain_greedy, pick=pick_by_matrix),
+        "n-by-n, float32": partial(plain_greedy, pick=pick_by_matrix, dtype=np.float32),
+        "closed form": partial(plain_greedy, pick=pick_closed_form),
+        "apricot": partial(plain_greedy, pick=pick_by_apricot),
+        "submodlib": partial(plain_greedy, pick=pick_by_submodlib),
+    },
+    "coverage": {"ours": cover, "apricot": cover_by_apricot, "submodlib": cover_by_submodlib},
+}
 
 if __name__ == "__main__":
     main()

@@ -108,9 +108,9 @@ def test_differences_that_the_text_tells_are_in_a_table():
 
 
 def test_the_suite_of_ones_own_has_keys_that_are_read(tmp_path):
-    load_script("common")  # puts eval/ on the path
+    load_script("measure")  # puts eval/ on the path
     from harness.prepare import TASK
-    from harness.selections import Chooser
+    from harness.selections import check_selections
     from harness.suite import read_suite
     from harness.texts import TEST_KEYS
 
@@ -124,7 +124,7 @@ def test_the_suite_of_ones_own_has_keys_that_are_read(tmp_path):
         spec = suite.tasks[task]
         assert set(spec) <= TASK[spec["kind"]]
         assert all(set(test) <= TEST_KEYS for test in spec.get("tests", {}).values())
-    Chooser(str(path), {}, suite.selections, tmp_path, n_rows=9)  # refuses strange options
+    check_selections(suite.selections)  # refuses strange options
     used = {"text": set(suite.tasks["dolly"]["models"]), "probe": {"logistic regression"}}
     for cell in suite.cells:
         trainer = suite.settings[cell.protocol]["trainer"]

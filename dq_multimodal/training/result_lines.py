@@ -48,26 +48,24 @@ def read_line(
         if not found["held_out"] or found["held_out"]["response_loss"] is None:
             raise InputError(f"{folder} was tested on no held-out rows")
         metrics = {"loss: held out": found["held_out"]["response_loss"]}
-        size, of_run = chosen["bytes"], found["seconds"]
-        seconds, is_resumed = of_run["train"], of_run["is_resumed"]
-    stages = chosen["seconds"]
-    method = chosen.get("method", asked["method"])
+        size = chosen["bytes"]
+        seconds, is_resumed = found["seconds"]["train"], found["seconds"]["is_resumed"]
+    method, stages = chosen.get("method", asked["method"]), chosen["seconds"]
     has_encoder = chosen.get("has_encoder", method != "random")  # else that stage only reads rows
     encoded = sum(stages.get(name, 0) for name in ENCODED) if has_encoder else 0
     keep_ratio = 1.0 if method == FULL else chosen.get("keep_ratio", asked["keep_ratio"])
-    options = {name: asked[name] for name in OPTIONS if asked.get(name) is not None}
     kind, _, threads = found["device"].partition(", ")
     return {
         "suite": suite,
         "task": task,
         "selection": selection,
-        "options": options | {"method": method},
+        "options": _given(asked, OPTIONS) | {"method": method},
         "keep": keep_ratio,
         "keep_ratio": keep_ratio,
         "rows": chosen["rows"],
         "bytes": size,
         "protocol": suite,
-        "settings": {name: asked[name] for name in SETTINGS if asked.get(name) is not None},
+        "settings": _given(asked, SETTINGS),
         "use_weights": found.get("use_weights", "none"),
         "net": net,
         "draw": asked["selection_seed"],
@@ -89,6 +87,10 @@ def read_line(
         },
         "versions": found.get("versions", {}),
     }
+
+
+def _given(asked: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: asked[name] for name in names if asked.get(name) is not None}
 
 
 def digest(value: Any) -> str:
@@ -130,28 +132,20 @@ def lay_out(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         groups.setdefault((line["selection"], line["keep_ratio"]), []).append(line)
     (metric,) = {name for line in lines for name in line["metrics"]}
-    head = ["kept", "rows", "bytes", "selection s", "proxy s", "training s", "steps", metric]
     digits = 2 if "accuracy" in metric else 4
-    cells = [head]
+    cells = [["kept", "rows", "bytes", "selection s", "proxy s", "training s", "steps", metric]]
     for (selection, keep_ratio), runs in groups.items():
         values = [run["metrics"][metric]["last"] for run in runs]
-        spread = ""
+        value = f"{statistics.mean(values):.{digits}f}"
         if len(values) > 1:
-            spread = f" ± {statistics.stdev(values):.{digits}f} ({len(values)} seeds)"
-        columns = [
-            [run["bytes"] for run in runs],
-            *([run["seconds"][name] for run in runs] for name in SPENT),
-        ]
+            value += f" ± {statistics.stdev(values):.{digits}f} ({len(values)} seeds)"
+        columns = [[run["bytes"] for run in runs]]
+        columns += [[run["seconds"][name] for run in runs] for name in SPENT]
         means = [None if None in column else statistics.mean(column) for column in columns]
         shown = ["" if mean is None else f"{mean:,.{k > 0:d}f}" for k, mean in enumerate(means)]
-        steps = f"{runs[0]['steps']:,}"
-        value = f"{statistics.mean(values):.{digits}f}{spread}"
-        name = f"{100 * keep_ratio:g} %, {selection}"
-        cells.append([name, f"{runs[0]['rows']:,}", *shown, steps, value])
+        kept, rows, steps = f"{100 * keep_ratio:g} %", runs[0]["rows"], runs[0]["steps"]
+        cells.append([f"{kept}, {selection}", f"{rows:,}", *shown, f"{steps:,}", value])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rows = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([rows[0], rule, *rows[1:]])
+    cells.insert(1, ["-" * width for width in widths])
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in cells)
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded)

@@ -7,9 +7,9 @@ each part. It is written last: a folder without it is not a bundle.
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dq_multimodal.config import InputError
 from harness.results import digest
 
-FORMAT = "dq-multimodal bundle 1"
+FORMAT = "dq-multimodal bundle 2"
 INDEX = "bundle.json"
 PART_BYTES = 30_000_000
 JOINED = "joined"  # where model files are put together again
@@ -57,42 +57,22 @@ class BundleWriter:
         (self._new / "parts").mkdir(parents=True)
 
     def add_array(self, name: str, array: np.ndarray) -> None:
-        """Add an array, cut along its first axis."""
-        n_parts = max(1, math.ceil(array.nbytes / (PART_BYTES - 1000)))
-        if n_parts > max(1, len(array)):
-            raise InputError(f"a row of {name} is larger than {PART_BYTES:,} bytes")
-        hashed = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-        self._contents[name] = digest(hashed, str(array.dtype), array.shape)
-        for part in _cut(array, n_parts):
-            buffer = io.BytesIO()
-            np.save(buffer, np.ascontiguousarray(part), allow_pickle=False)
-            self._add(name, "array", buffer.getvalue())
+        """Add an array."""
+        array, buffer = np.ascontiguousarray(array), io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        hashed = hashlib.sha256(array).hexdigest()
+        self._add(name, "array", buffer.getbuffer(), digest(hashed, str(array.dtype), array.shape))
 
     def add_table(self, name: str, table: pa.Table) -> None:
-        """Add a table, cut by rows, as Parquet."""
-        self._contents[name] = digest(table.to_pydict())
-        left = [table]
-        while left:
-            buffer, part = io.BytesIO(), left.pop(0)
-            pq.write_table(part, buffer, compression="zstd")
-            if buffer.tell() <= PART_BYTES:
-                self._add(name, "table", buffer.getvalue())
-            elif len(part) < 2:
-                raise InputError(f"a row of {name} is larger than {PART_BYTES:,} bytes")
-            else:
-                left[:0] = [part.slice(0, len(part) // 2), part.slice(len(part) // 2)]
+        """Add a table, as Parquet."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self._add(name, "table", buffer.getbuffer(), digest(table.to_pydict()))
 
     def add_file(self, name: str, path: Path) -> None:
-        """Add a file as it is, cut into pieces."""
-        with path.open("rb") as file:
-            self._contents[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            data = file.read(PART_BYTES)
-            while True:
-                self._add(name, "file", data)
-                data = file.read(PART_BYTES)
-                if not data:
-                    break
+        """Add a file as it is."""
+        data = path.read_bytes()
+        self._add(name, "file", data, hashlib.sha256(data).hexdigest())
 
     def finish(self, about: dict[str, Any]) -> None:
         """Write the index, which makes the folder a bundle, and replace the one before."""
@@ -105,16 +85,16 @@ class BundleWriter:
         """Give a digest of all that was added under names that begin so."""
         return digest({k: v for k, v in self._contents.items() if k.startswith(start)})
 
-    def _add(self, name: str, kind: str, data: bytes) -> None:
-        entry = self._files.setdefault(name, {"kind": kind, "parts": []})
-        file = f"parts/{len(self._files) - 1:03d}-{len(entry['parts']):03d}"
-        (self._new / file).write_bytes(data)
-        hashed = hashlib.sha256(data).hexdigest()
-        entry["parts"].append({"file": file, "bytes": len(data), "sha256": hashed})
-
-
-def _cut(array: np.ndarray, n_parts: int) -> list[np.ndarray]:
-    return np.array_split(array, n_parts) if n_parts > 1 else [array]
+    def _add(self, name: str, kind: str, data: bytes | memoryview, content: str) -> None:
+        """Write the parts of something, and remember the digest of what it is."""
+        self._contents[name], parts = content, []
+        for k, start in enumerate(range(0, max(1, len(data)), PART_BYTES)):
+            part = data[start : start + PART_BYTES]
+            file = f"parts/{len(self._files):03d}-{k:03d}"
+            (self._new / file).write_bytes(part)
+            hashed = hashlib.sha256(part).hexdigest()
+            parts.append({"file": file, "bytes": len(part), "sha256": hashed})
+        self._files[name] = {"kind": kind, "parts": parts}
 
 
 class Bundle:
@@ -136,16 +116,13 @@ class Bundle:
 
     def array(self, name: str) -> np.ndarray:
         """Read an array."""
-        parts = [np.load(io.BytesIO(p), allow_pickle=False) for p in self._parts(name, "array")]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.load(io.BytesIO(b"".join(self._parts(name, "array"))), allow_pickle=False)
 
     def table(self, name: str) -> pa.Table:
         """Read a table."""
         # without threads: those of pyarrow abort a process that ends while they start
-        readers = (
-            pq.ParquetFile(pa.BufferReader(p), pre_buffer=False) for p in self._parts(name, "table")
-        )
-        return pa.concat_tables(reader.read(use_threads=False) for reader in readers)
+        data = pa.BufferReader(b"".join(self._parts(name, "table")))
+        return pq.ParquetFile(data, pre_buffer=False).read(use_threads=False)
 
     def folder(self, name: str) -> Path:
         """Put the files below a name together again, and give their folder."""
@@ -173,18 +150,17 @@ class Bundle:
         """Size of all parts."""
         return sum(part["bytes"] for file in self._files.values() for part in file["parts"])
 
-    def _parts(self, name: str, kind: str) -> list[bytes]:
+    def _parts(self, name: str, kind: str) -> Iterator[bytes]:
         entry = self._files.get(name)
         if entry is None or entry["kind"] != kind:
             raise InputError(f"{self.folder_path} holds no {kind} {name}")
-        return [self._part(part) for part in entry["parts"]]
-
-    def _part(self, part: dict[str, Any]) -> bytes:
-        path = self.folder_path / part["file"]
-        try:
-            data = path.read_bytes()
-        except OSError:
-            raise InputError(f"{path} is missing: copy the whole bundle") from None
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
-            raise InputError(f"{path} is not as it was written ({len(data):,} bytes): copy it anew")
-        return data
+        for part in entry["parts"]:
+            path = self.folder_path / part["file"]
+            try:
+                data = path.read_bytes()
+            except OSError:
+                raise InputError(f"{path} is missing: copy the whole bundle") from None
+            if hashlib.sha256(data).hexdigest() != part["sha256"]:
+                said = f"{path} is not as it was written ({len(data):,} bytes): copy it anew"
+                raise InputError(said)
+            yield data

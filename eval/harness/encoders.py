@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import DATA
 
 from dq_multimodal.config import InputError
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
+from dq_multimodal.files import write_text
+from harness.results import digest
 
 PACKAGE = "package:"
 WEIGHT_KEYS = {"timm", "weights", "image_size", "mean", "std", "crop"}
@@ -120,20 +120,17 @@ def make_timm_folder(wanted: Mapping[str, Any], work_folder: Path) -> Path:
         raise InputError(f"timm knows no model {name}")
     net = timm.create_model(name, pretrained=False)
     try:
-        found = torch.load(weights, map_location="cpu", weights_only=True)
-        shapes = [tuple(tensor.shape) for tensor in found.values()]
+        tensors = list(torch.load(weights, map_location="cpu", weights_only=True).values())
+        shapes = [tensor.shape for tensor in tensors]
     except Exception as error:  # files that are no weights fail in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{weights} must hold named tensors and nothing else: {reason}") from None
-    names = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
-    if shapes != list(names.values()):
-        pairs = zip(shapes, names.values(), strict=False)
-        place = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(shapes), len(names)))
+    own = net.state_dict()
+    if shapes != [tensor.shape for tensor in own.values()]:
         raise InputError(
-            f"{weights} is not {name}: wanted {len(names)} tensors, got {len(shapes)}, and they "
-            f"differ from number {place + 1} on"
+            f"{weights} is not {name}: wanted {len(own)} tensors, got {len(shapes)}, and their "
+            "shapes differ"
         )
-    tensors = {key: t.contiguous() for key, t in zip(names, found.values(), strict=True)}
     side = wanted["image_size"]
     config = {
         "architecture": name,
@@ -150,10 +147,9 @@ def make_timm_folder(wanted: Mapping[str, Any], work_folder: Path) -> Path:
     folder = work_folder / f"{name}-{asked[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)  # it must not describe other weights
-    save_file(tensors, folder / "model.safetensors")
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    temporary.replace(folder / "config.json")
+    named = {key: tensor.contiguous() for key, tensor in zip(own, tensors, strict=True)}
+    save_file(named, folder / "model.safetensors")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     return folder
 
 
@@ -163,17 +159,7 @@ def hash_file(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def embed(
-    dataset: str,
-    encoder: str,
-    work_folder: Path,
-    *,
-    split: str = "train",
-    config_name: str | None = None,
-    label_column: str | None = None,
-    text_columns: Sequence[str] | None = None,
-    batch_size: int = 64,
-) -> np.ndarray:
+def embed(dataset: str, encoder: str, work_folder: Path, **options: Any) -> np.ndarray:
     """Embed all rows by the embedding stage of `compress`, (n, d) float32.
 
     A run in a folder of its own below the work folder holds them; asked for again, they are read.
@@ -182,12 +168,7 @@ def embed(
         dataset: Path, glob or Hub id.
         encoder: What `find_encoder` gave.
         work_folder: Where to.
-        split: Split of a Hub dataset or of a folder.
-        config_name: Its configuration, where it has several.
-        label_column: Column of classes; None finds that of images. It makes the run's selection,
-            of which nothing is used, quicker.
-        text_columns: Columns of text that are embedded; None finds them.
-        batch_size: Rows that go through the encoder together.
+        **options: Of `compress`: split, configuration, columns.
 
     Raises:
         InputError: If the rows or the encoder cannot be read.
@@ -195,18 +176,7 @@ def embed(
     from dq_multimodal import compress
     from dq_multimodal.models.locate import hash_weights
 
-    options: dict[str, Any] = {"split": split, "config_name": config_name}
-    options |= {"label_column": label_column, "text_columns": text_columns}
-    options |= {"batch_size": batch_size}
-    asked = json.dumps([dataset, encoder, hash_weights(encoder), options], sort_keys=True)
-    run = compress(
-        dataset,
-        **options,
-        method="dq",
-        n_bins=1,
-        keep_ratio=1.0,
-        embedding_model=encoder,
-        output_dir=work_folder / f"embed-{hashlib.sha256(asked.encode()).hexdigest()[:12]}",
-        report=False,
-    )
-    return np.load(run.path / "embeddings.npy")
+    asked = digest(dataset, encoder, hash_weights(encoder), options)
+    one_bin = {"method": "dq", "n_bins": 1, "keep_ratio": 1.0, "report": False}
+    options |= {"embedding_model": encoder, "output_dir": work_folder / f"embed-{asked}"}
+    return np.load(compress(dataset, **options, **one_bin).path / "embeddings.npy")

@@ -7,7 +7,6 @@ pictures; losses never leave the device while it trains.
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from dq_multimodal.config import InputError, check_choice, check_count
 from dq_multimodal.models.classifiers import build_classifier
 from harness.bundle import Bundle
-from harness.suite import Job
+from harness.suite import Job, at_ratio, check_above_0, check_by_ratio, check_numbers
 
 Optimizer = Literal["sgd", "adamw"]
 Decay = Literal["cosine", "linear"]
@@ -33,11 +32,6 @@ Compile = Literal["auto", "never", "default", "reduce-overhead"]
 COMPILE_STEPS = 3000
 """Under "auto" a GPU cell of at least so many steps is compiled: that takes about a minute."""
 
-COMPILED: dict[Any, tuple[Any, Any]] = {}
-MOST_COMPILED = 6
-"""Nets that a process keeps compiled: what came above 8, torch would run uncompiled."""
-
-PROGRESS_SECONDS = 0.5
 BLOCK_ROWS = 4096
 """Rows that are augmented together: whole epochs of large sets would fill the memory."""
 
@@ -103,48 +97,18 @@ class Protocol:
             check_choice(name, getattr(self, name), choices)
         if (self.epochs is None) == (self.steps is None):
             raise InputError(f"wanted epochs or steps, got {self.epochs} and {self.steps}")
-        for name in ("momentum", "warmup", "label_smoothing"):
-            if not _is_number(value := getattr(self, name)) or not 0 <= value < 1:
-                raise InputError(f"{name} must lie in [0, 1), got {value!r}")
-        if not _is_number(self.weight_decay) or self.weight_decay < 0:
-            raise InputError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
-        if not isinstance(self.cutout, int) or self.cutout < 0:
-            raise InputError(f"cutout must be a number of pixels, got {self.cutout!r}")
+        check_numbers(self, 0, 1, "momentum", "warmup", "label_smoothing")
+        check_numbers(self, 0, math.inf, "weight_decay", "cutout")
         for name in ("nesterov", "mirror"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
         check_count("evaluations", self.evaluations)
-        if self.steps is not None:
+        check_by_ratio(self, "batch_size", check_count)
+        check_by_ratio(self, "learning_rate", check_above_0)
+        if self.steps is None:
+            check_by_ratio(self, "epochs", check_above_0)
+        else:
             check_count("steps", self.steps)
-        for name in ("batch_size", "learning_rate", "epochs"):
-            self._check_by_ratio(name)
-
-    def _check_by_ratio(self, name: str) -> None:
-        """Raise unless a setting is positive, or rises by keep ratio up to 1."""
-        value = getattr(self, name)
-        if value is None:
-            return
-        steps = value if isinstance(value, dict) else {1.0: value}
-        ratios = list(steps)
-        if not all(map(_is_number, ratios)) or sorted(ratios) != ratios or ratios[-1:] != [1.0]:
-            raise InputError(f"{name} by keep ratio must have rising keys up to 1.0, got {ratios}")
-        for one in steps.values():
-            if name == "batch_size":
-                check_count(name, one)
-            elif not _is_number(one) or not one > 0:
-                raise InputError(f"{name} must be above 0, got {one!r}")
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
-
-
-def at_ratio(value: Any, keep_ratio: float) -> Any:
-    """Give a setting at a keep ratio: the value of the first key that is at least as high."""
-    if not isinstance(value, dict):
-        return value
-    return next(one for ratio, one in value.items() if keep_ratio <= ratio + 1e-9)
 
 
 def count_steps(protocol: Protocol, n_rows: int, keep_ratio: float) -> tuple[int, int]:
@@ -215,12 +179,9 @@ class Draws:
         def whole(low: int, high: int) -> Tensor:
             return torch.randint(low, high + 1, (n,), generator=generator)
 
-        tall, wide = height // 8, width // 8
-        return cls(
-            torch.stack([whole(-tall, tall), whole(-wide, wide)], 1),
-            whole(0, 1).bool(),
-            torch.stack([whole(0, height - 1), whole(0, width - 1)], 1),
-        )
+        shift = torch.stack([whole(-(side // 8), side // 8) for side in (height, width)], 1)
+        is_mirrored = whole(0, 1).bool()
+        return cls(shift, is_mirrored, torch.stack([whole(0, height - 1), whole(0, width - 1)], 1))
 
 
 def augment(images: Tensor, rows: Tensor, draws: Draws, protocol: Protocol, fill: Tensor) -> Tensor:
@@ -289,9 +250,11 @@ class Colours(nn.Module):
         return self.net((images.permute(0, 3, 1, 2).float() - self.mean) / self.spread)
 
 
-def _conv(n_in: int, n_out: int, size: int = 3) -> nn.Sequential:
-    conv = nn.Conv2d(n_in, n_out, size, padding=size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+def _conv(n_in: int, n_out: int, *, pool: bool = False) -> nn.Sequential:
+    """Build a 3 x 3 convolution and what follows; pooled before the normalisation, if at all."""
+    conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+    pooled = [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(conv, *pooled, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
 
 
 class Residual(nn.Sequential):
@@ -305,7 +268,7 @@ class Residual(nn.Sequential):
 class Head(nn.Module):
     """The largest value of each channel, and a linear layer whose logits are scaled down."""
 
-    def __init__(self, n_in: int, n_classes: int, scale: float) -> None:
+    def __init__(self, n_in: int, n_classes: int, scale: float = 0.125) -> None:
         super().__init__()
         self.linear = nn.Linear(n_in, n_classes, bias=False)
         self.scale = scale
@@ -330,7 +293,7 @@ def resnet9(n_classes: int, width: int = 64) -> nn.Module:
         *(_conv(2 * w, 4 * w), nn.MaxPool2d(2)),
         *(_conv(4 * w, 8 * w), nn.MaxPool2d(2)),
         Residual(_conv(8 * w, 8 * w), _conv(8 * w, 8 * w)),
-        Head(8 * w, n_classes, 0.125),
+        Head(8 * w, n_classes),
     )
 
 
@@ -341,27 +304,19 @@ def small_cnn(n_classes: int) -> nn.Module:
     convolutions in all, of 32 to 128 channels, 0.28 million parameters. Pooling comes before the
     normalisation, which then has a quarter of the work.
     """
-
-    def halve(n_in: int, n_out: int) -> nn.Sequential:
-        conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
-        return nn.Sequential(conv, nn.MaxPool2d(2), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
-
     stem = nn.Conv2d(3, 32, 4, stride=2, padding=1, bias=False)
     return nn.Sequential(
         *(stem, nn.BatchNorm2d(32), nn.ReLU(inplace=True)),
-        *(halve(32, 64), Residual(_conv(64, 64))),
-        *(halve(64, 128), Residual(_conv(128, 128))),
-        Head(128, n_classes, 0.125),
+        *(_conv(32, 64, pool=True), Residual(_conv(64, 64))),
+        *(_conv(64, 128, pool=True), Residual(_conv(128, 128))),
+        Head(128, n_classes),
     )
 
 
 def build_net(name: str, n_classes: int, side: int) -> nn.Module:
     """Build `resnet9`, `small-cnn`, or a net of `build_classifier` (any timm name)."""
-    if name == "resnet9":
-        return resnet9(n_classes)
-    if name == "small-cnn":
-        return small_cnn(n_classes)
-    return build_classifier(name, n_classes, side)
+    own = {"resnet9": resnet9, "small-cnn": small_cnn}
+    return own[name](n_classes) if name in own else build_classifier(name, n_classes, side)
 
 
 @functools.cache
@@ -371,8 +326,8 @@ def has_amx() -> bool:
     return info.is_file() and "amx_bf16" in info.read_text()
 
 
-def is_bf16(protocol: Protocol, device: torch.device) -> bool:
-    """Say whether a cell runs under bf16 autocast."""
+def is_bf16(protocol: Any, device: torch.device) -> bool:
+    """Say whether a cell computes in bf16."""
     if protocol.precision == "auto":
         return device.type == "cuda" or has_amx()
     return protocol.precision == "bf16"
@@ -394,21 +349,6 @@ def can_compile(device: torch.device) -> bool:
     except Exception:  # of many kinds, by what is missing
         return False
     return True
-
-
-def compiled_net(
-    shape: tuple[str, int, int], batch: int, device: torch.device, mode: str
-) -> tuple[Colours, Callable[[Tensor], Tensor]]:
-    """Compile a net for one size of batch; the cells that follow put their weights into it."""
-    key = (shape, batch, device, mode)
-    if key not in COMPILED:
-        if len(COMPILED) == MOST_COMPILED:
-            torch.compiler.reset()
-            COMPILED.clear()
-        net = Colours(build_net(*shape), torch.zeros(3), torch.ones(3))
-        net.to(device, memory_format=torch.channels_last)
-        COMPILED[key] = (net, torch.compile(net, mode=mode, dynamic=False))
-    return COMPILED[key]
 
 
 def batch_loss(
@@ -464,48 +404,24 @@ def make_batches(
 
 def make_optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
     """Make the optimizer of a protocol, at rate 0 until the schedule sets it."""
-    decay = protocol.weight_decay
+    options: dict[str, Any] = {"lr": 0.0, "weight_decay": protocol.weight_decay, "fused": True}
     if protocol.optimizer == "adamw":
-        return torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=decay, fused=True)
-    return torch.optim.SGD(
-        net.parameters(),
-        lr=0.0,
-        momentum=protocol.momentum,
-        nesterov=protocol.nesterov,
-        weight_decay=decay,
-        fused=True,
-    )
+        return torch.optim.AdamW(net.parameters(), **options)
+    options |= {"momentum": protocol.momentum, "nesterov": protocol.nesterov}
+    return torch.optim.SGD(net.parameters(), **options)
 
 
-def count_right(net: nn.Module, pictures: Pictures, note: Callable[[int], None]) -> Tensor:
+def count_right(net: nn.Module, pictures: Pictures) -> Tensor:
     """Count the test images whose highest logit is their label; the count stays on the device."""
     n_together = 1000 if pictures.test.device.type == "cuda" else 250
     net.eval()
     right = torch.zeros((), dtype=torch.int64, device=pictures.test.device)
+    parts = (pictures.test.split(n_together), pictures.test_labels.split(n_together))
     with torch.no_grad():
-        for images, labels in zip(
-            pictures.test.split(n_together), pictures.test_labels.split(n_together), strict=True
-        ):
+        for images, labels in zip(*parts, strict=True):
             right += (net(images).argmax(1) == labels).sum()
-            note(len(images))
     net.train()
     return right
-
-
-class Share:
-    """Reports the share of the work that is done: a test of a row is a third of a step on it."""
-
-    def __init__(self, total: float, progress: Callable[[float], None]) -> None:
-        self.total, self.progress = total, progress
-        self.done, self.said_at = 0.0, time.monotonic()
-
-    def add(self, work: float) -> None:
-        """Count work, and report now and then."""
-        self.done += work
-        now = time.monotonic()
-        if now - self.said_at >= PROGRESS_SECONDS:
-            self.said_at = now
-            self.progress(min(1.0, self.done / self.total))
 
 
 @contextmanager
@@ -542,6 +458,7 @@ def train(
 def _train(
     job: Job, pictures: Pictures, device: torch.device, progress: Callable[[float], None]
 ) -> dict[str, Any]:
+    """Do the work of `train`."""
     protocol: Protocol = job.protocol
     rows = torch.tensor(job.rows, dtype=torch.int64, device=device)
     labels = pictures.train_labels[rows]
@@ -552,14 +469,12 @@ def _train(
     mode = compile_mode(protocol, device, steps)
 
     mean, spread = measure_colours(pictures.train, rows)
-    shape = (job.net, pictures.n_classes, pictures.train.shape[1])
-    forward = net = Colours(build_net(*shape), mean, spread)
-    if mode is not None:
-        fresh = net.state_dict()
-        net, forward = compiled_net(shape, batch, device, mode)
-        net.load_state_dict(fresh)
-        net.zero_grad(set_to_none=True)
+    net = Colours(build_net(job.net, pictures.n_classes, pictures.train.shape[1]), mean, spread)
     net.to(device, memory_format=torch.channels_last).train()
+    forward: Callable[[Tensor], Tensor] = net
+    if mode is not None:
+        torch.compiler.reset()  # a process compiles only so many nets; files keep what was made
+        forward = torch.compile(net, mode=mode, dynamic=False)
     optimizer = make_optimizer(net, protocol)
     fill = mean.round().to(torch.uint8).to(device)
     generator = torch.Generator().manual_seed(job.seed)
@@ -568,7 +483,7 @@ def _train(
 
     n_tests = min(protocol.evaluations, steps)
     tests_at = {steps * (k + 1) // n_tests for k in range(n_tests)}
-    share = Share(3 * batch * steps + len(pictures.test) * n_tests, progress)
+    total, done = 3 * batch * steps + len(pictures.test) * n_tests, 0  # a test is a third of a step
     is_low = is_bf16(protocol, device)
     right = []
     progress(0.0)
@@ -582,10 +497,12 @@ def _train(
         batch_loss(logits, labels[places], of_batch, protocol.label_smoothing).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        share.add(3 * batch)
+        done += 3 * batch
+        progress(min(1.0, done / total))
         if step + 1 in tests_at:
             with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
-                right.append(count_right(net, pictures, share.add))
+                right.append(count_right(net, pictures))
+            done += len(pictures.test)
     found = [100 * int(count) / len(pictures.test) for count in right]
     progress(1.0)
     return {

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,14 @@ from tqdm import tqdm
 
 from dq_multimodal.config import InputError
 from harness.bundle import Bundle, BundleWriter, is_bundle
-from harness.encoders import embed, find_place, hash_file
+from harness.encoders import embed, find_encoder, find_place, hash_file
 from harness.results import digest
 from harness.selections import Chooser
-from harness.suite import Cell, Suite, read_suite
+from harness.suite import Suite, read_suite
 from harness.texts import add_texts, load_test, split_held_out
 
 if TYPE_CHECKING:
     from dq_multimodal.data.source import Source
-    from dq_multimodal.training.image_data import ImageDataArguments
 
 BOTH = {
     *("kind", "dataset", "split", "config_name", "test", "test_split", "encoder", "embeddings"),
@@ -32,6 +30,10 @@ TASK = {
     "text": BOTH | {"text_columns", "held_out", "tests", "models", "max_length", "target"},
 }
 """Keys of a task, by its kind."""
+ROWS = {"kind", "dataset", "split", "config_name", "held_out", "encoder", "embeddings"}
+"""Keys that say which rows a task chooses from; tasks that agree in them share their runs."""
+PLACES = {"dataset", "test", "embeddings", "encoder", "models", "tests", "target"}
+"""Keys that say where something is, and not what."""
 SCHEMA = pa.schema(
     {
         "selection": pa.string(),
@@ -64,18 +66,18 @@ def prepare(name: str, folder: Path, work: Path) -> None:
     """
     suite = read_suite(name)
     used = dict.fromkeys(cell.task for cell in suite.cells)
-    kinds = {"image": ImageTask, "text": TextTask}
-    tasks = {}
+    tasks: dict[str, Task] = {}
     for task in used:
         spec = suite.tasks[task]
-        strange = set(spec) - TASK[spec["kind"]]
+        known = TASK[spec["kind"]]
+        strange = ", ".join(sorted(set(spec) - known))
         if strange or "dataset" not in spec:
-            said = f"no key {', '.join(sorted(strange))}" if strange else "dataset is missing"
-            raise InputError(
-                f"task {task}: {said}; keys are {', '.join(sorted(TASK[spec['kind']]))}"
-            )
-        alike = (name for name in suite.tasks if rows_of(suite.tasks[name]) == rows_of(spec))
-        tasks[task] = kinds[spec["kind"]](suite, task, work / next(alike))
+            said = f"no key {strange}" if strange else "dataset is missing"
+            raise InputError(f"task {task}: {said}; keys are {', '.join(sorted(known))}")
+        rows = [{k: v for k, v in other.items() if k in ROWS} for other in suite.tasks.values()]
+        first = rows.index({k: v for k, v in spec.items() if k in ROWS})
+        kind = ImageTask if spec["kind"] == "image" else TextTask
+        tasks[task] = kind(suite, task, work / list(suite.tasks)[first])
     cells = [(repr(cell), suite.settings[cell.protocol]["trainer"]) for cell in suite.cells]
     pins = {task: made.pins for task, made in tasks.items()}
     asked = digest(pins, {task: suite.tasks[task] for task in used}, suite.selections, cells)
@@ -88,13 +90,6 @@ def prepare(name: str, folder: Path, work: Path) -> None:
     print(f"{folder}: {Bundle(folder).n_bytes:,} bytes for {len(suite.cells):,} cells")
 
 
-def rows_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """Give what says which rows a task chooses from; tasks of equal ones share their runs."""
-    names = {"kind", "dataset", "split", "config_name", "held_out", "encoder", "embeddings"}
-    return {key: value for key, value in spec.items() if key in names}
-
-
-@dataclass
 class Task:
     """Prepares the rows of one task.
 
@@ -102,13 +97,23 @@ class Task:
         suite: The suite.
         name: Name of the task in it.
         work: Folder for runs and files between.
+        spec: What the suite says of the task.
+        which: Which part of the dataset the rows to choose from are.
+        columns: The columns that the suite names, as `compress` takes them.
+        numbers: The numbers of these rows in row lists; None if these are 0 ... n-1.
         restored: Rows, and their images with filled patches, which follow the used rows.
     """
 
-    suite: Suite
-    name: str
-    work: Path
-    restored: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    def __init__(self, suite: Suite, name: str, work: Path) -> None:
+        self.suite, self.name, self.work, self.spec = suite, name, work, suite.tasks[name]
+        self.cells = [cell for cell in suite.cells if cell.task == name]
+        self.trainers = {suite.settings[cell.protocol]["trainer"] for cell in self.cells}
+        names = ("label_column", "image_column", "text_columns")
+        self.columns = {key: self.spec[key] for key in names if key in self.spec}
+        split = self.spec.get("split", "train")
+        self.which = {"split": split, "config_name": self.spec.get("config_name")}
+        self.numbers: np.ndarray | None = None
+        self.restored: list[tuple[np.ndarray, np.ndarray]] = []
 
     def prepare(self, writer: BundleWriter) -> dict[str, Any]:
         """Write all parts of the task, and give what bundle.json says of it.
@@ -142,8 +147,7 @@ class Task:
             ready = [hash_file(self.embeddings)] if self.embeddings else []
             digests["probe"] = digest(self.pins, *ready)
         if self.trainers - {"probe"}:
-            self.pack(writer, used)
-            digests |= self.digest_packed(writer)
+            digests |= self.pack(writer, used)
         return {"kind": self.spec["kind"], "rows": self.n_rows, "digests": digests}
 
     @property
@@ -153,48 +157,28 @@ class Task:
         from dq_multimodal.models.locate import hash_weights
 
         sources = [self.whole, *([self.test_source] if "test" in self.spec else [])]
-        places = {"dataset", "test", "embeddings", "encoder", "models", "tests", "target"}
-        spec = {key: value for key, value in self.spec.items() if key not in places}
-        encoder = self.chooser.encoder_place
-        about = Path(encoder or "") / "config.json"
-        model = [hash_weights(encoder) or encoder, about.read_text() if about.is_file() else None]
+        spec = {key: value for key, value in self.spec.items() if key not in PLACES}
+        about = Path(self.encoder or "") / "config.json"
+        config = about.read_text() if about.is_file() else None
+        model = [hash_weights(self.encoder) or self.encoder, config]
         return [[pin_of(source.origin, has_names=False) for source in sources], spec, model]
 
     @cached_property
-    def trainers(self) -> set[str]:
-        """What trains the cells of the task."""
-        return {self.suite.settings[cell.protocol]["trainer"] for cell in self.cells}
-
-    def digest_packed(self, writer: BundleWriter) -> dict[str, str]:
-        """Give what cells depend on that are not of the probe; see `prepare`."""
-        raise NotImplementedError
-
-    @cached_property
-    def cells(self) -> list[Cell]:
-        """The cells of the task."""
-        return [cell for cell in self.suite.cells if cell.task == self.name]
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """What the suite says of the task."""
-        return self.suite.tasks[self.name]
+    def encoder(self) -> str | None:
+        """What embeds the rows."""
+        return find_encoder(self.spec["encoder"], self.work) if "encoder" in self.spec else None
 
     @cached_property
     def place(self) -> str:
         """Where the rows to choose from are."""
         return find_place(self.spec["dataset"])
 
-    @property
+    @cached_property
     def embeddings(self) -> str | None:
         """File of their embeddings, where the suite names one."""
         return find_place(self.spec["embeddings"]) if "embeddings" in self.spec else None
 
-    @property
-    def numbers(self) -> np.ndarray | None:
-        """Their numbers in row lists; None if these are 0 ... n-1."""
-        return None
-
-    @property
+    @cached_property
     def target(self) -> dict[str, Any]:
         """The options of `compress` that name the target rows; empty if there are none."""
         return {}
@@ -213,22 +197,8 @@ class Task:
 
     @property
     def n_rows(self) -> int:
-        """How many they are."""
+        """How many there are to choose from."""
         return len(self.source.dataset)
-
-    @property
-    def which(self) -> dict[str, Any]:
-        """Which part of the dataset they are."""
-        return {
-            "split": self.spec.get("split", "train"),
-            "config_name": self.spec.get("config_name"),
-        }
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """The columns that the suite names, as `compress` takes them."""
-        names = ("label_column", "image_column", "text_columns")
-        return {name: self.spec[name] for name in names if name in self.spec}
 
     @cached_property
     def test(self) -> tuple[str, str]:
@@ -250,24 +220,24 @@ class Task:
     @cached_property
     def chooser(self) -> Chooser:
         """What chooses the rows."""
-        used = dict.fromkeys(cell.selection for cell in self.cells)
-        lists = {str(cell.keep) for cell in self.cells if isinstance(cell.keep, str)}
-        names = {**used, **dict.fromkeys(lists)}
+        names = [cell.selection for cell in self.cells]
+        names += [cell.keep for cell in self.cells if isinstance(cell.keep, str)]
         hidden = {"label_column": "none"} if self.spec.get("unlabelled") else {}
+        selections = {
+            name: (hidden if "method" in options else {}) | options
+            for name, options in self.suite.selections.items()
+            if name in names
+        }
+        options = {**self.which, **self.columns, "modality": self.spec["kind"]}
+        about = (self.encoder, self.embeddings, self.numbers, self.target)
         return Chooser(
             self.place,
-            {**self.which, **self.columns, "modality": self.spec["kind"]},
-            {
-                name: (hidden if "method" in options else {}) | options
-                for name, options in self.suite.selections.items()
-                if name in names
-            },
+            options,
+            selections,
             self.work,
             self.n_rows,
             self.spec.get("encoder"),
-            self.embeddings,
-            self.numbers,
-            self.target,
+            *about,
         )
 
     def choose_all(self) -> list[dict[str, Any]]:
@@ -275,35 +245,22 @@ class Task:
         asked = dict.fromkeys((cell.selection, cell.keep, cell.draw) for cell in self.cells)
         lines = []
         for selection, keep, draw in tqdm(asked, desc=f"{self.name}, selections"):
-            seed = self.suite.draw_seed(selection, draw)
-            line = self.chooser.choose(selection, keep, seed)
+            line = {"selection": selection, "keep": str(keep), "draw": draw}
             options = self.suite.selections[selection]
-            options = json.dumps({k: v for k, v in options.items() if k != "use_weights"})
-            lines.append(
-                {
-                    "selection": selection,
-                    "keep": str(keep),
-                    "draw": draw,
-                    "options": options,
-                    **line,
-                }
-            )
+            line["options"] = json.dumps({k: v for k, v in options.items() if k != "use_weights"})
+            seed = self.suite.draw_seed(selection, draw)
+            lines.append(line | self.chooser.choose(selection, keep, seed))
         return lines
 
     def pack_features(self, writer: BundleWriter, used: np.ndarray) -> None:
-        """Write the embeddings of the used and the test rows, and their classes."""
-        place, split = self.test
-        encoder = self.chooser.encoder_place
-        if encoder is None:
+        """Write the embeddings of the used and the test rows."""
+        (place, split), ready = self.test, self.chooser.ready
+        if self.encoder is None:
             raise InputError(f"task {self.name}: the probe needs an encoder")
         columns = {k: v for k, v in self.columns.items() if k != "image_column"}
-        ready, of_test = self.chooser.ready, {**self.which, "split": split}
-        train = (
-            np.load(ready)
-            if ready
-            else embed(self.place, encoder, self.work, **self.which, **columns)
-        )
-        test = embed(place, encoder, self.work, **of_test, **columns)
+        asked = (self.encoder, self.work)
+        train = np.load(ready) if ready else embed(self.place, *asked, **self.which, **columns)
+        test = embed(place, *asked, **(self.which | {"split": split}), **columns)
         writer.add_array(f"{self.name}/train/features", train[used].astype(np.float32))
         writer.add_array(f"{self.name}/test/features", test.astype(np.float32))
 
@@ -325,8 +282,8 @@ class Task:
         """Give the bytes of the images of some rows; None where there are none."""
         return None
 
-    def pack(self, writer: BundleWriter, used: np.ndarray) -> None:
-        """Write the used rows and those of the tests."""
+    def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
+        """Write the used rows and those of the tests, and give the digests of their cells."""
         raise NotImplementedError
 
     def restore(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -337,51 +294,44 @@ class Task:
 class ImageTask(Task):
     """Prepares images and their classes."""
 
-    def pack(self, writer: BundleWriter, used: np.ndarray) -> None:
-        """Write square images, uint8."""
-        rows = self.source.dataset
-        size = self.data.find_size(rows)
-        for part, dataset, own in (("train", rows, used), ("test", self.test_source.dataset, None)):
-            pictures, _ = self.data.pictures(dataset, size, own, name=f"decode {part}")
-            if pictures.unused:
-                n, first = len(pictures.unused), pictures.unused[0]
-                raise InputError(
-                    f"task {self.name}: {n} {part} rows have no class or no image that can be "
-                    f"read, the first is row {first if own is None else own[first]}"
-                )
-            images, _ = pictures.__getitems__(list(range(len(pictures))))
-            if part == "train":
-                images = np.concatenate([images, *(filled for _, filled in self.restored)])
-            writer.add_array(f"{self.name}/{part}/images", images)
+    def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
+        """Write square images, uint8; cells depend on rows, columns, size and test images."""
+        of_train = self.decode(self.source.dataset, used, "decode train")
+        of_train = np.concatenate([of_train, *(filled for _, filled in self.restored)])
+        writer.add_array(f"{self.name}/train/images", of_train)
+        of_test = self.decode(self.test_source.dataset, None, "decode test")
+        writer.add_array(f"{self.name}/test/images", of_test)
+        tested = [writer.digest_of(f"{self.name}/test/{part}") for part in ("images", "labels")]
+        return {"image": digest(self.pins[:2], tested)}
+
+    def decode(self, rows: Any, used: np.ndarray | None, name: str, **fill: Any) -> np.ndarray:
+        """Decode the images of some rows, square ones of the size of the source's."""
+        from dq_multimodal.training.image_data import ImageDataArguments
+
+        names = ("image_column", "label_column", "image_size")
+        data = ImageDataArguments(self.place, **{key: self.spec.get(key) for key in names})
+        size = data.find_size(self.source.dataset)
+        pictures, _ = data.pictures(rows, size, used, name=name, **fill)
+        if pictures.unused:
+            n, first = len(pictures.unused), pictures.unused[0]
+            raise InputError(
+                f"task {self.name}, {name}: {n} rows have no class or no image that can be "
+                f"read, the first is row {first if used is None else used[first]}"
+            )
+        return pictures.__getitems__(list(range(len(pictures))))[0]
 
     def restore(self, line: dict[str, Any]) -> dict[str, Any]:
         """Drop patches of the kept rows as `compress` does, and read the images back filled."""
         seed = self.suite.draw_seed(line["selection"], line["draw"])
         run = self.chooser.drop_patches(line["selection"], line["keep_ratio"], seed)
-        size = self.data.find_size(self.source.dataset)
         fill = {"fill": run.request.fill, "mae_model": run.request.mae_model}
-        pictures, _ = self.data.pictures(run.subset, size, name="restore", **fill)
-        images, _ = pictures.__getitems__(list(range(len(pictures))))
+        images = self.decode(run.subset, None, "restore", **fill)
         self.restored.append((run.kept, images))
-        pixels = hashlib.sha256(images).hexdigest()
         return {
             "bytes": run.manifest.bytes.stored_images,
-            "rows_digest": digest(line["rows_digest"], pixels),
+            "rows_digest": digest(line["rows_digest"], hashlib.sha256(images).hexdigest()),
             "proxy_seconds": None,  # not known: classifier and autoencoder were there
         }
-
-    def digest_packed(self, writer: BundleWriter) -> dict[str, str]:
-        """Give what image cells depend on: rows, columns, size and test images; no encoder."""
-        tested = [writer.digest_of(f"{self.name}/test/{part}") for part in ("images", "labels")]
-        return {"image": digest(self.pins[:2], tested)}
-
-    @cached_property
-    def data(self) -> "ImageDataArguments":
-        """What reads the images."""
-        from dq_multimodal.training.image_data import ImageDataArguments
-
-        names = ("image_column", "label_column", "image_size")
-        return ImageDataArguments(self.place, **{name: self.spec.get(name) for name in names})
 
     @cached_property
     def sizes(self) -> np.ndarray | None:
@@ -393,11 +343,8 @@ class ImageTask(Task):
 
         column = find_image_column(self.source.dataset, self.spec.get("image_column"))
         rows = undecoded(self.source.dataset, column).select_columns([column])
-        blocks = rows.with_format("arrow").iter(1000)
-        lengths = [
-            pc.binary_length(pc.struct_field(b[column].combine_chunks(), "bytes")) for b in blocks
-        ]
-        found = pa.chunked_array(lengths)
+        blocks = (b[column].combine_chunks() for b in rows.with_format("arrow").iter(1000))
+        found = pa.chunked_array([pc.binary_length(pc.struct_field(b, "bytes")) for b in blocks])
         return None if found.null_count else found.to_numpy().astype(np.int64)
 
     def count_bytes(self, rows: np.ndarray) -> int | None:
@@ -408,44 +355,38 @@ class ImageTask(Task):
 class TextTask(Task):
     """Prepares instruction rows as tokens of every model, or texts with classes for the probe."""
 
-    @cached_property
-    def split_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows to choose from and those held out."""
-        return split_held_out(len(self.whole.dataset), self.spec.get("held_out", 0))
+    def __init__(self, suite: Suite, name: str, work: Path) -> None:
+        super().__init__(suite, name, work)
+        self.of_whole = self.which
+        if self.spec.get("held_out"):  # the others are then a file in the work folder
+            self.numbers, self.which = self.split_rows[0], {}
 
     @cached_property
     def whole(self) -> "Source":
         """All rows, the held-out ones among them."""
         from dq_multimodal.data.source import load_source
 
-        return load_source(find_place(self.spec["dataset"]), **super().which)
+        return load_source(find_place(self.spec["dataset"]), **self.of_whole)
 
-    @property
-    def which(self) -> dict[str, Any]:
-        """Which part of the dataset the rows to choose from are."""
-        return {} if self.spec.get("held_out") else super().which
+    @cached_property
+    def split_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows to choose from and those held out."""
+        return split_held_out(len(self.whole.dataset), self.spec.get("held_out", 0))
 
     @cached_property
     def place(self) -> str:
-        """Where they are: without held-out rows the dataset, else a file in the work folder."""
+        """Where the rows to choose from are: without held-out ones the dataset, else a file."""
         if self.numbers is None:
             return find_place(self.spec["dataset"])
-        path = self.work / "rows.parquet"
-        self.work.mkdir(parents=True, exist_ok=True)
-        self.whole.dataset.select(self.numbers).to_parquet(path.with_suffix(".tmp"))
-        return str(path.with_suffix(".tmp").replace(path).absolute())
-
-    @property
-    def numbers(self) -> np.ndarray | None:
-        """Their numbers in row lists; None if no row is held out."""
-        return self.split_rows[0] if self.spec.get("held_out") else None
+        return self.write("rows.parquet", self.whole.dataset.select(self.numbers))
 
     @cached_property
     def embeddings(self) -> str | None:
         """File of their embeddings, where the suite names one."""
         if "embeddings" not in self.spec or self.numbers is None:
-            return super().embeddings
+            return Task.embeddings.func(self)
         path = self.work / "rows.npy"
+        self.work.mkdir(parents=True, exist_ok=True)
         np.save(path, np.load(find_place(self.spec["embeddings"]))[self.numbers])
         return str(path.absolute())
 
@@ -454,33 +395,29 @@ class TextTask(Task):
         """The target rows, as a file in the work folder, and their columns."""
         if "target" not in self.spec:
             return {}
-        spec = self.spec["target"]
-        rows, columns = load_test("target", spec)
-        path = self.work / f"target-{digest(spec)}.parquet"
+        rows, columns = load_test("target", self.spec["target"])
+        place = self.write(f"target-{digest(self.spec['target'])}.parquet", rows)
+        return {"target": place, "target_columns": columns}
+
+    def write(self, name: str, rows: Any) -> str:
+        """Write rows into a file of the work folder, and give its place."""
+        path = self.work / name
         self.work.mkdir(parents=True, exist_ok=True)
         rows.to_parquet(path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-        return {"target": str(path.absolute()), "target_columns": columns}
+        return str(path.with_suffix(".tmp").replace(path).absolute())
 
-    def pack(self, writer: BundleWriter, used: np.ndarray) -> None:
-        """Write the tokens of the used rows and of the tests, and the models."""
-        trained = [
-            cell.net
-            for cell in self.cells
-            if self.suite.settings[cell.protocol]["trainer"] == "text"
-        ]
-        rows, held_out = self.source.dataset.select(used), self.whole.dataset
-        held_out = held_out.select(self.split_rows[1])
-        models = list(dict.fromkeys(trained))
-        add_texts(writer, self.name, self.spec, rows, held_out, models)
+    def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
+        """Write the tokens of the used rows and of the tests, and the models.
 
-    def digest_packed(self, writer: BundleWriter) -> dict[str, str]:
-        """Give what cells of each model depend on: rows, columns, tests and the model itself."""
+        The cells of a model depend on rows, columns, tests and the model itself.
+        """
+        trainer_of = {cell.net: self.suite.settings[cell.protocol] for cell in self.cells}
+        nets = [net for net, settings in trainer_of.items() if settings["trainer"] == "text"]
+        held_out = self.whole.dataset.select(self.split_rows[1])
+        rows = self.source.dataset.select(used)
+        add_texts(writer, self.name, self.spec, rows, held_out, nets)
         found = {}
         for net in dict.fromkeys(cell.net for cell in self.cells):
-            parts = [
-                writer.digest_of(f"{self.name}/test/{net}/"),
-                writer.digest_of(f"models/{net}/"),
-            ]
-            found[f"text/{net}"] = digest(self.pins[:2], parts)
+            starts = (f"{self.name}/test/{net}/", f"models/{net}/")
+            found[f"text/{net}"] = digest(self.pins[:2], [writer.digest_of(s) for s in starts])
         return found

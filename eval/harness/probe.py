@@ -12,19 +12,18 @@ Bengio (arXiv:1610.01644).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dq_multimodal.config import InputError
+from dq_multimodal.config import InputError, check_count
 from harness.bundle import Bundle
-from harness.suite import Job
+from harness.suite import Job, at_ratio, check_above_0, check_by_ratio
 
 HISTORY = 20
 """Earlier steps from which L-BFGS takes the curvature."""
@@ -43,31 +42,16 @@ class Protocol:
         max_iterations: Or after so many steps.
     """
 
-    penalties: Mapping[float, float]
+    penalties: dict[float, float]
     tolerance: float = 1e-4
     max_iterations: int = 1000
 
     def __post_init__(self) -> None:
-        pairs = self.penalties.items() if isinstance(self.penalties, Mapping) else ()
-        if not pairs or not all(_is_above_0(x) for pair in pairs for x in pair):
-            raise InputError(
-                f"penalties must map keep ratios to numbers above 0, got {self.penalties!r}"
-            )
-        if max(self.penalties) != 1:
-            raise InputError(f"penalties must go up to keep ratio 1, got {max(self.penalties)}")
-        if not _is_above_0(self.tolerance):
-            raise InputError(f"tolerance must be above 0, got {self.tolerance!r}")
-        if not _is_above_0(self.max_iterations) or self.max_iterations != int(self.max_iterations):
-            raise InputError(f"max_iterations must be a count from 1, got {self.max_iterations!r}")
-
-    def penalty(self, keep_ratio: float) -> float:
-        """Give the penalty of the smallest upper keep ratio that is not below this one."""
-        return self.penalties[min(upper for upper in self.penalties if upper >= keep_ratio)]
-
-
-def _is_above_0(value: Any) -> bool:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf
+        if not isinstance(self.penalties, dict):
+            raise InputError(f"penalties must map keep ratios to numbers, got {self.penalties!r}")
+        check_by_ratio(self, "penalties", check_above_0)
+        check_above_0("tolerance", self.tolerance)
+        check_count("max_iterations", self.max_iterations)
 
 
 def train(
@@ -98,7 +82,7 @@ def train(
         data.features[rows].double(),
         targets,
         weights,
-        penalty=job.protocol.penalty(job.keep_ratio),
+        penalty=at_ratio(job.protocol.penalties, job.keep_ratio),
         tolerance=job.protocol.tolerance,
         max_iterations=job.protocol.max_iterations,
         progress=progress,

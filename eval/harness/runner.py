@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -42,6 +43,8 @@ STOP_SECONDS = 1.0
 """So long a worker may take to end when it is told to."""
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 """What the errors of CUDA, cuBLAS and cuDNN say where the memory of a device does not do."""
+ALIKE = ("task", "protocol", "net")
+"""What cells have in common whose seconds and memory are much the same."""
 
 
 class OverBudget(Exception):
@@ -67,21 +70,14 @@ class Plan:
     deadline: float
 
 
-@dataclass
 class Choices:
-    """The kept rows of every cell, as `prepare` wrote them.
+    """The kept rows of every cell, as `prepare` wrote them."""
 
-    Attributes:
-        lines: (task, selection, keep, draw) to the row of the table.
-    """
-
-    bundle: Bundle
-    lines: dict[tuple[str, str, str, int], dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for task in self.bundle.about["tasks"]:
-            for line in self.bundle.table(f"{task}/selections").to_pylist():
-                self.lines[(task, line["selection"], line["keep"], line["draw"])] = line
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.lines = bundle, dict[tuple[Any, ...], dict[str, Any]]()
+        for task in bundle.about["tasks"]:
+            for line in bundle.table(f"{task}/selections").to_pylist():
+                self.lines[task, line["selection"], line["keep"], line["draw"]] = line
 
     def of(self, cell: Cell) -> dict[str, Any]:
         """Give what was chosen for a cell.
@@ -90,7 +86,7 @@ class Choices:
             InputError: If the bundle was prepared from another state of the suite.
         """
         try:
-            return self.lines[(cell.task, cell.selection, str(cell.keep), cell.draw)]
+            return self.lines[cell.task, cell.selection, str(cell.keep), cell.draw]
         except KeyError:
             raise InputError(
                 f"the bundle has no rows of {cell.selection}, {cell.keep}, draw {cell.draw} of "
@@ -107,9 +103,8 @@ class Choices:
         try:
             return self.bundle.about["tasks"][cell.task]["digests"][name]
         except (KeyError, TypeError):
-            raise InputError(
-                f"{self.bundle.folder_path} is of another version: prepare it anew"
-            ) from None
+            place = self.bundle.folder_path
+            raise InputError(f"{place} is of another version: prepare it anew") from None
 
 
 def describe(cell: Cell, suite: Suite, choices: Choices) -> dict[str, Any]:
@@ -288,7 +283,7 @@ class Crew:
         remaining = self.plan.deadline - time.time()
         if remaining <= 0:
             return False
-        alike = [x for x in self.done if all(x[k] == about[k] for k in ("task", "protocol", "net"))]
+        alike = self.alike(about)
         if not alike:
             return True
         remaining -= min(x["seconds"]["setup"] for x in alike)
@@ -305,13 +300,12 @@ class Crew:
         import torch
 
         free, total = torch.cuda.mem_get_info()
-        alike = [
-            x["device"]["peak_bytes"]
-            for x in self.done
-            if all(x[k] == about[k] for k in ("task", "protocol", "net"))
-        ]
-        need = max(alike) if alike else total / self.n_jobs
-        return need + SPARE_SHARE * total <= free
+        taken = [x["device"]["peak_bytes"] for x in self.alike(about)]
+        return max(taken, default=total / self.n_jobs) + SPARE_SHARE * total <= free
+
+    def alike(self, about: dict[str, Any]) -> list[dict[str, Any]]:
+        """Give the lines of the cells done that are most like another one."""
+        return [x for x in self.done if all(x[k] == about[k] for k in ALIKE)]
 
     def hire(self) -> Worker:
         """Start a worker."""
@@ -356,8 +350,6 @@ def name_of(about: dict[str, Any]) -> str:
 def serve(plan: Plan, pipe: Connection) -> None:
     """Train the cells that come through the pipe until it is closed; runs in a worker."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import signal
-
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
@@ -463,23 +455,15 @@ class Watch:
 
 def processor_name() -> str:
     """Give the model of the CPU and the number of its cores."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:
     """Give the releases of Python and of the packages that train."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {one.name: one.version for one in importlib.metadata.distributions()}
+    found = {name: installed[name] for name in PACKAGES if name in installed}
+    return {"python": platform.python_version(), **found}

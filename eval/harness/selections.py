@@ -3,13 +3,13 @@
 import json
 import time
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from dq_multimodal.config import CompressConfig, InputError, Method, check_choice, count_kept
+from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.training.weights import UseWeights
 from harness.encoders import find_encoder, find_place
 from harness.results import digest
@@ -25,7 +25,6 @@ OWN = {"by_class", "where", "use_weights", *KINDS[1:]}
 """Keys of a selection beside the options of `compress`."""
 PLACES = ("dynamics", "target", "target_model")
 """Options that are places, found as the encoder is."""
-WHICH = ("split", "config_name")
 TASK_TARGET = "task"
 """As `target`: the target rows of the task."""
 PATCHES = {
@@ -44,6 +43,22 @@ RUN_RATIO = 0.01
 """Kept by the runs that hold bins and scores; it is not used."""
 
 
+def check_selections(selections: dict[str, dict[str, Any]], has_target: bool = False) -> None:
+    """Raise unless every selection has one way to choose, and options that there are."""
+    known = {f.name for f in fields(CompressConfig)} - GIVEN | OWN
+    for name, options in selections.items():
+        if set(options) - known or sum(key in options for key in KINDS) != 1:
+            raise InputError(
+                f"selection {name} must have a method or a row_list or by_length, and options "
+                f"of compress beside {', '.join(sorted(GIVEN))}; got {', '.join(options)}"
+            )
+        check_choice("use_weights", options.get("use_weights", "loss"), UseWeights)
+        if options.get("target") == TASK_TARGET and not has_target:
+            raise InputError(f"selection {name}: the task has no target")
+        if "method" in options and options["method"] not in get_args(Method):
+            raise InputError(f"selection {name}: no method {options['method']}")
+
+
 @dataclass
 class Chooser:
     """Chooses rows of one task.
@@ -58,10 +73,11 @@ class Chooser:
         options: What it takes beside, for the columns and the split.
         selections: Name to options, as in the suite.
         work: Folder of the runs.
+        n_rows: Rows of the dataset.
         encoder: The `encoder` of the task, or None.
+        encoder_place: Where it is.
         embeddings: File of ready embeddings, or None.
         numbers: For each row of the dataset its number in row lists, (n,); None if they are equal.
-        n_rows: Rows of the dataset.
         target: The options that name the task's target rows; empty if it has none.
     """
 
@@ -71,6 +87,7 @@ class Chooser:
     work: Path
     n_rows: int
     encoder: Any = None
+    encoder_place: str | None = None
     embeddings: str | None = None
     numbers: np.ndarray | None = None
     target: dict[str, Any] = field(default_factory=dict)
@@ -78,19 +95,7 @@ class Chooser:
     _embedded: "Run | None" = None  # whose embeddings are those of all
 
     def __post_init__(self) -> None:
-        known = {f.name for f in fields(CompressConfig)} - GIVEN | OWN
-        for name, options in self.selections.items():
-            strange = set(options) - known
-            if strange or sum(key in options for key in KINDS) != 1:
-                raise InputError(
-                    f"selection {name} must have a method or a row_list or by_length, and options "
-                    f"of compress beside {', '.join(sorted(GIVEN))}; got {', '.join(options)}"
-                )
-            check_choice("use_weights", options.get("use_weights", "loss"), UseWeights)
-            if options.get("target") == TASK_TARGET and not self.target:
-                raise InputError(f"selection {name}: the task has no target")
-            if "method" in options and options["method"] not in get_args(Method):
-                raise InputError(f"selection {name}: no method {options['method']}")
+        check_selections(self.selections, bool(self.target))
 
     def choose(self, name: str, keep: float | str, seed: int) -> dict[str, Any]:
         """Choose rows.
@@ -108,10 +113,10 @@ class Chooser:
         """
         options = self.selections[name]
         n_kept = len(self.listed(keep)) if isinstance(keep, str) else count_kept(self.n_rows, keep)
-        seconds: dict[str, float | None] = {"selection": None, "proxy": None}
-        weights = None
+        weights, seconds = None, (None, None)
         if "row_list" in options:
-            order = self.order_list(name, seed)
+            listed = self.listed(name)
+            order = listed[np.argsort(hash_numbers(seed, listed.astype(np.uint64)), kind="stable")]
         elif options.get("by_length"):
             order = self.order_by_length()
         else:
@@ -125,12 +130,13 @@ class Chooser:
             "weights": weights[rows] if is_weighted else None,
             "use_weights": use if is_weighted else "none",
             "keep_ratio": n_kept / self.n_rows,
-            **{f"{key}_seconds": value for key, value in seconds.items()},
+            "selection_seconds": seconds[0],
+            "proxy_seconds": seconds[1],
         }
 
     def order_rows(
         self, options: dict[str, Any], seed: int, n_kept: int
-    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    ) -> tuple[np.ndarray, np.ndarray | None, tuple[float | None, float | None]]:
         """Give all rows in the order of a method, their weights, and the seconds it needed."""
         from dq_multimodal.core import one_bin, order_rows
         from dq_multimodal.stages.ordering import order_by_method, weigh_rows
@@ -140,47 +146,41 @@ class Chooser:
             if options["method"] != "random":
                 raise InputError("by_class false is for random; else give label_column none")
             place = order_rows(one_bin(np.zeros(self.n_rows, dtype=np.int64)), seed=seed)
-            return np.argsort(place), None, {"selection": 0.0, "proxy": 0.0}
+            return np.argsort(place), None, (0.0, 0.0)
         run = self.run_of(options)
         started, found = time.perf_counter(), run.manifest.seconds
         drawn = {key: value for key, value in options.items() if key in DRAWN}
         request = replace(run.request, **drawn, seed=seed, keep_ratio=n_kept / self.n_rows)
         place = order_by_method(run.bins, request, read_scores(run.path), run.marks)
         weights = weigh_rows(run.bins, request, run.marks, place < n_kept)
-        seconds = {"selection": found["selection"] + time.perf_counter() - started, "proxy": 0.0}
+        selection, proxy = found["selection"] + time.perf_counter() - started, 0.0
         if set(PLACES) & set(options):
-            seconds["proxy"] = None
+            proxy = None
         elif self.is_embedded(options):
             encoded = run if ENCODED & set(options) else self._embedded
-            spent = encoded.manifest.seconds["embeddings"] if encoded else None
             of_scores = found.get("scores", 0) if options["method"] == "adq" else 0
-            seconds["proxy"] = None if spent is None else spent + of_scores
-        return np.argsort(place), weights, seconds
+            proxy = encoded.manifest.seconds["embeddings"] + of_scores if encoded else None
+        return np.argsort(place), weights, (selection, proxy)
 
     def run_of(self, options: dict[str, Any]) -> "Run":
         """Give the run that holds the bins, and for adq the scores, of a selection.
 
         The run that embeds is made first, and the others take its embeddings: that of adq, which
-        scores in the same pass over the encoder, or one that suites on the same rows share.
+        scores in the same pass over the encoder, else of dq.
         """
         key = self.key_of(options)
+        needs_encoder = self.is_embedded(options) and not ENCODED & set(options)
+        if key not in self._runs and needs_encoder and self.ready is None:
+            listed = [o for o in self.selections.values() if not ENCODED & set(o)]
+            of = {o["method"]: o for o in reversed(listed) if "method" in o}
+            self._embedded = self.make_run(of.get("adq", of.get("dq", {"method": "dq"})))
         if key not in self._runs:
-            if self.is_embedded(options) and not ENCODED & set(options) and self.ready is None:
-                self._embedded = self.make_run(self.widest)
-            if key not in self._runs:
-                self.make_run(options)
+            self.make_run(options)
         return self._runs[key]
 
     def is_embedded(self, options: dict[str, Any]) -> bool:
         """Say whether a selection needs embeddings."""
         return CompressConfig(self.dataset, **self.asked(options)).needs_embeddings
-
-    @cached_property
-    def widest(self) -> dict[str, Any]:
-        """The selection whose run makes the embeddings of all."""
-        listed = [o for o in self.selections.values() if "method" in o and not ENCODED & set(o)]
-        found = [o for method in ("adq", "dq") for o in listed if o["method"] == method]
-        return found[0] if found else {"method": "dq"}
 
     @property
     def ready(self) -> str | None:
@@ -230,9 +230,8 @@ class Chooser:
             return {}
         if not ENCODED & set(options):
             return {"embeddings": self.ready, "embedding_model": self.encoder_place}
-        if "embedding_model" in options:
-            return {"embedding_model": find_encoder(options["embedding_model"], self.work)}
-        return {"embedding_model": self.encoder_place}
+        model = options.get("embedding_model")
+        return {"embedding_model": find_encoder(model, self.work) if model else self.encoder_place}
 
     def drop_patches(self, name: str, keep_ratio: float, seed: int) -> "Run":
         """Compress the dataset with dropped patches; it keeps the rows that `choose` gives.
@@ -241,34 +240,21 @@ class Chooser:
         """
         from dq_multimodal import compress
 
-        options = self.selections[name]
-        patches = {k: v for k, v in options.items() if k in PATCHES}
-        options = self.asked(options) | patches
+        own = self.selections[name]
+        options = self.asked(own) | {k: v for k, v in own.items() if k in PATCHES}
         models = ("attribution_model", "mae_model")
         options |= {key: find_place(options[key]) for key in models if key in options}
-        options |= self.encoding(options)
+        options |= self.encoding(own)
         options |= {"keep_ratio": keep_ratio, "seed": seed, "report": False}
-        folder = self.work / f"patches-{digest(self.selections[name], keep_ratio, seed)}"
+        folder = self.work / f"patches-{digest(own, keep_ratio, seed)}"
         return compress(self.dataset, **(self.options | options), output_dir=folder)
-
-    @cached_property
-    def encoder_place(self) -> str | None:
-        """What embeds the rows."""
-        return None if self.encoder is None else find_encoder(self.encoder, self.work)
-
-    def order_list(self, name: str, seed: int) -> np.ndarray:
-        """Give the rows of a list in the order of their hashes."""
-        from dq_multimodal.core.hashing import hash_numbers
-
-        rows = self.listed(name)
-        return rows[np.argsort(hash_numbers(seed, rows.astype(np.uint64)), kind="stable")]
 
     def order_by_length(self) -> np.ndarray:
         """Give the rows by falling length of their responses in characters, ties by number."""
         from dq_multimodal.data.source import load_source
         from dq_multimodal.training.sft import has_chats, to_training_rows
 
-        which = {key: self.options[key] for key in WHICH if key in self.options}
+        which = {key: self.options[key] for key in ("split", "config_name") if key in self.options}
         rows, columns = load_source(self.dataset, **which).dataset, self.options.get("text_columns")
         if has_chats(rows, columns):
             raise InputError("by_length is for texts, and the rows are chats")

@@ -16,8 +16,10 @@ A cell is one training run: a task, a selection with a keep ratio and a draw, a 
 a training seed.
 """
 
+import importlib
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -139,19 +141,10 @@ class Suite:
 
 def trainer_of(name: Any) -> Any:
     """Give the module that trains the cells of a protocol."""
-    if name == "image":
-        from harness import images
-
-        return images
-    if name == "text":
-        from harness import text
-
-        return text
-    if name == "probe":
-        from harness import probe
-
-        return probe
-    raise InputError(f"trainer must be image, text or probe, got {name!r}")
+    trainers = {"image": "images", "text": "text", "probe": "probe"}
+    if name not in trainers:
+        raise InputError(f"trainer must be image, text or probe, got {name!r}")
+    return importlib.import_module(f"harness.{trainers[name]}")
 
 
 def find_suite(name: str) -> Path:
@@ -217,10 +210,10 @@ def resolve(what: str, found: Entries) -> Entries:
 
 def _cells_of(number: int, group: Group, suite: Suite) -> Iterator[Cell]:
     """Give the cells of a group: one draw of everything after the other."""
-    where = f"compare[{number}]"
+    where, task, protocol = f"compare[{number}]", group.get("task"), group.get("protocol")
     _check(where, group, Group)
     known = {"task": suite.tasks, "protocol": suite.settings, "selection": suite.selections}
-    asked = [(what, group[what]) for what in ("task", "protocol")]
+    asked = [("task", task), ("protocol", protocol)]
     for what, name in (*asked, *(("selection", name) for name in group["selections"])):
         if name not in known[what]:
             raise InputError(f"{where}: no {what} {name}: there are {', '.join(known[what])}")
@@ -229,11 +222,9 @@ def _cells_of(number: int, group: Group, suite: Suite) -> Iterator[Cell]:
         if not 1 <= count <= SEEDS_APART:
             raise InputError(f"{where}.{what} must be 1 to {SEEDS_APART:,}, got {count}")
     for keep in group["keep_ratios"]:
-        is_number = isinstance(keep, int | float) and not isinstance(keep, bool)
         is_list = isinstance(keep, str) and "row_list" in suite.selections.get(keep, {})
-        if not is_list and not (is_number and 0 < keep <= 1):
+        if not is_list and not (is_number(keep) and 0 < keep <= 1):
             raise InputError(f"keep_ratios must lie in (0, 1] or name a row list, got {keep}")
-    task, protocol = group["task"], group["protocol"]
     suite.protocol(protocol)
     kind, trainer = suite.tasks[task].get("kind"), suite.settings[protocol]["trainer"]
     if kind not in ("image", "text"):
@@ -280,3 +271,42 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold keys and values")
     return found
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a setting is a finite number; true and false are none."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+def check_numbers(settings: Any, low: float, high: float, *names: str, above: bool = False) -> None:
+    """Raise unless settings are numbers in [low, high), or with `above` in (low, high)."""
+    for name in names:
+        value = getattr(settings, name)
+        if not is_number(value) or not low <= value < high or (above and value == low):
+            ends = f"{'(' if above else '['}{low:g}, {high:g})".replace("inf", "infinity")
+            raise InputError(f"{name} must lie in {ends}, got {value!r}")
+
+
+def check_above_0(name: str, value: Any) -> None:
+    """Raise unless a setting is a number above 0."""
+    if not is_number(value) or not value > 0:
+        raise InputError(f"{name} must be above 0, got {value!r}")
+
+
+def check_by_ratio(settings: Any, name: str, check: Callable[[str, Any], None]) -> None:
+    """Raise unless a setting, or its values by keep ratios that rise up to 1, pass a check."""
+    value = getattr(settings, name)
+    steps = value if isinstance(value, dict) else {1.0: value}
+    ratios = list(steps)
+    if not all(map(is_number, ratios)) or sorted(ratios) != ratios or ratios[-1:] != [1.0]:
+        raise InputError(f"{name} by keep ratio must have rising keys up to 1.0, got {ratios}")
+    for one in steps.values():
+        check(name, one)
+
+
+def at_ratio(value: Any, keep_ratio: float) -> Any:
+    """Give a setting at a keep ratio: the value of the first key that is at least as high."""
+    if not isinstance(value, dict):
+        return value
+    return next(one for ratio, one in value.items() if keep_ratio <= ratio + 1e-9)

@@ -9,22 +9,17 @@ its own, which names what differs.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import grid
-from jaxtyping import Float, Int
-from numpy import ndarray
+from measure import grid
 
 from dq_multimodal.config import InputError
+from harness.suite import BASELINE
 
-BASELINE = "random"
-"""The selection that the others are compared with."""
+LEVEL = 0.95
 N_RESAMPLES, SEED = 10_000, 0
-LEVELS = (2.5, 97.5)
-"""Percentiles that bound a 95 % interval."""
 ENOUGH_DRAWS = 10
 """Percentile intervals are too short where draws are few: of normal numbers they hold the mean in
 92 % of cases with 10 draws, 87 % with 6 and 76 % with 3 (3,000 trials each)."""
@@ -85,8 +80,8 @@ class Group:
     protocol: str
     net: str
     device: str
-    device_names: tuple[str, ...]
     metric: str
+    device_names: tuple[str, ...]
     note: str
     size_name: str
     rows: tuple[Row, ...]
@@ -122,15 +117,15 @@ def summarise(lines: Iterable[Mapping[str, Any]]) -> list[Group]:
         if missing := [key for key in NEEDED if line.get(key) is None]:
             wanted = f"a results line with {', '.join(NEEDED)}"
             raise InputError(f"wanted {wanted}, got one without {', '.join(missing)}")
+        version = (canonical(line["settings"]), canonical(line.get("data")))
+        used = {"use_weights": line.get("use_weights", "none")}
+        options = canonical((line.get("options") or {}) | used)
+        row = (line["keep_ratio"], line["selection"], options, line["is_fixed"])
+        cell = (0, 0) if line["is_fixed"] else (line["draw"], line["seed"])
         for metric in line["metrics"]:
             is_higher_better(metric)
-            of_suite = (line["suite"], line["task"], line["protocol"], line["net"])
-            version = (canonical(line["settings"]), canonical(line.get("data")))
-            used = line.get("use_weights", "none")
-            options = canonical((line.get("options") or {}) | {"use_weights": used})
-            row = (line["keep_ratio"], line["selection"], options, line["is_fixed"])
-            cell = (0, 0) if line["is_fixed"] else (line["draw"], line["seed"])
-            versions = places.setdefault((*of_suite, line["device"]["type"], metric), {})
+            group = (*(line[k] for k in ("suite", "task", "protocol", "net")),)
+            versions = places.setdefault((*group, line["device"]["type"], metric), {})
             versions.setdefault(version, {}).setdefault(row, {})[cell] = line
     return [
         make_group(place, rows, describe(version, list(versions)))
@@ -166,8 +161,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def make_group(of_group: tuple[str, ...], found: dict[Any, dict[Any, Any]], note: str) -> Group:
     """Work out the rows of one group."""
-    suite, task, protocol, net, device, metric = of_group
-    lines = [line for cells in found.values() for line in cells.values()]
+    metric, lines = of_group[-1], [line for cells in found.values() for line in cells.values()]
     size = next((key for key in SIZES if any(line.get(key) is not None for line in lines)), "")
     names = name_rows(list(found))
     values = {key: read(cells, metric, "last") for key, cells in found.items()}
@@ -178,48 +172,48 @@ def make_group(of_group: tuple[str, ...], found: dict[Any, dict[Any, Any]], note
         note = "; ".join(filter(None, (note, f"no differences at {at}: {why}")))
     rows = []
     for key, cells in found.items():
-        base = baselines.get(key[0])
-        pairs: Cells = {}
+        keep_ratio, _, options, is_fixed = key
+        base, pairs = baselines.get(keep_ratio), Cells()
         if base is not None and base != key:
-            pairs = subtract(values[key], values[base], key[-1], base[-1])
-        best = read(cells, metric, "best")
-        is_list = "row_list" in (json.loads(key[2]) or {})
+            pairs = subtract(values[key], values[base], is_fixed, base[-1])
+        is_list = "row_list" in json.loads(options)
         difference = estimate(pairs) if pairs else None
-        rank = rank_of(pairs, metric) if is_list and key[-1] else None
+        rank = rank_of(pairs, metric) if is_list and is_fixed else None
         if difference and rank:  # the interval would be that of random's mean alone
             difference = replace(difference, interval=None)
+        best = estimate(read(cells, metric, "best")).mean
+        sizes = [line.get(size) for line in cells.values()]
         rows.append(
             Row(
-                keep_ratio=key[0],
+                keep_ratio=keep_ratio,
                 selection=names[key],
-                rows=mean(line["rows"] for line in cells.values()),
-                size=mean_or_none(line.get(size) for line in cells.values()),
-                steps=mean(line["steps"] for line in cells.values()),
+                rows=float(np.mean([line["rows"] for line in cells.values()])),
+                size=None if None in sizes else float(np.mean(sizes)),
+                steps=float(np.mean([line["steps"] for line in cells.values()])),
                 value=estimate(values[key]),
-                best=None if any(np.isnan(list(best.values()))) else estimate(best).mean,
+                best=None if np.isnan(best) else best,
                 difference=difference,
                 seconds=median_seconds(list(cells.values())),
-                is_fixed=key[-1],
+                is_fixed=is_fixed,
                 is_list=is_list,
                 rank=rank,
-                use_weights=json.loads(key[2])["use_weights"],
+                use_weights=json.loads(options)["use_weights"],
             )
         )
     order = list(dict.fromkeys(row.selection for row in rows))
     rows.sort(key=lambda r: (r.keep_ratio, r.selection != BASELINE, order.index(r.selection)))
     devices = tuple(sorted({line["device"]["name"] for line in lines}))
-    about = (suite, task, protocol, net, device, devices, metric, note)
-    return Group(*about, SIZES.get(size, ""), tuple(rows))
+    return Group(*of_group, devices, note, SIZES.get(size, ""), tuple(rows))
 
 
 def name_rows(keys: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
     """Name rows by their selection, and by its options where several share the name."""
     names = {}
     for key in keys:
-        _, selection, options, is_fixed = key
+        keep_ratio, selection, options, is_fixed = key
         like = [k for k in keys if k[1] == selection]
         said = describe((options, ""), list(dict.fromkeys((k[2], "") for k in like)))
-        if len({k[3] for k in like if k[0] == key[0] and k[2] == options}) > 1:
+        if len({k[3] for k in like if k[0] == keep_ratio and k[2] == options}) > 1:
             said += " fixed" if is_fixed else " not fixed"
         names[key] = f"{selection} ({said.strip()})" if said else selection
     return names
@@ -244,23 +238,24 @@ def subtract(own: Cells, base: Cells, is_fixed: bool, is_base_fixed: bool) -> Ce
 
 
 def estimate(cells: Cells) -> Estimate:
-    r"""Give the mean of the draws' means, and its percentile interval by the bootstrap over draws.
+    """Give the mean of the draws' means, and its percentile interval by the bootstrap over draws.
 
-    With $m_1 ... m_n$ the means over the training seeds of each draw, in the order of the draws,
-    the b-th resample is the mean of $m_i$ over n indices i drawn with replacement, row b of
-    `default_rng(SEED).integers(n, size=(N_RESAMPLES, n))`; the interval runs from the 2.5th to the
-    97.5th percentile of the resamples (Efron and Tibshirani 1993, chapter 13). A draw is resampled
-    as a whole because its training seeds share its rows.
+    A draw is resampled as a whole because its training seeds share its rows (Efron and Tibshirani
+    1993, chapter 13).
     """
-    means = draw_means(cells)
-    interval = None
-    if len(means) > 1:
-        low, high = np.percentile(means[resamples(len(means))].mean(axis=1), LEVELS)
-        interval = (float(low), float(high))
+    from scipy.stats import bootstrap
+
+    means, interval = draw_means(cells), None
+    if np.isnan(means).any():
+        interval = (np.nan, np.nan)
+    elif len(means) > 1:
+        options = {"n_resamples": N_RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
+        found = bootstrap((means,), np.mean, rng=np.random.default_rng(SEED), **options)
+        interval = (float(found.confidence_interval.low), float(found.confidence_interval.high))
     return Estimate(float(means.mean()), interval, len(means), len(cells))
 
 
-def draw_means(cells: Cells) -> Float[ndarray, " draws"]:
+def draw_means(cells: Cells) -> np.ndarray:
     """Give the mean over the training seeds of each draw, in the order of the draws."""
     of_draws: dict[int, list[float]] = {}
     for (draw, _), value in sorted(cells.items()):
@@ -279,23 +274,6 @@ def rank_of(pairs: Cells, metric: str) -> tuple[int, int] | None:
         return None
     is_behind = lead < 0 if is_higher_better(metric) else lead > 0
     return 1 + int(is_behind.sum()), 1 + len(lead)
-
-
-@lru_cache
-def resamples(n: int) -> Int[ndarray, "resamples n"]:
-    """Draw indices with replacement, the same ones every time."""
-    return np.random.default_rng(SEED).integers(n, size=(N_RESAMPLES, n))
-
-
-def mean(values: Iterable[float]) -> float:
-    """Give the mean."""
-    return float(np.mean(list(values)))
-
-
-def mean_or_none(values: Iterable[float | None]) -> float | None:
-    """Give the mean, or None where a value is missing."""
-    found = list(values)
-    return None if any(value is None for value in found) else mean(found)  # type: ignore[arg-type]
 
 
 def median_seconds(lines: list[Any]) -> tuple[float, ...] | None:
@@ -327,26 +305,24 @@ def judge(row: Row, group: Group) -> str:
 
 def markdown(groups: list[Group]) -> str:
     """Lay out the groups, a table each, and say how to read them."""
-    parts = [f"{headline(group)}\n\n{lay_out(group)}" for group in groups]
-    said = (
+    rows = [row for group in groups for row in group.rows]
+    notes = {
         "In brackets: 95 % intervals, bootstrap over draws. Differences are paired: same draw, "
         "same training seed. **better**, **worse**: the interval excludes 0, which a few of many "
         f"do by chance; with a question mark where it is of fewer than {ENOUGH_DRAWS} draws, which "
-        "make it too short."
-    )
-    of_lists = f"A rank: the place of a fixed list, from the best, among the draws of {BASELINE}."
-    of_seconds = "Seconds are medians of wall time, which other work on the machine makes longer."
-    rows = [row for group in groups for row in group.rows]
-    notes = [said] if any(row.value.interval for row in rows) else []
-    notes += [of_lists] if any(row.rank for row in rows) else []
-    of_weights = (
+        "make it too short.": any(row.value.interval for row in rows),
+        f"A rank: the place of a fixed list, from the best, among the draws of {BASELINE}.": any(
+            row.rank for row in rows
+        ),
         "Weights of the kept rows (how many rows each stands for): factors of their losses, "
-        "chances to be in a batch (sample), or none."
-    )
-    notes += [of_weights] if any(row.use_weights != "none" for row in rows) else []
-    notes += [of_seconds] if any(row.seconds for row in rows) else []
-    parts += [" ".join(notes)] if notes else []
-    return "\n\n".join(parts) or "No cell has finished yet."
+        "chances to be in a batch (sample), or none.": any(r.use_weights != "none" for r in rows),
+        "Seconds are medians of wall time, which other work on the machine makes longer.": any(
+            row.seconds for row in rows
+        ),
+    }
+    parts = [f"{headline(group)}\n\n{lay_out(group)}" for group in groups]
+    parts.append(" ".join(said for said, is_needed in notes.items() if is_needed))
+    return "\n\n".join(filter(None, parts)) or "No cell has finished yet."
 
 
 def headline(group: Group) -> str:
@@ -370,25 +346,32 @@ def lay_out(group: Group) -> str:
     each = [row.size / row.rows for row in group.rows if row.size is not None]
     is_same = group.size_name == "bytes" and each and max(each) <= (1 + SAME_BYTES) * min(each)
     has_weights = any(row.use_weights != "none" for row in group.rows)
-    head = ("kept", "selection", "weights" if has_weights else "", "rows", group.size_name, "steps")
-    head += (f"{group.metric}, last epoch" if last else group.metric,)
-    head += (f"difference to {BASELINE}", "", "best epoch, picked by the test rows", "cells")
-    table: list[tuple[str, ...]] = [(*head, "seconds: selection + proxy + training")]
+    table = []
     for row in group.rows:
-        difference = row.difference
-        cells = (share(row.keep_ratio), row.selection, row.use_weights if has_weights else "")
-        cells += (f"{row.rows:,.0f}",)
-        cells += ("" if row.size is None or is_same else f"{row.size:,.0f}", f"{row.steps:,.0f}")
-        cells += (show(row.value, digits, "fixed" if row.is_fixed else ""),)
-        one = "one list" if row.rank else ""
-        cells += ("" if difference is None else show(difference, digits, one, sign="+"),)
-        cells += (judge(row, group), "" if row.best is None else f"{row.best:.{digits}f}")
-        cells += (count(row),)
-        seconds = row.seconds or ()
-        spent = ("?" if np.isnan(value) else f"{value:,.1f}" for value in seconds)
-        table.append((*cells, " + ".join(spent)))
-    used = [any(row[k] for row in table[1:]) for k in range(len(head) + 1)]
-    return grid([tuple(c for c, is_used in zip(r, used, strict=True) if is_used) for r in table])
+        found = row.difference
+        spent = ("?" if np.isnan(value) else f"{value:,.1f}" for value in row.seconds or ())
+        why = "one list" if row.rank else ""
+        best = "" if row.best is None else f"{row.best:.{digits}f}"
+        cells = {
+            "kept": share(row.keep_ratio),
+            "selection": row.selection,
+            "weights": row.use_weights if has_weights else "",
+            "rows": f"{row.rows:,.0f}",
+            group.size_name: "" if row.size is None or is_same else f"{row.size:,.0f}",
+            "steps": f"{row.steps:,.0f}",
+            f"{group.metric}, last epoch" if last else group.metric: show(
+                row.value, digits, "fixed" if row.is_fixed else ""
+            ),
+            f"difference to {BASELINE}": show(found, digits, why, sign="+") if found else "",
+            " ": judge(row, group),
+            "best epoch, picked by the test rows": best,
+            "cells": count(row),
+            "seconds: selection + proxy + training": " + ".join(spent),
+        }
+        table.append(cells)
+    used = [name for name in table[0] if any(cells[name] for cells in table)]
+    head = tuple(name.strip() for name in used)
+    return grid([head, *(tuple(cells[name] for name in used) for cells in table)])
 
 
 def share(keep_ratio: float) -> str:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from dq_multimodal.config import InputError, check_choice, check_count
 from dq_multimodal.models.locate import load_language_model
 from harness.bundle import Bundle
-from harness.images import at_ratio, has_amx, own_state
-from harness.suite import Job
+from harness.images import is_bf16, own_state
+from harness.suite import Job, at_ratio, check_by_ratio, check_numbers
 
 Tuning = Literal["full", "lora"]
 Precision = Literal["auto", "bf16", "float32"]
@@ -90,23 +90,11 @@ class Protocol:
             check_count(name, getattr(self, name))
         if self.test_rows is not None:
             check_count("test_rows", self.test_rows)
-        name = "steps" if self.steps is not None else "response_tokens"
-        work = getattr(self, name)
-        ratios = work if isinstance(work, dict) else {1.0: work}
-        if list(ratios) != sorted(ratios) or list(ratios)[-1:] != [1.0]:
-            raise InputError(f"{name} by keep ratio must rise up to 1, got {work}")
-        for value in ratios.values():
-            check_count(name, value)
-        for name, least, most in (
-            ("learning_rate", 0, math.inf),
-            ("max_norm", 0, math.inf),
-            ("warmup", -1e-9, 1),
-            ("weight_decay", -1e-9, math.inf),
-        ):
-            value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not least < value < most:
-                raise InputError(f"{name} is out of its range: got {value!r}")
+        work = "steps" if self.steps is not None else "response_tokens"
+        check_by_ratio(self, work, check_count)
+        check_numbers(self, 0, math.inf, "learning_rate", "max_norm", above=True)
+        check_numbers(self, 0, 1, "warmup")
+        check_numbers(self, 0, math.inf, "weight_decay")
 
     def work(self, keep_ratio: float) -> int:
         """Give the steps, or the response tokens, at a keep ratio."""
@@ -229,13 +217,6 @@ def _train(
         "batch_size": protocol.batch_size,
         "precision": "bf16" if is_low else "float32",
     }
-
-
-def is_bf16(protocol: Protocol, device: torch.device) -> bool:
-    """Say whether a cell computes in bf16."""
-    if protocol.precision == "auto":
-        return device.type == "cuda" or has_amx()
-    return protocol.precision == "bf16"
 
 
 def draw_batches(

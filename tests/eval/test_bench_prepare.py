@@ -15,7 +15,7 @@ import pytest
 import yaml
 from eval_scripts import EVAL, load_script
 
-load_script("common")  # puts eval/ on the path
+load_script("measure")  # puts eval/ on the path
 
 from harness.bundle import Bundle  # noqa: E402
 from harness.prepare import prepare  # noqa: E402

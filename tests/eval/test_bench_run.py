@@ -18,13 +18,16 @@ import pytest
 import torch
 import yaml
 from eval_scripts import EVAL, load_script
+from small_gguf import small_llama
 
-load_script("common")  # puts eval/ on the path
+load_script("measure")  # puts eval/ on the path
 
 from harness import runner  # noqa: E402
 from harness.bundle import Bundle, BundleWriter  # noqa: E402
 from harness.results import key_of, read_lines  # noqa: E402
+from harness.runner import Choices  # noqa: E402
 from harness.suite import Cell, Job, Suite, read_suite  # noqa: E402
+from harness.texts import SCHEMA, add_model  # noqa: E402
 
 from dq_multimodal.config import InputError  # noqa: E402
 
@@ -45,7 +48,10 @@ def make(folder: Path, *, rows: int = 200, features: int = FEATURES, draws: int 
     }
     suite = {
         "decides": "Whether it works.",
-        "tasks": {"toy": {"kind": "image", "dataset": "toy.parquet"}},
+        "tasks": {
+            "toy": {"kind": "image", "dataset": "toy.parquet"},
+            "words": {"kind": "text", "dataset": "words.parquet"},
+        },
         "protocols": {"quick": {"trainer": "probe", "penalties": {1: 0.001}}},
         "selections": {"random": {"method": "random"}, "dq": {"method": "dq"}},
         "compare": [group],
@@ -79,19 +85,40 @@ def make(folder: Path, *, rows: int = 200, features: int = FEATURES, draws: int 
         writer.add_array(f"toy/{part}/features", noisy.astype(np.float32))
         pixels = 60 * labels[:, None, None, None] + rng.integers(0, 60, (n, 8, 8, 3))
         writer.add_array(f"toy/{part}/images", pixels.astype(np.uint8))
-    digests = {"image": "i", "probe": "p"}
-    writer.finish({"tasks": {"toy": {"kind": "image", "rows": rows, "digests": digests}}})
+    add_words(writer, folder / "llama")
+    about = {"kind": "image", "rows": rows, "digests": {"image": "i", "probe": "p"}}
+    writer.finish({"tasks": {"toy": about, "words": {"digests": {"text/tiny": "t"}}}})
 
 
-def command(folder: Path, *flags: object) -> list[str]:
-    script, suite = str(EVAL / "bench.py"), str(folder / "toy.yaml")
+def add_words(writer: BundleWriter, model: Path) -> None:
+    """Write the text task `words`: 12 rows of 9 tokens, and a tiny model."""
+    small_llama().save_pretrained(model)
+    add_model(writer, "tiny", str(model))
+    rows = [{"ids": [*range(k, k + 8), 258], "n_prompt": 3} for k in range(12)]
+    for name in ("train/tiny", "test/tiny/held out"):
+        writer.add_table(f"words/{name}", pa.Table.from_pylist(rows, SCHEMA))
+    line = {"selection": "random", "keep": "0.2", "draw": 0, "rows": [0, 3, 5], "weights": None}
+    line |= {"keep_ratio": 0.25, "options": "{}", "rows_digest": "w", "bytes": None}
+    line |= {"selection_seconds": 1.0, "proxy_seconds": 2.0}
+    writer.add_table("words/selections", pa.Table.from_pylist([line]))
+
+
+def change(folder: Path, **changes: Any) -> None:
+    """Change keys of toy.yaml."""
+    suite = yaml.safe_load((folder / "toy.yaml").read_text())
+    for key, value in changes.items():
+        suite[key] = value(suite[key])
+    (folder / "toy.yaml").write_text(yaml.safe_dump(suite))
+
+
+def words(folder: Path, *flags: object) -> list[str]:
     named = ("--bundle", folder / "bundle", "--results", folder / "toy.jsonl", "--device", "cpu")
-    return [sys.executable, script, "run", suite, *map(str, (*named, *flags))]
+    return ["run", str(folder / "toy.yaml"), *map(str, (*named, *flags))]
 
 
 def run(folder: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(folder, *flags),
+        [sys.executable, str(EVAL / "bench.py"), *words(folder, *flags)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -99,68 +126,116 @@ def run(folder: Path, *flags: object, **environment: str) -> subprocess.Complete
     )
 
 
-def test_every_cell_is_trained_once_and_twice_to_the_same_number(tmp_path: Path) -> None:
+def run_here(folder: Path, **options: Any) -> int:
+    """Run in this process, with workers of its own, and give the number of failed cells."""
+    results = folder / "toy.jsonl"
+    return runner.run_suite(
+        str(folder / "toy.yaml"), folder / "bundle", results, device="cpu", **options
+    )
+
+
+MISSING = """
+import sys
+from importlib.machinery import PathFinder
+
+MISSING = {
+    "datasets", "trl", "sentence_transformers", "jaxtyping", "typer", "pandas", "sklearn",
+    "matplotlib", "lm_eval",
+}
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in MISSING:
+            return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+
+
+def test_every_cell_is_trained_once_where_only_the_trainers_packages_are(tmp_path: Path) -> None:
     make(tmp_path)
-    done = run(tmp_path, "--jobs", 2)
+    short = {"like": "small", "epochs": None, "steps": 3, "batch_size": 16}
+    sft = {"like": "sft_small", "steps": 2, "batch_size": 4}
+    few = {"draws": 1, "keep_ratios": [0.2], "selections": ["random"]}
+    change(
+        tmp_path,
+        protocols=lambda found: found | {"short": short, "sft": sft},
+        compare=lambda groups: [
+            *groups,
+            {**groups[0], **few, "protocol": "short", "nets": ["resnet10-narrow"]},
+            {**few, "task": "words", "protocol": "sft", "nets": ["tiny"]},
+        ],
+    )
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "sitecustomize.py").write_text(MISSING)
+    without = {"PYTHONPATH": str(tmp_path / "without")}
+    probe = [sys.executable, "-c", "import datasets"]
+    assert subprocess.run(probe, env={**os.environ, **without}, capture_output=True).returncode == 1
+    done = run(tmp_path, "--jobs", 2, **without)
     assert done.returncode == 0, done.stderr
     lines = read_lines(tmp_path / "toy.jsonl")
-    assert len({key_of(line) for line in lines}) == len(lines) == 8
+    assert len({key_of(line) for line in lines}) == len(lines) == 10
     first = lines[0]
     assert (first["suite"], first["task"], first["rows"], first["draw"]) == ("toy", "toy", 40, 0)
     assert first["seconds"].keys() == {"selection", "proxy", "setup", "training"}
     assert first["device"]["type"] == "cpu" and first["versions"]["torch"]
-    assert all(25 < line["metrics"]["test accuracy"]["last"] <= 100 for line in lines)
+    quick = [line for line in lines if line["protocol"] == "quick"]
+    assert all(25 < line["metrics"]["test accuracy"]["last"] <= 100 for line in quick)
     held = (tmp_path / "toy.jsonl").read_bytes()
-    assert run(tmp_path).returncode == 0
+    assert run_here(tmp_path) == 0  # there is nothing left to do
     assert (tmp_path / "toy.jsonl").read_bytes() == held
-    (tmp_path / "toy.jsonl").unlink()
-    assert run(tmp_path, "--jobs", 1).returncode == 0
-    again = {key_of(line): line["metrics"] for line in read_lines(tmp_path / "toy.jsonl")}
-    assert again == {key_of(line): line["metrics"] for line in lines}
+    suite, choices = read_suite(str(tmp_path / "toy.yaml")), Choices(Bundle(tmp_path / "bundle"))
+    of_run = replace(plan(), suite=suite)
+    again = [runner.train_cell(cell, choices, of_run)["metrics"] for cell in suite.cells]
+    known = {key_of(line): line["metrics"] for line in lines}
+    keys = [key_of(runner.describe(cell, suite, choices), "cpu") for cell in suite.cells]
+    assert again == [known[key] for key in keys]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, sent: int, code: int) -> None:
+def test_stopped_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     make(tmp_path, **HEAVY)
-    results = tmp_path / "toy.jsonl"
-    with subprocess.Popen(
-        command(tmp_path, "--jobs", 1),
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs ignore it
-    ) as process:
-        while not results.is_file() or results.read_bytes().count(b"\n") < 2:
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(sent)
-        assert process.wait(30) == code
-    before = read_lines(results)
-    assert 2 <= len(before) < 240
+    results, n_before = tmp_path / "toy.jsonl", 0
+    for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        with subprocess.Popen(
+            [sys.executable, str(EVAL / "bench.py"), *words(tmp_path, "--jobs", 1)],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs ignore it
+        ) as process:
+            while not results.is_file() or results.read_bytes().count(b"\n") < n_before + 2:
+                assert process.poll() is None
+                time.sleep(0.1)
+            process.send_signal(sent)
+            assert process.wait(30) == code
+        before = read_lines(results)
+        n_before = len(before)
+    assert 4 <= n_before < 240
     with results.open("a") as file:
         file.write('{"suite": "toy", "ta')
-    make_few = yaml.safe_load((tmp_path / "toy.yaml").read_text())
-    make_few["compare"][0]["draws"] = draws = max(line["draw"] for line in before) + 2
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(make_few))
-    assert run(tmp_path).returncode == 0
+    draws = max(line["draw"] for line in before) + 2
+    change(tmp_path, compare=lambda groups: [{**groups[0], "draws": draws}])
+    assert run_here(tmp_path, n_jobs=1) == 0
     after = read_lines(results)
-    assert after[: len(before)] == before
+    assert after[:n_before] == before
     assert len({key_of(line) for line in after}) == len(after) == 4 * draws
 
 
 def test_the_budget_is_kept_and_cells_that_fit_are_trained(tmp_path: Path) -> None:
     make(tmp_path)
-    suite = yaml.safe_load((tmp_path / "toy.yaml").read_text())
     endless = {"like": "small", "epochs": None, "steps": 10_000_000, "batch_size": 16}
-    suite["protocols"]["endless"] = endless
-    long = {**suite["compare"][0], "protocol": "endless", "nets": ["resnet10-narrow"]}
-    suite["compare"] = [{**long, "draws": 1, "keep_ratios": [0.2]}, *suite["compare"]]
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(suite))
+    long = {"protocol": "endless", "nets": ["resnet10-narrow"], "draws": 1, "keep_ratios": [0.2]}
+    change(
+        tmp_path,
+        protocols=lambda found: found | {"endless": endless},
+        compare=lambda groups: [{**groups[0], **long}, *groups],
+    )
     started = time.monotonic()
     done = run(tmp_path, "--budget-minutes", 0.5, "--jobs", 1)
     assert done.returncode == 0 and "failed" not in done.stderr
     assert time.monotonic() - started < 30 + 3  # and the start of Python
     lines = read_lines(tmp_path / "toy.jsonl")
     assert {line["protocol"] for line in lines} == {"quick"} and len(lines) == 8
-    assert run(tmp_path, "--budget-minutes", 0.001).returncode == 0
+    assert run_here(tmp_path, budget_minutes=0.001) == 0
 
 
 def test_a_worker_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +257,7 @@ def test_a_worker_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) 
         ([100], [0.5], False),
         ([150], [0.5], True),  # 150 s more of 50
         ([199, 200.5], [0.999, 0.9999], True),  # the deadline is hard
+        ([50, 80], [0, 0.2], False),  # set-up took 50 s: 120 s more, and 120 are left
     ],
 )
 def test_a_cell_that_would_not_end_ends_itself(
@@ -196,18 +272,6 @@ def test_a_cell_that_would_not_end_ends_itself(
                 watch(share)
         else:
             watch(share)
-
-
-def test_training_begins_at_the_first_call_that_has_nothing_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for shares, begin in (((0.0, 0.5), 11.0), ((0.1, 0.0), 10.0), ((), 10.0)):
-        clock = iter(range(10, 20))
-        monkeypatch.setattr(time, "time", lambda clock=clock: float(next(clock)))
-        watch = runner.Watch(deadline=float("inf"))
-        for share in shares:
-            watch(share)
-        assert watch.begin == begin
 
 
 def test_seconds_of_like_cells_say_whether_another_would_end() -> None:
@@ -293,17 +357,13 @@ def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_turn")
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError()])
-def test_a_worker_that_dies_in_a_cell_costs_that_cell(error: Exception) -> None:
+def test_a_worker_that_dies_costs_the_cell_that_it_trained(error: Exception) -> None:
     crew = FakeCrew(2, lambda cell, most: error if cell == 0 else DONE)
     done, said = finish(crew, 5)
     assert done == [1, 2, 3, 4] and crew.hired == 3
     assert len(said) == 1 and "draw 0" in said[0] and "ended with code -9" in said[0]
-
-
-@pytest.mark.usefixtures("in_turn")
-def test_a_worker_that_dies_before_a_cell_costs_none() -> None:
-    crew = FakeCrew(2, lambda cell, most: DONE, dead=(1, 3))
-    assert finish(crew, 5) == ([0, 1, 2, 3, 4], []) and crew.hired == 4
+    idle = FakeCrew(2, lambda cell, most: DONE, dead=(1, 3))  # these die before a cell
+    assert finish(idle, 5) == ([0, 1, 2, 3, 4], []) and idle.hired == 4
 
 
 def test_a_process_that_cannot_begin_is_a_failed_cell() -> None:
@@ -336,21 +396,9 @@ def test_fewer_run_at_a_time_where_more_have_no_memory(n_jobs: int, n_fit: int) 
     # each number that is too many is given up at once: no cell fails twice with it
     too_many = [(cell, most) for cell, most in tried if most > n_fit]
     assert len(set(too_many)) == len(too_many) <= sum(range(n_fit + 1, n_jobs + 1))
-
-
-@pytest.mark.usefixtures("in_turn")
-def test_a_cell_that_has_no_memory_alone_has_failed_and_the_others_run() -> None:
-    alone = []
-
-    def answer(cell: int, most: int) -> tuple[str, Any]:
-        if cell != 2:
-            return DONE
-        alone.append(most == 1)
-        return "memory", "none"
-
-    done, said = finish(FakeCrew(3, answer), 5)
+    alone = FakeCrew(n_jobs, lambda cell, most: ("memory", "none") if cell == 2 else DONE)
+    done, said = finish(alone, 5)
     assert done == [0, 1, 3, 4] and len(said) == 1 and "draw 2" in said[0]
-    assert alone[-1] and not any(alone[:-1])
 
 
 @pytest.mark.parametrize(
@@ -391,7 +439,7 @@ def test_a_cell_more_has_room_beside_a_tenth(
 def test_the_key_of_a_cell_goes_by_all_that_changes_its_result(tmp_path: Path) -> None:
     make(tmp_path)
     suite = read_suite(str(tmp_path / "toy.yaml"))
-    cell, choices = suite.cells[0], runner.Choices(Bundle(tmp_path / "bundle"))
+    cell, choices = suite.cells[0], Choices(Bundle(tmp_path / "bundle"))
     digests = choices.bundle.about["tasks"]["toy"]["digests"]
 
     def key(cell: Cell = cell) -> Any:
@@ -421,116 +469,74 @@ def test_the_key_of_a_cell_goes_by_all_that_changes_its_result(tmp_path: Path) -
         key()
 
 
-def test_a_trainer_is_told_the_weights_and_their_use_and_so_is_the_line(
+def test_a_trainer_is_told_the_ratio_that_was_asked_for_and_the_use_of_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path)
-    suite = read_suite(str(tmp_path / "toy.yaml"))
-    cell, choices = suite.cells[0], runner.Choices(Bundle(tmp_path / "bundle"))
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        runner.trainer_of("probe"), "train", lambda job, *_: seen.append(job) or {"metrics": {}}
-    )
-    shared = runner.Plan(suite, tmp_path / "bundle", "cpu", 1, float("inf"))
-    assert runner.describe(cell, suite, choices)["use_weights"] == "none"
-    runner.train_cell(cell, choices, shared)
-    for use in ("loss", "sample"):
-        choices.of(cell).update(weights=[1.0] * 40, use_weights=use)
-        assert runner.describe(cell, suite, choices)["use_weights"] == use
-        runner.train_cell(cell, choices, shared)
-    assert [job.weights is None for job in seen] == [True, False, False]
-    assert [job.is_sampled for job in seen] == [False, False, True]
-
-
-def test_settings_go_by_the_ratio_that_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(tmp_path)
-    suite = read_suite(str(tmp_path / "toy.yaml"))
-    choices = runner.Choices(Bundle(tmp_path / "bundle"))
-    found = []
-
-    def train(job: Job, *rest: Any) -> dict[str, Any]:
-        found.append((job.keep_ratio, job.protocol.penalties))
-        return {}
-
-    monkeypatch.setattr(runner.trainer_of("probe"), "train", train)
-    cell, listed = suite.cells[0], replace(suite.cells[0], keep="list")
-    choices.lines[("toy", cell.selection, "list", 0)] = choices.of(cell)
-    choices.of(cell)["keep_ratio"] = 0.2004  # of the rows that there are
+    suite, choices = read_suite(str(tmp_path / "toy.yaml")), Choices(Bundle(tmp_path / "bundle"))
     (tmp_path / "toy.yaml").unlink()  # what is trained is what was read
-    for one in (cell, listed):
-        of_run = replace(plan(), suite=suite)
-        assert runner.train_cell(one, choices, of_run)["seconds"]["training"] >= 0
-    assert found == [(0.2, {1: 0.001}), (0.2004, {1: 0.001})]
+    cell, listed = suite.cells[0], replace(suite.cells[0], keep="list")
+    line = choices.of(cell)
+    choices.lines["toy", cell.selection, "list", 0] = line
+    line["keep_ratio"] = 0.2004  # of the rows that there are
+    seen: list[Job] = []
+    probe = runner.trainer_of("probe")
+    monkeypatch.setattr(probe, "train", lambda job, *_: seen.append(job) or {"metrics": {}})
+    of_run = replace(plan(), suite=suite)
+    uses = (None, "loss", "sample")
+    for use in uses:
+        if use:
+            line.update(weights=[1.0] * 40, use_weights=use)
+        assert runner.describe(cell, suite, choices)["use_weights"] == (use or "none")
+        assert runner.train_cell(cell, choices, of_run)["seconds"]["training"] >= 0
+    runner.train_cell(listed, choices, of_run)
+    assert [job.keep_ratio for job in seen] == [0.2, 0.2, 0.2, 0.2004]
+    assert [job.weights is None for job in seen] == [True, False, False, False]
+    assert [job.is_sampled for job in seen] == [False, False, True, True]
+    assert seen[0].protocol.penalties == {1: 0.001}
 
 
-def test_a_failed_cell_is_named_and_stops_no_other(tmp_path: Path) -> None:
+def test_a_failed_cell_is_named_and_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path)
-    suite = yaml.safe_load((tmp_path / "toy.yaml").read_text())
-    suite["protocols"]["broken"] = {"like": "small"}
     wrong = {"protocol": "broken", "nets": ["no_such_net"], "draws": 1, "keep_ratios": [0.2]}
-    suite["compare"].insert(0, {**suite["compare"][0], **wrong})
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(suite))
-    done = run(tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count("failed: toy, ") == 2 and "no_such_net" in done.stderr
-    assert "Traceback" not in done.stderr
+    change(
+        tmp_path,
+        protocols=lambda found: found | {"broken": {"like": "small"}},
+        compare=lambda groups: [{**groups[0], **wrong}, *groups],
+    )
+    assert run_here(tmp_path, n_jobs=1) == 2
+    said = capsys.readouterr().err
+    assert said.count("failed: toy, ") == 2 and "no_such_net" in said and "Traceback" not in said
     assert len(read_lines(tmp_path / "toy.jsonl")) == 8
 
 
-def test_what_cannot_be_used_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "is no bundle"),
+        (("--jobs", 0), "--jobs must be a number above 0, got 0"),
+        (("--budget-minutes", "nan"), "--budget-minutes must be a number above 0"),
+        (("--budget-minutes", "inf"), "got inf"),
+        (("--device", "cuda"), "no bundle"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[object, ...],
+    said: str,
+) -> None:
     make(tmp_path)
-    (tmp_path / "bundle" / "bundle.json").rename(tmp_path / "kept.json")
-    for done, said in (
-        (run(tmp_path), "is no bundle"),
-        (run(tmp_path, "--jobs", 0), "--jobs must be a number above 0, got 0"),
-        (run(tmp_path, "--budget-minutes", "nan"), "--budget-minutes must be a number above 0"),
-        (run(tmp_path, "--budget-minutes", "inf"), "got inf"),
-        (run(tmp_path, "--device", "cuda"), "no bundle"),
-    ):
-        assert done.returncode == 2 and said in done.stderr
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    (tmp_path / "kept.json").rename(tmp_path / "bundle" / "bundle.json")
-    suite = yaml.safe_load((tmp_path / "toy.yaml").read_text())
-    suite["compare"][0]["draws"] = 3
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(suite))
-    done = run(tmp_path)
-    assert done.returncode == 2 and "prepare it anew" in done.stderr
-
-
-MISSING = """
-import sys
-from importlib.machinery import PathFinder
-
-MISSING = {
-    "datasets", "trl", "sentence_transformers", "jaxtyping", "typer", "pandas", "sklearn",
-    "matplotlib", "lm_eval",
-}
-
-class Finder(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] not in MISSING:
-            return PathFinder.find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
-"""
-
-
-def test_it_runs_where_only_the_trainers_packages_are(tmp_path: Path) -> None:
-    make(tmp_path)
-    suite: dict[str, Any] = yaml.safe_load((tmp_path / "toy.yaml").read_text())
-    suite["protocols"]["short"] = {"like": "small", "epochs": None, "steps": 3, "batch_size": 16}
-    suite["compare"].append(
-        {**suite["compare"][0], "protocol": "short", "nets": ["resnet10-narrow"]}
-    )
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(suite))
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "sitecustomize.py").write_text(MISSING)
-    without = {"PYTHONPATH": str(tmp_path / "without")}
-    probe = [sys.executable, "-c", "import datasets"]
-    assert subprocess.run(probe, env={**os.environ, **without}, capture_output=True).returncode == 1
-    done = run(tmp_path, **without)
-    assert done.returncode == 0, done.stderr
-    assert len(read_lines(tmp_path / "toy.jsonl")) == 16
+    bench = load_script("bench")
+    change(tmp_path, compare=lambda groups: [{**groups[0], "draws": 3}])
+    for given, wanted in (((), "prepare it anew"), (flags, said)):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *words(tmp_path, *given)])
+        with pytest.raises(SystemExit) as stopped:
+            bench.main()
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and wanted in error
+        assert error.startswith("error: ") and error.count("\n") == 1
+        (tmp_path / "bundle" / "bundle.json").unlink(missing_ok=True)

@@ -10,11 +10,18 @@ import pytest
 import yaml
 from eval_scripts import EVAL, load_script
 
-load_script("common")  # puts eval/ on the path
+load_script("measure")  # puts eval/ on the path
 
 from harness.bundle import PART_BYTES, Bundle, BundleWriter  # noqa: E402
 from harness.results import appending, key_of, read_lines  # noqa: E402
-from harness.suite import is_same_rows, read_suite, results_of  # noqa: E402
+from harness.suite import (  # noqa: E402
+    at_ratio,
+    is_same_rows,
+    read_suite,
+    resolve,
+    results_of,
+    trainer_of,
+)
 
 from dq_multimodal.config import InputError  # noqa: E402
 
@@ -180,6 +187,61 @@ def test_a_suite_has_its_whole_name_and_not_the_results_of_another(tmp_path: Pat
         results_of(str(dotted.rename(tmp_path / "small.yaml")))
 
 
+GOOD: dict[str, dict[str, Any]] = {
+    "image": {"batch_size": 16, "learning_rate": 0.1, "epochs": 1},
+    "text": {"batch_size": 4, "learning_rate": 1e-3, "steps": 6},
+    "probe": {"penalties": {1: 250}},
+}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings", "said"),
+    [
+        ("image", {"epochs": None}, "wanted epochs or steps, got None and None"),
+        ("image", {"steps": 5}, "wanted epochs or steps, got 1 and 5"),
+        ("image", {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ("image", {"batch_size": {0.1: 4}}, "rising keys up to 1.0"),
+        ("image", {"batch_size": {0.5: 4, 0.1: 8, 1.0: 9}}, "rising keys up to 1.0"),
+        ("image", {"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ("image", {"warmup": 1.0}, "warmup must lie in [0, 1), got 1.0"),
+        ("image", {"crop": "wrap"}, "crop must be one of none, zero, reflect, got 'wrap'"),
+        ("image", {"cutout": -1}, "cutout must lie in"),
+        ("image", {"mirror": "yes"}, "mirror must be true or false"),
+        ("text", {"steps": None}, "wanted steps or response_tokens, got None and None"),
+        ("text", {"response_tokens": 5}, "wanted steps or response_tokens, got 6 and 5"),
+        ("text", {"steps": {0.5: 3}}, "steps by keep ratio must have rising keys up to 1"),
+        ("text", {"steps": {1: 0}}, "steps must be a whole number of at least 1, got 0"),
+        ("text", {"test_rows": 0}, "test_rows must be a whole number"),
+        ("text", {"learning_rate": 0}, "learning_rate must lie in (0, infinity), got 0"),
+        ("text", {"learning_rate": "1e-5"}, "learning_rate must lie in (0, infinity), got '1e-5'"),
+        ("text", {"tuning": "some"}, "tuning must be one of full, lora, got 'some'"),
+        ("probe", {"penalties": 250}, "penalties must map"),
+        ("probe", {"penalties": {}}, "rising keys up to 1.0"),
+        ("probe", {"penalties": {0.5: 250}}, "rising keys up to 1.0"),
+        ("probe", {"penalties": {1: True}}, "penalties must be above 0, got True"),
+        ("probe", {"tolerance": 0}, "tolerance must be above 0"),
+        ("probe", {"max_iterations": 2.5}, "max_iterations must be a whole number"),
+    ],
+)
+def test_settings_that_mean_nothing_are_one_line(
+    trainer: str, settings: dict[str, Any], said: str
+) -> None:
+    trainer_of(trainer).Protocol(**GOOD[trainer])
+    with pytest.raises(InputError) as raised:
+        trainer_of(trainer).Protocol(**(GOOD[trainer] | settings))
+    assert said in str(raised.value)
+
+
+def test_the_named_protocols_are_those_of_the_papers() -> None:
+    found = resolve("protocol", yaml.safe_load((EVAL / "protocols.yaml").read_text()))
+    named = {name: trainer_of(s.pop("trainer")).Protocol(**s) for name, s in found.items()}
+    count_steps = trainer_of("image").count_steps
+    assert count_steps(named["paper"], 50_000, 1.0) == (128, 200 * 390)
+    assert named["paper_steps"].steps == 200 * 390
+    assert at_ratio(named["paper_batch16"].batch_size, 0.125) == 16
+    assert all(at_ratio(named["probe"].penalties, ratio) == 250 for ratio in (0.001, 0.3, 1))
+
+
 def test_every_committed_suite_can_be_read() -> None:
     for path in sorted((EVAL / "suites").glob("*.yaml")):
         suite = read_suite(path.stem)
@@ -188,7 +250,7 @@ def test_every_committed_suite_can_be_read() -> None:
 
 def test_a_bundle_gives_back_what_was_added_in_parts(tmp_path: Path) -> None:
     writer = BundleWriter(tmp_path / "bundle")
-    array = np.random.default_rng(0).integers(0, 255, (70, 1000, 1000), dtype=np.uint8)
+    array = np.random.default_rng(0).integers(0, 255, (40, 1000, 1000), dtype=np.uint8)
     table = pa.table({"ids": [[k, k + 1] for k in range(1000)]})
     (tmp_path / "model.gguf").write_bytes(array.tobytes())
     writer.add_array("a/images", array)
@@ -235,25 +297,18 @@ LINE = {
 }  # fmt: skip
 
 
-def test_a_line_cut_short_by_a_kill_is_trained_again(tmp_path: Path) -> None:
-    path = tmp_path / "toy.jsonl"
-    path.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE)[:40])
-    assert read_lines(path) == [LINE]
-    other = {**LINE, "draw": 1}
-    with appending(path) as append:
-        append(other)
-    assert read_lines(path) == [LINE, other]
-    assert key_of(LINE) != key_of(LINE, "cuda")
-
-
-def test_a_whole_last_line_is_kept_where_only_its_end_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut_short", [True, False])
+def test_what_a_kill_left_of_a_line_is_dropped_and_a_whole_line_kept(
+    tmp_path: Path, cut_short: bool
+) -> None:
     path, other = tmp_path / "toy.jsonl", {**LINE, "draw": 1}
-    path.write_text(json.dumps(LINE))
+    path.write_text(json.dumps(LINE) + ("\n" + json.dumps(LINE)[:40] if cut_short else ""))
     assert read_lines(path) == [LINE]
     with appending(path) as append:
         assert read_lines(path) == [LINE]
         append(other)
     assert read_lines(path) == [LINE, other]
+    assert key_of(LINE) != key_of(LINE, "cuda") and key_of(LINE) != key_of(other)
 
 
 def test_a_results_file_has_one_writer_and_only_results(tmp_path: Path) -> None:

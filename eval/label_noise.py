@@ -139,17 +139,16 @@ def make_probe(train: np.ndarray, test: np.ndarray, labels: np.ndarray) -> Any:
 
     mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     rows, tests = (torch.from_numpy((part - mean) / deviation) for part in (train, test))
-    targets = torch.from_numpy(labels)
     source = load_source(str(DATA / "cifar10" / "test-*.parquet")).dataset
-    wanted = torch.from_numpy(read_classes(source, "label")[0])
+    targets, wanted = torch.from_numpy(labels), read_classes(source, "label")[0]
 
     def accuracy(is_kept: np.ndarray, weights: np.ndarray | None) -> float:
         kept = torch.from_numpy(np.flatnonzero(is_kept))
-        factors = torch.from_numpy(np.ones(len(kept)) if weights is None else weights[is_kept])
+        given = np.ones(len(kept)) if weights is None else weights[is_kept]
         settings = {"penalty": PENALTY, "tolerance": 1e-3, "max_iterations": 1000}
-        found = fit(rows[kept], targets[kept], factors.double(), **settings)
+        found = fit(rows[kept], targets[kept], torch.from_numpy(given).double(), **settings)
         scores = torch.addmm(found.bias, tests, found.matrix)
-        return 100 * (scores.argmax(dim=1) == wanted).double().mean().item()
+        return 100 * float((scores.argmax(dim=1).numpy() == wanted).mean())
 
     return accuracy
 

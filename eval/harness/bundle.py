@@ -49,7 +49,8 @@ class BundleWriter:
     def __init__(self, folder: Path) -> None:
         is_old = folder.is_dir() and any(folder.iterdir())
         if folder.exists() and (not folder.is_dir() or (is_old and not is_bundle(folder))):
-            raise InputError(f"{folder} holds other things: name an empty folder for the bundle")
+            said = "holds other things, or a bundle of another version"
+            raise InputError(f"{folder} {said}: name an empty folder for the bundle")
         self.folder, self._files = folder, dict[str, dict[str, Any]]()
         self._contents = dict[str, str]()
         self._new = folder.with_name(f"{folder.name}.unfinished")

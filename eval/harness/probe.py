@@ -15,7 +15,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,16 +73,14 @@ def train(
     """
     if job.is_sampled:
         raise InputError("a probe sees all rows at once: use_weights sample is for image and text")
-    data = load_features(bundle, job.task, device)
+    data = load_features(bundle.folder_path, job.task, device)
     rows = torch.from_numpy(np.asarray(job.rows)).to(device)
     classes, targets = torch.unique(data.labels[rows], return_inverse=True)
-    weights = torch.ones(len(rows), dtype=torch.float64, device=device)
-    if job.weights is not None:
-        weights = torch.as_tensor(job.weights, dtype=torch.float64, device=device)
+    given = np.ones(len(rows)) if job.weights is None else job.weights
     fitted = fit(
         data.features[rows].double(),
         targets,
-        weights,
+        torch.as_tensor(given, dtype=torch.float64, device=device),
         penalty=at_ratio(job.protocol.penalties, job.keep_ratio),
         tolerance=job.protocol.tolerance,
         max_iterations=job.protocol.max_iterations,
@@ -97,8 +96,7 @@ def train(
     }
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """Standardised features and classes on one device."""
 
     features: Tensor
@@ -107,45 +105,29 @@ class Features:
     test_labels: Tensor
 
 
-def load_features(bundle: Bundle, task: str, device: torch.device) -> Features:
+@lru_cache(maxsize=1)
+def load_features(folder: Path, task: str, device: torch.device) -> Features:
     """Read the features of a task; kept for the next cell.
 
     Each is shifted and scaled to mean 0 and standard deviation 1 over all training rows of the
     bundle, which needs no label; one that does not vary is only shifted.
     """
-    return _load(bundle.folder_path, task, device)
-
-
-@lru_cache(maxsize=1)
-def _load(folder: Any, task: str, device: torch.device) -> Features:
     bundle = Bundle(folder)
-    arrays = {
-        (part, what): bundle.array(f"{task}/{part}/{what}")
-        for part in ("train", "test")
-        for what in ("features", "labels")
-    }
-    rows = arrays["train", "features"]
+    parts = [(part, what) for part in ("train", "test") for what in ("features", "labels")]
+    arrays = {key: bundle.array("/".join((task, *key))) for key in parts}
+    rows, tests = arrays["train", "features"], arrays["test", "features"]
     mean = rows.mean(axis=0, dtype=np.float64)
     rows -= mean.astype(np.float32)
     deviation = np.sqrt(np.einsum("nd,nd->d", rows, rows, dtype=np.float64) / len(rows))
-    varies = deviation > NO_VARIATION * np.abs(mean)
-    scale = np.where(varies, deviation, 1).astype(np.float32)
+    scale = np.where(deviation > NO_VARIATION * np.abs(mean), deviation, 1).astype(np.float32)
     rows /= scale
-    arrays["test", "features"] -= mean.astype(np.float32)
-    arrays["test", "features"] /= scale
+    tests -= mean.astype(np.float32)
+    tests /= scale
     return Features(*(torch.from_numpy(array).to(device) for array in arrays.values()))
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted probe.
-
-    Attributes:
-        matrix: (d, c).
-        bias: (c,).
-        steps: Steps of the search.
-        gradient: Largest absolute entry of the gradient at its end.
-    """
+class Fitted(NamedTuple):
+    """A fitted probe: (d, c), (c,), the steps, and the largest entry of the last gradient."""
 
     matrix: Tensor
     bias: Tensor
@@ -172,7 +154,7 @@ def fit(
         penalty: $\lambda$, for the sum over the rows.
         tolerance: Of the largest absolute entry of the gradient.
         max_iterations: Most steps.
-        progress: Told the share that is done.
+        progress: Told the share of the way to the tolerance, on the logarithm of the gradient.
     """
     n_classes, share = int(targets.max()) + 1, penalty / len(rows)
     matrix = rows.new_zeros(rows.shape[1], n_classes)
@@ -189,7 +171,9 @@ def fit(
         matrix.grad = torch.add(slope, matrix, alpha=share).contiguous()
         bias.grad = errors.sum(dim=0)
         sizes.append(max(matrix.grad.abs().max().item(), bias.grad.abs().max().item()))
-        progress(_share_done(max(sizes), min(sizes), tolerance))
+        first, last = max(sizes), min(sizes)
+        is_there = last <= tolerance
+        progress(1.0 if is_there else math.log(first / last) / math.log(first / tolerance))
         return value.item()
 
     search = torch.optim.LBFGS(
@@ -203,12 +187,4 @@ def fit(
     )
     search.step(loss)
     loss()
-    steps = int(search.state[matrix]["n_iter"])
-    return Fitted(matrix, bias, steps, sizes[-1])
-
-
-def _share_done(first: float, last: float, tolerance: float) -> float:
-    """Give the share of the way from the first gradient to the tolerance, by logarithms."""
-    if last <= tolerance:
-        return 1.0
-    return math.log(first / last) / math.log(first / tolerance)
+    return Fitted(matrix, bias, int(search.state[matrix]["n_iter"]), sizes[-1])

@@ -53,15 +53,7 @@ class OverBudget(Exception):
 
 @dataclass
 class Plan:
-    """What the workers of one run share.
-
-    Attributes:
-        suite: The suite.
-        bundle: Folder of the bundle.
-        device: cpu or cuda.
-        threads: CPU threads of each worker.
-        deadline: When cells are to have ended, by `time.time()`; infinity without a budget.
-    """
+    """What the workers of one run share; cells are to end by `deadline`, of `time.time()`."""
 
     suite: Suite
     bundle: Path
@@ -145,7 +137,7 @@ def run_suite(
     device: str = "auto",
     started: float | None = None,
 ) -> int:
-    """Train the cells that the results file does not hold yet.
+    """Train the cells that the results file does not hold yet, and give how many failed.
 
     Args:
         name: Name or file of the suite.
@@ -156,9 +148,6 @@ def run_suite(
             holds, 4 at most.
         device: cpu, cuda, or auto.
         started: When the budget began, by `time.time()`; None is now.
-
-    Returns:
-        Number of cells that failed.
 
     Raises:
         InputError: If the suite, the bundle or the results file cannot be used.
@@ -186,11 +175,7 @@ def run_suite(
 
 
 def choose_device(asked: str) -> str:
-    """Give cpu or cuda.
-
-    Raises:
-        InputError: If cuda was asked for and there is none.
-    """
+    """Give cpu or cuda; an InputError where cuda was asked for and there is none."""
     import torch
 
     has_cuda = torch.cuda.is_available()
@@ -211,13 +196,7 @@ class Worker:
 
 
 class Crew:
-    """The workers of a run.
-
-    Attributes:
-        plan: What they share.
-        n_jobs: Cells at a time.
-        done: Lines of finished cells, by which seconds and memory of others are estimated.
-    """
+    """The workers of a run; `done` are lines by which seconds and memory are estimated."""
 
     def __init__(self, plan: Plan, n_jobs: int, done: list[dict[str, Any]]) -> None:
         self.plan, self.n_jobs = plan, n_jobs
@@ -388,25 +367,26 @@ def train_cell(cell: Cell, choices: Choices, plan: Plan) -> dict[str, Any]:
     import torch
 
     started = time.time()
-    chosen, weights = choices.of(cell), choices.of(cell)["weights"]
+    chosen = choices.of(cell)
+    weights, is_listed = chosen["weights"], isinstance(cell.keep, str)
     job = Job(
         cell.task,
         plan.suite.protocol(cell.protocol),
         cell.net,
         np.asarray(chosen["rows"], dtype=np.int64),
-        chosen["keep_ratio"] if isinstance(cell.keep, str) else cell.keep,
+        chosen["keep_ratio"] if is_listed else cell.keep,
         cell.training_seed,
         None if weights is None else np.asarray(weights, dtype=np.float32),
         chosen.get("use_weights") == "sample",
     )
+    is_cuda = plan.device == "cuda"
     device = torch.device(plan.device)
-    if plan.device == "cuda":
+    if is_cuda:
         torch.cuda.init()  # else there are no statistics yet to reset
         torch.cuda.reset_peak_memory_stats()
     watch = Watch(plan.deadline)
     trainer = trainer_of(plan.suite.settings[cell.protocol]["trainer"])
     found = trainer.train(job, choices.bundle, device, watch)
-    is_cuda = plan.device == "cuda"
     return found | {
         "seconds": {
             "selection": chosen["selection_seconds"],

@@ -101,8 +101,7 @@ class Job:
         keep_ratio: Share of the rows, in (0, 1].
         seed: Training seed.
         weights: Weight of each row, (k,), mean 1; None is equal weights.
-        is_sampled: Whether they are the chances of the rows to be in a batch, and not factors of
-            their losses.
+        is_sampled: Whether they are chances of rows to be in a batch, and not factors of losses.
     """
 
     task: str

@@ -62,8 +62,7 @@ def load_test(name: str, spec: dict[str, Any]) -> tuple["Dataset", list[str] | N
     Raises:
         InputError: If a key is strange, or the rows are not as it says.
     """
-    strange = set(spec) - TEST_KEYS
-    if strange or "dataset" not in spec:
+    if set(spec) - TEST_KEYS or "dataset" not in spec:
         keys = ", ".join(sorted(TEST_KEYS))
         raise InputError(f"test {name}: wanted a dataset and keys of {keys}, got {', '.join(spec)}")
     place = find_place(spec["dataset"])
@@ -78,8 +77,7 @@ def load_test(name: str, spec: dict[str, Any]) -> tuple["Dataset", list[str] | N
     if column := spec.get("unnest"):
         rows = unnest(rows, column)
     columns = spec.get("text_columns")
-    missing = set(columns or []) - set(rows.column_names)
-    if missing:
+    if missing := set(columns or []) - set(rows.column_names):
         raise InputError(f"test {name}: no column {', '.join(sorted(missing))}")
     return sample_rows(rows, spec.get("rows")), columns
 
@@ -105,17 +103,11 @@ def pack_texts(
     max_length: int = 512,
     is_test: bool = False,
 ) -> pa.Table:
-    """Turn instruction rows into token rows.
+    """Turn instruction rows, of any shape that `to_training_rows` knows, into token rows.
 
-    The prompt ends where the tokens of the prompt alone and of the whole part.
-
-    Args:
-        rows: Of any shape that `to_training_rows` knows.
-        tokenizer: Of the model.
-        text_columns: Columns named by the user; None finds them.
-        max_length: Tokens after which a row is cut.
-        is_test: Whether rows without a response token left are dropped; rows to train on keep
-            their numbers.
+    A prompt ends where the tokens of the prompt alone and of the whole part. Rows are cut after
+    `max_length` tokens; without a response token left, those of a test are dropped, and rows to
+    train on keep their numbers.
 
     Returns:
         `ids`, list<int32>, and `n_prompt`, int32, the tokens before the response.
@@ -143,27 +135,24 @@ def pack_texts(
         parts = (k for k, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b)
         n_prompt = next(parts, min(len(prompt), len(ids)))
         found.append({"ids": ids[:max_length], "n_prompt": n_prompt})
-    has_response = [len(row["ids"]) > max(row["n_prompt"], 1) for row in found]
-    if not all(has_response):
+    good = [row for row in found if len(row["ids"]) > max(row["n_prompt"], 1)]
+    if n_lost := len(found) - len(good):
         what = "are left out" if is_test else "have no response left"
-        n_lost = has_response.count(False)
         said = f"{n_lost:,} of {len(found):,} rows {what} at {max_length} tokens"
         print(f"note: {said}", file=sys.stderr)
-    if is_test:
-        found = [row for row, has in zip(found, has_response, strict=True) if has]
-    return pa.Table.from_pylist(found, SCHEMA)
+    return pa.Table.from_pylist(good if is_test else found, SCHEMA)
 
 
 def add_model(writer: BundleWriter, name: str, place: str) -> None:
     """Write the files of a model into a bundle, below models/NAME."""
     if found := find_gguf(place):
         files = [Path(found[0]) / found[1]]
-    elif Path(place).is_dir():
-        files = [p for pattern in MODEL_FILES for p in sorted(Path(place).glob(pattern))]
     else:
-        from huggingface_hub import snapshot_download
+        folder = Path(place)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(place, allow_patterns=list(MODEL_FILES)))
+            folder = Path(snapshot_download(place, allow_patterns=list(MODEL_FILES)))
         files = [p for pattern in MODEL_FILES for p in sorted(folder.glob(pattern))]
     if not any(p.suffix in (".gguf", ".safetensors", ".bin") for p in files):
         raise InputError(f"the model {place} has no weights in one folder")
@@ -203,9 +192,7 @@ def add_texts(
         tokenizer = load_tokenizer(place)
         packed = pack_texts(rows, tokenizer, text_columns=columns, max_length=max_length)
         writer.add_table(f"{task}/train/{name}", packed)
-        for test, (test_rows, test_columns) in tests.items():
-            packed = pack_texts(
-                test_rows, tokenizer, text_columns=test_columns, max_length=max_length, is_test=True
-            )
-            writer.add_table(f"{task}/test/{name}/{test}", packed)
+        for test, (found, own) in tests.items():
+            options = {"text_columns": own, "max_length": max_length, "is_test": True}
+            writer.add_table(f"{task}/test/{name}/{test}", pack_texts(found, tokenizer, **options))
         add_model(writer, name, place)

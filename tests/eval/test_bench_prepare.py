@@ -1,5 +1,6 @@
 """eval/bench.py prepare: the rows of a bundle are those that `compress` keeps."""
 
+import io
 import json
 import os
 import shutil
@@ -14,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from eval_scripts import EVAL, load_script
+from PIL import Image
 
 load_script("measure")  # puts eval/ on the path
 
 from harness.bundle import Bundle  # noqa: E402
-from harness.prepare import prepare  # noqa: E402
+from harness.prepare import TextTask, prepare  # noqa: E402
 from harness.results import read_lines  # noqa: E402
 from harness.selections import read_row_list  # noqa: E402
 from harness.suite import read_suite  # noqa: E402
@@ -35,25 +37,27 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "ranked": {"method": "dq", "n_bins": 3, "draw": "rank"},
     "adq": {"method": "adq", "n_bins": 3},
     "graphcut": {"method": "graphcut"},
-    "published": {"row_list": "published.npy"},
     "patches": {"method": "random", "drop_ratio": 0.25, "attribution": "random", "fill": "zero"},
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of three classes, an untrained encoder, and a published list of rows."""
+    """Images of three classes, an untrained encoder, dynamics, a published list of rows."""
     import torch
-    from datasets import ClassLabel, Dataset, Features, Image
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
 
     from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
 
     place, rng = tmp_path_factory.mktemp("bench"), np.random.default_rng(0)
-    features = Features({"img": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=["a", "b", "c"])})
     for name, n in (("train", N_TRAIN), ("test", N_TEST)):
-        labels = rng.integers(0, 3, n)
+        labels, images = rng.integers(0, 3, n), []
         pixels = 70 * labels[:, None, None, None] + rng.integers(0, 70, (n, SIDE, SIDE, 3))
-        images = [{"bytes": _png(image)} for image in pixels.astype(np.uint8)]
+        for picture in pixels.astype(np.uint8):
+            Image.fromarray(picture).save(buffer := io.BytesIO(), "PNG")
+            images.append({"bytes": buffer.getvalue()})
         rows = {"img": images, "label": labels.tolist()}
         Dataset.from_dict(rows, features=features).to_parquet(place / f"{name}.parquet")
     torch.manual_seed(0)
@@ -61,68 +65,56 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = Classifier("resnet10-narrow", SIDE, 3, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3)
     save_classifier(net, about, place / "encoder")
     np.save(place / "published.npy", np.array([88, 3, 41, 7, 12, 60]))
+    own, other = rng.uniform(0, 0.6, (2, 4, N_TRAIN))
+    other = np.minimum(other, 1 - own)
+    values = np.stack([own, other, np.sqrt((1 - own) ** 2 + other**2)], axis=2)
+    np.save(place / "dynamics.npy", values.astype(np.float16))
     return place
 
 
-def _png(image: np.ndarray) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+def group_of(*selections: str, **changes: Any) -> dict[str, Any]:
+    found = {"task": "toy", "protocol": "short", "nets": ["resnet10-narrow"], "draws": 1}
+    return {**found, "keep_ratios": [0.2], "selections": list(selections), **changes}
 
 
-def write(folder: Path, name: str, **changes: Any) -> str:
-    task = {
-        "kind": "image",
-        "dataset": str(folder / "train.parquet"),
-        "test": str(folder / "test.parquet"),
-        "encoder": str(folder / "encoder"),
-    }
-    selections = {k: dict(v) for k, v in SELECTIONS.items()}
-    selections["published"]["row_list"] = str(folder / "published.npy")
-    group = {
-        "task": "toy",
-        "protocol": "short",
-        "nets": ["resnet10-narrow"],
-        "keep_ratios": [0.2],
-        "selections": [k for k in SELECTIONS if k != "published"],
-        "draws": 2,
-    }
+def write(
+    folder: Path,
+    path: Path,
+    *groups: dict[str, Any],
+    task: Any = None,
+    selections: Any = None,
+    **tasks: Any,
+) -> str:
+    """Write a suite on the images of a folder."""
+    toy = {"kind": "image", "dataset": str(folder / "train.parquet")}
+    toy |= {"test": str(folder / "test.parquet"), "encoder": str(folder / "encoder")}
+    published = {"row_list": str(folder / "published.npy")}
     suite = {
         "decides": "Whether it works.",
-        "tasks": {"toy": task},
+        "tasks": {"toy": toy | (task or {}), **tasks},
         "protocols": {"short": {"like": "small", "epochs": None, "steps": 2, "batch_size": 8}},
-        "selections": selections,
-        "compare": [
-            group,
-            {**group, "keep_ratios": ["published"], "selections": ["random", "published"]},
-        ],
+        "selections": SELECTIONS | {"published": published} | (selections or {}),
+        "compare": list(groups),
     }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**suite, **changes}, sort_keys=False))
+    path.write_text(yaml.safe_dump(suite, sort_keys=False))
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def made(folder: Path) -> Path:
     """The bundle of all kinds of selections."""
-    prepare(write(folder, "toy"), folder / "bundle", folder / "work")
+    listed = group_of("random", "published", keep_ratios=["published"], draws=2)
+    suite = write(folder, folder / "toy.yaml", group_of(*SELECTIONS, draws=2), listed)
+    prepare(suite, folder / "bundle", folder / "work")
     return folder / "bundle"
 
 
-def chosen(bundle: Bundle) -> dict[tuple[str, str, int], dict[str, Any]]:
-    lines = bundle.table("toy/selections").to_pylist()
+def chosen(bundle: Bundle, task: str = "toy") -> dict[tuple[str, str, int], dict[str, Any]]:
+    lines = bundle.table(f"{task}/selections").to_pylist()
     return {(line["selection"], line["keep"], line["draw"]): line for line in lines}
 
 
-def pixels_of(folder: Path, rows: np.ndarray) -> np.ndarray:
-    import io
-
-    from PIL import Image
-
+def pixels_of(folder: Path, rows: Any) -> np.ndarray:
     files = pq.read_table(folder / "train.parquet")["img"].to_pylist()
     return np.stack([np.asarray(Image.open(io.BytesIO(files[row]["bytes"]))) for row in rows])
 
@@ -131,28 +123,24 @@ def pixels_of(folder: Path, rows: np.ndarray) -> np.ndarray:
 def test_the_rows_are_those_that_compress_keeps(folder: Path, made: Path, name: str) -> None:
     bundle, suite = Bundle(made), read_suite(str(folder / "toy.yaml"))
     labels = np.array(pq.read_table(folder / "train.parquet")["label"])
+    # scores of adq depend on the seed of a run, and a suite makes them once, with seed 0
+    start = compress(
+        str(folder / "train.parquet"),
+        **SELECTIONS[name],
+        embedding_model=str(folder / "encoder"),
+        keep_ratio=0.2,
+        report=False,
+        output_dir=folder / "runs" / name,
+    )
     for draw in (0, 1):
-        line = chosen(bundle)[(name, "0.2", draw)]
-        # scores of adq depend on the seed of a run, and a suite makes them once, with seed 0
-        start = compress(
-            str(folder / "train.parquet"),
-            **SELECTIONS[name],
-            embedding_model=str(folder / "encoder"),
-            keep_ratio=0.2,
-            report=False,
-            output_dir=folder / "runs" / name,
-        )
-        run = start.resample(
-            0.2,
-            seed=suite.draw_seed(name, draw),
-            output_dir=folder / "runs" / f"{name}-{draw}",
-        )
+        line, place = chosen(bundle)[(name, "0.2", draw)], folder / "runs" / f"{name}-{draw}"
+        run = start.resample(0.2, seed=suite.draw_seed(name, draw), output_dir=place)
         assert len(line["rows"]) == 18 and line["keep_ratio"] == 0.2
         assert (bundle.array("toy/train/images")[line["rows"]] == pixels_of(folder, run.kept)).all()
         assert (bundle.array("toy/train/labels")[line["rows"]] == labels[run.kept]).all()
 
 
-def test_random_is_by_class_and_plain_random_is_not(folder: Path, made: Path) -> None:
+def test_random_is_by_class_and_a_published_list_is_kept_as_it_is(folder: Path, made: Path) -> None:
     bundle = Bundle(made)
     labels, lines = bundle.array("toy/train/labels"), chosen(bundle)
     whole = np.bincount(np.array(pq.read_table(folder / "train.parquet")["label"]))
@@ -161,15 +149,11 @@ def test_random_is_by_class_and_plain_random_is_not(folder: Path, made: Path) ->
         assert np.abs(counts - 0.2 * whole).max() <= 1
     rows = [tuple(lines[(n, "0.2", d)]["rows"]) for n in ("random", "plain random") for d in (0, 1)]
     assert len(set(rows)) == 4
-
-
-def test_a_published_list_is_kept_as_it_is_with_random_beside_it(folder: Path, made: Path) -> None:
-    bundle = Bundle(made)
-    images, lines = bundle.array("toy/train/images"), chosen(bundle)
-    listed = images[lines[("published", "published", 0)]["rows"]]
-    assert (listed == pixels_of(folder, np.array([3, 7, 12, 41, 60, 88]))).all()
+    line = lines[("published", "published", 0)]
+    listed = bundle.array("toy/train/images")[line["rows"]]
+    assert (listed == pixels_of(folder, [3, 7, 12, 41, 60, 88])).all()
     assert len(lines[("random", "published", 1)]["rows"]) == 6
-    assert lines[("published", "published", 0)]["proxy_seconds"] is None
+    assert line["proxy_seconds"] is None
 
 
 def test_dropped_patches_are_filled_and_the_others_as_they_were(folder: Path, made: Path) -> None:
@@ -184,27 +168,15 @@ def test_dropped_patches_are_filled_and_the_others_as_they_were(folder: Path, ma
         output_dir=folder / "runs" / "patches",
     )
     filled = bundle.array("toy/train/images")[line["rows"]]
-    whole = pixels_of(folder, run.kept)
     is_hole = (filled == 0).all(axis=3)
     assert (is_hole.mean(axis=(1, 2)) > 0.24).all() and is_hole.mean() < 0.27
-    assert (filled[~is_hole] == whole[~is_hole]).all()
+    assert (filled[~is_hole] == pixels_of(folder, run.kept)[~is_hole]).all()
     assert line["bytes"] > 0
-    test_images = bundle.array("toy/test/images")
-    assert test_images.shape == (N_TEST, SIDE, SIDE, 3)
-
-
-def dynamics_of(folder: Path) -> str:
-    """Write dynamics of the training rows, four epochs by chance, and give their file."""
-    rng = np.random.default_rng(1)
-    own, other = rng.uniform(0, 0.6, (2, 4, N_TRAIN))
-    other = np.minimum(other, 1 - own)
-    values = np.stack([own, other, np.sqrt((1 - own) ** 2 + other**2)], axis=2)
-    np.save(folder / "dynamics.npy", values.astype(np.float16))
-    return str(folder / "dynamics.npy")
+    assert bundle.array("toy/test/images").shape == (N_TEST, SIDE, SIDE, 3)
 
 
 def test_rows_and_weights_are_those_of_compress(folder: Path, tmp_path: Path) -> None:
-    given = {"dynamics": dynamics_of(folder)}
+    given = {"dynamics": str(folder / "dynamics.npy")}
     selections: dict[str, dict[str, Any]] = {
         "random": {"method": "random"},
         "coverage": {"method": "coverage"},
@@ -215,9 +187,7 @@ def test_rows_and_weights_are_those_of_compress(folder: Path, tmp_path: Path) ->
         "ccs": {"method": "ccs", **given},
         "dual": {"method": "dual", **given},
     }
-    group = yaml.safe_load(Path(write(folder, "weighted")).read_text())["compare"][0]
-    group |= {"selections": list(selections), "draws": 1}
-    suite = write(folder, "weighted", selections=selections, compare=[group])
+    suite = write(folder, tmp_path / "w.yaml", group_of(*selections), selections=selections)
     prepare(suite, tmp_path / "bundle", tmp_path / "work")
     lines, read = chosen(Bundle(tmp_path / "bundle")), read_suite(suite)
     images = Bundle(tmp_path / "bundle").array("toy/train/images")
@@ -251,24 +221,20 @@ def test_rows_and_weights_are_those_of_compress(folder: Path, tmp_path: Path) ->
 def test_selections_without_labels_have_one_stratum_and_the_same_embeddings(
     folder: Path, tmp_path: Path
 ) -> None:
-    suite = yaml.safe_load(Path(write(folder, "blind")).read_text())
-    group = suite["compare"][0] | {"selections": ["random", "coverage"], "draws": 1}
-    suite["selections"]["coverage"] = {"method": "coverage"}
-    suite["tasks"]["blind"] = {"like": "toy", "unlabelled": True}
-    suite["compare"] = [group, {**group, "task": "blind"}]
-    (tmp_path / "blind.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
-    prepare(str(tmp_path / "blind.yaml"), tmp_path / "bundle", tmp_path / "work")
+    group = group_of("random", "coverage")
+    about = {"selections": {"coverage": {"method": "coverage"}}}
+    about["blind"] = {"like": "toy", "unlabelled": True}
+    suite = write(folder, tmp_path / "blind.yaml", group, {**group, "task": "blind"}, **about)
+    prepare(suite, tmp_path / "bundle", tmp_path / "work")
     bundle = Bundle(tmp_path / "bundle")
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["toy"]
     runs = sorted((tmp_path / "work" / "toy").iterdir())
     assert [p.name.split("-")[0] for p in runs] == [*["coverage"] * 2, "dq", *["random"] * 2]
     assert all(str(runs[2]) in (run / "config.yaml").read_text() for run in runs[:2])
     kept = {
-        (task, line["selection"]): np.bincount(
-            bundle.array(f"{task}/train/labels")[line["rows"]], minlength=3
-        )
+        (task, name): np.bincount(bundle.array(f"{task}/train/labels")[line["rows"]], minlength=3)
         for task in ("toy", "blind")
-        for line in bundle.table(f"{task}/selections").to_pylist()
+        for (name, _, _), line in chosen(bundle, task).items()
     }
     assert all(found.sum() == 18 for found in kept.values())
     for name in ("random", "coverage"):
@@ -276,93 +242,88 @@ def test_selections_without_labels_have_one_stratum_and_the_same_embeddings(
         assert kept["blind", name].tolist() != kept["toy", name].tolist()
 
 
-def test_a_second_call_finds_it_complete(folder: Path, made: Path, capsys: Any) -> None:
+def test_a_second_call_finds_it_complete_and_a_failed_one_leaves_it(
+    folder: Path, made: Path, tmp_path: Path, capsys: Any
+) -> None:
     held = (made / "bundle.json").stat().st_mtime_ns
     prepare(str(folder / "toy.yaml"), made, folder / "work")
     assert "already complete" in capsys.readouterr().out
     assert (made / "bundle.json").stat().st_mtime_ns == held
+    nowhere = {"test": str(folder / "nowhere.parquet")}
+    suite = write(folder, tmp_path / "failed.yaml", group_of("random"), task=nowhere)
+    with pytest.raises(InputError, match="nowhere"):
+        prepare(suite, made, tmp_path / "work")
+    assert Bundle(made).array("toy/train/images").shape[1:] == (SIDE, SIDE, 3)
 
 
-def test_other_places_make_another_bundle(folder: Path, tmp_path: Path) -> None:
-    group = yaml.safe_load(Path(write(folder, "again")).read_text())["compare"][0]
-    suite = yaml.safe_load(
-        Path(write(folder, "again", compare=[{**group, "selections": ["random"]}])).read_text()
-    )
-    asked = []
-    for extra in ({}, {"embeddings": "other.npy"}):
-        suite["tasks"]["toy"] |= extra
-        (tmp_path / "again.yaml").write_text(yaml.safe_dump(suite))
-        np.save(folder / "other.npy", np.zeros((N_TRAIN, 4), np.float32))
-        if extra:
-            suite["tasks"]["toy"]["embeddings"] = str(folder / "other.npy")
-            (tmp_path / "again.yaml").write_text(yaml.safe_dump(suite))
-        prepare(str(tmp_path / "again.yaml"), tmp_path / "bundle", tmp_path / "work")
-        asked.append(Bundle(tmp_path / "bundle").about["asked"])
-    assert asked[0] != asked[1]
+def test_other_embeddings_make_another_bundle(folder: Path, tmp_path: Path) -> None:
+    np.save(folder / "other.npy", np.zeros((N_TRAIN, 4), np.float32))
+    asked = set()
+    for task in ({}, {"embeddings": str(folder / "other.npy")}):
+        suite = write(folder, tmp_path / "again.yaml", group_of("random"), task=task)
+        prepare(suite, tmp_path / "bundle", tmp_path / "work")
+        asked.add(Bundle(tmp_path / "bundle").about["asked"])
+    assert len(asked) == 2
 
 
-def test_prepared_moved_trained_without_the_data_and_laid_out(folder: Path, tmp_path: Path) -> None:
-    group = yaml.safe_load((Path(write(folder, "toy"))).read_text())["compare"][0]
-    few = {**group, "selections": ["random", "dq"], "keep_ratios": [0.3]}
+def test_prepared_moved_trained_without_the_data_and_laid_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    few = group_of("random", "dq", keep_ratios=[0.3], draws=2)
     probe = {**few, "protocol": "probe", "nets": ["logistic regression"]}
-    suite = write(folder, "moved", compare=[few, probe])
-
-    def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(EVAL / "bench.py"), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    done = bench("prepare", suite, "--bundle", folder / "few", "--work", folder / "work")
-    assert done.returncode == 0, done.stderr
-    shutil.move(folder / "few", tmp_path / "few")
-    (folder / "train.parquet").rename(folder / "away.parquet")
-    try:
-        results = ("--results", tmp_path / "moved.jsonl")
-        done = bench("run", suite, "--bundle", tmp_path / "few", *results)
-        assert done.returncode == 0, done.stderr
-    finally:
-        (folder / "away.parquet").rename(folder / "train.parquet")
+    suite = write(folder, tmp_path / "moved.yaml", few, probe)
+    bench, results = load_script("bench"), ("--results", tmp_path / "moved.jsonl")
+    flags = {
+        "prepare": ("--bundle", folder / "few", "--work", folder / "work"),
+        "run": ("--bundle", tmp_path / "few", *results),
+        "table": (*results, "--figure", tmp_path / "moved.png"),
+    }
+    for name, given in flags.items():
+        words = [name, suite, *map(str, given)]
+        if name == "run":  # a process of its own, without the data
+            shutil.move(folder / "few", tmp_path / "few")
+            (folder / "train.parquet").rename(folder / "away.parquet")
+            command = [sys.executable, str(EVAL / "bench.py"), *words, "--jobs", "1"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            (folder / "away.parquet").rename(folder / "train.parquet")
+            assert done.returncode == 0, done.stderr
+            continue
+        monkeypatch.setattr(sys, "argv", ["bench.py", *words])
+        with pytest.raises(SystemExit) as stopped:
+            bench.main()
+        assert stopped.value.code == 0
     lines = read_lines(tmp_path / "moved.jsonl")
     assert len(lines) == 8 and all(line["rows"] == 27 for line in lines)
-    done = bench("table", suite, *results, "--figure", tmp_path / "moved.png")
-    assert done.returncode == 0, done.stderr
-    assert "Whether it works." in done.stdout and done.stdout.count("| dq |") == 2
+    said = capsys.readouterr().out
+    assert "Whether it works." in said and said.count("| dq |") == 2
 
 
 @pytest.mark.parametrize(
-    ("task", "selections", "said"),
+    ("task", "options", "said"),
     [
         ({"kind": "sound"}, {}, "kind must be image or text, got 'sound'"),
         ({"colour": 1}, {}, "no key colour"),
         ({"dataset": "/nowhere/*.parquet"}, {}, "/nowhere"),
-        ({}, {"random": {"method": "best"}}, "no method best"),
-        ({}, {"random": {"method": "random", "row_list": "x"}}, "a method or a row_list"),
-        ({}, {"random": {"method": "random", "by_length": True}}, "a method or a row_list"),
-        ({}, {"random": {"method": "random", "use_weights": "both"}}, "use_weights must be one of"),
-        ({}, {"random": {"method": "random", "target": "task"}}, "random: the task has no target"),
-        ({}, {"random": {"method": "ccs", "dynamics": "/nowhere.npy"}}, "/nowhere.npy"),
-        ({}, {"random": {"method": "random", "n_bims": 3}}, "n_bims"),
-        ({}, {"random": {"method": "dq", "by_class": False}}, "by_class false is for random"),
-        ({}, {"random": {"method": "random", "seed": 3}}, "seed"),
-        ({}, {"random": {"method": "dq", "embeddings": "missing.npy"}}, "embeddings"),
+        ({}, {"method": "best"}, "no method best"),
+        ({}, {"method": "random", "row_list": "x"}, "a method or a row_list"),
+        ({}, {"method": "random", "by_length": True}, "a method or a row_list"),
+        ({}, {"method": "random", "use_weights": "both"}, "use_weights must be one of"),
+        ({}, {"method": "random", "target": "task"}, "random: the task has no target"),
+        ({}, {"method": "ccs", "dynamics": "/nowhere.npy"}, "/nowhere.npy"),
+        ({}, {"method": "random", "n_bims": 3}, "n_bims"),
+        ({}, {"method": "dq", "by_class": False}, "by_class false is for random"),
+        ({}, {"method": "random", "seed": 3}, "seed"),
+        ({}, {"method": "dq", "embeddings": "missing.npy"}, "embeddings"),
     ],
 )
 def test_what_cannot_be_prepared_is_one_line_and_no_bundle(
-    folder: Path, tmp_path: Path, task: Any, selections: Any, said: str
+    folder: Path, tmp_path: Path, task: Any, options: Any, said: str
 ) -> None:
-    suite = yaml.safe_load(Path(write(folder, "wrong")).read_text())
-    suite["tasks"]["toy"] |= task
-    suite["selections"] |= selections
-    suite["compare"] = [{**suite["compare"][0], "selections": ["random"]}]
-    path = tmp_path / "wrong.yaml"
-    path.write_text(yaml.safe_dump(suite))
+    changes = {"task": task, "selections": {"random": options} if options else {}}
+    path = write(folder, tmp_path / "wrong.yaml", group_of("random"), **changes)
     with pytest.raises(InputError) as raised:
-        prepare(str(path), tmp_path / "bundle", tmp_path / "work")
+        prepare(path, tmp_path / "bundle", tmp_path / "work")
     assert said in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "bundle" / "bundle.json").exists()
 
@@ -370,41 +331,26 @@ def test_what_cannot_be_prepared_is_one_line_and_no_bundle(
 def test_the_order_of_selections_changes_no_row(folder: Path, tmp_path: Path) -> None:
     rows = []
     for k, names in enumerate((["random", "graphcut", "adq"], ["adq", "graphcut", "random"])):
-        group = yaml.safe_load(Path(write(folder, "order")).read_text())["compare"][0]
-        group |= {"selections": names, "draws": 1}
-        suite = write(folder, f"order{k}", compare=[group])
+        suite = write(folder, tmp_path / "order.yaml", group_of(*names))
         prepare(suite, tmp_path / f"bundle{k}", tmp_path / f"work{k}")
         bundle = Bundle(tmp_path / f"bundle{k}")
-        lines = chosen(bundle)
-        images = bundle.array("toy/train/images")
+        lines, images = chosen(bundle), bundle.array("toy/train/images")
         rows.append({name: images[lines[(name, "0.2", 0)]["rows"]] for name in names})
         assert lines[("graphcut", "0.2", 0)]["proxy_seconds"] > 0.01
     assert all((rows[0][name] == rows[1][name]).all() for name in rows[0])
 
 
 def test_the_digests_change_with_what_a_cell_depends_on(folder: Path, tmp_path: Path) -> None:
-    group = yaml.safe_load(Path(write(folder, "digest")).read_text())["compare"][0]
-    group |= {"selections": ["random"], "draws": 1}
-    probe = {**group, "protocol": "probe"}
     other = tmp_path / "encoder"
     shutil.copytree(folder / "encoder", other)
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    found = []
-    for k, task in enumerate(
-        (
-            {},
-            {"encoder": str(other)},
-            {"image_size": 8},
-            {"test": str(folder / "train.parquet")},
-        )
-    ):
-        suite = yaml.safe_load(Path(write(folder, "digest", compare=[group, probe])).read_text())
-        suite["tasks"]["toy"] |= task
-        path = tmp_path / "digest.yaml"
-        path.write_text(yaml.safe_dump(suite))
-        prepare(str(path), tmp_path / f"bundle{k}", tmp_path / f"work{k}")
+    of_train, found = {"test": str(folder / "train.parquet")}, []
+    for k, task in enumerate(({}, {"encoder": str(other)}, {"image_size": 8}, of_train)):
+        groups = (group_of("random"), group_of("random", protocol="probe"))
+        suite = write(folder, tmp_path / "digest.yaml", *groups, task=task)
+        prepare(suite, tmp_path / f"bundle{k}", tmp_path / f"work{k}")
         found.append(Bundle(tmp_path / f"bundle{k}").about["tasks"]["toy"]["digests"])
     assert found[1]["image"] == found[0]["image"] and found[1]["probe"] != found[0]["probe"]
     assert len({digests["image"] for digests in found}) == 3
@@ -421,68 +367,51 @@ def test_published_lists_of_the_committed_suites_are_found(real_data: Path) -> N
     assert {"published dq", "alpagasus", "cherry"} <= names
 
 
-def test_a_failed_call_leaves_the_bundle_before(folder: Path, made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made, tmp_path / "bundle")
-    suite = yaml.safe_load(Path(write(folder, "failed")).read_text())
-    suite["tasks"]["toy"]["test"] = str(folder / "nowhere.parquet")
-    (tmp_path / "failed.yaml").write_text(yaml.safe_dump(suite))
-    with pytest.raises(InputError, match="nowhere"):
-        prepare(str(tmp_path / "failed.yaml"), tmp_path / "bundle", tmp_path / "work")
-    assert Bundle(tmp_path / "bundle").array("toy/train/images").shape[1:] == (SIDE, SIDE, 3)
-
-
 def test_row_lists_of_json_records_and_wrong_ones(tmp_path: Path) -> None:
     path = tmp_path / "lists.json"
     path.write_text(json.dumps([{"repo": "x", "indices": [5, 1]}, {"repo": "y", "indices": [2]}]))
     options = {"row_list": str(path), "where": {"repo": "x"}}
     assert read_row_list("mine", options).tolist() == [1, 5]
-    for text, wrong in (
-        ("[1, 1]", {}),
-        ("[-1, 3]", {}),
-        ("[0.5]", {}),
-        ("[]", {}),
-        ("{", {}),
-        ('[{"repo": "z"}]', {"where": {"repo": "x"}}),
-    ):
+    for text in ("[1, 1]", "[-1, 3]", "[0.5]", "[]", "{", '[{"repo": "z"}]'):
         path.write_text(text)
+        where = {"where": {"repo": "x"}} if "repo" in text else {}
         with pytest.raises(InputError, match="mine"):
-            read_row_list("mine", {"row_list": str(path), **wrong})
+            read_row_list("mine", {"row_list": str(path), **where})
+
+
+def write_texts(
+    folder: Path, task: Any, selections: Any, *groups: Any, **rows: Any
+) -> tuple[str, Path]:
+    """Write a suite on texts: rows.parquet and its YAML."""
+    pq.write_table(pa.table(rows), folder / "rows.parquet")
+    group = {"task": "rows", "protocol": "sft_small", "nets": ["tiny"]}
+    suite = {
+        "decides": "Whether it works.",
+        "tasks": {"rows": {"kind": "text", "dataset": str(folder / "rows.parquet"), **task}},
+        "selections": {"random": {"method": "random"}, **selections},
+        "compare": [group | {"selections": ["random", *selections]} | one for one in groups],
+    }
+    (folder / "rows.yaml").write_text(yaml.safe_dump(suite))
+    return str(folder / "rows.yaml"), folder / "work"
 
 
 def test_held_out_rows_are_in_no_selection(tmp_path: Path, small_encoder: Path) -> None:
     n_rows, n_held = 60, 20
-    rows = {"instruction": [f"say {k}" for k in range(n_rows)], "output": ["yes"] * n_rows}
-    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
     embeddings = np.random.default_rng(0).normal(size=(n_rows, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", embeddings)
     (tmp_path / "list.json").write_text(json.dumps(list(range(0, n_rows, 2))))
     kept, held = split_held_out(n_rows, n_held)
-    task = {
-        "kind": "text",
-        "dataset": str(tmp_path / "rows.parquet"),
-        "embeddings": str(tmp_path / "rows.npy"),
-        "held_out": n_held,
-        "models": {"tiny": str(small_encoder)},
+    task = {"embeddings": str(tmp_path / "rows.npy"), "held_out": n_held}
+    selections = {
+        "dq": {"method": "dq", "n_bins": 2},
+        "even": {"row_list": str(tmp_path / "list.json")},
     }
-    common = {"task": "rows", "protocol": "sft_small", "nets": ["tiny"]}
-    suite = {
-        "decides": "Whether it works.",
-        "tasks": {"rows": task},
-        "selections": {
-            "random": {"method": "random"},
-            "dq": {"method": "dq", "n_bins": 2},
-            "even": {"row_list": str(tmp_path / "list.json")},
-        },
-        "compare": [
-            {**common, "keep_ratios": [1.0], "selections": ["random", "dq"]},
-            {**common, "keep_ratios": ["even"], "selections": ["random", "even"]},
-        ],
-    }
-    (tmp_path / "rows.yaml").write_text(yaml.safe_dump(suite))
-    from harness.prepare import TextTask
-
-    read = read_suite(str(tmp_path / "rows.yaml"))
-    lines = TextTask(read, "rows", tmp_path / "work").choose_all()
+    whole = {"keep_ratios": [1.0], "selections": ["random", "dq"]}
+    listed = {"keep_ratios": ["even"], "selections": ["random", "even"]}
+    rows = {"instruction": [f"say {k}" for k in range(n_rows)], "output": ["yes"] * n_rows}
+    task["models"] = {"tiny": str(small_encoder)}
+    suite, work = write_texts(tmp_path, task, selections, whole, listed, **rows)
+    lines = TextTask(read_suite(suite), "rows", work).choose_all()
     assert len(kept) == 40 and not set(kept) & set(held)
     found = {(line["selection"], line["keep"]): kept[line["rows"]] for line in lines}
     assert set(found[("dq", "1.0")]) == set(kept)
@@ -495,42 +424,16 @@ def test_rows_for_a_target_and_the_longest_ones(tmp_path: Path, small_encoder: P
     words = ["red", "blue", "seven", "eight", "cat", "dog"]
     texts = [" ".join(rng.choice(words, 3)) for _ in range(n_rows)]
     answers = ["x" * int(n) for n in rng.permutation(n_rows)]
-    rows = {"instruction": texts, "output": answers}
-    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
     questions = [{"q": "seven eight seven", "a": str(k)} for k in range(8)]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     about = {"dataset": str(tmp_path / "questions.jsonl"), "text_columns": ["q"]}
-    task = {
-        "kind": "text",
-        "dataset": str(tmp_path / "rows.parquet"),
-        "encoder": str(small_encoder),
-        "held_out": 4,
-        "target": {**about, "half": 0},
-        "tests": {"questions": {**about, "half": 1}},
-        "models": {"tiny": str(small_encoder)},
-    }
-    group = {
-        "task": "rows",
-        "protocol": "sft_small",
-        "nets": ["tiny"],
-        "keep_ratios": [0.25],
-        "selections": ["random", "target", "longest"],
-    }
-    suite = {
-        "decides": "Whether it works.",
-        "tasks": {"rows": task},
-        "selections": {
-            "random": {"method": "random"},
-            "target": {"method": "random", "target": "task", "target_share": 0.6},
-            "longest": {"by_length": True},
-        },
-        "compare": [group],
-    }
-    (tmp_path / "rows.yaml").write_text(yaml.safe_dump(suite))
-    from harness.prepare import TextTask
-
-    read = read_suite(str(tmp_path / "rows.yaml"))
-    made = TextTask(read, "rows", tmp_path / "work")
+    task = {"encoder": str(small_encoder), "held_out": 4, "models": {"tiny": str(small_encoder)}}
+    task |= {"target": {**about, "half": 0}, "tests": {"questions": {**about, "half": 1}}}
+    selections = {"target": {"method": "random", "target": "task", "target_share": 0.6}}
+    selections["longest"] = {"by_length": True}
+    rows = {"instruction": texts, "output": answers}
+    suite, work = write_texts(tmp_path, task, selections, {"keep_ratios": [0.25]}, **rows)
+    made = TextTask(read_suite(suite), "rows", work)
     lines = {line["selection"]: line for line in made.choose_all()}
     target = pq.read_table(made.target["target"])
     assert len(target) == 4 and len(set(target["a"].to_pylist())) == 4
@@ -544,7 +447,7 @@ def test_rows_for_a_target_and_the_longest_ones(tmp_path: Path, small_encoder: P
         **made.target,
         embedding_model=str(small_encoder),
         keep_ratio=0.25,
-        seed=read.draw_seed("target", 0),
+        seed=read_suite(suite).draw_seed("target", 0),
         report=False,
         output_dir=tmp_path / "run",
     )
@@ -556,39 +459,22 @@ def test_rows_for_a_target_and_the_longest_ones(tmp_path: Path, small_encoder: P
 def test_texts_with_classes_are_probed(tmp_path: Path, small_encoder: Path) -> None:
     rng = np.random.default_rng(0)
     words = {"tea": "cup leaf hot", "sea": "wave salt deep"}
-    for name, n in (("train", 40), ("test", 20)):
-        labels = [list(words)[k] for k in rng.integers(0, 2, n)]
-        texts = [f"{words[label]} {k}" for k, label in enumerate(labels)]
-        pq.write_table(pa.table({"text": texts, "topic": labels}), tmp_path / f"{name}.parquet")
-    task = {
-        "kind": "text",
-        "dataset": str(tmp_path / "train.parquet"),
-        "test": str(tmp_path / "test.parquet"),
-        "label_column": "topic",
-        "encoder": str(small_encoder),
-    }
-    suite = {
-        "decides": "Whether it works.",
-        "tasks": {"topics": task},
-        "selections": {"random": {"method": "random"}, "dq": {"method": "dq", "n_bins": 2}},
-        "compare": [
-            {
-                "task": "topics",
-                "protocol": "probe",
-                "nets": ["logistic regression"],
-                "keep_ratios": [0.5],
-                "selections": ["random", "dq"],
-            }
-        ],
-    }
-    (tmp_path / "topics.yaml").write_text(yaml.safe_dump(suite))
-    prepare(str(tmp_path / "topics.yaml"), tmp_path / "bundle", tmp_path / "work")
+    topics = [list(words)[k] for k in rng.integers(0, 2, 60)]
+    texts = [f"{words[label]} {k}" for k, label in enumerate(topics)]
+    tests = pa.table({"text": texts[40:], "topic": topics[40:]})
+    pq.write_table(tests, tmp_path / "test.parquet")
+    task = {"test": str(tmp_path / "test.parquet"), "label_column": "topic"}
+    task["encoder"] = str(small_encoder)
+    group = {"protocol": "probe", "nets": ["logistic regression"], "keep_ratios": [0.5]}
+    rows = {"text": texts[:40], "topic": topics[:40]}
+    dq = {"dq": {"method": "dq", "n_bins": 2}}
+    suite, work = write_texts(tmp_path, task, dq, group, **rows)
+    prepare(suite, tmp_path / "bundle", work)
     bundle = Bundle(tmp_path / "bundle")
-    labels = bundle.array("topics/train/labels")
-    topics = pq.read_table(tmp_path / "train.parquet")["topic"].to_pylist()
-    assert len({(label, topic) for label, topic in zip(labels.tolist(), topics, strict=True)}) == 2
-    assert bundle.array("topics/test/features").shape[0] == 20
-    for line in bundle.table("topics/selections").to_pylist():
+    labels = bundle.array("rows/train/labels")
+    assert len(set(zip(labels.tolist(), topics[:40], strict=True))) == 2
+    assert bundle.array("rows/test/features").shape[0] == 20
+    for line in chosen(bundle, "rows").values():
         counts = np.bincount(labels[line["rows"]], minlength=2)
         assert len(line["rows"]) == 20
         assert np.abs(counts - 0.5 * np.bincount(labels)).max() <= 1

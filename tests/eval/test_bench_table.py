@@ -11,28 +11,19 @@ table = load_script("harness/table")
 
 
 def make_line(value, *, selection="dq", keep_ratio=0.1, draw=0, seed=0, **changed):
-    metric = changed.pop("metric", "test accuracy")
-    return {
-        "suite": "toy",
-        "task": "cifar10",
-        "selection": selection,
-        "options": {"method": selection},
-        "keep_ratio": keep_ratio,
-        "rows": 100,
-        "protocol": "small",
-        "settings": {"epochs": 5, "optimizer": {"lr": 0.1}},
-        "net": "resnet18",
-        "draw": draw,
-        "seed": seed,
-        "is_fixed": False,
-        "steps": 40,
-        "metrics": {metric: {"last": value, "best": changed.pop("best", None)}},
-        "seconds": {"selection": 1.0, "proxy": 2.0, "training": 3.0},
-        "device": {"type": "cpu", "name": "a CPU", "threads": 2},
-        "versions": {"torch": "2"},
-        "data": "abc",
-        **changed,
-    }
+    metric, best = changed.pop("metric", "test accuracy"), changed.pop("best", None)
+    line = {"suite": "toy", "task": "cifar10", "protocol": "small", "net": "resnet18"}
+    line |= {"selection": selection, "options": {"method": selection}, "keep_ratio": keep_ratio}
+    line |= {"settings": {"epochs": 5, "optimizer": {"lr": 0.1}}, "data": "abc"}
+    line |= {"draw": draw, "seed": seed, "is_fixed": False, "rows": 100, "steps": 40}
+    line |= {"metrics": {metric: {"last": value, "best": best}}}
+    line |= {"seconds": {"selection": 1.0, "proxy": 2.0, "training": 3.0}}
+    return line | {"device": {"type": "cpu", "name": "a CPU", "threads": 2}} | changed
+
+
+def random_draws(*values):
+    """Draws of random, 0, 1, ..."""
+    return [make_line(v, selection="random", draw=d) for d, v in enumerate(values)]
 
 
 def rows_of(groups):
@@ -41,7 +32,7 @@ def rows_of(groups):
 
 
 def test_a_case_by_hand():
-    lines = [make_line(v, selection="random", draw=d) for d, v in enumerate((60, 70))]
+    lines = random_draws(60, 70)
     lines += [make_line(v, draw=d) for d, v in enumerate((61, 73))]
     rows = rows_of(table.summarise(lines))
     dq = rows[0.1, "dq"]
@@ -230,24 +221,26 @@ def test_a_line_without_what_is_needed_is_one_message(key):
 
 
 def test_the_later_line_of_a_cell_counts():
-    lines = [make_line(60), make_line(62, draw=1), make_line(64)]
-    (row,) = rows_of(table.summarise(lines)).values()
+    (row,) = rows_of(
+        table.summarise([make_line(60), make_line(62, draw=1), make_line(64)])
+    ).values()
     assert row.value.mean == 63 and row.value.n_cells == 2
 
 
 def test_a_fixed_line_is_one_cell_against_every_draw():
-    lines = [make_line(v, selection="random", draw=d) for d, v in enumerate((60, 62, 67))]
-    lines += [make_line(70, selection="graphcut", is_fixed=True)]
-    lines += [make_line(70, selection="graphcut", is_fixed=True, draw=4, seed=2)]
+    lines = random_draws(60, 62, 67)
+    for draw in (0, 4):
+        about = {"selection": "graphcut", "is_fixed": True, "draw": draw, "seed": draw // 2}
+        lines.append(make_line(70, **about))
     row = rows_of(table.summarise(lines))[0.1, "graphcut"]
     assert row.value.interval is None and row.value.n_cells == 1
-    assert row.difference.mean == 7 and row.difference.n_draws == 3
+    assert (row.difference.mean, row.difference.n_draws) == (7, 3)
     assert row.difference.interval == (3, 10)
     assert "70.00 (fixed)" in table.markdown(table.summarise(lines))
 
 
 def test_cells_without_a_partner_are_not_paired():
-    lines = [make_line(v, selection="random", draw=d) for d, v in enumerate((60, 70))]
+    lines = random_draws(60, 70)
     lines += [make_line(v, draw=d) for d, v in ((1, 75), (2, 80))]
     lines += [make_line(50, keep_ratio=0.2), make_line(99, selection="random", seed=1, draw=2)]
     groups = table.summarise(lines)
@@ -260,8 +253,7 @@ def test_cells_without_a_partner_are_not_paired():
 
 
 def test_seeds_of_one_draw_have_no_interval():
-    lines = [make_line(v, seed=k) for k, v in enumerate((60, 62))]
-    groups = table.summarise(lines)
+    groups = table.summarise([make_line(v, seed=k) for k, v in enumerate((60, 62))])
     (row,) = rows_of(groups).values()
     assert row.value.mean == 61 and row.value.interval is None
     text = table.markdown(groups)
@@ -303,16 +295,14 @@ def test_best_epoch_tokens_and_seconds_stand_beside():
 
 
 def test_seconds_are_medians():
-    spent = [(1, None, 3), (2, None, 5), (30, None, 100)]
+    spent = [(1, 3), (2, 5), (30, 100)]
     lines = [
-        make_line(60, draw=d, seconds=dict(zip(("selection", "proxy", "training"), s, strict=True)))
-        for d, s in enumerate(spent)
+        make_line(60, draw=d, seconds={"selection": a, "proxy": None, "training": b})
+        for d, (a, b) in enumerate(spent)
     ]
-    groups = table.summarise(lines)
-    assert "| 2.0 + ? + 5.0 |" in table.markdown(groups)
-    assert "Seconds are medians" in table.markdown(groups)
-    lines = [make_line(60, seconds=None)]
-    assert "Seconds are medians" not in table.markdown(table.summarise(lines))
+    text = table.markdown(table.summarise(lines))
+    assert "| 2.0 + ? + 5.0 |" in text and "Seconds are medians" in text
+    assert "Seconds are" not in table.markdown(table.summarise([make_line(60, seconds=None)]))
 
 
 @pytest.mark.parametrize(("n_bytes", "is_shown"), [(2060, False), (2200, True), (None, False)])
@@ -327,7 +317,7 @@ def test_a_metric_without_a_direction_is_refused():
 
 
 def test_a_run_that_diverged_is_shown():
-    lines = [make_line(v, selection="random", draw=d) for d, v in enumerate((60, 70))]
+    lines = random_draws(60, 70)
     lines += [make_line(v, draw=d) for d, v in enumerate((float("nan"), None))]
     groups = table.summarise(lines)
     assert "nan" in table.markdown(groups)

@@ -9,13 +9,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eval_scripts import load_script
+from small_language_model import write_language_model
 
 pytest.importorskip("lm_eval", reason="lm-eval comes with the extra `eval`")
 peft = pytest.importorskip("peft")
@@ -40,72 +41,26 @@ instruction = load_script("instruction")
 loaders = load_script("tasks/loaders")
 
 
-def save_tokenizer(folder: Path, phrases: tuple[str, ...] = ()) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator([instruction.__doc__, loaders.__doc__], trainer)
-    tokenizer.add_tokens(list(phrases))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def make_llama(vocab_size: int, hidden_size: int, n_layers: int, max_length: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=64,
-        num_hidden_layers=n_layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=max_length,
-        initializer_range=0.5,  # wide, so that the model has opinions
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep the tiny models on one thread: several cost them more than they give."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = save_tokenizer(folder)
-    make_llama(len(tokenizer), 32, n_layers=2, max_length=8192).save_pretrained(folder)
-    return folder
+    return write_language_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def parrot_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a model whose answer is known: it looks at the last token of the prompt alone."""
-    folder = tmp_path_factory.mktemp("parrot")
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = write_language_model(tmp_path_factory.mktemp("parrot"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     answers = {"\n": "So the answer is (A).", ":": " (A)", "?": " 2 men"}
-    tokenizer = save_tokenizer(folder, tuple(answers.values()))
+    tokenizer.add_tokens(list(answers.values()))
+    tokenizer.save_pretrained(folder)
     n = len(tokenizer)
-    model = make_llama(n, n + n % 2, n_layers=1, max_length=1536)
+    size = {"vocab_size": n, "hidden_size": n + n % 2, "intermediate_size": 8}
+    size |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    special = {"bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}
+    model = LlamaForCausalLM(LlamaConfig(**size, **special, max_position_embeddings=1536))
     next_token = torch.full((n,), tokenizer.eos_token_id)
     for last, answer in answers.items():
         (last_id,), (answer_id,) = tokenizer(last)["input_ids"], tokenizer(answer)["input_ids"]
@@ -117,18 +72,6 @@ def parrot_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.model.embed_tokens.weight.copy_(torch.eye(n, n + n % 2))
         model.lm_head.weight.zero_()[next_token, torch.arange(n)] = 1
     model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    folder = tmp_path_factory.mktemp("adapter")
-    model = AutoModelForCausalLM.from_pretrained(model_dir)
-    peft.get_peft_model(model, config).save_pretrained(folder)
     return folder
 
 
@@ -382,62 +325,24 @@ def test_known_answers_get_their_scores(
         assert math.isclose(metric["stderr"], 1 / 3)
 
 
-def likeliest_choice(model: Any, tokenizer: Any, prompt: str) -> int:
-    """The definition: the letter whose tokens have the highest probability after the prompt."""
-    n_prompt = len(tokenizer(prompt)["input_ids"])
-    ids = tokenizer([f"{prompt} {letter}" for letter in "ABCD"], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        log_probs = model(ids).logits.log_softmax(-1)
-    scores = [
-        sum(log_probs[row, k - 1, ids[row, k]] for k in range(n_prompt, ids.shape[1]))
-        for row in range(4)
-    ]
-    return int(torch.tensor(scores).argmax())
-
-
-def mmlu_prompt(data: Path, subject: str, k: int, n_shots: int) -> tuple[str, int]:
-    rows = {}
-    for split in ("dev", "test"):
-        with (data / f"mmlu/{split}/{subject}_{split}.csv").open(newline="") as file:
-            rows[split] = list(csv.reader(file))[1:]
-    asked = [
-        f"{row[0].strip()}\nA. {row[1]}\nB. {row[2]}\nC. {row[3]}\nD. {row[4]}\nAnswer:"
-        for row in (*rows["dev"][:n_shots], rows["test"][k])
-    ]
-    shown = [
-        f"{text} {'ABCD'[int(row[5])]}\n\n"
-        for text, row in zip(asked[:-1], rows["dev"][:n_shots], strict=True)
-    ]
-    topic = subject.replace("_", " ")
-    head = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-    return head + "".join(shown) + asked[-1], int(rows["test"][k][5])
-
-
-def test_mmlu_accuracy_is_its_definition(
-    made_data: Path, model_dir: Path, adapter_dir: Path, run_here: Callable[..., Any]
+def test_an_adapter_is_put_on_the_model(
+    made_data: Path, model_dir: Path, tmp_path: Path, run_here: Callable[..., Any]
 ) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model_dir)
-    model = peft.PeftModel.from_pretrained(base, adapter_dir).eval()
-    tokenizer, n_rows = AutoTokenizer.from_pretrained(model_dir), 2
-    flags = ("--model_name_or_path", model_dir, "--adapter", adapter_dir, "--tasks", "local_mmlu")
-    scores = run_here(*flags, "--limit", n_rows, "--num_fewshot", 1, data=made_data)
-    assert scores["adapter"] == str(adapter_dir)
-
-    picks, hits = set(), []
-    for subject in MMLU:
-        right = []
-        for k in range(n_rows):
-            prompt, answer = mmlu_prompt(made_data, subject, k, n_shots=1)
-            pick = likeliest_choice(model, tokenizer, prompt)
-            picks.add(pick)
-            right.append(pick == answer)
-        hits += right
-        part = scores["tasks"][f"local_mmlu::{subject}"]
-        assert part["metrics"]["acc,none"]["value"] == sum(right) / n_rows, subject
-    assert scores["tasks"]["local_mmlu"]["metrics"]["acc,none"]["value"] == sum(hits) / len(hits)
-    assert len(picks) > 1 and 0 < sum(hits) < len(hits)  # the comparison had something to find
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir), config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    flags = ["--model_name_or_path", str(model_dir), "--adapter", str(tmp_path / "adapter")]
+    flags += ["--tasks", "local_mmlu", "--limit", "1", "--num_fewshot", "1"]
+    scores = run_here(*flags, data=made_data)
+    assert scores["adapter"] == str(tmp_path / "adapter")
+    assert scores["tasks"]["local_mmlu"]["n_samples"] == len(MMLU)
+    args = instruction.parse_args([*flags, "--device", "cpu", "--output", str(tmp_path / "x")])
+    loaded, ids = instruction.load_model(args).model, torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
 
 
 # Bad input.

@@ -214,13 +214,16 @@ class Chooser:
         if any(o["method"] == "adq" for o in alike) or (method == "dq" and scored.is_dir()):
             method = "adq"
         fixed = {k: v for k, v in self.asked(options).items() if k not in DRAWN}
+        encoding = self.encoding(options)
+        of_another = encoding.get("embeddings") if self._embedded else None  # of adq or of dq
+        folder = f"{method}-{digest(key, Path(of_another).parent.name) if of_another else key}"
         self._runs[key] = compress(
             self.dataset,
-            **(self.options | fixed | self.encoding(options)),
+            **(self.options | fixed | encoding),
             method=method,
             keep_ratio=max(RUN_RATIO, 1 / self.n_rows),
             report=False,
-            output_dir=self.work / f"{method}-{key}",
+            output_dir=self.work / folder,
         )
         return self._runs[key]
 

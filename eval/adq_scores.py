@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import DATA, dq, flags, need, save
+from measure import DATA, dq, flags, known_model, need, save
 
 COST_ROWS = 10_000
 SCORED_RATIO = 0.98  # of Alpaca: its last rows are held out of selections
@@ -138,9 +138,7 @@ def measure_cost(name: str, model: str | None, args: argparse.Namespace) -> dict
     if not rows.is_file():
         first = sorted(DATA.glob(source))[0]
         pq.write_table(pq.read_table(first).slice(0, COST_ROWS), rows)
-    net = "all-MiniLM-L6-v2" if model is None else Path(model)
-    if isinstance(net, Path):
-        net = json.loads((net / "classifier.json").read_text())["model"]
+    net = "all-MiniLM-L6-v2" if model is None else known_model(model)
     seconds = {}
     for method, kinds in (("dq", []), ("adq", kind_of(name))):
         folder = args.work_dir / f"cost-{name.replace(', ', '-')}-{net}-{method}"

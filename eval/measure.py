@@ -185,6 +185,11 @@ def dq(*arguments: object, output_dir: Path | None = None) -> Any:
     return json.loads(done.stdout)
 
 
+def known_model(folder: str) -> str:
+    """Read the name of the model of a folder made by recipes/train_extractor.py."""
+    return json.loads((Path(folder) / "classifier.json").read_text())["model"]
+
+
 def grid(rows: list[tuple[str, ...]]) -> str:
     """Lay out rows, the first being the head, as Markdown."""
     rule = ("---",) * len(rows[0])

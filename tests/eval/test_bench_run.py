@@ -36,7 +36,14 @@ HEAVY = {"rows": 3000, "features": 200, "draws": 60}
 """Cells of about a third of a second."""
 
 
-def make(folder: Path, *, rows: int = 200, features: int = FEATURES, draws: int = 2) -> None:
+def make(
+    folder: Path,
+    *,
+    rows: int = 200,
+    features: int = FEATURES,
+    draws: int = 2,
+    has_words: bool = False,
+) -> None:
     """Write toy.yaml and the bundle of a toy task: images, features, and rows drawn by chance."""
     group = {
         "task": "toy",
@@ -85,9 +92,11 @@ def make(folder: Path, *, rows: int = 200, features: int = FEATURES, draws: int 
         writer.add_array(f"toy/{part}/features", noisy.astype(np.float32))
         pixels = 60 * labels[:, None, None, None] + rng.integers(0, 60, (n, 8, 8, 3))
         writer.add_array(f"toy/{part}/images", pixels.astype(np.uint8))
-    add_words(writer, folder / "llama")
+    if has_words:
+        add_words(writer, folder / "llama")
     about = {"kind": "image", "rows": rows, "digests": {"image": "i", "probe": "p"}}
-    writer.finish({"tasks": {"toy": about, "words": {"digests": {"text/tiny": "t"}}}})
+    words = {"words": {"digests": {"text/tiny": "t"}}} if has_words else {}
+    writer.finish({"tasks": {"toy": about, **words}})
 
 
 def add_words(writer: BundleWriter, model: Path) -> None:
@@ -154,7 +163,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 
 
 def test_every_cell_is_trained_once_where_only_the_trainers_packages_are(tmp_path: Path) -> None:
-    make(tmp_path)
+    make(tmp_path, has_words=True)
     short = {"like": "small", "epochs": None, "steps": 3, "batch_size": 16}
     sft = {"like": "sft_small", "steps": 2, "batch_size": 4}
     few = {"draws": 1, "keep_ratios": [0.2], "selections": ["random"]}

@@ -505,9 +505,7 @@ def test_a_trainer_is_told_the_ratio_that_was_asked_for_and_the_use_of_weights(
     assert seen[0].protocol.penalties == {1: 0.001}
 
 
-def test_a_failed_cell_is_named_and_stops_no_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_cell_is_named_and_stops_no_other(tmp_path: Path) -> None:
     make(tmp_path)
     wrong = {"protocol": "broken", "nets": ["no_such_net"], "draws": 1, "keep_ratios": [0.2]}
     change(
@@ -515,9 +513,9 @@ def test_a_failed_cell_is_named_and_stops_no_other(
         protocols=lambda found: found | {"broken": {"like": "small"}},
         compare=lambda groups: [{**groups[0], **wrong}, *groups],
     )
-    assert run_here(tmp_path, n_jobs=1) == 2
-    said = capsys.readouterr().err
-    assert said.count("failed: toy, ") == 2 and "no_such_net" in said and "Traceback" not in said
+    done = run(tmp_path, "--jobs", 1)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("failed: toy, ") == 2 and "no_such_net" in done.stderr
     assert len(read_lines(tmp_path / "toy.jsonl")) == 8
 
 

@@ -57,7 +57,8 @@ def parrot_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_tokens(list(answers.values()))
     tokenizer.save_pretrained(folder)
     n = len(tokenizer)
-    size = {"vocab_size": n, "hidden_size": n + n % 2, "intermediate_size": 8}
+    width = n + -n % 4  # two heads of an even size
+    size = {"vocab_size": n, "hidden_size": width, "intermediate_size": 8}
     size |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     special = {"bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}
     model = LlamaForCausalLM(LlamaConfig(**size, **special, max_position_embeddings=1536))
@@ -69,7 +70,7 @@ def parrot_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
             weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(n, n + n % 2))
+        model.model.embed_tokens.weight.copy_(torch.eye(n, width))
         model.lm_head.weight.zero_()[next_token, torch.arange(n)] = 1
     model.save_pretrained(folder)
     return folder

@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import Similarity
 from dq_multimodal.core import one_bin, order_rows
-from dq_multimodal.core.hashing import row_hash
+from dq_multimodal.core.hashing import hash_numbers, row_hash
 
 READ_ROWS = 4096
 TILE_ROWS = 1024
@@ -291,7 +291,7 @@ class Coverage:
 
 def draw_random(
     strata: Int[ndarray, " n"], n_kept: int, seed: int, rows: Int[ndarray, " k"]
-) -> list[Bool[ndarray, " n"]]:
+) -> Bool[ndarray, "20 n"]:
     """Draw 20 random subsets as `--method random` does, of other seeds than that of the run.
 
     The draw within the bins of dq and that of random hash the same seed and row, so that the two
@@ -303,18 +303,22 @@ def draw_random(
         seed: Seed of the run.
         rows: Rows to draw from.
     """
-    draws = []
-    for number in range(1, N_DRAWS + 1):
-        order = order_rows(one_bin(strata[rows]), seed=seed + number, rows=rows)
-        draws.append(np.zeros(len(strata), dtype=bool))
-        draws[-1][rows[order < n_kept]] = True
+    order = order_rows(one_bin(strata[rows]), rows=rows)
+    counts = np.bincount(strata[rows[order < n_kept]])  # the same for every seed
+    members = [np.flatnonzero(strata[rows] == code) for code in range(len(counts))]
+    draws = np.zeros((N_DRAWS, len(strata)), dtype=bool)
+    for number, drawn in enumerate(draws, 1):
+        keys = hash_numbers(seed + number, rows.astype(np.uint64))
+        for some, count in zip(members, counts.tolist(), strict=True):
+            if count:
+                drawn[rows[some[np.argpartition(keys[some], count - 1)[:count]]]] = True
     return draws
 
 
 def measure_coverage(
     vectors: Vectors,
     kept: Bool[ndarray, " n"],
-    draws: list[Bool[ndarray, " n"]],
+    draws: Bool[ndarray, "s n"],
     method: str,
     seed: int,
     *,
@@ -339,7 +343,7 @@ def measure_coverage(
     Returns:
         None where a subset has no row with an embedding.
     """
-    sets = np.stack([kept, *draws]) & ~vectors.is_blank
+    sets = np.vstack([kept, draws]) & ~vectors.is_blank
     if not sets.any(axis=1).all():
         return None
     readable = vectors.readable

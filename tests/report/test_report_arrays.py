@@ -74,7 +74,7 @@ def test_coverage_is_brute_force(small_blocks, similarity, n_left):
     values = clusters(150)
     values[[3, 77]] = 0  # unreadable rows neither ask nor answer
     rng = np.random.default_rng(2)
-    sets = [rng.permutation(150) < 30 for _ in range(8)]
+    sets = np.array([rng.permutation(150) < 30 for _ in range(8)])
     opened = compare.Vectors(values, similarity, n_left)
     readable = np.flatnonzero(values.any(axis=1))
     found = compare.measure_coverage(opened, sets[0], sets[1:], "dq", 0)
@@ -104,7 +104,7 @@ def test_coverage_is_brute_force(small_blocks, similarity, n_left):
 def test_coverage_of_a_sample_says_so_and_is_near():
     values = clusters(4000)
     rng = np.random.default_rng(0)
-    sets = [rng.random(4000) < 0.3 for _ in range(4)]
+    sets = rng.random((4, 4000)) < 0.3
     opened = compare.Vectors(values, "cosine")
     found = compare.measure_coverage(opened, sets[0], sets[1:], "dq", 0, max_pairs=1)
     assert found.is_sampled and found.n_asked == 1000
@@ -121,7 +121,7 @@ def test_no_readable_kept_row_is_no_coverage():
     values[:5] = 0
     opened = compare.Vectors(values, "cosine")
     first = np.arange(20) < 5
-    assert compare.measure_coverage(opened, first, [~first], "dq", 0) is None
+    assert compare.measure_coverage(opened, first, ~first[None], "dq", 0) is None
 
 
 def test_random_draws_are_those_of_the_method_with_other_seeds():

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import EVIL_TEXTS, write_text_report
@@ -244,6 +245,20 @@ def test_many_bins_and_labels_are_capped(tmp_path):
     assert 'id="filter-label"' not in page and 'id="filter-bin"' in page
     assert "30 of 250 bins, evenly spread, are shown" in plain(page)
     assert "The first 200 of 250 bins are listed" in plain(page)
+
+
+def test_near_duplicates_that_the_run_found_are_shown_as_they_are(tmp_path):
+    values = clusters(60)
+    config, manifest = write_run(tmp_path, values)
+    config["request"]["drop_duplicates"] = 0.8
+    path = tmp_path / "selection.parquet"
+    repeated = [None, 0, 0, *[None] * 57]
+    table = pq.read_table(path).append_column("duplicate_of", pa.array(repeated, pa.int64()))
+    pq.write_table(table, path)
+    write_report(tmp_path, config, manifest, embeddings=values, dataset=None)
+    text = plain(read(tmp_path))
+    assert "from a cosine similarity of 0.8 on; each group is a row with those after it" in text
+    assert "1 group holds 3 rows" in text
 
 
 def test_without_matplotlib_the_page_says_so(tmp_path, monkeypatch):

@@ -142,7 +142,7 @@ def _show_examples(
         row, original = int(rows[at]), None
         if dataset is not None:
             files = undecoded(dataset, column)
-            original, _ = decode_image(read_bytes(files[row][column]))
+            original, _ = decode_image(read_bytes(files[[row]][column][0]))
         examples.append(
             Example(
                 row=row,

@@ -140,7 +140,7 @@ def _flags_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
 def plan(context: typer.Context, **flags: Any) -> None:
     """Say what compress with the same flags will take and leave, and run nothing.
 
-    Time, memory, disk, rows and bytes, from short probes on this machine.
+    Time, memory, disk, rows and bytes, from runs on samples of the rows on this machine.
     """
     from dq_multimodal.pipeline import plan as make_plan
 

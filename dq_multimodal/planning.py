@@ -595,6 +595,6 @@ def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
     if isinstance(rows, Stream):
         notes += ["the figures are of the first rows of the stream, read once"]
     if request.partition is not None and bins_kind(request.method) != "none":
-        notes += ["the seconds do not count parting the rows"]
+        notes += ["the seconds do not count parting the rows by k-means"]
     found = (strata, labels, marks, config.as_dict(), dropper, notes)
     return Asked(request, source, adapter, target, *found)

@@ -261,6 +261,6 @@ def test_what_is_left_out_is_said(many, monkeypatch):
     monkeypatch.chdir(many)
     options = {"method": "dq", "embeddings": "emb.npy", "report": False}
     notes = plan("m.parquet", partition="kmeans:3", **options)["notes"]
-    assert notes == ["the seconds do not count parting the rows"]
+    assert notes == ["the seconds do not count parting the rows by k-means"]
     notes = plan("m.parquet", method="random", report=False, streaming=True)["notes"]
     assert notes == ["the figures are of the first rows of the stream, read once"]

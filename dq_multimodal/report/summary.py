@@ -143,8 +143,8 @@ def describe_plan(plan: dict[str, Any]) -> str:
     if plan["probe"] is not None:
         tried = plan["probe"]
         lines += [
-            f"probe    {count(tried['rows'], 'row')} embedded in {tried['seconds']:.1f} s; by the "
-            f"lengths of all rows, {tried['rows_per_second']:,.1f} rows a second"
+            f"probe    {count(tried['rows'], 'row')} embedded in {tried['seconds']:.1f} s; "
+            f"{tried['rows_per_second']:,.1f} rows a second in all"
         ]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in plan["seconds"].items())
     most = max(memory["stages"], key=lambda name: memory["stages"][name])

@@ -238,8 +238,8 @@ def plan(
     """Say what `compress` with the same arguments will take: seconds, memory, disk, rows, bytes.
 
     Rows are read, the model is loaded, and `compress` itself is run on samples of the rows in a
-    temporary folder, half a minute of a processor or less. No run folder is made or changed. The seconds are
-    those of this machine as busy as it is now, and of a run from its beginning.
+    temporary folder, for about half a minute of a processor. No run folder is made or changed. The
+    seconds are those of this machine as busy as it is now, and of a run from its beginning.
 
     Args:
         dataset: As `compress` takes it, like all that follows.

@@ -1,23 +1,21 @@
 """The command line, `dq-multimodal`. Answers --help without loading torch."""
 
+import argparse
 import errno
-import inspect
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-from typer import exceptions
-
-from dq_multimodal import options
-from dq_multimodal.config import InputError
+from dq_multimodal import __version__
+from dq_multimodal.config import CompressConfig, InputError, ResampleConfig
 from dq_multimodal.distributed.launch import join_world
-from dq_multimodal.distributed.world import ALONE, Stopped, World
+from dq_multimodal.distributed.world import Stopped, World
+from dq_multimodal.options import Help, add_options, suggest
 from dq_multimodal.report.summary import describe_plan, summarise
 
 if TYPE_CHECKING:
@@ -33,182 +31,98 @@ WRONG_PATH = (
 )
 """Faults of files that somebody named, or that changed on the way."""
 
-app = typer.Typer(
-    help="Make training sets smaller without making models worse (Dataset Quantization).",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+class Answered(Exception):
+    """A flag such as --help was answered: there is no more to do."""
 
 
-@app.command()
-def compress(
-    context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="Hub id, data file or glob, or folder.")],
-    split: Annotated[str, typer.Option(help="Split or slice of the source.")] = "train",
-    config_name: options.ConfigName = None,
-    revision: options.Revision = None,
-    preset: options.PresetName = None,
-    keep_ratio: options.KeepRatio = "0.2",
-    keep_rows: options.KeepRows = None,
-    method: options.MethodName = "auto",
-    dynamics: options.Dynamics = None,
-    difficulty: options.Difficulty = None,
-    noise_ratio: options.NoiseRatio = None,
-    target: options.TargetName = None,
-    target_split: options.TargetSplit = "train",
-    target_config: options.TargetConfig = None,
-    target_columns: options.TargetColumns = None,
-    target_share: options.TargetShare = 0.7,
-    target_model: options.TargetModel = None,
-    target_gradients: options.TargetGradients = False,
-    drop_duplicates: options.DropDuplicates = None,
-    cap_by: options.CapBy = None,
-    cap: options.Cap = None,
-    draw: options.DrawName = "random",
-    seed: options.Seed = 0,
-    alpha: options.Alpha = 0.6,
-    representativeness: options.RepresentativenessName = None,
-    importance: options.ImportanceName = "both",
-    norm: options.NormName = "minmax",
-    score_rows: options.ScoreRows = None,
-    modality: options.ModalityName = "auto",
-    text_columns: options.TextColumns = None,
-    image_column: options.ImageColumn = None,
-    label_column: options.LabelColumn = None,
-    embedding_model: options.EmbeddingModel = None,
-    embedding: options.EmbeddingKind = "features",
-    embeddings: options.Embeddings = None,
-    similarity: options.SimilarityName = "cosine",
-    n_bins: options.BinCount = 10,
-    partition: options.PartitionName = "none",
-    batch_size: options.BatchSize = 64,
-    drop_ratio: options.DropRatio = "0",
-    patch_size: options.PatchSize = None,
-    attribution: options.AttributionName = "gradcam++",
-    attribution_model: options.AttributionModel = None,
-    patch_coding: options.PatchCodingName = "exact",
-    patch_quality: options.PatchQuality = 80,
-    min_psnr: options.MinPsnr = None,
-    fill: options.FillName = None,
-    mae_model: options.MaeModel = None,
-    max_memory: options.MaxMemory = None,
-    streaming: options.Streaming = False,
-    field: options.Field = None,
-    image_folder: options.ImageFolder = None,
-    keep_unreadable: options.KeepUnreadable = False,
-    keep_every_class: options.KeepEveryClass = False,
-    report: options.WithReport = True,
-    output_dir: options.OutputDir = None,
-    overwrite: options.Overwrite = False,
-    push_to_hub: options.PushToHub = None,
-    private: options.Private = False,
-    as_json: options.Json = False,
-) -> None:
+class Parser(argparse.ArgumentParser):
+    """Reads the command line; what is wrong with it is an InputError."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False, formatter_class=Help)
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse what is not known, naming the nearest flag."""
+        found, left = super().parse_known_args(*arguments, **options)
+        flags = [argument for argument in left if argument.startswith("-")]
+        for flag in flags:
+            name = flag.partition("=")[0]
+            raise InputError(f"no such option: {name}{suggest(name, self._option_string_actions)}")
+        if left:
+            raise InputError(f"unexpected extra argument {left[0]}: put a glob in quotes")
+        return found, left
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong."""
+        raise InputError(message)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Leave after --help or --version."""
+        raise Answered
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        _say(message.removesuffix("\n"))
+
+
+def compress(asked: dict[str, Any], world: World) -> None:
     """Compress a dataset to a share of its rows.
 
     Interrupted, the same command goes on where it stopped.
     """
-    from dq_multimodal.pipeline import compress as run_compress
-
-    given = options.given_options(context, "push_to_hub", "private", "as_json")
-    world = context.obj or ALONE
     if not world.is_main:
         from dq_multimodal.distributed.assisting import assist
 
-        return assist(world, given)
-    _check_push(push_to_hub, private)
-    run = run_compress(**given, world=world)
-    _end(run, as_json, push_to_hub, private)
+        return assist(world, asked)
+    from dq_multimodal.pipeline import compress as run_compress
+
+    answer = _take_answer(asked)
+    _end(run_compress(asked.pop("dataset"), **asked | {"world": world}), **answer)
 
 
-def _flags_of(command: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the very flags of another one."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(command)
-        function.__signature__ = signature  # type: ignore[attr-defined]
-        found = {name: flag.annotation for name, flag in signature.parameters.items()}
-        function.__annotations__ = {**found, "return": None}
-        return function
-
-    return decorate
-
-
-@app.command()
-@_flags_of(compress)
-def plan(context: typer.Context, **flags: Any) -> None:
+def plan(asked: dict[str, Any], world: World) -> None:
     """Say what compress with the same flags will take and leave, and run nothing.
 
     Time, memory, disk, rows and bytes, from runs on samples of the rows on this machine.
     """
     from dq_multimodal.pipeline import plan as make_plan
 
-    given = options.given_options(context, "overwrite", "push_to_hub", "private", "as_json")
-    found = make_plan(**given)
-    _say(json.dumps(found, indent=2) if flags["as_json"] else describe_plan(found))
+    as_json = asked.pop("json")
+    found = make_plan(asked.pop("dataset"), **asked)
+    _say(json.dumps(found, indent=2) if as_json else describe_plan(found))
 
 
-@app.command()
-def resample(
-    context: typer.Context,
-    run: options.RunOrId,
-    keep_ratio: options.OtherKeepRatio = None,
-    keep_rows: options.KeepRows = None,
-    method: options.OtherMethod = None,
-    draw: options.OtherDraw = None,
-    seed: options.OtherSeed = None,
-    alpha: options.OtherAlpha = None,
-    importance: options.OtherImportance = None,
-    norm: options.OtherNorm = None,
-    output_dir: options.OutputDir = None,
-    overwrite: options.Overwrite = False,
-    push_to_hub: options.PushToHub = None,
-    private: options.Private = False,
-    as_json: options.Json = False,
-) -> None:
+def resample(asked: dict[str, Any], world: World) -> None:
     """Draw another size or method from a finished run, without an encoder."""
     from dq_multimodal.run import open_run
     from dq_multimodal.run import resample as run_resample
 
-    given = options.given_options(context, "run", "push_to_hub", "private", "as_json")
-    _check_push(push_to_hub, private)
-    _end(run_resample(open_run(run), **given), as_json, push_to_hub, private)
+    answer = _take_answer(asked)
+    _end(run_resample(open_run(asked.pop("run")), **asked), **answer)
 
 
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    embeddings_of: options.EmbeddingsOf = None,
-) -> None:
-    """Write report.html and the figures of a run again, from what its folder holds."""
-    from dq_multimodal.run import Run
-
-    _say(f"report   {Run(run).write_report(embeddings_of)}")
-
-
-@app.command()
-def push(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub.")],
-    private: options.Private = False,
-) -> None:
+def push(asked: dict[str, Any], world: World) -> None:
     """Push a finished run to the Hub, as one commit."""
     from dq_multimodal.run import Run
 
-    _say(f"pushed: {Run(run).push_to_hub(repo_id, private=private)}")
+    _say(f"pushed: {Run(asked['run']).push_to_hub(asked['repo_id'], private=asked['private'])}")
 
 
-@app.command()
-def verify(run: options.RunOrId, as_json: options.Json = False) -> None:
+def report(asked: dict[str, Any], world: World) -> None:
+    """Write report.html and the figures of a run again, from what its folder holds."""
+    from dq_multimodal.run import Run
+
+    _say(f"report   {Run(asked['run']).write_report(asked['embeddings_of'])}")
+
+
+def verify(asked: dict[str, Any], world: World) -> None:
     """Recompute what can be recomputed of a run, and say what was compared."""
-    from dataclasses import asdict
-
     from dq_multimodal.run import open_run
     from dq_multimodal.verification import verify as run_verify
 
+    run = asked["run"]
     checks = run_verify(open_run(run))
-    if as_json:
+    if asked["json"]:
         _say(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         _say("\n".join(f"{check.result:8} {check.name}: {check.detail}" for check in checks))
@@ -217,28 +131,76 @@ def verify(run: options.RunOrId, as_json: options.Json = False) -> None:
         raise InputError(f"{run} is not what it says: {', '.join(failed)}")
 
 
-def _check_push(repo_id: str | None, private: bool) -> None:
-    """Raise before the work if what comes out of it could not be pushed."""
-    if repo_id is not None:
+def make_parser() -> Parser:
+    """Put together the commands and their flags."""
+    parser = Parser(
+        prog="dq-multimodal",
+        description="Make training sets smaller without making models worse: Dataset Quantization.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    made = {}
+    for command in (compress, plan, resample, push, report, verify):
+        title, _, more = (command.__doc__ or "").partition("\n\n")
+        about = f"{title} {' '.join(more.split())}"
+        made[command] = commands.add_parser(command.__name__, help=title, description=about)
+        made[command].set_defaults(command=command)
+    for command in (push, report):
+        made[command].add_argument("run", metavar="RUN", help="Run folder.")
+    for command in (resample, verify):
+        made[command].add_argument(
+            "run", metavar="RUN", help="Run folder, or OWNER/NAME on the Hub."
+        )
+    groups = {command: made[command].add_argument_group("Output") for command in (push, verify)}
+    groups[compress] = add_options(made[compress], CompressConfig)["Output"]
+    groups[plan] = add_options(made[plan], CompressConfig, leave_out=("overwrite",))["Output"]
+    groups[resample] = add_options(made[resample], ResampleConfig)["Output"]
+    made[push].add_argument("repo_id", metavar="OWNER/NAME", help="Repository on the Hub.")
+    made[report].add_argument(
+        "--embeddings-of",
+        metavar="RUN",
+        help="Run folder whose embeddings to show, for a run that was resampled.",
+    )
+    for command in (compress, resample):
+        groups[command].add_argument(
+            "--push-to-hub", metavar="OWNER/NAME", help="Push the result there."
+        )
+    for command in (compress, resample, push):
+        groups[command].add_argument(
+            "--private", action="store_true", help="Make a new repository private."
+        )
+    for command in (compress, plan, resample, verify):
+        groups[command].add_argument("--json", action="store_true", help="Print one JSON document.")
+    for each in made.values():
+        needed = " ".join(str(a.metavar) for a in each._actions if not a.option_strings)
+        each.usage = f"%(prog)s {needed} [flags]"
+    return parser
+
+
+def _take_answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the flags what is done with the result; raise if it could not be pushed."""
+    answer = {name: asked.pop(name) for name in ("push_to_hub", "private", "json")}
+    if answer["push_to_hub"] is not None:
         from dq_multimodal.hub import check_push
 
-        check_push(repo_id, private=private)
+        check_push(answer["push_to_hub"], private=answer["private"])
+    return answer
 
 
-def _end(run: "Run", as_json: bool, repo_id: str | None, private: bool) -> None:
+def _end(run: "Run", push_to_hub: str | None, private: bool, json: bool) -> None:
     """Push a run that is done, if asked, and say what came out, pushed or not."""
     address = None
     try:
-        if repo_id is not None:
-            address = run.push_to_hub(repo_id, private=private)
+        if push_to_hub is not None:
+            address = run.push_to_hub(push_to_hub, private=private)
     finally:
-        _say(summarise(run, as_json, address))
+        _say(summarise(run, json, address))
 
 
 def _say(text: str) -> None:
     """Print the answer of a command; a reader that has left (`| head -1`) is no fault of it."""
     try:
-        typer.echo(_escape(text))
+        print(_escape(text), flush=True)  # noqa: T201
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         if not isinstance(error, BrokenPipeError):
@@ -264,14 +226,14 @@ def _open_console() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def main(arguments: list[str] | None = None, run: Callable[..., Any] = app) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0 done, 2 wrong use or bad input, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_console()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with join_world() as world:
-            code, line = _attempt(_fill_in(arguments) or ["--help"], run, world)
+            code, line = _attempt(_fill_in(arguments) or ["--help"], world)
             line = world.end(code, line)
             if line:
                 with suppress(OSError):  # nobody listens
@@ -300,9 +262,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tuple[int, str | None]:
+def _attempt(arguments: list[str], world: World) -> tuple[int, str | None]:
     """Run a command; give its exit code and, if it fails, the line to print."""
-    code: Any = 0
     try:
         for argument in arguments:
             argument.encode()  # before it stands in files and messages
@@ -310,13 +271,12 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
             for _ in world.tasks():  # nothing to share: wait until rank 0 is done
                 pass
             return 0, None
-        code = run(args=arguments, prog_name="dq-multimodal", standalone_mode=False, obj=world)
+        asked = vars(make_parser().parse_args(arguments))
+        asked.pop("command")(asked, world)
+    except Answered:
+        pass
     except InputError as error:
         return 2, _one_line(str(error))
-    except exceptions.TyperException as error:
-        line = error.format_message().replace("Value error, ", "")
-        is_glob = "unexpected extra argument" in line
-        return 2, _one_line(line + (": put a glob in quotes" if is_glob else ""))
     except OSError as error:
         if error.errno in CANNOT_WRITE:
             what = f"cannot write{f' {error.filename}' if error.filename else ''}"
@@ -333,11 +293,9 @@ def _attempt(arguments: list[str], run: Callable[..., Any], world: World) -> tup
         return 2, f"error: names of files and folders must be UTF-8, got {found!a}"
     except Stopped as stop:
         return stop.fault.code, _one_line(stop.fault.line)
-    except (exceptions.Abort, KeyboardInterrupt, SystemExit):  # the last: who read our log has left
-        code = INTERRUPTED
-    if code == INTERRUPTED:
+    except (KeyboardInterrupt, SystemExit):  # the latter: who read our log has left
         return INTERRUPTED, "interrupted: the same command goes on where it stopped"
-    return (code if isinstance(code, int) else 0), None
+    return 0, None
 
 
 def _one_line(message: str) -> str:

@@ -1,10 +1,41 @@
-"""What can be asked for, checked when it is made. Standard library only."""
+"""Every option, declared once: name, type, default, help and check. Standard library only.
 
+A field of `CompressConfig` or `ResampleConfig` is an option. The command line (`cli`), the flags of
+the recipes (`training.arguments`), the signatures and docstrings of compress(), plan() and
+resample(), and the request in config.yaml follow from it: a new option is one more field.
+"""
+
+import dataclasses
 import math
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from numbers import Integral, Real
-from os import PathLike, fspath
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, is_dataclass, replace
+from functools import partial
+from os import PathLike
+from typing import (
+    Any,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from dq_multimodal.options import (
+    NEEDED,
+    InputError,
+    Request,
+    check_choice,
+    check_count,
+    check_seed,
+    check_share,
+    describe,
+    in_range,
+    is_number,
+    option,
+    rename,
+    whole_number,
+)
 
 Method = Literal["auto", "random", "blocks", "coverage", "dq", "adq", "graphcut", "ccs", "dual"]
 DifficultyName = Literal["aum", "cad", "dual", "dyn-unc", "el2n", "forgetting", "ifd"]
@@ -21,24 +52,10 @@ PatchCoding = Literal["exact", "exact-small", "webp"]
 Fill = Literal["mean", "zero", "mae"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-MAX_PATCH_SIZE = 1024
-MAX_PART_ROWS = 50_000  # on average, where the number of parts is not given
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
+MAX_PART_ROWS = 50_000  # on average, where the number of parts is not given
 COVERAGE_NOISE, CCS_NOISE = 0.05, 0.3
 """Share of the rows that go to the end by their AUM; that of ccs is its paper's for CIFAR-10."""
-
-CHOICES: dict[str, Any] = {
-    "method": Method,
-    "draw": Draw,
-    "similarity": Similarity,
-    "importance": Importance,
-    "norm": Norm,
-    "modality": Modality,
-    "embedding": Embedding,
-    "attribution": Attribution,
-    "patch_coding": PatchCoding,
-}
-"""Settings that are one of a few names."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dq-iccv23": {"method": "dq", "similarity": "euclidean", "draw": "random", "n_bins": 10},
@@ -55,209 +72,299 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What the two papers set; what is asked for beside a preset wins."""
 
+read = partial(option, "What to read")
+choose = partial(option, "How to choose")
+model = partial(option, "Models")
+image = partial(option, "Images")
+output = partial(option, "Output", is_recorded=False)
 
-class InputError(ValueError):
-    """Wrong use or bad input: the message is one clear line for the user."""
+
+def check_cap(name: str, value: Any) -> None:
+    """Raise unless the value is a number of rows, or a share below 1."""
+    if not is_number(value) or not (0 < value < 1 or (value >= 1 and value == int(value))):
+        raise InputError(f"{name} must be a number of rows, or a share below 1, got {value!r}")
+
+
+def check_bytes(name: str, value: Any) -> None:
+    """Raise unless the value is a size that `parse_bytes` knows."""
+    parse_bytes(value)
+
+
+def check_partition(name: str, value: Any) -> None:
+    """Raise unless the value is one that `count_parts` knows, or "none"."""
+    if value != "none":
+        count_parts(value, 10**18)
 
 
 @dataclass(frozen=True)
-class CompressConfig:
-    """One request to compress a dataset.
+class CompressConfig(Request):
+    """One request to compress a dataset."""
 
-    Attributes:
-        dataset: Hub id, or a local path: .parquet, .json, .jsonl or .csv file or glob, or a folder.
-        split: Split of the source, slices such as "train[:90%]" included.
-        config_name: Configuration of a Hub dataset, or of a folder whose card has several.
-        revision: Branch, tag or commit of a Hub dataset.
-        keep_ratio: Share of the rows to keep, in (0, 1].
-        keep_rows: Number of rows to keep, in place of keep_ratio.
-        method: "auto" (what the evidence supports for what is at hand, see docs/method.md),
-            "coverage" (facility location), "dq" (bins, uniform sample), "adq" (bins, a sample by
-            their importance), "graphcut" (one greedy run), "blocks" (balanced random), "random",
-            "ccs" or "dual" (both by training dynamics).
-        dynamics: .npy file of training dynamics, (epochs, n, 3), or of losses of responses,
-            (checkpoints, n, 2); see `recipes/train_extractor.py` and `recipes/score_text.py`.
-        difficulty: For coverage, what a row weighs: "aum", "cad", "dual", "dyn-unc", "el2n" or
-            "forgetting" of the dynamics, "ifd" of losses, or a column of numbers of at least 0.
-        noise_ratio: Share of the rows, those with the lowest AUM of the dynamics, that go to the
-            end of the order, since they are likely to be labelled wrong. None is 0.05 for coverage
-            with dynamics, 0.3 for ccs, else 0.
-        target: Dataset of the rows that the model shall be good at: a file, folder or Hub id.
-        target_split: Its split.
-        target_config: Its configuration on the Hub.
-        target_columns: Its text columns; None detects them.
-        target_share: Share of any subset that is picked for the target; the rest is by method.
-        target_model: Causal language model whose hidden states (RDS+) compare rows and target, or
-            with target_gradients its gradients (LESS); None compares by the embeddings.
-        target_gradients: Compare by gradients of LoRA weights of the target_model.
-        drop_duplicates: Cosine from which rows count as near-duplicates: the first in the order
-            stays, the others go to the end. None looks for none.
-        cap_by: Column of which no value may have more rows in the subset than cap says.
-        cap: A number of rows, from 1, or below 1 a share of the subset.
-        draw: Within a bin, rows by seeded hash ("random", the papers) or by greedy rank ("rank").
-        seed: Seed of the draw, and of the scores of adq.
-        alpha: For adq, the weight of the importance of a bin beside its size, in [0, 1]; 0 is dq.
-        representativeness: For adq, "texture", or for text also "surprisal". None is texture, and
-            surprisal for text with ready embeddings, where texture is that of sampled rows only.
-        importance: For adq, "both" scores, "representativeness" or "diversity" alone.
-        norm: For adq, how a score is brought to one scale: "minmax" or "softmax-z".
-        score_rows: For adq, rows a bin that the diversity looks at; None is 15 % of the bin, at
-            least 100 and at most 2,000.
-        modality: "text" or "image"; "auto" takes images where the dataset has a column of them.
-        text_columns: Columns that are embedded, in this order; None detects them.
-        image_column: Column of images; None finds the only one.
-        label_column: Column whose values become strata: every stratum is binned on its own. None
-            finds the labels of images; "none" leaves them aside.
-        embedding_model: sentence-transformers, timm or transformers model id, or a folder; None
-            is the default of the modality.
-        embedding: Of images, pooled "features" or last-layer "gradients".
-        embeddings: .npy file of (n, d) ready embeddings, or the name of a column that holds them.
-        similarity: "cosine" or "euclidean".
-        n_bins: Bins of a stratum, at least 1.
-        partition: For very many rows without labels, bins in each of K parts of similar rows:
-            "kmeans:K", or "kmeans" for ceil(rows / 50,000); None or "none" makes no parts.
-        batch_size: Rows that go through the encoder together.
-        drop_ratio: Share of the patches of each kept image to drop, in [0, 1); 0 drops none.
-        patch_size: Side of a patch in pixels; None is 4 up to 64 px, else 16.
-        attribution: Which patches are dropped: the least important by "gradcam++", or "random".
-        attribution_model: Classifier for gradcam++; None is the embedding model.
-        patch_coding: "exact" keeps kept pixels bit for bit, "exact-small" too, in fewer bytes and
-            several times the time, "webp" is lossy.
-        patch_quality: Quality of webp, 0 to 100.
-        min_psnr: Images whose filled holes lie below this many dB keep their original.
-        fill: How holes are filled for that: "mean", "zero" or "mae".
-        mae_model: Masked autoencoder for mae, a model id or folder.
-        streaming: Read the source as a stream: several passes, never whole on disk or in memory.
-        field: Key of a JSON file that holds the list of rows, such as "data".
-        image_folder: Folder in which paths in the rows may name files; None allows none but the
-            source's own data files.
-        keep_unreadable: Keep rows whose image cannot be decoded in play; else the subset leaves
-            them out.
-        keep_every_class: Keep at least one row of every stratum, also where that is more than
-            keep_ratio asks for.
-    """
+    dataset: str = read(
+        NEEDED, "Hub id, or a .parquet, .json, .jsonl or .csv file, a glob, or a folder."
+    )
+    _: KW_ONLY
+    split: str = read("train", 'Split or slice of the source, such as "train[:90%]".')
+    config_name: str | None = read(None, "Configuration of a Hub dataset or of a folder.")
+    revision: str | None = read(None, "Branch, tag or commit of a Hub dataset.")
+    streaming: bool = read(False, "Read in several passes, never whole on this disk or in memory.")
+    field: str | None = read(None, "Key of a JSON file that holds the rows.", metavar="KEY")
+    modality: Modality = read("auto", "What the rows are; auto looks for a column of images.")
+    text_columns: tuple[str, ...] | None = read(
+        None, "Text columns that are embedded, in order.  [default: detected]", metavar="A,B"
+    )
+    image_column: str | None = read(None, "Column of images.  [default: the only one]")
+    label_column: str | None = read(
+        None,
+        "Column of strata: each value is binned on its own; none leaves it aside.  [default: the "
+        "labels of images]",
+    )
+    image_folder: str | None = read(
+        None,
+        "Folder in which paths in the rows may name files.  [default: the source's data files "
+        "alone]",
+    )
+    keep_unreadable: bool = read(
+        False, "Keep rows whose image cannot be decoded in play, which else are left out."
+    )
 
-    dataset: str
-    split: str = "train"
-    config_name: str | None = None
-    revision: str | None = None
-    keep_ratio: float = 0.2
-    keep_rows: int | None = None
-    method: Method = "auto"
-    dynamics: str | None = None
-    difficulty: str | None = None
-    noise_ratio: float | None = None
-    target: str | None = None
-    target_split: str = "train"
-    target_config: str | None = None
-    target_columns: tuple[str, ...] | None = None
-    target_share: float = 0.7
-    target_model: str | None = None
-    target_gradients: bool = False
-    drop_duplicates: float | None = None
-    cap_by: str | None = None
-    cap: float | None = None
-    draw: Draw = "random"
-    seed: int = 0
-    alpha: float = 0.6
-    representativeness: Representativeness | None = None
-    importance: Importance = "both"
-    norm: Norm = "minmax"
-    score_rows: int | None = None
-    modality: Modality = "auto"
-    text_columns: tuple[str, ...] | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    embedding_model: str | None = None
-    embedding: Embedding = "features"
-    embeddings: str | None = None
-    similarity: Similarity = "cosine"
-    n_bins: int = 10
-    partition: str | None = None
-    batch_size: int = 64
-    drop_ratio: float = 0.0
-    patch_size: int | None = None
-    attribution: Attribution = "gradcam++"
-    attribution_model: str | None = None
-    patch_coding: PatchCoding = "exact"
-    patch_quality: int = 80
-    min_psnr: float | None = None
-    fill: Fill | None = None
-    mae_model: str | None = None
-    streaming: bool = False
-    field: str | None = None
-    image_folder: str | None = None
-    keep_unreadable: bool = False
-    keep_every_class: bool = False
+    preset: Preset | None = choose(
+        None, "Settings of a paper; other options win.", is_recorded=False
+    )
+    keep_ratio: float = choose(0.2, "Share of the rows to keep, in (0, 1].", check_share)
+    keep_rows: int | None = choose(None, "Number of rows to keep instead.", check_count)
+    method: Method = choose(
+        "auto",
+        "auto: by what is known to work on such data; coverage: facility location; dq: bins, a "
+        "uniform sample; adq: bins, a sample by their importance; graphcut: one greedy run; "
+        "blocks: balanced random; ccs, dual: by training dynamics.",
+    )
+    draw: Draw = choose("random", "Within a bin: by seeded hash (the papers), or by greedy rank.")
+    seed: int = choose(0, "Seed of the draw and of the scores of adq.", check_seed)
+    n_bins: int = choose(10, "Number of bins of a stratum.", check_count)
+    similarity: Similarity = choose("cosine", "Similarity of the bins.")
+    alpha: float = choose(
+        0.6,
+        "adq: weight of a bin's importance beside its size, in [0, 1]; 0 is dq.",
+        in_range("[0, 1]"),
+    )
+    importance: Importance = choose("both", "adq: which scores count.")
+    representativeness: Representativeness | None = choose(
+        None,
+        "adq: texture level, or for text surprisal.  [default: texture; surprisal for text with "
+        "ready embeddings]",
+    )
+    norm: Norm = choose("minmax", "adq: the scale of the scores.")
+    score_rows: int | None = choose(
+        None,
+        "adq: rows a bin that the diversity looks at.  [default: 15 %, 100 to 2,000]",
+        whole_number(2),
+    )
+    dynamics: str | None = choose(
+        None,
+        "Training dynamics of the rows, (epochs, n, 3) of recipes/train_extractor.py, or losses of "
+        "responses, (checkpoints, n, 2) of recipes/score_text.py.",
+        metavar="FILE.npy",
+    )
+    difficulty: str | None = choose(
+        None,
+        "coverage: rows weigh by aum, cad, dual, dyn-unc, el2n or forgetting of the dynamics, ifd "
+        "of losses, or by a column of numbers of at least 0.",
+        metavar="NAME",
+    )
+    noise_ratio: float | None = choose(
+        None,
+        "Share of the rows, those of the lowest AUM, that go to the end, in [0, 1).  [default: "
+        "0.05 for coverage with dynamics, 0.3 for ccs, else 0]",
+        in_range("[0, 1)"),
+    )
+    target: str | None = choose(
+        None, "20 to 1,000 rows like those that the model shall be good at.", metavar="DATASET"
+    )
+    target_split: str = choose("train", "Split of the target.")
+    target_config: str | None = choose(None, "Configuration of the target on the Hub.")
+    target_columns: tuple[str, ...] | None = choose(
+        None, "Text columns of the target.  [default: detected]", metavar="A,B"
+    )
+    target_share: float = choose(
+        0.7,
+        "Share of the subset that is picked for the target, in (0, 1]; the rest is by method.",
+        check_share,
+    )
+    target_model: str | None = choose(
+        None,
+        "Causal language model whose hidden states compare rows with the target (RDS+).  "
+        "[default: the embeddings do]",
+    )
+    target_gradients: bool = choose(False, "Compare by LoRA gradients of that model (LESS).")
+    drop_duplicates: float | None = choose(
+        None,
+        "Rows of such a cosine to one before them go to the end; the flag alone is 0.95.",
+        check_share,
+        metavar="COSINE",
+        bare=0.95,
+    )
+    cap_by: str | None = choose(
+        None, "Column of which no value may pass the cap.", metavar="COLUMN"
+    )
+    cap: float | None = choose(
+        None, "Rows of one value, or their share below 1.", check_cap, metavar="N|SHARE"
+    )
+    keep_every_class: bool = choose(False, "Keep at least one row of every stratum.")
+    partition: str | None = choose(
+        None,
+        "For very many rows without labels: bins in each of K parts of similar rows; kmeans alone "
+        "takes ceil(rows / 50,000).  [default: none]",
+        check_partition,
+        metavar="none|kmeans|kmeans:K",
+    )
+
+    embedding_model: str | None = model(
+        None,
+        "Encoder: a sentence-transformers, timm or transformers id, or a folder.  [default: "
+        f"{DEFAULT_TEXT_MODEL}, {DEFAULT_IMAGE_MODEL}]",
+    )
+    ready_embeddings: str | None = model(
+        None,
+        "Embeddings that are there already: an array of (n, d), or a column.",
+        metavar="FILE.npy|COLUMN",
+        old_name="embeddings",
+    )
+    batch_size: int = model(64, "Rows that go through the encoder together.", check_count)
+
+    image_embedding: Embedding = image(
+        "features", "Pooled features, or last-layer gradients.", old_name="embedding"
+    )
+    drop_ratio: float = image(
+        0.0, "Share of the patches of kept images to drop, in [0, 1).", in_range("[0, 1)")
+    )
+    patch_size: int | None = image(
+        None,
+        "Side of a patch in pixels.  [default: 4 up to 64 px, else 16]",
+        whole_number(1, 1024),
+    )
+    attribution: Attribution = image(
+        "gradcam++", "Which patches are dropped: the least important, or any."
+    )
+    attribution_model: str | None = image(
+        None, "Classifier for that.  [default: the embedding model]"
+    )
+    patch_coding: PatchCoding = image(
+        "exact",
+        "exact keeps kept pixels bit for bit, exact-small too (fewer bytes, several times the "
+        "time), webp is lossy.",
+    )
+    patch_quality: int = image(80, "Quality of webp, 0 to 100.", whole_number(0, 100))
+    min_psnr: float | None = image(None, "Filled images below so many dB keep their original.")
+    fill: Fill | None = image(None, "How holes are filled for that.  [default: mean]")
+    mae_model: str | None = image(None, "Masked autoencoder that fills holes: an id or a folder.")
+
+    output_dir: str | PathLike[str] | None = output(
+        None, "The run folder.  [default: runs/DATASET-METHOD-RATIO]"
+    )
+    overwrite: bool = output(False, "Replace another run in that folder.")
+    report: bool = output(True, "Write report.html and the figures of the card.")
+    max_memory: int | str | None = output(
+        None,
+        "Refuse, before any work, a run that needs more: 8GB, 500MB, 2GiB.",
+        check_bytes,
+        metavar="SIZE",
+    )
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """Make the request of what compress() was asked; what stands beside a preset wins over it.
+
+        Raises:
+            InputError: For an option that is not there, or wrong, or does not go with another.
+        """
+        if options.get("difficulty") and options.get("method", "auto") not in ("auto", "coverage"):
+            raise InputError(f"difficulty is for coverage, and the method is {options['method']}")
+        if options.get("keep_rows") is not None and "keep_ratio" in options:
+            raise InputError("give keep_ratio or keep_rows, not both")
+        preset = options.get("preset")
+        if preset is not None:
+            check_choice("preset", preset, Preset)
+            options = {**PRESETS[preset], **options, "preset": None}
+        return super().from_options(options)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild from `as_dict`, which may come from a file of anybody.
+
+        Raises:
+            InputError: If a setting is unknown to this release, missing, or wrong.
+        """
+        values = rename(cls, values)
+        unknown = sorted(map(str, values.keys() - set(cls.recorded())))
+        if unknown:
+            raise InputError(f"settings this release does not know: {', '.join(unknown)}")
+        if "dataset" not in values:
+            raise InputError("the setting dataset is missing")
+        return cls(**values)
 
     def __post_init__(self) -> None:
-        paths = ("dataset", "embedding_model", "embeddings", "attribution_model", "mae_model")
-        more = (
-            "image_folder",
-            "field",
-            "dynamics",
-            "difficulty",
-            "target",
-            "target_config",
-            "target_model",
-        )
-        for name in (*paths, *more, "cap_by"):
-            value = getattr(self, name)
-            if isinstance(value, PathLike):
-                object.__setattr__(self, name, fspath(value))
-            elif value is not None and not isinstance(value, str):
-                raise InputError(f"{name} must be a name or a path, got {type(value).__name__}")
-        check_keep_ratio(self.keep_ratio)
-        for name, choices in CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
-        if self.representativeness is not None:
-            check_choice("representativeness", self.representativeness, Representativeness)
-        check_count("n_bins", self.n_bins)
-        check_count("batch_size", self.batch_size)
-        check_seed(self.seed)
-        check_alpha(self.alpha)
-        if self.score_rows is not None:
-            check_count("score_rows", self.score_rows)
-            if self.score_rows < 2:
-                raise InputError("score_rows must be at least 2: a row is compared with others")
-        self._check_partition()
-        self._check_order()
-        self._check_patches()
+        super().__post_init__()
+        if self.partition == "none":
+            object.__setattr__(self, "partition", None)
+        if self.preset is not None:
+            raise InputError("a preset is for compress() and plan()")
         if self.streaming and set(self.split) & set("[+"):
             raise InputError(
                 f"a stream is read whole: split must be the name of one split, got {self.split!r}"
             )
-        for name in ("keep_ratio", "drop_ratio", "alpha", "target_share"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's included
-        for name in ("n_bins", "batch_size", "seed", "patch_quality"):
-            object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("text_columns", "target_columns"):
-            columns = getattr(self, name)
-            if isinstance(columns, str) or (columns is not None and not columns):
-                raise InputError(f"{name} must be a list of names, got {columns!r}")
-            if columns is not None:
-                object.__setattr__(self, name, tuple(columns))
+        self._check_order()
+        self._check_patches()
+
+    def _check_order(self) -> None:
+        """Raise unless the settings that decide the order of the rows go together."""
+        if self.method in ("ccs", "dual") and self.dynamics is None:
+            raise InputError(f"{self.method} needs the training dynamics of the rows: --dynamics")
+        if self.difficulty in get_args(DifficultyName) and self.dynamics is None:
+            raise InputError(f"difficulty {self.difficulty} needs dynamics of the rows")
+        if self.noise_ratio and self.dynamics is None:
+            raise InputError("noise_ratio needs the training dynamics of the rows: --dynamics")
+        if self.image_embedding == "gradients":
+            names = [n for n in ("partition", "drop_duplicates") if getattr(self, n) is not None]
+            for what in [*names, *({self.method} & {"coverage", "blocks"})]:
+                raise InputError(f"{what} is for plain embeddings, not for gradients")
+        if self.method == "coverage" and self.similarity != "cosine":
+            raise InputError("coverage compares rows by cosine: leave out similarity")
+        lone = self.target_model or self.target_columns or self.target_gradients
+        if (lone or self.target_config) and self.target is None:
+            raise InputError("settings that begin with target_ need a target")
+        if self.target_gradients and self.target_model is None:
+            raise InputError("target_gradients needs a target_model: a causal language model")
+        if self.cap_by is not None and self.keep_every_class:
+            raise InputError("a cap may leave a class without a row: not with keep_every_class")
+        if (self.cap_by is None) != (self.cap is None):
+            raise InputError("cap_by and cap go together: a column, and rows or a share of a value")
+
+    def _check_patches(self) -> None:
+        """Raise unless the settings of the patches go together."""
+        if not self.drop_ratio:
+            for name in ("patch_size", "attribution_model", "min_psnr", "fill", "mae_model"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"{name} is for dropped patches: it needs a drop_ratio above 0"
+                    )
+        if self.fill == "mae" and self.mae_model is None:
+            raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
 
     def measure_of(self, modality: str) -> Representativeness:
         """Give the measure of representativeness, chosen by the data where it was left open.
 
         Beside ready embeddings the encoder sees sampled rows only, whose mean texture is noisier.
         """
-        if self.representativeness is not None:
-            return self.representativeness
-        return "surprisal" if self.embeddings is not None and modality == "text" else "texture"
+        is_sampled = self.ready_embeddings is not None and modality == "text"
+        return self.representativeness or ("surprisal" if is_sampled else "texture")
 
-    def _check_partition(self) -> None:
-        """Raise unless the partition is a known one that fits the embeddings; "none" is None."""
-        if self.partition == "none":
-            object.__setattr__(self, "partition", None)
-        if self.partition is None:
-            return
-        count_parts(self.partition, 10**18)
-        if self.embedding == "gradients":
-            raise InputError("partition is for plain embeddings, and gradients are outer products")
+    @property
+    def memory_limit(self) -> int | None:
+        """The max_memory in bytes."""
+        return None if self.max_memory is None else parse_bytes(self.max_memory)
 
-    def of_rows(self, n_rows: int) -> "CompressConfig":
+    def of_rows(self, n_rows: int) -> Self:
         """Give the request with the keep_ratio that its keep_rows, if any, are of n rows."""
         if self.keep_rows is None:
             return self
@@ -279,148 +386,43 @@ class CompressConfig:
         known = {"ccs": CCS_NOISE, "coverage": COVERAGE_NOISE if is_known else 0.0}
         return known.get(self.method, 0.0)
 
-    def _check_order(self) -> None:
-        """Raise unless what else decides the order is in range and fits."""
-        if self.keep_rows is not None:
-            check_count("keep_rows", self.keep_rows)
-            object.__setattr__(self, "keep_rows", int(self.keep_rows))
-        if self.method in ("ccs", "dual") and self.dynamics is None:
-            raise InputError(f"{self.method} needs the training dynamics of the rows: --dynamics")
-        if self.difficulty in get_args(DifficultyName) and self.dynamics is None:
-            raise InputError(f"difficulty {self.difficulty} needs dynamics of the rows")
-        for name in ("coverage", "blocks"):
-            if self.method == name and self.embedding == "gradients":
-                raise InputError(f"{name} is for plain embeddings, not for gradients")
-        if self.drop_duplicates is not None and self.embedding == "gradients":
-            raise InputError("drop_duplicates is for plain embeddings, not for gradients")
-        if self.method == "coverage" and self.similarity != "cosine":
-            raise InputError("coverage compares rows by cosine: leave out similarity")
-        if self.noise_ratio is not None:
-            check_share("noise_ratio", self.noise_ratio, below=1)
-            if self.noise_ratio and self.dynamics is None:
-                raise InputError("noise_ratio needs the training dynamics of the rows: --dynamics")
-        check_share("target_share", self.target_share)
-        lone = self.target_model or self.target_columns or self.target_gradients
-        if (lone or self.target_config) and self.target is None:
-            raise InputError("settings that begin with target_ need a target")
-        if not isinstance(self.target_split, str) or not isinstance(self.target_gradients, bool):
-            raise InputError("target_split must be a name, and target_gradients true or false")
-        if self.target_gradients and self.target_model is None:
-            raise InputError("target_gradients needs a target_model: a causal language model")
-        if self.drop_duplicates is not None:
-            check_share("drop_duplicates", self.drop_duplicates)
-        if self.cap_by is not None and self.keep_every_class:
-            raise InputError("a cap may leave a class without a row: not with keep_every_class")
-        if (self.cap_by is None) != (self.cap is None):
-            raise InputError("cap_by and cap go together: a column, and rows or a share of a value")
-        if self.cap is not None and not (
-            _is_number(self.cap)
-            and (0 < self.cap < 1 or (self.cap >= 1 and self.cap == int(self.cap)))
-        ):
-            raise InputError(f"cap must be a number of rows, or a share below 1, got {self.cap!r}")
-        for name in ("noise_ratio", "drop_duplicates", "cap"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)))
 
-    def _check_patches(self) -> None:
-        """Raise unless the settings of the patches fit each other."""
-        check_drop_ratio(self.drop_ratio)
-        if self.patch_size is not None:
-            check_count("patch_size", self.patch_size)
-            if self.patch_size > MAX_PATCH_SIZE:
-                raise InputError(
-                    f"patch_size must be at most {MAX_PATCH_SIZE}, got {self.patch_size}"
-                )
-        if not self.drop_ratio:
-            names = ("patch_size", "attribution_model", "min_psnr", "fill", "mae_model")
-            lone = [name for name in names if getattr(self, name) is not None]
-            if lone:
-                raise InputError(f"{lone[0]} is for dropped patches: it needs a drop_ratio above 0")
-        quality = self.patch_quality
-        if not isinstance(quality, Integral) or not 0 <= quality <= 100:
-            raise InputError(f"patch_quality must be a whole number from 0 to 100, got {quality!r}")
-        psnr = self.min_psnr
-        if psnr is not None and not (isinstance(psnr, Real) and math.isfinite(psnr)):
-            raise InputError(f"min_psnr must be a number of dB, got {psnr!r}")
-        if self.fill is not None:
-            check_choice("fill", self.fill, Fill)
-        if self.fill == "mae" and self.mae_model is None:
-            raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give the settings as plain values that YAML can hold."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CompressConfig":
-        """Rebuild from `as_dict`, which may come from a file of anybody: all types are checked.
-
-        Raises:
-            InputError: If a setting is unknown to this release, missing, or of another type.
-        """
-        check_type("settings", values, dict[str, Any])
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise InputError(f"settings this release does not know: {', '.join(unknown)}")
-        if "dataset" not in values:
-            raise InputError("the setting dataset is missing")
-        kinds = get_type_hints(cls)
-        if isinstance(values.get("seed"), int) and values["seed"].bit_length() < 1000:
-            kinds["seed"] = Any  # is used modulo 2^64
-        for name, value in values.items():
-            check_type(name, value, kinds[name])
-        return cls(**values)
+def _of_run(name: str) -> Any:
+    """Declare an option of `CompressConfig` whose default is the setting of a run."""
+    about = CompressConfig.__dataclass_fields__[name].metadata
+    help = about["help"].partition("  [default")[0] + "  [default: the run's]"
+    return dataclasses.field(default=None, metadata={**about, "help": help})
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+@dataclass(frozen=True)
+class ResampleConfig(Request):
+    """One request to draw another subset from a finished run, without an encoder."""
 
+    keep_ratio: float | None = choose(None, "Share of the source rows, in (0, 1].", check_share)
+    _: KW_ONLY
+    keep_rows: int | None = choose(None, "Number of rows to keep instead.", check_count)
+    method: Method | None = _of_run("method")
+    draw: Draw | None = _of_run("draw")
+    seed: int | None = _of_run("seed")
+    alpha: float | None = _of_run("alpha")
+    importance: Importance | None = _of_run("importance")
+    norm: Norm | None = _of_run("norm")
+    output_dir: str | PathLike[str] | None = output(
+        None, "The run folder.  [default: runs/DATASET-METHOD-RATIO]"
+    )
+    overwrite: bool = output(False, "Replace another run in that folder.")
 
-def check_share(name: str, value: Any, below: float | None = None) -> None:
-    """Raise unless the value is a number in (0, 1], or in [0, below)."""
-    is_good = _is_number(value) and (0 < value <= 1 if below is None else 0 <= value < below)
-    if not is_good:
-        wanted = "(0, 1]" if below is None else f"[0, {below})"
-        raise InputError(f"{name} must lie in {wanted}, got {value!r}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.keep_ratio is None) == (self.keep_rows is None):
+            raise InputError("resample needs a keep_ratio or keep_rows, one of them")
+        if self.method == "auto":
+            raise InputError("auto is for compress: name the method to resample by")
 
-
-def check_keep_ratio(keep_ratio: Any) -> None:
-    """Raise unless the ratio is a number in (0, 1]."""
-    is_number = isinstance(keep_ratio, Real) and not isinstance(keep_ratio, bool)
-    if not is_number or math.isnan(keep_ratio) or not 0 < keep_ratio <= 1:
-        raise InputError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
-
-
-def check_drop_ratio(drop_ratio: Any) -> None:
-    """Raise unless the ratio is a number in [0, 1)."""
-    is_number = isinstance(drop_ratio, Real) and not isinstance(drop_ratio, bool)
-    if not is_number or math.isnan(drop_ratio) or not 0 <= drop_ratio < 1:
-        raise InputError(f"drop_ratio must lie in [0, 1), got {drop_ratio}")
-
-
-def check_alpha(alpha: Any) -> None:
-    """Raise unless the weight is a number in [0, 1]."""
-    is_number = isinstance(alpha, Real) and not isinstance(alpha, bool)
-    if not is_number or math.isnan(alpha) or not 0 <= alpha <= 1:
-        raise InputError(f"alpha must lie in [0, 1], got {alpha}")
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raise unless the value is one of the names of a Literal type."""
-    if value not in get_args(choices):
-        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise unless the value is a whole number of at least 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def check_seed(seed: Any) -> None:
-    """Raise unless the seed is a whole number."""
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise InputError(f"seed must be a whole number, got {seed!r}")
+    def changes(self) -> dict[str, Any]:
+        """Give the settings that are to be other ones than those of the run."""
+        found = {name: value for name, value in self.as_dict().items() if value is not None}
+        return {**found, "keep_rows": self.keep_rows}
 
 
 def check_type(name: str, value: Any, kind: Any) -> Any:
@@ -527,3 +529,43 @@ def count_kept(n_rows: int, keep_ratio: float, what: str = "rows") -> int:
             f"keep_ratio {keep_ratio} keeps none of the {n_rows:,} {what}: ask for more"
         )
     return n_kept
+
+
+SIZE_UNITS = {
+    "b": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+
+
+def parse_bytes(value: Any) -> int:
+    """Read a size of memory: a number of bytes, or a text such as "8GB", "500 MB" or "2GiB".
+
+    Raises:
+        InputError: If it is none, or less than one byte.
+    """
+    text = str(value).strip().lower()
+    number = text.rstrip("kmgtib").strip()
+    unit = text[len(number) :].strip() or "b"
+    try:
+        size = float(number) * SIZE_UNITS[unit]
+        if isinstance(value, bool) or not 1 <= size < math.inf:
+            raise ValueError(value)
+    except (ValueError, KeyError):
+        raise InputError(
+            f"max_memory must be a size such as 8GB, 500MB or 2GiB, got {value}"
+        ) from None
+    return int(size)
+
+
+def format_bytes(size: int) -> str:
+    """Write a size for people, in powers of 1,000, never below what it is."""
+    for power, unit in enumerate(("bytes", "kB", "MB", "GB")):
+        if size < 1000 ** (power + 1) or unit == "GB":
+            break
+    scaled = math.ceil(10 * size / 1000**power) / 10
+    return f"{scaled:,.1f}".removesuffix(".0") + f" {unit}"
+
+
+for _config in (CompressConfig, ResampleConfig):
+    _config.__doc__ = f"{_config.__doc__}\n\nAttributes:\n{describe(fields(_config))}"

@@ -298,7 +298,7 @@ def _differences(before: Config, config: Config) -> list[str]:
     old, new = before.embedding or Model(), config.embedding or Model()
     pairs = [(old[part.name], new[part.name]) for part in fields(Model) if part.name != "revision"]
     request = config.request
-    is_read = request.needs_embeddings and (not request.embeddings or request.method == "adq")
+    is_read = request.needs_embeddings and (not request.ready_embeddings or request.method == "adq")
     templates = [part.rows and part.rows.template for part in (before, config)]
     other = {
         "its source had another content": not is_same_source(

@@ -43,7 +43,7 @@ PLACES = (
     "dynamics",
     "target",
     "target_model",
-    "embeddings",
+    "ready_embeddings",
     "embedding_model",
     "attribution_model",
     "mae_model",

@@ -1,321 +1,304 @@
-"""Options that several commands share, and how their texts are read."""
+"""What an option is: a field of a config, with its help and check. Standard library only.
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+From the fields follow the flags of the command line and of the recipes (`add_options`), and the
+signatures and docstrings of the functions that take them (`takes`). The options are in config.py.
+"""
 
-import typer
+import argparse
+import dataclasses
+import difflib
+import inspect
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import partial
+from numbers import Integral, Real
+from os import PathLike, fspath
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args, get_origin
 
-from dq_multimodal.byte_sizes import parse_bytes
-from dq_multimodal.config import (
-    DEFAULT_IMAGE_MODEL,
-    DEFAULT_TEXT_MODEL,
-    Attribution,
-    Draw,
-    Embedding,
-    Fill,
-    Importance,
-    InputError,
-    Method,
-    Modality,
-    Norm,
-    PatchCoding,
-    Preset,
-    Representativeness,
-    Similarity,
-    check_drop_ratio,
-    check_keep_ratio,
-)
-
-KeepRatio = Annotated[
-    str, typer.Option(metavar="RATIO", help="Share of the rows to keep, in (0, 1].")
-]
-KeepRows = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Number of rows to keep instead.", show_default=False),
-]
-OutputDir = Annotated[
-    Path | None,
-    typer.Option(help="The run folder.  [default: runs/DATASET-METHOD-RATIO]", show_default=False),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-PushToHub = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Push the result there.")]
-Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
-RunOrId = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
-]
-
-ConfigName = Annotated[
-    str | None, typer.Option(help="Configuration of a Hub dataset or of a folder.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
-PresetName = Annotated[
-    Preset | None, typer.Option(help="Settings of a paper; other flags win.", show_default=False)
-]
-MethodName = Annotated[
-    Method, typer.Option(help="How rows are chosen; auto: by what is known to work on such data.")
-]
-Dynamics = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE.npy",
-        help="Training dynamics of the rows, from recipes/train_extractor.py or score_text.py.",
-    ),
-]
-Difficulty = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="coverage: rows weigh by aum, cad, dual, dyn-unc, el2n or forgetting of the dynamics, "
-        "ifd of losses, or by a column of numbers.",
-    ),
-]
-NoiseRatio = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of the rows of the lowest AUM that go to the end, in [0, 1).  [default: 0.05 "
-        "for coverage with dynamics, 0.3 for ccs, else 0]",
-        show_default=False,
-    ),
-]
-TargetName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATASET", help="20 to 1,000 rows like those that the model shall be good at."
-    ),
-]
-TargetSplit = Annotated[str, typer.Option(help="Split of the target.")]
-TargetConfig = Annotated[str | None, typer.Option(help="Configuration of the target on the Hub.")]
-TargetColumns = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B", help="Text columns of the target.  [default: detected]", show_default=False
-    ),
-]
-TargetShare = Annotated[
-    float, typer.Option(help="Share of the subset that is picked for the target, (0, 1].")
-]
-TargetModel = Annotated[
-    str | None,
-    typer.Option(
-        help="Causal language model whose hidden states compare rows with the target (RDS+).  "
-        "[default: the embeddings do]",
-        show_default=False,
-    ),
-]
-TargetGradients = Annotated[
-    bool,
-    typer.Option("--target-gradients", help="Compare by LoRA gradients of that model (LESS)."),
-]
-DropDuplicates = Annotated[
-    float | None,
-    typer.Option(
-        metavar="[COSINE]",
-        help="Rows so near to one before them go to the end; 0.95 if no number is given.",
-    ),
-]
-CapBy = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="Column of which no value may pass --cap.")
-]
-Cap = Annotated[
-    float | None, typer.Option(metavar="N|SHARE", help="Rows of one value, or their share below 1.")
-]
-DrawName = Annotated[Draw, typer.Option(help="Within a bin: by seeded hash, or by rank.")]
-Seed = Annotated[int, typer.Option(help="Seed of the draw and of the scores.")]
-Alpha = Annotated[
-    float, typer.Option(help="adq: weight of a bin's importance beside its size, [0, 1]; 0 is dq.")
-]
-RepresentativenessName = Annotated[
-    Representativeness | None,
-    typer.Option(
-        help="adq: texture level, or for text surprisal.  [default: texture; surprisal for text "
-        "with ready embeddings]"
-    ),
-]
-ImportanceName = Annotated[Importance, typer.Option(help="adq: which scores count.")]
-NormName = Annotated[Norm, typer.Option(help="adq: the scale of the scores.")]
-ScoreRows = Annotated[
-    int | None,
-    typer.Option(
-        help="adq: rows a bin that the diversity looks at.  [default: 15 %, 100 to 2,000]",
-        show_default=False,
-    ),
-]
-ModalityName = Annotated[
-    Modality, typer.Option(help="What the rows are; auto looks for a column of images.")
-]
-TextColumns = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B", help="Text columns, in order.  [default: detected]", show_default=False
-    ),
-]
-ImageColumn = Annotated[
-    str | None, typer.Option(help="Column of images.  [default: the only one]", show_default=False)
-]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option(
-        help="Column of strata: each value is binned on its own; that of images is found, "
-        "none leaves it aside."
-    ),
-]
-EmbeddingModel = Annotated[
-    str | None,
-    typer.Option(
-        help="sentence-transformers, timm or transformers id, or a folder.  "
-        f"[default: {DEFAULT_TEXT_MODEL}, {DEFAULT_IMAGE_MODEL}]",
-        show_default=False,
-    ),
-]
-EmbeddingKind = Annotated[
-    Embedding, typer.Option(help="Of images: pooled features, or last-layer gradients.")
-]
-Embeddings = Annotated[str | None, typer.Option(help="Ready embeddings: FILE.npy, or a column.")]
-SimilarityName = Annotated[Similarity, typer.Option(help="Similarity of the bins.")]
-BinCount = Annotated[int, typer.Option(help="Number of bins.")]
-PartitionName = Annotated[
-    str,
-    typer.Option(
-        metavar="none|kmeans|kmeans:K",
-        help="For very many rows without labels: bins in each of K parts of similar rows; "
-        "kmeans alone takes ceil(rows / 50,000).",
-    ),
-]
-BatchSize = Annotated[int, typer.Option(help="Rows through the encoder together.")]
-DropRatio = Annotated[
-    str, typer.Option(metavar="RATIO", help="Share of the patches of kept images to drop, [0, 1).")
-]
-PatchSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Side of a patch in pixels.  [default: 4 up to 64 px, else 16]", show_default=False
-    ),
-]
-AttributionName = Annotated[
-    Attribution, typer.Option(help="Which patches are dropped: the least important, or any.")
-]
-AttributionModel = Annotated[
-    str | None,
-    typer.Option(help="Classifier for it.  [default: embedding model]", show_default=False),
-]
-PatchCodingName = Annotated[
-    PatchCoding,
-    typer.Option(
-        help="exact keeps kept pixels bit for bit, exact-small too (fewer bytes, several times the "
-        "time), webp is lossy."
-    ),
-]
-PatchQuality = Annotated[int, typer.Option(help="Quality of webp, 0 to 100.")]
-MinPsnr = Annotated[
-    float | None, typer.Option(help="Filled images below so many dB keep their original.")
-]
-FillName = Annotated[
-    Fill | None,
-    typer.Option(help="How holes are filled for that.  [default: mean]", show_default=False),
-]
-MaeModel = Annotated[
-    str | None, typer.Option(help="Masked autoencoder that fills holes: id or folder.")
-]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE", help="Refuse, before any work, a run that needs more: 8GB, 500MB, 2GiB."
-    ),
-]
-Streaming = Annotated[
-    bool,
-    typer.Option("--streaming", help="Read the source in passes, never whole on this disk."),
-]
-Field = Annotated[
-    str | None, typer.Option(metavar="KEY", help="Key of a JSON file that holds the rows.")
-]
-ImageFolder = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Folder in which paths in the rows may name files."),
-]
-KeepUnreadable = Annotated[
-    bool,
-    typer.Option("--keep-unreadable", help="Keep rows whose image cannot be decoded in play."),
-]
-KeepEveryClass = Annotated[
-    bool,
-    typer.Option("--keep-every-class", help="Keep at least one row of every stratum."),
-]
-WithReport = Annotated[bool, typer.Option(help="Write report.html.")]
-
-_AS_RUN = {"show_default": False}
-OtherKeepRatio = Annotated[
-    str | None, typer.Option(metavar="RATIO", help="Share of the rows to keep, in (0, 1].")
-]
-OtherMethod = Annotated[
-    Method | None, typer.Option(help="Another method.  [default: the run's]", **_AS_RUN)
-]
-OtherDraw = Annotated[
-    Draw | None, typer.Option(help="Another draw.  [default: the run's]", **_AS_RUN)
-]
-OtherSeed = Annotated[
-    int | None, typer.Option(help="Another seed of the draw.  [default: the run's]", **_AS_RUN)
-]
-OtherAlpha = Annotated[
-    float | None, typer.Option(help="adq: another alpha.  [default: the run's]", **_AS_RUN)
-]
-OtherImportance = Annotated[
-    Importance | None, typer.Option(help="adq: other scores.  [default: the run's]", **_AS_RUN)
-]
-OtherNorm = Annotated[
-    Norm | None, typer.Option(help="adq: another scale.  [default: the run's]", **_AS_RUN)
-]
-EmbeddingsOf = Annotated[
-    Path | None,
-    typer.Option(help="Run folder whose embeddings to show, for a run that was resampled."),
-]
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+First = TypeVar("First")
+Check = Callable[[str, Any], None]
+"""Takes the name of an option and a value, and raises InputError unless the value is a good one."""
+NEEDED: Any = MISSING
+"""The default of an option that has none."""
 
 
-def given_options(context: typer.Context, *left_out: str) -> dict[str, Any]:
-    """Give the options that were named on the command line, their texts read."""
-    readers: dict[str, Callable[[Any], Any]] = {
-        "keep_ratio": parse_ratio,
-        "drop_ratio": parse_drop_ratio,
-        "text_columns": parse_columns,
-        "target_columns": lambda text: parse_columns(text, "target_columns"),
-        "max_memory": parse_bytes,
-    }
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {
-        name: readers.get(name, lambda x: x)(value)
-        for name, value in context.params.items()
-        if name not in left_out and getattr(sources[name], "name", "") != "DEFAULT"
-    }
+class InputError(ValueError):
+    """Wrong use or bad input: the message is one clear line for the user."""
 
 
-def parse_ratio(text: str) -> float:
-    """Read a ratio in (0, 1]."""
-    try:
-        ratio = float(text)
-        check_keep_ratio(ratio)
-    except ValueError:
-        hint = " (write 0.2 for 20 %)" if "%" in str(text) else ""
-        raise InputError(f"keep_ratio must lie in (0, 1], got {text}{hint}") from None
-    return ratio
+def is_number(value: Any) -> bool:
+    """Say whether a value is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def parse_drop_ratio(text: str) -> float:
-    """Read a ratio in [0, 1)."""
-    try:
-        ratio = float(text)
-    except ValueError:
-        raise InputError(f"drop_ratio must lie in [0, 1), got {text}") from None
-    check_drop_ratio(ratio)
-    return ratio
+def in_range(interval: str) -> Check:
+    """Make a check for numbers in an interval such as "(0, 1]"."""
+    low, high = map(float, interval[1:-1].split(","))
+    ends = {end for end, sign in ((low, interval[0]), (high, interval[-1])) if sign in "()"}
+
+    def check(name: str, value: Any) -> None:
+        if not is_number(value) or not low <= value <= high or value in ends:
+            hint = " (write 0.2 for 20 %)" if "%" in str(value) else ""
+            raise InputError(f"{name} must lie in {interval}, got {value!r}{hint}")
+
+    return check
 
 
-def parse_columns(text: str | None, name: str = "text_columns") -> tuple[str, ...] | None:
-    """Read column names parted by commas."""
-    if text is None:
+def whole_number(low: int, high: int = 2**63 - 1) -> Check:
+    """Make a check for whole numbers from low to high."""
+    wanted = f"of at least {low}" if high == 2**63 - 1 else f"from {low} to {high}"
+
+    def check(name: str, value: Any) -> None:
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or not low <= int(value) <= high:
+            raise InputError(f"{name} must be a whole number {wanted}, got {value!r}")
+
+    return check
+
+
+check_share, check_count = in_range("(0, 1]"), whole_number(1)
+
+
+def check_seed(name: str, value: Any) -> None:
+    """Raise unless the value is a whole number; it is used modulo 2^64."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or abs(int(value)) >= 2**1000:
+        raise InputError(f"{name} must be a whole number, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise unless the value is one of the names of a Literal type."""
+    if value not in get_args(choices):
+        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def option(
+    group: str,
+    default: T,
+    help: str,
+    check: Check | None = None,
+    *,
+    metavar: str | None = None,
+    bare: Any = None,
+    old_name: str | None = None,
+    is_recorded: bool = True,
+) -> T:
+    """Declare a field that is an option.
+
+    Args:
+        group: Its group in --help.
+        default: Its value where none is given.
+        help: What it does, for --help and docstrings.
+        check: What its values must meet beside their type.
+        metavar: What --help calls its value; None takes it from the type or the name.
+        bare: What its flag stands for without a value.
+        old_name: Its name in the release before, which still works.
+        is_recorded: Whether it decides what comes out, and so stands in config.yaml.
+    """
+    return dataclasses.field(default=default, metadata=locals())
+
+
+@dataclass(frozen=True)
+class Request:
+    """Fields that are options; a value that is wrong raises InputError when it is set."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, _settle(each, getattr(self, each.name)))
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """Make a request of what a user asked for, by the names of this release or the last.
+
+        Raises:
+            InputError: For an option that is not there, naming the nearest one, or a wrong value.
+        """
+        options = rename(cls, options, is_told=True)
+        known = {each.name for each in fields(cls)}
+        for name in options.keys() - known:
+            raise InputError(f"there is no option {name}{suggest(name, known)}")
+        return cls(**options)
+
+    @classmethod
+    def recorded(cls) -> list[str]:
+        """Give the names of the options that stand in config.yaml."""
+        return [each.name for each in fields(cls) if each.metadata["is_recorded"]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the recorded settings as plain values that YAML can hold."""
+        found = {name: getattr(self, name) for name in self.recorded()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+
+def kind_of(each: Field) -> Any:
+    """Give the type of an option without None; it is Any where several are left."""
+    if get_origin(each.type) is Literal or type(None) not in get_args(each.type):
+        return each.type
+    kinds = [part for part in get_args(each.type) if part is not type(None)]
+    return kinds[0] if len(kinds) == 1 else Any
+
+
+def _settle(each: Field, value: Any) -> Any:
+    """Check a value, and make paths and numbers of NumPy plain ones.
+
+    Raises:
+        InputError: If it is of another type, or out of range.
+    """
+    name, kind, wanted = each.name, kind_of(each), None
+    if value is None and kind is not each.type:
         return None
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise InputError(f"{name} must be names parted by commas, got {text!r}")
-    return names
+    if each.metadata["check"] is not None:
+        each.metadata["check"](name, value)
+    if kind is int:
+        return int(value)  # which its check has seen to
+    if get_origin(kind) is Literal:
+        check_choice(name, value, kind)
+    elif kind is float and not is_number(value):
+        wanted = "a number"
+    elif kind is bool and not isinstance(value, bool):
+        wanted = "true or false"
+    elif kind is str and not isinstance(value, str | PathLike):
+        wanted = "a name or a path"
+    elif get_origin(kind) is tuple and (isinstance(value, str) or not value):
+        wanted = "a list of names"
+    if wanted is not None:
+        raise InputError(f"{name} must be {wanted}, got {value!r:.200}")
+    readers: dict[Any, Callable[[Any], Any]] = {float: float, str: fspath, tuple: tuple}
+    return readers.get(get_origin(kind) or kind, lambda x: x)(value)
+
+
+def rename(config: Any, options: dict[str, Any], *, is_told: bool = False) -> dict[str, Any]:
+    """Give options by their new names, and say so on stderr if is_told.
+
+    Raises:
+        InputError: If one has both names.
+    """
+    names = {each.metadata["old_name"]: each.name for each in fields(config)}
+    new_names = {old: new for old, new in names.items() if old is not None}
+    for old in options.keys() & new_names.keys():
+        if new_names[old] in options:
+            raise InputError(f"{old} is the old name of {new_names[old]}: leave it out")
+        if is_told:
+            told = f"note: {old} is now {new_names[old]}; the old name goes with the next release"
+            print(told, file=sys.stderr, flush=True)  # noqa: T201
+    return {new_names.get(name, name): value for name, value in options.items()}
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Give the end of a message that names what is most like a wrong name, if anything is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def help_of(each: Field, default: Any) -> str:
+    """Give the help of an option with its default, as argparse takes it."""
+    is_shown = default not in (None, NEEDED) and not isinstance(default, bool)
+    shown = f"  [default: {default}]" if is_shown else ""
+    return f"{each.metadata['help']}{shown}".replace("%", "%%")
+
+
+def metavar_of(each: Field) -> str:
+    """Give what --help calls the value of an option."""
+    kind, name = kind_of(each), each.name.split("_")[-1].upper()
+    choices = "|".join(get_args(kind)) if get_origin(kind) is Literal else None
+    return each.metadata["metavar"] or choices or name
+
+
+class Help(argparse.HelpFormatter):
+    """The layout of --help; a flag is shown with_this spelling alone where it has-this too."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        flags = action.option_strings
+        known = {flag.lstrip("-").replace("-", "_"): flag for flag in reversed(flags)}
+        action.option_strings = list(reversed(known.values()))
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = flags
+
+
+def add_options(
+    parser: argparse.ArgumentParser, config: Any, leave_out: Collection[str] = ()
+) -> dict[str, Any]:
+    """Give a parser the options of a config as flags, in groups; only flags that are set come out.
+
+    Args:
+        parser: What reads them.
+        config: `CompressConfig` or `ResampleConfig`.
+        leave_out: Names of options that are not offered.
+
+    Returns:
+        The groups, by name.
+    """
+    groups: dict[str, Any] = {}
+    for each in (each for each in fields(config) if each.name not in leave_out):
+        about, kind = each.metadata, kind_of(each)
+        if about["group"] not in groups:
+            groups[about["group"]] = parser.add_argument_group(about["group"])
+        group, flag = groups[about["group"]], f"--{each.name.replace('_', '-')}"
+        how: dict[str, Any] = {"dest": each.name, "default": argparse.SUPPRESS}
+        if each.default is NEEDED:
+            flag, how = each.name, {"metavar": each.name.upper()}
+        elif kind is bool:
+            how["action"] = argparse.BooleanOptionalAction if each.default else "store_true"
+        else:
+            how |= {"type": _reader(kind), "metavar": metavar_of(each)}
+        if about["bare"] is not None:
+            how |= {"nargs": "?", "const": about["bare"]}
+        group.add_argument(flag, help=help_of(each, each.default), **how)
+        if about["old_name"] is not None:
+            how |= {"dest": about["old_name"], "help": argparse.SUPPRESS}
+            group.add_argument(f"--{about['old_name']}", **how)
+    return groups
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """Give what reads the text of a flag; what it cannot read goes to the checks as it is."""
+
+    def read(text: str) -> Any:
+        if get_origin(kind) is tuple:
+            return tuple(name.strip() for name in text.split(",") if name.strip())
+        try:
+            return kind(text) if kind in (int, float) else text
+        except ValueError:
+            return text
+
+    return read
+
+
+def describe(options: Collection[Field]) -> str:
+    """Give the entries of options as docstrings have them."""
+    texts = [f"{each.name}: {' '.join(each.metadata['help'].split())}" for each in options]
+    wrap = partial(textwrap.wrap, width=96, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    return "\n".join(line for text in texts for line in wrap(text))
+
+
+def takes(
+    config: Callable[Concatenate[Any, P], Any], *leave_out: str
+) -> Callable[[Callable[Concatenate[First, ...], R]], Callable[Concatenate[First, P], R]]:
+    """Let signature and docstring of a function show the options that it takes after its first."""
+
+    def decorate(
+        function: Callable[Concatenate[First, ...], R],
+    ) -> Callable[Concatenate[First, P], R]:
+        signature: Any = inspect.signature(function)
+        first = next(iter(signature.parameters.values()))
+        found = {each.name: each for each in fields(config)}  # type: ignore[arg-type]
+        known = inspect.signature(config).parameters.values()
+        left = [p for p in known if p.default is not p.empty and p.name not in leave_out]
+        function.__signature__ = signature.replace(parameters=[first, *left])  # type: ignore[attr-defined]
+        doc, args, more = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")
+        own, gap, rest = more.partition("\n\n")
+        entries = describe([found[p.name] for p in left])
+        function.__doc__ = f"{doc}{args}{own.rstrip()}\n{entries}{gap}{rest}"
+        return function
+
+    return decorate

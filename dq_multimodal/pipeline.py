@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,12 @@ from dq_multimodal import folder
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.byte_sizes import parse_bytes
-from dq_multimodal.config import (
-    CompressConfig,
-    InputError,
-)
+from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import Bins, Scores, one_bin
 from dq_multimodal.data.source import Source, pin_of
 from dq_multimodal.distributed.world import ALONE, World
-from dq_multimodal.files import expand_home
 from dq_multimodal.manifest import Manifest, Patches, PatchFacts, Stage, Target, make
+from dq_multimodal.options import takes
 from dq_multimodal.planning import Asked, Trials, make_plan
 from dq_multimodal.preparation import (
     make_config,
@@ -37,7 +34,7 @@ from dq_multimodal.preparation import (
 )
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
-from dq_multimodal.run import Run, default_folder, found_complete
+from dq_multimodal.run import Run, found_complete, output_folder
 from dq_multimodal.stages import embedding, patch_records, subset
 from dq_multimodal.stages.bin_costs import foresee_bins
 from dq_multimodal.stages.marks import Marks, make_marks, note_marks
@@ -81,15 +78,9 @@ BEGUN: dict[Stage, str] = {
 """What a stage leaves when it is stopped on its way."""
 
 
+@takes(CompressConfig)
 def compress(
-    dataset: "str | Dataset",
-    *,
-    output_dir: str | Path | None = None,
-    overwrite: bool = False,
-    report: bool = True,
-    max_memory: int | str | None = None,
-    world: World = ALONE,
-    **options: Any,
+    dataset: "str | PathLike[str] | Dataset", *, world: World = ALONE, **options: Any
 ) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
 
@@ -98,29 +89,17 @@ def compress(
 
     Args:
         dataset: Hub id, local path, or a `datasets.Dataset`.
-        output_dir: The run folder; None is runs/DATASET-METHOD-RATIO.
-        overwrite: Replace another run that is there already.
-        report: Write report.html and the figures of the card.
-        max_memory: Refuse, before any work, a run that needs more memory: bytes, or "8GB".
-        world: The processes of one launched command line, of which this is rank 0 and the others
-            are in `assist`. By default a call is one process by itself, also where a launcher
-            started several and only one of them calls.
-        **options: The other fields of `CompressConfig`: keep_ratio, method, n_bins, ...; or
-            preset="dq-iccv23" or "adq-aaai25", whose settings those beside it override.
 
     Raises:
         InputError: For every wrong setting and bad input, in one clear line.
     """
-    limit = None if max_memory is None else parse_bytes(max_memory)
     request, source = read_request(dataset, options)
-    if source is not None and request.streaming:
-        raise InputError("streaming is for a name or a path: this dataset is loaded already")
     if request.streaming and not world.is_alone:
         raise InputError("streaming is for one process: leave out --streaming or the launcher")
     source = source or open_source(request)
     subset.check_columns(source.dataset)
     request, why = settle_method(request, source.dataset)
-    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
+    target = output_folder(request)
     with folder.claim_folder(target):
         spare_inputs(target, request, source)
         world.post("source", pin=pin_of(source.origin))
@@ -136,7 +115,7 @@ def compress(
             config.target = make(Target, describe_target(aim, request))
         marks = make_marks(source.dataset, request, len(strata))
         count_subset(strata, request, marks)  # raises if a cap leaves too few
-        if not overwrite and folder.is_finished(target, config, with_report=report):
+        if not request.overwrite and folder.is_finished(target, config, with_report=request.report):
             return found_complete(target)
         note_model(config, adapter, request, source.dataset.column_names)
         is_adaptive = request.method == "adq"
@@ -146,33 +125,33 @@ def compress(
 
             dropper = make_dropper(source.dataset, request, adapter)
             config.patches = make(Patches, dropper.describe())
-        if limit is not None:
+        if request.memory_limit is not None:
             asked = Asked(request, source, adapter, aim, strata, labels, marks, config.as_dict())
-            trials = Trials(compress, asked, report=report)
-            trials.memory(trials.count_kept()).check(limit)
-        manifest = folder.begin(target, config, overwrite) or start_manifest(source, labels)
+            trials = Trials(compress, asked)
+            trials.memory(trials.count_kept()).check(request.memory_limit)
+        manifest = folder.begin(target, config, request.overwrite) or start_manifest(source, labels)
         folder.share_folder(target, world)
 
         made = [embedding.FILE] if request.needs_embeddings else []
         files = (target / SELECTION_FILE, target / BINS_FILE)
         is_scored = manifest.has("selection") and all(f.exists() for f in files)
-        if is_adaptive and not request.embeddings and not is_scored:
+        if is_adaptive and not request.ready_embeddings and not is_scored:
             made = list(embedding.FILES)
         with _stage(target, manifest, "embeddings", *made) as is_due:
             if is_due:
-                if request.embeddings is not None and request.needs_embeddings:
+                if request.ready_embeddings is not None and request.needs_embeddings:
                     embedding.copy_embeddings(
-                        request.embeddings, source.dataset, request.split, target
+                        request.ready_embeddings, source.dataset, request.split, target
                     )
                 elif adapter is not None and request.needs_embeddings:
                     embedding.embed_rows(adapter, target, request.batch_size, world=world)
-                is_read = request.embeddings is None and request.needs_embeddings
+                is_read = request.ready_embeddings is None and request.needs_embeddings
                 if isinstance(adapter, ImageAdapter) and not is_read:
                     adapter.check_images()
                 problems, notes = note_rows(source, adapter, request, strata, unlabelled)
                 notes += note_marks(marks) + ([] if why is None else [why])
                 if request.needs_embeddings:
-                    by_cosine = request.embeddings is None or request.similarity == "cosine"
+                    by_cosine = request.ready_embeddings is None or request.similarity == "cosine"
                     embedded = embedding.open_embeddings(target)
                     notes = embedding.note_alike(embedded, by_cosine=by_cosine) + notes
                 manifest.describe_rows(problems, notes)
@@ -200,7 +179,8 @@ def compress(
                     )
                 scores = None
                 if is_adaptive and adapter is not None:
-                    n_left = count_left(config, "scoring" if request.embeddings else "embedding")
+                    is_beside = request.ready_embeddings is not None
+                    n_left = count_left(config, "scoring" if is_beside else "embedding")
                     scores = _score(target, adapter, bins, request, n_left, manifest, world)
                 marks, notes = _mark_more(
                     target, source, adapter, vectors, aim, bins, request, scores, marks
@@ -216,7 +196,7 @@ def compress(
                 _write_subset(target, request, source.dataset, dropper, manifest)
                 source.check()
                 manifest.set_bytes(source_data=subset.count_bytes(source.dataset))
-        if report:
+        if request.report:
             with _stage(target, manifest, "report", REPORT_FILE) as is_due:
                 if is_due:
                     is_embedded = request.needs_embeddings
@@ -227,14 +207,8 @@ def compress(
         return Run(target)
 
 
-def plan(
-    dataset: "str | Dataset",
-    *,
-    output_dir: str | Path | None = None,
-    report: bool = True,
-    max_memory: int | str | None = None,
-    **options: Any,
-) -> dict[str, Any]:
+@takes(CompressConfig, "overwrite")
+def plan(dataset: "str | PathLike[str] | Dataset", **options: Any) -> dict[str, Any]:
     """Say what `compress` with the same arguments will take: seconds, memory, disk, rows, bytes.
 
     Rows are read, the model is loaded, and `compress` itself is run on samples of the rows in a
@@ -242,11 +216,7 @@ def plan(
     seconds are those of this machine as busy as it is now, and of a run from its beginning.
 
     Args:
-        dataset: As `compress` takes it, like all that follows.
-        output_dir: The run folder that is meant; only the free space beside it is looked at.
-        report: Whether the report is written.
-        max_memory: Refuse a run that needs more memory.
-        **options: The fields of `CompressConfig`.
+        dataset: Hub id, local path, or a `datasets.Dataset`.
 
     Returns:
         The figures, as plain values that JSON can hold; sizes in bytes, times in seconds.
@@ -254,10 +224,7 @@ def plan(
     Raises:
         InputError: For what `compress` would refuse at its beginning, or of a sample.
     """
-    limit = None if max_memory is None else parse_bytes(max_memory)
-    return make_plan(
-        compress, dataset, output_dir=output_dir, report=report, limit=limit, options=options
-    )
+    return make_plan(compress, dataset, options)
 
 
 def _score(

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from os import PathLike
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,7 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
-from dq_multimodal.byte_sizes import format_bytes
-from dq_multimodal.config import CompressConfig, InputError
+from dq_multimodal.config import CompressConfig, InputError, format_bytes
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.core.target import LIST_VALUES
 from dq_multimodal.data.columns import NO_LABEL
@@ -42,7 +42,7 @@ from dq_multimodal.preparation import (
 )
 from dq_multimodal.report import FILES as REPORT_FILES
 from dq_multimodal.report.summary import describe_strata
-from dq_multimodal.run import Run, default_folder
+from dq_multimodal.run import Run, output_folder
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata, stretch, time_bins
 from dq_multimodal.stages.marks import Marks, make_marks
@@ -188,13 +188,13 @@ DEFAULTS = {field.name: field.default for field in fields(CompressConfig)}
 OF_MODELS = [
     name
     for name in DEFAULTS
-    if name in ("drop_ratio", "min_psnr", "embedding")
+    if name in ("drop_ratio", "min_psnr", "image_embedding")
     or name.startswith(("target", "patch", "attribution", "fill", "mae"))
 ]
 """Settings that a run without models leaves out."""
 OF_ALL_ROWS = (
     *("split", "config_name", "revision", "field", "streaming", "image_folder"),
-    *("keep_rows", "cap_by", "cap", "keep_every_class", "partition"),
+    *("keep_rows", "cap_by", "cap", "keep_every_class", "partition", "max_memory"),
 )
 """Settings that are for all rows, not for a sample of them."""
 
@@ -212,12 +212,11 @@ class Trials:
     Args:
         compress: `pipeline.compress`.
         asked: The request and its rows.
-        report: Whether a report is wanted.
     """
 
-    def __init__(self, compress: Callable[..., Run], asked: Asked, *, report: bool) -> None:
+    def __init__(self, compress: Callable[..., Run], asked: Asked) -> None:
         self._compress, self.asked, request = compress, asked, asked.request
-        self._is_embedded = request.needs_embeddings and request.embeddings is None
+        self._is_embedded = request.needs_embeddings and request.ready_embeddings is None
         self.n_rows, self.rows = len(asked.strata), asked.source.dataset
         self.by_model: list[Trial] = []
         self.bins: BinTimes | None = None
@@ -235,7 +234,7 @@ class Trials:
             plain: dict[str, Any] = {name: DEFAULTS[name] for name in OF_MODELS}
             if vectors is not None and method in ("adq", "random", "ccs", "dual"):
                 plain["method"] = "dq" if method == "adq" else "blocks"
-            self.plain = self._grow(PLAIN_ROWS, PLAIN_SECONDS, plain, vectors, report)
+            self.plain = self._grow(PLAIN_ROWS, PLAIN_SECONDS, plain, vectors, request.report)
             if vectors is not None and (bins_kind(method) != "none" or request.drop_duplicates):
                 n_left = count_left(asked.config)
                 self.bins = time_bins(vectors, np.bincount(asked.strata), request, n_left)
@@ -243,8 +242,8 @@ class Trials:
     def _try_models(self) -> Float[ndarray, "k d"] | None:
         """Try what needs a model; give some embeddings, if there will be any."""
         request, target, options, vectors = self.asked.request, self.asked.target, {}, None
-        if request.needs_embeddings and request.embeddings is not None:
-            vectors = read_some(request.embeddings, self.rows, request.split)
+        if request.needs_embeddings and request.ready_embeddings is not None:
+            vectors = read_some(request.ready_embeddings, self.rows, request.split)
         if target is not None:
             self.n_targets = min(len(target.source.dataset), 2 * FIRST_ROWS)
             place = str(self._place / "target.parquet")
@@ -297,8 +296,8 @@ class Trials:
             **options,
         }
         if vectors is not None:
-            given["embeddings"] = str(self._place / "given.npy")
-            np.save(given["embeddings"], stretch(vectors, size))
+            given["ready_embeddings"] = str(self._place / "given.npy")
+            np.save(given["ready_embeddings"], stretch(vectors, size))
         if request.dynamics is not None:
             given["dynamics"] = str(self._place / "dynamics.npy")
             np.save(given["dynamics"], np.load(expand_home(request.dynamics), "r")[:, rows])
@@ -512,11 +511,7 @@ def read_some(given: str, dataset: "Dataset", split: str) -> Float[ndarray, "k d
 
 def make_plan(
     compress: Callable[..., Run],
-    dataset: "str | Dataset",
-    *,
-    output_dir: str | Path | None,
-    report: bool,
-    limit: int | None,
+    dataset: "str | PathLike[str] | Dataset",
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Make the answer of `pipeline.plan`, which describes it."""
@@ -524,21 +519,22 @@ def make_plan(
     asked = prepare(dataset, options)
     start_seconds = time.perf_counter() - started
     request, rows, n_rows = asked.request, asked.source.dataset, len(asked.strata)
-    trials = Trials(compress, asked, report=report)
+    trials = Trials(compress, asked)
     n_kept = trials.count_kept()
     memory = trials.memory(n_kept)
-    memory.check(limit)
+    memory.check(request.memory_limit)
     seconds = {"start": start_seconds} | trials.seconds(n_kept)
     disk, passing, probe, found = trials.disk(n_kept), 0, None, asked.config["embedding"]
-    if request.needs_embeddings and request.embeddings is None:
+    if request.needs_embeddings and request.ready_embeddings is None:
         tried = trials.by_model[-1]
         probe = {"rows": len(tried.rows), "seconds": tried.seconds["embeddings"]}
         probe |= {"rows_per_second": round(n_rows / seconds["embeddings"], 2)}
     if request.method == "adq" and asked.adapter is not None:  # files that are gone afterwards
-        middle, again = 2 * asked.adapter.middle_dimension, 1 + (request.embeddings is not None)
+        is_read = request.ready_embeddings is None
+        middle, again = 2 * asked.adapter.middle_dimension, 1 if is_read else 2
         passing = again * trials.count_scored() * (4 * asked.adapter.dimension + middle)
-        passing += (middle + 8) * n_rows * (request.embeddings is None)
-    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
+        passing += (middle + 8) * n_rows * is_read
+    target = output_folder(request)
     place = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
     tried = trials.by_model[-1] if request.drop_ratio else trials.plain[-1]
     data = tried.manifest["bytes"]["subset_data"] * n_kept / tried.n_kept
@@ -562,11 +558,11 @@ def make_plan(
         "disk_free": shutil.disk_usage(place).free,
         "bytes": {"source_data": subset.count_bytes(rows), **sizes},
         "notes": asked.notes + trials.notes,
-        "max_memory": limit,
+        "max_memory": request.memory_limit,
     }
 
 
-def prepare(dataset: "str | Dataset", options: dict[str, Any]) -> Asked:
+def prepare(dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]) -> Asked:
     """Do what `compress` does before its first stage, but for the run folder."""
     request, source = read_request(dataset, options)
     source = source or open_source(request)

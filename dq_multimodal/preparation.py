@@ -3,6 +3,7 @@
 import glob
 import os
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,9 @@ from dq_multimodal.adapters.base import Adapter, Problems, note_problem
 from dq_multimodal.adapters.choice import is_image
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import (
-    PRESETS,
     CompressConfig,
     InputError,
     Method,
-    Preset,
-    check_choice,
     count_parts,
 )
 from dq_multimodal.data.local import is_table
@@ -61,30 +59,21 @@ MAX_NAMED = 20
 """Rows that are left out, named in a note with the names of their files."""
 
 
-def make_request(name: str, options: dict[str, Any]) -> CompressConfig:
-    """Make the request from the options of `compress`; those beside a preset win over it."""
-    preset = options.pop("preset", None)
-    if options.get("difficulty") and options.get("method", "auto") not in ("auto", "coverage"):
-        raise InputError(f"difficulty is for coverage, and the method is {options['method']}")
-    if options.get("keep_rows") is not None and "keep_ratio" in options:
-        raise InputError("give keep_ratio or keep_rows, not both")
-    if preset is not None:
-        check_choice("preset", preset, Preset)
-        options = {**PRESETS[preset], **options}
-    try:
-        return CompressConfig(dataset=name, **options)
-    except TypeError as error:
-        raise InputError(f"compress: {error}".replace("CompressConfig.__init__() ", "")) from None
-
-
 def read_request(
-    dataset: "str | Path | Dataset", options: dict[str, Any]
+    dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]
 ) -> tuple[CompressConfig, Source | None]:
-    """Make the request for a dataset, by name or path or loaded; of a loaded one its source too."""
-    if isinstance(dataset, str | Path):
-        return make_request(str(dataset), options), None
+    """Make the request for a dataset, by name or path or loaded; of a loaded one its source too.
+
+    Raises:
+        InputError: If there is no such option, or one is wrong or does not go with another.
+    """
+    if isinstance(dataset, str | PathLike):
+        return CompressConfig.from_options({"dataset": dataset, **options}), None
     source = from_memory(dataset, options.get("split", "train"), options.get("image_folder"))
-    return make_request(source.origin["name"], options), source
+    request = CompressConfig.from_options({"dataset": source.origin["name"], **options})
+    if request.streaming:
+        raise InputError("streaming is for a name or a path: this dataset is loaded already")
+    return request, source
 
 
 def open_source(request: CompressConfig) -> Source:
@@ -111,7 +100,7 @@ def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[Compress
     share = request.keep_ratio
     if request.keep_rows is not None and not isinstance(dataset, Stream):
         share = request.keep_rows / len(dataset)
-    is_plain = request.embedding == "features" and request.similarity == "cosine"
+    is_plain = request.image_embedding == "features" and request.similarity == "cosine"
     if request.difficulty is not None:
         method, why = "coverage", "there is a difficulty"
     elif request.target is not None:
@@ -121,7 +110,7 @@ def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[Compress
         method, why = "coverage", "there are training dynamics, by which rows weigh as cad says"
     elif is_plain and is_image(dataset, request) and share <= COVERED_SHARE:
         method, why = "coverage", f"these are images, and at most {COVERED_SHARE:.0%} are kept"
-    elif is_plain and (request.embeddings is not None or request.embedding_model is not None):
+    elif is_plain and (request.ready_embeddings is not None or request.embedding_model is not None):
         method, why = "blocks", "there are embeddings, and no method is known to do more with them"
     else:
         method, why = "random", "no method is known to be better for such rows at this size"
@@ -187,7 +176,7 @@ def make_config(
     request: CompressConfig, source: Source, adapter: Adapter | None, label_column: str | None
 ) -> Config:
     """Put together config.yaml, all but the model, which takes seconds to load."""
-    given = request.embeddings if request.needs_embeddings else None
+    given = request.ready_embeddings if request.needs_embeddings else None
     rows = adapter.describe() if adapter is not None else None
     measure = request.measure_of(rows["modality"] if rows is not None else "")
     vectors = embedding.describe_given(given, source.dataset, request.split) if given else None
@@ -222,7 +211,7 @@ def note_model(
         if not adapter.lengths().any():
             raise InputError(f"no row of {request.dataset} has anything to embed")
         model = describe_model(adapter, request)
-        if is_adaptive and request.embeddings is not None:
+        if is_adaptive and request.ready_embeddings is not None:
             config.scoring = model
         else:
             config.embedding = model
@@ -233,7 +222,7 @@ def describe_model(adapter: Adapter, request: CompressConfig) -> Model:
     try:
         return make(Model, adapter.describe_model())
     except InputError as error:
-        if request.embeddings is None:
+        if request.ready_embeddings is None:
             raise
         raise InputError(
             f"beside ready embeddings adq needs an encoder for its scores (dq does not): {error}"
@@ -242,7 +231,7 @@ def describe_model(adapter: Adapter, request: CompressConfig) -> Model:
 
 def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
     """Raise before a run would overwrite the very files it is made from."""
-    names = [request.dataset, request.embeddings, request.image_folder]
+    names = [request.dataset, request.ready_embeddings, request.image_folder]
     names += [request.dynamics, request.target]
     names += [getattr(request, name) for name in MODELS]
     names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal import card, folder, hub, report
-from dq_multimodal.config import CompressConfig, Draw, Importance, InputError, Method, Norm
+from dq_multimodal.config import CompressConfig, InputError, ResampleConfig
 from dq_multimodal.core import Bins
 from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.data.local import short_name
@@ -22,6 +22,7 @@ from dq_multimodal.data.source import reload_source
 from dq_multimodal.data.stream import first_line
 from dq_multimodal.files import expand_home
 from dq_multimodal.manifest import CONFIG, MANIFEST, BinsKind, Config, Manifest
+from dq_multimodal.options import takes
 from dq_multimodal.patches.codec import OLD_STORE
 from dq_multimodal.patches.store import has_old_records
 from dq_multimodal.stages import embedding, subset
@@ -143,9 +144,13 @@ class Run:
         """What else selection.parquet knows of every source row."""
         return self._selection[2]
 
-    def resample(self, keep_ratio: float | None = None, **options: Any) -> "Run":
-        """Draw another subset; see `dq_multimodal.resample`."""
-        return resample(self, keep_ratio, **options)
+    @takes(ResampleConfig)
+    def resample(self, *keep_ratio: float, **options: Any) -> "Run":
+        """Draw another subset; see `dq_multimodal.resample`.
+
+        Args:
+        """
+        return resample(self, *keep_ratio, **options)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Push subset, selection, config.yaml and card; see `dq_multimodal.push`."""
@@ -261,11 +266,13 @@ def _is_of_hub(path: Path) -> bool:
     return path.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve())
 
 
-def default_folder(request: CompressConfig) -> Path:
-    """Give runs/DATASET-METHOD-RATIO, or with keep_rows runs/DATASET-METHOD-N-rows.
+def output_folder(request: CompressConfig) -> Path:
+    """Give the output_dir, or runs/DATASET-METHOD-RATIO, with keep_rows runs/DATASET-METHOD-N-rows.
 
     A long name is cut to what file systems take.
     """
+    if request.output_dir is not None:
+        return expand_home(request.output_dir)
     name = re.sub(r"[^\w.-]+", "", short_name(request.dataset)).strip(".") or "dataset"
     name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     size = f"{request.keep_ratio:g}" if request.keep_rows is None else f"{request.keep_rows}-rows"
@@ -335,52 +342,24 @@ def blaming_damage(run: Run) -> Iterator[None]:
         raise InputError(f"the run in {run.path} is damaged: {damage[0]} (see verify)") from error
 
 
-def resample(
-    run: "str | Path | Run",
-    keep_ratio: float | None = None,
-    *,
-    keep_rows: int | None = None,
-    method: Method | None = None,
-    draw: Draw | None = None,
-    seed: int | None = None,
-    alpha: float | None = None,
-    importance: Importance | None = None,
-    norm: Norm | None = None,
-    output_dir: str | Path | None = None,
-    overwrite: bool = False,
-) -> Run:
+@takes(ResampleConfig)
+def resample(run: "str | Path | Run", keep_ratio: float | None = None, **options: Any) -> Run:
     """Draw a subset of another size or by another method from a finished run, without an encoder.
+
+    What needs other bins than the run has needs its embeddings.npy. The scores stay what they are.
 
     Args:
         run: A run, or its folder (for a repository on the Hub see `open_run`).
-        keep_ratio: Share of the source rows to keep, in (0, 1].
-        keep_rows: Number of rows to keep, in its place.
-        method: Another method; None keeps that of the run. What needs other bins than the run has
-            needs its embeddings.npy.
-        draw: Another draw within the bins.
-        seed: Another seed of the draw; the scores stay what they are.
-        alpha: Another weight of the importance of the bins, for adq.
-        importance: Other scores that count, for adq.
-        norm: Another scale of them, for adq.
-        output_dir: Where to; None is runs/DATASET-METHOD-RATIO.
-        overwrite: Replace a run that is there already.
 
     Raises:
         InputError: If the run lacks what is needed, or rows that it does not hold cannot be read
             from the source.
     """
     run = run if isinstance(run, Run) else Run(run)
-    changes: dict[str, Any] = {"method": method, "draw": draw, "seed": seed}
-    changes |= {"alpha": alpha, "importance": importance, "norm": norm}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if (keep_ratio is None) == (keep_rows is None):
-        raise InputError("resample needs a keep_ratio or keep_rows, one of them")
-    if method == "auto":
-        raise InputError("auto is for compress: name the method to resample by")
-    changes["keep_rows"] = keep_rows
-    if keep_ratio is not None:
-        changes["keep_ratio"] = keep_ratio
-    request = replace(run.request, **changes).of_rows(run.manifest.rows)
+    asked = ResampleConfig.from_options({"keep_ratio": keep_ratio, **options})
+    changes = asked.changes()
+    request = replace(run.request, **changes, output_dir=asked.output_dir)
+    request = request.of_rows(run.manifest.rows)
     run.check_tables()
     scores = read_scores(run.path)
     lone = [name for name in ("alpha", "importance", "norm") if name in changes]
@@ -388,7 +367,7 @@ def resample(
         raise InputError(f"{lone[0]} is for adq, and this draws by {request.method}")
     if request.method == "adq":
         check_scores(scores)
-    target = expand_home(output_dir) if output_dir is not None else default_folder(request)
+    target = output_folder(request)
     if run.path.resolve() in (target.resolve(), *target.resolve().parents):
         raise InputError(f"{target} is the run to resample from: name another output folder")
     started = time.perf_counter()
@@ -397,11 +376,11 @@ def resample(
         bins, marks, kind = _bins_for(run, request)
         n_kept = count_subset(bins.stratum, request, marks)
         config = replace(run.config, request=request, bins=kind)
-        if not overwrite and folder.is_finished(target, config):
+        if not asked.overwrite and folder.is_finished(target, config):
             return found_complete(target)
         order = order_by_method(bins, request, scores, marks)
         dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
-        folder.begin(target, config, overwrite)
+        folder.begin(target, config, asked.overwrite)
         labels = run.manifest.labels
         write_selection(target, bins, kind, order, request, labels, scores, marks)
         data_bytes = subset.write_subset(dataset, picks, read_kept(target, request), target)

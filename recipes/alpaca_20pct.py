@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import SelectionArguments, fail, read_arguments
-from dq_multimodal.training.selecting import FULL
+from dq_multimodal.training.arguments import fail, read_arguments
+from dq_multimodal.training.selecting import FULL, SelectionArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset

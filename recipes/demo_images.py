@@ -73,7 +73,7 @@ def main() -> None:
             launch(
                 "cifar10.py",
                 **data,
-                test_dataset_name=out / "data" / "test.parquet",
+                eval_dataset_name=out / "data" / "test.parquet",
                 model="resnet10-narrow",
                 max_steps=300,
                 per_device_train_batch_size=32,

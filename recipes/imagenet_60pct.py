@@ -2,7 +2,7 @@
 
     accelerate launch recipes/imagenet_60pct.py
     accelerate launch recipes/imagenet_60pct.py --method random
-    accelerate launch recipes/imagenet_60pct.py --dataset_name FOLDER --test_split validation
+    accelerate launch recipes/imagenet_60pct.py --dataset_name FOLDER --eval_split validation
 
 As the paper has it: features of a ViT-base, bins class by class, 60 % of the rows. Images stay on
 disk, memory-mapped; they are decoded as they are needed, ahead of the model. The ResNet is
@@ -20,7 +20,7 @@ from dq_multimodal.training.image_run import ImageRunArguments, train_on_subset
 
 DEFAULTS = {
     "dataset_name": "ILSVRC/imagenet-1k",
-    "test_split": "validation",
+    "eval_split": "validation",
     "keep_ratio": 0.6,
     "embedding_model": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
     "model": "resnet50",

@@ -24,7 +24,7 @@ from typing import Any
 
 from dq_multimodal.config import InputError, check_count
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import fail, read_arguments
+from dq_multimodal.training.arguments import SOURCE, fail, flags_of, read_arguments
 
 BLOCK_ROWS = 512
 """Rows are measured and kept in blocks of so many; so few are lost at most in a process."""
@@ -32,24 +32,13 @@ BLOCKS = "blocks"
 PASS_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
+ScoreFlags = flags_of(*SOURCE, "text_columns", dataset="tatsu-lab/alpaca")
+
+
 @dataclass
-class ScoreArguments:
+class ScoreArguments(ScoreFlags):
     """Which rows, and by which model."""
 
-    dataset_name: str = field(
-        default="tatsu-lab/alpaca", metadata={"help": "Hub id, local file or folder."}
-    )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset."}
-    )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."}
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split or slice to use."})
-    text_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "Text columns in order, the last is the response. Default: detected."},
-    )
     model_name_or_path: str = field(
         default="HuggingFaceTB/SmolLM2-135M",
         metadata={"help": "Causal language model: Hub id, folder or .gguf file."},

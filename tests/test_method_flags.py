@@ -3,7 +3,7 @@
 import pytest
 from test_methods import SELECTION, write_inputs
 
-from dq_multimodal.cli import _fill_in, main
+from dq_multimodal.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def place(tmp_path_factory):
 
 
 WRONG = {
-    "--method best": "'best' is not one of 'auto', 'random', 'blocks', 'coverage'",
+    "--method best": "method must be one of auto, random, blocks, coverage",
     "--keep-rows 0": "keep_rows must be a whole number of at least 1, got 0",
     "--keep-rows 121": "keep_rows must be at most the 120 rows, got 121",
     "--keep-rows 5 --keep-ratio 0.5": "give keep_ratio or keep_rows, not both",
@@ -40,13 +40,13 @@ WRONG = {
     "--target no.parquet": "no.parquet",
     "--target d.parquet --target-split none": "none",
     "--target d.parquet --target-share 0": "target_share must lie in (0, 1], got 0.0",
-    "--target d.parquet --target-columns ,": "target_columns must be names parted by commas",
+    "--target d.parquet --target-columns ,": "target_columns must be a list of names",
     "--target d.parquet --target-columns no": "target d.parquet: ",
     "--target d.parquet --target-gradients": "target_gradients needs a target_model",
     "--target-model m": "settings that begin with target_ need a target",
     "--drop-duplicates 1.5": "drop_duplicates must lie in (0, 1], got 1.5",
     "--drop-duplicates -1": "drop_duplicates must lie in (0, 1], got -1.0",
-    "--drop-duplicates=near": "--drop-duplicates': Input should be a valid number",
+    "--drop-duplicates=near": "drop_duplicates must lie in (0, 1], got 'near'",
     "--cap-by source": "cap_by and cap go together",
     "--cap 5": "cap_by and cap go together",
     "--cap-by origin --cap 5": "cap_by origin is no column of the dataset",
@@ -60,7 +60,7 @@ WRONG = {
 def test_a_wrong_value_is_one_clear_line(flags, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(place)
     before = {path.name for path in place.iterdir()}
-    given = () if "--embeddings" in flags else ("--embeddings", "e.npy")
+    given = () if "--ready-embeddings" in flags else ("--ready-embeddings", "e.npy")
     with pytest.raises(SystemExit) as end:
         main(["compress", "d.parquet", *given, *flags.split(), "--output-dir", str(tmp_path / "o")])
     found = capsys.readouterr()
@@ -86,11 +86,3 @@ def test_wrong_values_of_resample(place, tmp_path, command):
         assert message in done.stderr.splitlines()[-1]
         assert done.stderr.count("\n") == 1
         assert not (tmp_path / "out" / SELECTION).exists()
-
-
-def test_drop_duplicates_takes_a_number_or_none():
-    assert _fill_in(["--drop-duplicates"]) == ["--drop-duplicates", "0.95"]
-    for number in ("0.9", ".9", "1", "-1"):
-        assert _fill_in(["--drop-duplicates", number]) == ["--drop-duplicates", number]
-    for other in ("--json", "2024.parquet", "-o"):
-        assert _fill_in(["--drop-duplicates", other]) == ["--drop-duplicates", "0.95", other]

@@ -10,7 +10,7 @@ import yaml
 from datasets import Dataset
 
 from dq_multimodal import InputError, Run, compress
-from dq_multimodal.run import default_folder
+from dq_multimodal.run import output_folder
 from dq_multimodal.verification import verify
 
 NAMES = ("run:1", "bin=3", "a[b]?*#1 %41\nemo🙂'\"`", "file:/x")
@@ -44,7 +44,7 @@ def test_a_source_may_have_any_name(rows):
         assert yaml.safe_load(front)["configs"]
         assert Run(run.path).resample(0.9, output_dir="all", overwrite=True).kept.size == 36
     config = run.request
-    assert len(default_folder(config).name.encode()) < 255
+    assert len(output_folder(config).name.encode()) < 255
 
 
 def test_names_that_cannot_be_used_are_refused(rows):

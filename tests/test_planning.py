@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from nasty_images import picture
 
 from dq_multimodal import InputError, compress, plan
-from dq_multimodal.byte_sizes import format_bytes, parse_bytes
+from dq_multimodal.config import format_bytes, parse_bytes
 from dq_multimodal.planning import Memory
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
@@ -194,14 +194,6 @@ def test_plan_of_the_command_line(cli, texts, tmp_path):
     assert document["memory"]["need"] > 0
     assert not list(tmp_path.iterdir())
     assert "'best' is not one of" in cli("plan", texts, "--method", "best", code=2).stderr
-
-
-def test_both_commands_take_the_same_flags():
-    import inspect
-
-    from dq_multimodal import cli as commands
-
-    assert inspect.signature(commands.plan) == inspect.signature(commands.compress)
 
 
 def test_long_rows_behind_short_ones_are_seen(tmp_path):

@@ -46,17 +46,17 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
             request.image_column,
             request.label_column,
             request.embedding_model or DEFAULT_IMAGE_MODEL,
-            request.embedding,
+            request.image_embedding,
             is_scored=request.method == "adq",
         )
-        if request.needs_embeddings and request.embeddings is None:
+        if request.needs_embeddings and request.ready_embeddings is None:
             adapter.notes += note_text(dataset, adapter)
         return adapter
     if request.drop_ratio:
         raise InputError("drop_ratio is for images, and this dataset is read as text")
-    if request.embedding == "gradients":
+    if request.image_embedding == "gradients":
         raise InputError("embedding gradients is for images, and this dataset is read as text")
-    needs_text = request.needs_embeddings and request.embeddings is None
+    needs_text = request.needs_embeddings and request.ready_embeddings is None
     try:
         layout = detect_layout(dataset.column_names, request.text_columns)
         model = request.embedding_model or DEFAULT_TEXT_MODEL

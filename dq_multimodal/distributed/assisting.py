@@ -12,17 +12,14 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter
-from dq_multimodal.config import InputError
+from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.data.source import pin_of
 from dq_multimodal.distributed.shares import bin_share
 from dq_multimodal.distributed.world import World
 from dq_multimodal.folder import check_folder
-from dq_multimodal.preparation import make_request, open_source, settle_method
+from dq_multimodal.preparation import open_source, settle_method
 from dq_multimodal.stages import embedding
 from dq_multimodal.stages.batches import embed_batches, make_plan
-
-LED = ("output_dir", "overwrite", "report", "max_memory")
-"""Options of `compress` that are the business of rank 0."""
 
 
 def assist(world: World, options: dict[str, Any]) -> None:
@@ -35,8 +32,7 @@ def assist(world: World, options: dict[str, Any]) -> None:
     Raises:
         InputError: If this process sees another source, another model or another folder.
     """
-    given = {name: value for name, value in options.items() if name not in LED}
-    request = make_request(str(given.pop("dataset")), given)
+    request = CompressConfig.from_options(options)
     adapter = None
     for task, asked in world.tasks():
         if task == "source":  # rank 0 has it: what it downloaded is in the cache

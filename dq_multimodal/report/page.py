@@ -11,8 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dq_multimodal import __version__
-from dq_multimodal.byte_sizes import format_bytes
-from dq_multimodal.config import CompressConfig
+from dq_multimodal.config import CompressConfig, format_bytes
 from dq_multimodal.data.local import is_local, short_name
 from dq_multimodal.files import count
 from dq_multimodal.report.collect import Facts, group_sample

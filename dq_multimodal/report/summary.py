@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from dq_multimodal.byte_sizes import format_bytes
+from dq_multimodal.config import format_bytes
 from dq_multimodal.files import count, show_name
 from dq_multimodal.report import FILE
 
@@ -66,7 +66,7 @@ def _score_lines(run: "Run") -> list[str]:
     lines[0] += "all rows" if found.all_rows else "the same rows"
     took = seconds.get("embeddings", 0.0)
     is_whole = not {"embeddings", "selection"} & {*run.manifest.resumed}
-    if took and is_whole and run.request.embeddings is None and "scores" in seconds:
+    if took and is_whole and run.request.ready_embeddings is None and "scores" in seconds:
         lines[0] += f"; they took {100 * seconds['scores'] / took:.0f} % of the embedding time"
     return lines
 

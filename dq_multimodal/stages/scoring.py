@@ -67,7 +67,7 @@ def score_bins(
         nothing = np.full(n_bins, np.nan)
         return Scores(nothing, nothing), ScoreFacts(rows=0, rows_a_bin=[0, 0], all_rows=True)
     work = folder / FOLDER
-    if request.embeddings is None:
+    if request.ready_embeddings is None:
         rows = _features(folder, picks, n_left)
         textures = np.load(folder / embedding.TEXTURE, mmap_mode="r")
         scored = np.arange(len(bins))

@@ -120,7 +120,7 @@ def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
         InputError: If it cannot be loaded, has no or too many rows, or holds nothing to compare.
     """
     name = str(request.target)
-    if request.embedding == "gradients":
+    if request.image_embedding == "gradients":
         raise InputError("target is for plain embeddings, and embedding is gradients")
     if request.target_model is not None and not isinstance(adapter, TextAdapter):
         raise InputError("target_model reads text, and the rows of the source are none")
@@ -201,7 +201,7 @@ def pick_targets(
     work = folder / FOLDER
     (work / ROWS).mkdir(parents=True, exist_ok=True)
     is_alike = embeddings is not None and (
-        request.embeddings is None or request.target_model is None
+        request.ready_embeddings is None or request.target_model is None
     )  # ready embeddings may be of another encoder
     rows = targets = None
     if embeddings is not None and is_alike:

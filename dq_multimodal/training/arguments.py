@@ -1,115 +1,65 @@
-"""Flags of the recipes, and YAML files that stand for flags."""
+"""Flags of the recipes, from the options of compress() and from YAML files."""
 
 import argparse
+import os
 import sys
-from dataclasses import dataclass, field
+import time
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
-from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
-from dq_multimodal.data.splits import base_split, rest_of_split, split_ranges
-from dq_multimodal.training.selecting import METHOD_HELP, OrderArguments, source_flags
+from dq_multimodal.config import CompressConfig, InputError
+from dq_multimodal.options import Help, help_of, kind_of, metavar_of
+
+FLAGS = {
+    "dataset": "dataset_name",
+    "config_name": "dataset_config_name",
+    "revision": "dataset_revision",
+    "split": "dataset_split",
+    "seed": "selection_seed",
+}
+"""Flags that have other names than their options: a recipe has more than one split and seed."""
+SOURCE = ("dataset", "split", "config_name", "revision")
+"""Options that name the rows."""
+OLD_FLAGS = {
+    "embedding": "image_embedding",
+    "embeddings": "ready_embeddings",
+    "test_dataset_name": "eval_dataset_name",
+    "test_split": "eval_split",
+}
+"""Names of flags in the release before."""
+LAST_SECONDS = 5.0
+"""So long other processes wait before they say what rank 0 has said, or the launcher ends them."""
 
 
-@dataclass
-class SelectionArguments(OrderArguments):
-    """Which rows to train on, and which to test on.
+def flags_of(*names: str, **defaults: Any) -> Any:
+    """Make a dataclass to inherit from: its fields are options of compress() as recipes have them.
 
-    The held-out rows are named by `eval_dataset_name` (another dataset), by `eval_split` (another
-    slice of the same one), or, where neither the splits nor another dataset are named, are the
-    last 2 % of the dataset, which selection and training then never see. Of a run to draw from,
-    they are the rows behind those that it is of, and none where it is of the whole split.
+    Its OPTIONS names the option of each flag.
+
+    Args:
+        names: Of the options.
+        defaults: Where they differ from those of the options.
     """
+    made: list[tuple[str, Any, Any]] = []
+    for each in (CompressConfig.__dataclass_fields__[name] for name in names):
+        kind, default = kind_of(each), defaults.get(each.name, each.default)
+        kind = {Literal: str, tuple: list[str]}.get(get_origin(kind), kind)
+        text = help_of(each, default)
+        if each.name == "method":
+            text = text.replace("  [", " full trains on all rows.  [")
+        metavar = None if each.name == "method" or kind is bool else metavar_of(each)
+        about = field(default=default, metadata={"help": text, "metavar": metavar})
+        kind = kind | None if default is None else kind
+        made.append((FLAGS.get(each.name, each.name), kind, about))
+    options = {FLAGS.get(name, name): name for name in names}
+    return make_dataclass("Flags", made, namespace={"OPTIONS": options})
 
-    dataset_name: str = field(
-        default="tatsu-lab/alpaca", metadata={"help": "Hub id, local file or folder."}
-    )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset."}
-    )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."}
-    )
-    dataset_split: str | None = field(
-        default=None, metadata={"help": "Split or slice to compress and train on."}
-    )
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split or slice that is held out, never trained on."}
-    )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Another dataset to hold out, in the same shape."}
-    )
-    method: str = field(default="auto", metadata={"help": METHOD_HELP})
-    keep_ratio: float = field(default=0.2, metadata={"help": "Share of the rows, in (0, 1]."})
-    selection_seed: int = field(default=0, metadata={"help": "Seed of the selection."})
-    draw: str = field(default="random", metadata={"help": "Within a bin: random or rank."})
-    n_bins: int = field(default=10, metadata={"help": "Number of bins."})
-    similarity: str = field(default="cosine", metadata={"help": "cosine or euclidean."})
-    text_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "Text columns in order, the last is the response. Default: detected."},
-    )
-    embedding_model: str | None = field(
-        default=None,
-        metadata={"help": f"sentence-transformers model or folder. Default: {DEFAULT_TEXT_MODEL}."},
-    )
-    embeddings: str | None = field(
-        default=None, metadata={"help": "Ready embeddings of the rows: FILE.npy or a column."}
-    )
-    push_subset_to_hub: str | None = field(
-        default=None, metadata={"help": "OWNER/NAME to push the subset to."}
-    )
 
-    def __post_init__(self) -> None:
-        self.check(self.method)
-        names_eval = self.eval_split is not None or self.eval_dataset_name is not None
-        if self.from_run is not None and self.dataset_split is not None and not names_eval:
-            self.eval_split = rest_of_split(self.dataset_split)
-        if self.dataset_split is None and self.eval_dataset_name is None:
-            if self.eval_split is not None:
-                raise InputError(
-                    "eval_split names rows of the dataset: name dataset_split too, without them"
-                )
-            self.dataset_split, self.eval_split = "train[:98%]", "train[98%:]"
-        self.dataset_split = self.dataset_split or "train"
-
-    def check_held_out(self, n_rows: int) -> None:
-        """Raise if rows that are held out are trained on.
-
-        Args:
-            n_rows: Rows of the whole split that `dataset_split` is of.
-        """
-        if self.eval_dataset_name is not None or self.eval_split is None:
-            return
-        if "+" in f"{self.dataset_split}{self.eval_split}":
-            raise InputError("dataset_split and eval_split must name one split each, without +")
-        if base_split(self.dataset_split or "") != base_split(self.eval_split):
-            return
-        for start, stop in split_ranges(self.dataset_split or "", n_rows):
-            for first, last in split_ranges(self.eval_split, n_rows):
-                if max(start, first) < min(stop, last):
-                    raise InputError(
-                        f"eval_split {self.eval_split} shares rows with dataset_split "
-                        f"{self.dataset_split}: held-out rows must not be trained on"
-                    )
-
-    def options(self) -> dict[str, Any]:
-        """Give the settings that `compress` takes."""
-        return {
-            **super().options(),
-            "split": self.dataset_split,
-            "config_name": self.dataset_config_name,
-            "revision": self.dataset_revision,
-            "method": self.method,
-            "keep_ratio": self.keep_ratio,
-            "seed": self.selection_seed,
-            "draw": self.draw,
-            "n_bins": self.n_bins,
-            "similarity": self.similarity,
-            "text_columns": tuple(self.text_columns) if self.text_columns else None,
-            "embedding_model": self.embedding_model,
-            "embeddings": self.embeddings,
-        }
+def options_in(*groups: str) -> list[str]:
+    """Give the names of the options of some groups that decide which rows are kept."""
+    known = CompressConfig.__dataclass_fields__
+    return [n for n in CompressConfig.recorded() if known[n].metadata["group"] in groups]
 
 
 def read_arguments(
@@ -119,7 +69,8 @@ def read_arguments(
 
     Entries of the file become flags, so they meet the very same checks, and flags given by the
     user win. With `--from_run` the dataset of that run is the default. A wrong flag, key or value
-    ends the program with one line and exit code 2.
+    ends the program with one line and exit code 2. The flags of other libraries are in --help
+    where their defaults differ here.
 
     Args:
         dataclasses: Whose fields are the flags.
@@ -129,8 +80,21 @@ def read_arguments(
     from transformers import HfArgumentParser
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = HfArgumentParser(dataclasses)
+    foreign = [kind for kind in dataclasses if kind.__module__.split(".")[0] == "trl"]
+    about = [f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in foreign]
+    parser = HfArgumentParser(
+        dataclasses,
+        usage="%(prog)s [flags]",
+        formatter_class=Help,
+        epilog=f"All fields of {' and '.join(about)} are flags too." if about else None,
+    )
     parser.set_defaults(**defaults)
+    hidden = {each.name for kind in foreign for each in fields(kind)} - defaults.keys()
+    for action in parser._actions:
+        if action.dest in hidden:
+            action.help = argparse.SUPPRESS
+        elif action.dest in defaults and "[default: " not in str(action.help):
+            action.help = f"{action.help or ''} [default: {defaults[action.dest]}]"
     parser.add_argument("--config", help="YAML file whose entries are flags.")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
@@ -143,12 +107,57 @@ def read_arguments(
         file, arguments = first.parse_known_args(arguments)
         if file.config is not None:
             arguments = flags_from_yaml(file.config) + arguments
+        arguments = [_rename(argument) for argument in arguments]
         named, _ = of_run.parse_known_args(arguments)
         if named.from_run is not None:
             parser.set_defaults(**source_flags(named.from_run, named.dataset_name))
         return parser.parse_args_into_dataclasses(arguments)[: len(dataclasses)]
     except ValueError as error:
         sys.exit(fail(error))
+
+
+def _rename(argument: str) -> str:
+    """Give a flag its name of this release, and say so if it had another."""
+    name, equals, value = argument.partition("=")
+    new = OLD_FLAGS.get(name.removeprefix("--").replace("-", "_"))
+    if new is None or not name.startswith("--"):
+        return argument
+    _say(f"note: {name} is now --{new}; the old name goes with the next release")
+    return f"--{new}{equals}{value}"
+
+
+def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
+    """Name the rows that a run was made from as flags do, as far as a dataset leaves them open.
+
+    Args:
+        from_run: Run folder, or OWNER/NAME on the Hub.
+        dataset_name: The dataset that was named beside it, which should hold the same rows.
+
+    Raises:
+        InputError: If it is no run, or of a dataset that has no name.
+    """
+    from dq_multimodal.run import open_run
+
+    source = open_run(from_run).config.source
+    if dataset_name is not None:
+        return {"dataset_split": source.split}
+    if source.kind == "memory":
+        raise InputError(
+            f"the run {from_run} is of a dataset in memory, which cannot be loaded again: save the "
+            "dataset to a file, compress that, and draw from the run of it"
+        )
+    for key in ("field", "image_folder", "image_files"):
+        if getattr(source, key):
+            raise InputError(
+                f"the run {from_run} was made with {key}, which recipes do not take: train on its "
+                "subset folder"
+            )
+    return {
+        "dataset_name": source.path or source.name,
+        "dataset_config_name": source.config_name,
+        "dataset_revision": source.revision,
+        "dataset_split": source.split,
+    }
 
 
 def flags_from_yaml(path: Path) -> list[str]:
@@ -177,6 +186,17 @@ def flags_from_yaml(path: Path) -> list[str]:
 
 
 def fail(error: object) -> int:
-    """Print one line on stderr and give the exit code of bad input."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)  # noqa: T201
+    """Say in one line on stderr what was wrong, and give the exit code of bad input.
+
+    Of launched processes rank 0 says it; another one only if it is still there some seconds later,
+    when the launcher would have ended it if rank 0 had failed too.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(LAST_SECONDS)
+    _say(f"error: {'' if rank == '0' else f'rank {rank}: '}{' '.join(str(error).split())}")
     return 2
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201

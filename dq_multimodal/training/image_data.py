@@ -1,7 +1,7 @@
 """Flags that name an image dataset, and its rows as pictures and classes."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
 from numpy import ndarray
@@ -11,6 +11,7 @@ from dq_multimodal.data.columns import find_image_column, find_label_column, rea
 from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
 from dq_multimodal.models.classifiers import SMALL_SIDE
 from dq_multimodal.patches.store import find_patch_columns
+from dq_multimodal.training.arguments import SOURCE, flags_of
 from dq_multimodal.training.pictures import Pictures, read_files, read_records
 
 if TYPE_CHECKING:
@@ -21,22 +22,13 @@ if TYPE_CHECKING:
 PROBED_ROWS = 64
 
 
+ImageFlags: Any = flags_of(*SOURCE, "image_column", "label_column", dataset="uoft-cs/cifar10")
+
+
 @dataclass
-class ImageDataArguments:
+class ImageDataArguments(ImageFlags):
     """Which images."""
 
-    dataset_name: str = field(
-        default="uoft-cs/cifar10", metadata={"help": "Hub id, local file or folder."}
-    )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset."}
-    )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."}
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split or slice to use."})
-    image_column: str | None = field(default=None, metadata={"help": "Default: the only one."})
-    label_column: str | None = field(default=None, metadata={"help": "Default: found."})
     image_size: int | None = field(
         default=None,
         metadata={"help": "Side in pixels. Default: that of the images up to 96, else 224."},

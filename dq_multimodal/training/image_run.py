@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.training import record
+from dq_multimodal.training.arguments import flags_of, options_in
 from dq_multimodal.training.checkpoints import make_accelerator
 from dq_multimodal.training.classify import BATCH_SIZE, ClassifierArguments, train_classifier
 from dq_multimodal.training.image_data import ImageDataArguments
 from dq_multimodal.training.selecting import (
     FULL,
-    METHOD_HELP,
-    OrderArguments,
+    HOW,
+    RowArguments,
     describe_selection,
     select_rows,
 )
@@ -31,34 +32,14 @@ SMALL_BATCH = 32
 """At or below so small a share of the rows, batches are smaller unless named."""
 
 
+PATCHES = [name for name in options_in("Images") if name != "image_embedding"]
+ImageRowFlags: Any = flags_of(*HOW, "image_embedding", *PATCHES, keep_ratio=0.1)
+
+
 @dataclass
-class ImageRunArguments(OrderArguments):
+class ImageRunArguments(RowArguments, ImageRowFlags):
     """Which rows and patches are kept, and what is trained on them."""
 
-    method: str = field(default="auto", metadata={"help": METHOD_HELP})
-    keep_ratio: float = field(default=0.1, metadata={"help": "Share of the rows, in (0, 1]."})
-    selection_seed: int = field(default=0, metadata={"help": "Seed of the selection."})
-    n_bins: int = field(default=10, metadata={"help": "Number of bins of a class."})
-    similarity: str = field(default="cosine", metadata={"help": "cosine or euclidean."})
-    embedding_model: str | None = field(
-        default=None, metadata={"help": "timm or transformers model, or a folder."}
-    )
-    embedding: str = field(default="features", metadata={"help": "features or gradients."})
-    embeddings: str | None = field(default=None, metadata={"help": "Ready embeddings, FILE.npy."})
-    drop_ratio: float = field(default=0.0, metadata={"help": "Share of patches, in [0, 1)."})
-    patch_size: int | None = field(default=None, metadata={"help": "In pixels."})
-    attribution: str = field(default="gradcam++", metadata={"help": "gradcam++ or random."})
-    attribution_model: str | None = field(
-        default=None, metadata={"help": "Classifier for gradcam++. Default: embedding_model."}
-    )
-    patch_coding: str = field(default="exact", metadata={"help": "exact, exact-small or webp."})
-    patch_quality: int = field(default=80, metadata={"help": "Of webp, 0 to 100."})
-    min_psnr: float | None = field(default=None, metadata={"help": "In dB."})
-    fill: str | None = field(
-        default=None,
-        metadata={"help": "mean, zero or mae. Default: mae where a mae_model is named, else mean."},
-    )
-    mae_model: str | None = field(default=None, metadata={"help": "Masked autoencoder."})
     model: str = field(
         default="resnet18",
         metadata={
@@ -67,25 +48,16 @@ class ImageRunArguments(OrderArguments):
         },
     )
     is_pretrained: bool = field(default=False, metadata={"help": "Start from timm's weights."})
-    test_dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset to test on. Default: dataset_name."}
-    )
-    test_split: str = field(default="test", metadata={"help": "Split or slice to test on."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run."})
 
     def __post_init__(self) -> None:
-        self.fill = self.fill or ("mae" if self.mae_model else "mean")
-        self.check(self.method)
+        self.__dict__["fill"] = self.fill or ("mae" if self.mae_model else "mean")
+        super().__post_init__()
 
     def options(self) -> dict[str, Any]:
-        """Give the settings that `compress` takes."""
-        names = ("method", "keep_ratio", "n_bins", "similarity", "embedding_model", "embedding")
-        found = {name: getattr(self, name) for name in (*names, "embeddings", "drop_ratio")}
-        if self.drop_ratio:
-            of_patches = ("patch_size", "attribution", "attribution_model", "patch_coding")
-            gate = ("patch_quality", "min_psnr", "fill", "mae_model")
-            found |= {name: getattr(self, name) for name in (*of_patches, *gate)}
-        return {**super().options(), **found, "seed": self.selection_seed}
+        """Give the settings that `compress` takes beside the dataset."""
+        left_out = () if self.drop_ratio else PATCHES
+        return {k: v for k, v in super().options().items() if k not in left_out}
 
 
 def train_on_subset(
@@ -183,12 +155,11 @@ def load_test(data: ImageDataArguments, run: ImageRunArguments) -> "Source":
     """Load the rows to test on."""
     from dq_multimodal.data.source import load_source
 
-    if run.test_dataset_name is not None:
-        split = "train" if run.test_split == "test" else run.test_split
-        return load_source(run.test_dataset_name, split=split)
+    if run.eval_dataset_name is not None:
+        return load_source(run.eval_dataset_name, split=run.eval_split or "train")
     return load_source(
         data.dataset_name,
-        split=run.test_split,
+        split=run.eval_split or "test",
         config_name=data.dataset_config_name,
         revision=data.dataset_revision,
     )

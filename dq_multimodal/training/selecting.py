@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dq_multimodal.config import (
     DEFAULT_TEXT_MODEL,
@@ -11,6 +11,8 @@ from dq_multimodal.config import (
     Method,
     check_choice,
 )
+from dq_multimodal.data.splits import base_split, rest_of_split, split_ranges
+from dq_multimodal.training.arguments import SOURCE, flags_of, options_in
 from dq_multimodal.training.weights import USE_HELP, UseWeights
 
 if TYPE_CHECKING:
@@ -19,109 +21,26 @@ if TYPE_CHECKING:
 TrainingMethod = Literal[Method, "full"]
 FULL = "full"
 """The method that keeps all rows: the other end of every comparison."""
-
-METHOD_HELP = "A method of dq-multimodal compress, auto included; full trains on all rows."
-
+HOW = options_in("How to choose", "Models")
+SIZES = ("keep_ratio", "keep_rows")
 DRAWN = ("method", "draw", "seed")
-"""What `resample` can change beside the size; of adq also how its bins are weighed."""
-
-ORDER = (
-    "dynamics",
-    "difficulty",
-    "noise_ratio",
-    "target",
-    "target_split",
-    "target_config",
-    "target_columns",
-    "target_share",
-    "target_model",
-    "target_gradients",
-    "drop_duplicates",
-    "cap_by",
-    "cap",
-)
-"""What decides the order of the rows beside the method, in `compress` alone."""
-
-FIXED = (
-    "n_bins",
-    "similarity",
-    "representativeness",
-    "embedding",
-    "embedding_model",
-    "embeddings",
-    "text_columns",
-    "label_column",
-    *ORDER,
-)
-"""What `resample` cannot change."""
+"""What `resample` can change beside the size."""
+WEIGHED = ("alpha", "importance", "norm")
+"""What it can change of adq."""
+FIXED = {*HOW, "text_columns", "label_column", "image_embedding"}
+FIXED -= {*SIZES, *DRAWN, *WEIGHED, "batch_size"}
+"""What it cannot change."""
 
 
 @dataclass
-class OrderArguments:
-    """What decides which rows are kept beside the method, and what their weights are for."""
+class RowArguments:
+    """What recipes take beside the options of compress() that `flags_of` makes flags of."""
 
-    keep_rows: int | None = field(
-        default=None, metadata={"help": "Number of rows to keep, in place of keep_ratio."}
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Another dataset to test on, in the same shape."}
     )
-    dynamics: str | None = field(
-        default=None,
-        metadata={"help": "Training dynamics, FILE.npy of train_extractor.py or score_text.py."},
-    )
-    difficulty: str | None = field(
-        default=None,
-        metadata={
-            "help": "coverage: rows weigh by aum, cad, dual, dyn-unc, el2n or forgetting of the "
-            "dynamics, ifd of losses, or a column of numbers."
-        },
-    )
-    noise_ratio: float | None = field(
-        default=None,
-        metadata={
-            "help": "Share of the rows of the lowest AUM that go to the end. Default: 0.05 for "
-            "coverage with dynamics, 0.3 for ccs, else 0."
-        },
-    )
-    target: str | None = field(
-        default=None, metadata={"help": "Dataset of rows that the model shall be good at."}
-    )
-    target_split: str = field(default="train", metadata={"help": "Split of the target."})
-    target_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the target on the Hub."}
-    )
-    target_columns: list[str] | None = field(
-        default=None, metadata={"help": "Text columns of the target. Default: detected."}
-    )
-    target_share: float = field(
-        default=0.7, metadata={"help": "Share of the subset that is picked for the target."}
-    )
-    target_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Causal language model whose hidden states compare rows with the target. "
-            "Default: the embeddings do."
-        },
-    )
-    target_gradients: bool = field(
-        default=False, metadata={"help": "Compare by LoRA gradients of that model."}
-    )
-    drop_duplicates: float | None = field(
-        default=None,
-        metadata={"help": "Cosine from which a row near to one before it goes to the end."},
-    )
-    cap_by: str | None = field(
-        default=None, metadata={"help": "Column of which no value may pass cap."}
-    )
-    cap: float | None = field(
-        default=None, metadata={"help": "Rows of one value, or their share below 1."}
-    )
-    alpha: float = field(
-        default=0.6, metadata={"help": "adq: weight of a bin's importance beside its size."}
-    )
-    importance: str = field(
-        default="both", metadata={"help": "adq: both, representativeness or diversity."}
-    )
-    representativeness: str | None = field(
-        default=None, metadata={"help": "adq: texture (the default), or for text surprisal."}
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split or slice to test on, never trained on."}
     )
     from_run: str | None = field(
         default=None,
@@ -131,56 +50,74 @@ class OrderArguments:
         },
     )
     use_weights: str | None = field(default=None, metadata={"help": USE_HELP})
+    OPTIONS: ClassVar[dict[str, str]]
 
-    def check(self, method: str) -> None:
+    def __post_init__(self) -> None:
         """Raise unless `compress` would take the settings; a run is asked when it is drawn from."""
         if self.use_weights is not None:
             check_choice("use_weights", self.use_weights, UseWeights)
-        check_choice("method", method, TrainingMethod)
         options = self.options()
-        if self.from_run is not None or method == FULL:
-            options = {n: v for n, v in options.items() if n not in (*ORDER, "method")}
+        check_choice("method", options["method"], TrainingMethod)
+        if self.from_run is not None or options["method"] == FULL:
+            options = {n: v for n, v in options.items() if n not in {*FIXED, "method"}}
         CompressConfig(**{"dataset": "", **options})
 
     def options(self) -> dict[str, Any]:
-        """Give the settings that `compress` takes."""
-        names = ("alpha", "importance", "representativeness", "keep_rows", *ORDER)
-        found = {name: getattr(self, name) for name in names}
-        return found | {"target_columns": self.target_columns and tuple(self.target_columns)}
+        """Give the settings that `compress` takes beside the dataset."""
+        found = {o: getattr(self, flag) for flag, o in self.OPTIONS.items() if o != "dataset"}
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
-def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
-    """Name the rows that a run was made from as flags do, as far as a dataset leaves them open.
+TextFlags: Any = flags_of(*SOURCE, "text_columns", *HOW, dataset="tatsu-lab/alpaca", split=None)
 
-    Args:
-        from_run: Run folder, or OWNER/NAME on the Hub.
-        dataset_name: The dataset that was named beside it, which should hold the same rows.
 
-    Raises:
-        InputError: If it is no run, or of a dataset that has no name.
+@dataclass
+class SelectionArguments(RowArguments, TextFlags):
+    """Which rows of text to train on, and which to test on.
+
+    The held-out rows are named by `eval_dataset_name` (another dataset), by `eval_split` (another
+    slice of the same one), or, where neither the splits nor another dataset are named, are the
+    last 2 % of the dataset, which selection and training then never see. Of a run to draw from,
+    they are the rows behind those that it is of, and none where it is of the whole split.
     """
-    from dq_multimodal.run import open_run
 
-    source = open_run(from_run).config.source
-    if dataset_name is not None:
-        return {"dataset_split": source.split}
-    if source.kind == "memory":
-        raise InputError(
-            f"the run {from_run} is of a dataset in memory, which cannot be loaded again: save the "
-            "dataset to a file, compress that, and draw from the run of it"
-        )
-    for key in ("field", "image_folder", "image_files"):
-        if getattr(source, key):
-            raise InputError(
-                f"the run {from_run} was made with {key}, which recipes do not take: train on its "
-                "subset folder"
-            )
-    return {
-        "dataset_name": source.path or source.name,
-        "dataset_config_name": source.config_name,
-        "dataset_revision": source.revision,
-        "dataset_split": source.split,
-    }
+    push_subset_to_hub: str | None = field(
+        default=None, metadata={"help": "OWNER/NAME to push the subset to."}
+    )
+
+    def __post_init__(self) -> None:
+        settings: dict[str, Any] = self.__dict__
+        split, is_named = settings["dataset_split"], self.eval_dataset_name is not None
+        if self.from_run is not None and split is not None and not (is_named or self.eval_split):
+            self.eval_split = rest_of_split(split)
+        elif split is None and not is_named:
+            if self.eval_split is not None:
+                raise InputError(
+                    "eval_split names rows of the dataset: name dataset_split too, without them"
+                )
+            split, self.eval_split = "train[:98%]", "train[98%:]"
+        settings["dataset_split"] = split or "train"
+        super().__post_init__()
+
+    def check_held_out(self, n_rows: int) -> None:
+        """Raise if rows that are held out are trained on.
+
+        Args:
+            n_rows: Rows of the whole split that `dataset_split` is of.
+        """
+        if self.eval_dataset_name is not None or self.eval_split is None:
+            return
+        if "+" in f"{self.dataset_split}{self.eval_split}":
+            raise InputError("dataset_split and eval_split must name one split each, without +")
+        if base_split(self.dataset_split or "") != base_split(self.eval_split):
+            return
+        for start, stop in split_ranges(self.dataset_split or "", n_rows):
+            for first, last in split_ranges(self.eval_split, n_rows):
+                if max(start, first) < min(stop, last):
+                    raise InputError(
+                        f"eval_split {self.eval_split} shares rows with dataset_split "
+                        f"{self.dataset_split}: held-out rows must not be trained on"
+                    )
 
 
 def select_rows(
@@ -220,8 +157,8 @@ def select_rows(
             "use those, or compress the dataset anew"
         )
     plain = CompressConfig(dataset=dataset_name)
-    for name in FIXED:
-        value, made = options.get(name), getattr(run.request, name)
+    for name in FIXED & options.keys():
+        value, made = options[name], getattr(run.request, name)
         if value not in (None, DEFAULT_TEXT_MODEL, getattr(plain, name), made):
             raise InputError(
                 f"{name} {value} was asked, and the run {from_run} was made with {made}, which "
@@ -231,10 +168,11 @@ def select_rows(
         raise InputError("from_run draws whole rows: it does not go with drop_ratio")
     if options.get("method") in (None, "auto"):
         options = {**options, "method": run.request.method}
-    names = (*DRAWN, "alpha", "importance") if options["method"] == "adq" else DRAWN
-    drawn = {name: options[name] for name in names if name in options}
-    sizes: dict[str, Any] = {name: options.get(name) for name in ("keep_ratio", "keep_rows")}
-    return resample(run, output_dir=folder, **sizes, **drawn)
+    names = {*SIZES, *DRAWN, *(WEIGHED if options["method"] == "adq" else ())}
+    if options.get("norm") == plain.norm:
+        names -= {"norm"}  # the run's
+    drawn = {name: options[name] for name in names & options.keys()}
+    return resample(run, output_dir=folder, **drawn)
 
 
 def describe_selection(run: "Run") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -32,11 +32,11 @@ PATCHES = {
     *("patch_quality", "min_psnr", "fill", "mae_model"),
 }
 """Options that change the images and not the rows."""
-ENCODED = {"embedding_model", "embedding"}
+ENCODED = {"embedding_model", "image_embedding"}
 """Options that ask for other embeddings than those of the task."""
 GIVEN = {
     *("dataset", "split", "config_name", "revision", "modality", "text_columns", "image_column"),
-    *("keep_ratio", "keep_rows", "seed", "embeddings", "streaming", "field", "image_folder"),
+    *("keep_ratio", "keep_rows", "seed", "ready_embeddings", "streaming", "field", "image_folder"),
 }
 """Options of `compress` that the task and the suite set."""
 RUN_RATIO = 0.01
@@ -45,7 +45,7 @@ RUN_RATIO = 0.01
 
 def check_selections(selections: dict[str, dict[str, Any]], has_target: bool = False) -> None:
     """Raise unless every selection has one way to choose, and options that there are."""
-    known = {f.name for f in fields(CompressConfig)} - GIVEN | OWN
+    known = set(CompressConfig.recorded()) - GIVEN | OWN
     for name, options in selections.items():
         if set(options) - known or sum(key in options for key in KINDS) != 1:
             raise InputError(
@@ -232,7 +232,7 @@ class Chooser:
         if not self.is_embedded(options):
             return {}
         if not ENCODED & set(options):
-            return {"embeddings": self.ready, "embedding_model": self.encoder_place}
+            return {"ready_embeddings": self.ready, "embedding_model": self.encoder_place}
         model = options.get("embedding_model")
         return {"embedding_model": find_encoder(model, self.work) if model else self.encoder_place}
 

@@ -193,7 +193,8 @@ def test_a_pickle_of_more_than_weights_is_not_read(
 
 @pytest.mark.parametrize("config", sorted((ROOT / "recipes" / "configs").glob("*.yaml")))
 def test_every_config_file_is_understood(config):
-    from dq_multimodal.training.arguments import SelectionArguments, read_arguments
+    from dq_multimodal.training.arguments import read_arguments
+    from dq_multimodal.training.selecting import SelectionArguments
 
     if config.name.startswith("fsdp"):
         import yaml

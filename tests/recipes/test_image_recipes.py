@@ -82,7 +82,7 @@ def metrics(folder):
 def arguments(work, out, **more):
     return {
         "dataset_name": work / "train.parquet",
-        "test_dataset_name": work / "test.parquet",
+        "eval_dataset_name": work / "test.parquet",
         "model": "resnet10-narrow",
         "max_steps": 40,
         "per_device_train_batch_size": 16,
@@ -225,7 +225,7 @@ def test_large_images_stay_on_disk(work, tmp_path):
         dataloader_num_workers=2,
         embedding_model=work / "extractor" / "model",
         n_bins=2,
-        test_split="train",
+        eval_split="train",
     )
     launch("imagenet_60pct.py", **flags)
     found = metrics(tmp_path / "out")

@@ -1,14 +1,17 @@
-"""The rows of a recipe that are drawn from a finished run."""
+"""Flags of the recipes, and the rows that they choose, anew or from a finished run."""
+
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
 from dq_multimodal import InputError, compress
-from dq_multimodal.training.arguments import SelectionArguments, read_arguments
+from dq_multimodal.training import arguments
+from dq_multimodal.training.arguments import read_arguments
 from dq_multimodal.training.image_data import ImageDataArguments
 from dq_multimodal.training.image_run import ImageRunArguments
-from dq_multimodal.training.selecting import OrderArguments, describe_selection, select_rows
+from dq_multimodal.training.selecting import SelectionArguments, describe_selection, select_rows
 from dq_multimodal.training.weights import read_weights
 
 
@@ -16,10 +19,10 @@ def test_settings_of_adq_do_not_stand_in_the_way_of_other_methods(tmp_path):
     path = str(tmp_path / "rows.parquet")
     Dataset.from_dict({"text": [f"row {k}" for k in range(60)]}).to_parquet(path)
     np.save(tmp_path / "emb.npy", np.random.default_rng(0).normal(size=(60, 4)))
-    given = {"embeddings": str(tmp_path / "emb.npy"), "report": False}
+    given = {"ready_embeddings": str(tmp_path / "emb.npy"), "report": False}
     run = compress(path, method="dq", output_dir=tmp_path / "run", **given)
     for method in ("dq", "random"):
-        options = OrderArguments().options() | {"method": method, "keep_ratio": 0.5, "seed": 3}
+        options = SelectionArguments().options() | {"method": method, "keep_ratio": 0.5, "seed": 3}
         origin = run.config.source.as_dict()
         drawn = select_rows(path, tmp_path / method, options, str(run.path), origin)
         straight = run.resample(0.5, method=method, seed=3, output_dir=tmp_path / f"{method}2")
@@ -66,7 +69,7 @@ def test_what_decides_the_order_reaches_compress(tmp_path):
     np.save(tmp_path / "emb.npy", rng.normal(size=(60, 4)).astype(np.float32))
     np.save(tmp_path / "dyn.npy", rng.uniform(size=(4, 60, 3)).astype(np.float16))
     flags = ("--dataset_name", path, "--dataset_split", "train", "--keep_rows", "12")
-    flags += ("--embeddings", tmp_path / "emb.npy", "--dynamics", tmp_path / "dyn.npy")
+    flags += ("--ready_embeddings", tmp_path / "emb.npy", "--dynamics", tmp_path / "dyn.npy")
     flags += ("--difficulty", "aum", "--cap_by", "source", "--cap", "0.5")
     (found,) = read_arguments([SelectionArguments], {}, list(map(str, flags)))
     run = select_rows(path, tmp_path / "run", {**found.options(), "report": False}, None, {})
@@ -98,3 +101,47 @@ def test_bad_settings_are_said_before_the_work(change, message):
     for kind in (SelectionArguments, ImageRunArguments):
         with pytest.raises(InputError, match=message):
             kind(**change)
+
+
+def test_flags_have_the_help_of_their_options_and_old_names(capsys):
+    kinds = [ImageDataArguments, ImageRunArguments]
+    flags = ["--test_split", "valid", "--test-dataset-name=x", "--embeddings", "e.npy"]
+    _, run = read_arguments(kinds, {"keep_ratio": 0.3}, flags)
+    assert (run.eval_split, run.eval_dataset_name, run.ready_embeddings) == ("valid", "x", "e.npy")
+    assert (run.keep_ratio, run.fill) == (0.3, "mean")
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        told[0] == "note: --test_split is now --eval_split; the old name goes with the next release"
+    )
+    assert len(told) == 3
+
+
+@dataclass
+class Foreign:
+    """Flags of another library."""
+
+    eta: float = field(default=1.0, metadata={"help": "The rate."})
+    beta: float = field(default=1.0, metadata={"help": "Hidden."})
+
+
+def test_help_shows_flags_of_other_libraries_where_a_recipe_sets_them(monkeypatch, capsys):
+    monkeypatch.setattr(Foreign, "__module__", "trl.trainer")
+    with pytest.raises(SystemExit):
+        read_arguments([SelectionArguments, Foreign], {"eta": 2.0}, ["--help"])
+    found = " ".join(capsys.readouterr().out.split())
+    assert "--keep_ratio RATIO Share of the rows to keep, in (0, 1]. [default: 0.2]" in found
+    assert "--eta ETA The rate. [default: 2.0]" in found
+    assert "--beta" not in found
+    assert "All fields of trl.Foreign are flags too." in found
+    _, foreign = read_arguments([SelectionArguments, Foreign], {"eta": 2.0}, ["--beta", "3"])
+    assert (foreign.eta, foreign.beta) == (2.0, 3.0)
+
+
+def test_one_process_says_what_is_wrong(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(arguments.time, "sleep", waited.append)
+    assert arguments.fail("bad\n  input") == 2
+    monkeypatch.setenv("RANK", "3")
+    assert arguments.fail("bad input") == 2
+    assert waited == [arguments.LAST_SECONDS]
+    assert capsys.readouterr().err == "error: bad input\nerror: rank 3: bad input\n"

@@ -16,7 +16,8 @@ from dq_multimodal.models.locate import (
     load_language_model,
     load_tokenizer,
 )
-from dq_multimodal.training.arguments import SelectionArguments, read_arguments
+from dq_multimodal.training.arguments import read_arguments
+from dq_multimodal.training.selecting import SelectionArguments
 from dq_multimodal.training.sft import check_model, has_chats, to_training_rows
 
 

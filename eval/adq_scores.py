@@ -78,7 +78,7 @@ def score(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     options: list[object] = [DATA / "cifar10/train-*.parquet", "--embedding-model", args.classifier]
     if name.startswith("alpaca"):
         rows, embeddings = write_rows(args.work_dir / "alpaca")
-        options = [rows, "--embeddings", embeddings]
+        options = [rows, "--ready-embeddings", embeddings]
     compress(folder, *options, *kind_of(name), "--method", "adq", "--seed", seed)
     run, scores = Run(folder), read_scores(folder)
     assert scores is not None

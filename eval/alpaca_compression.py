@@ -45,7 +45,7 @@ def main() -> None:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Compress, resample, verify and compare the row numbers."""
-    embeddings = ("--embeddings", "alpaca_minilm_f16.npy", "--method", "dq")
+    embeddings = ("--ready-embeddings", "alpaca_minilm_f16.npy", "--method", "dq")
     compress = ["compress", "alpaca.parquet", "--keep-ratio", "0.2", *embeddings, "--json"]
     started = time.perf_counter()
     run = dq(compress, folder / "0.2")

@@ -36,7 +36,12 @@ def main() -> None:
     for method in args.methods:
         given = ["--method", method, "--keep-ratio", args.keep_ratio]
         if method != "random":
-            given += ["--embeddings", str(args.work / "embeddings.npy"), "--partition", "kmeans"]
+            given += [
+                "--ready-embeddings",
+                str(args.work / "embeddings.npy"),
+                "--partition",
+                "kmeans",
+            ]
         for name, more in ((method, []), (f"{method}-stream", ["--streaming"])):
             runs.append({"name": name, **measure(args.work, name, *given, *more)})
             print(json.dumps(runs[-1]))

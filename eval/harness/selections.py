@@ -215,7 +215,7 @@ class Chooser:
             method = "adq"
         fixed = {k: v for k, v in self.asked(options).items() if k not in DRAWN}
         encoding = self.encoding(options)
-        of_another = encoding.get("embeddings") if self._embedded else None  # of adq or of dq
+        of_another = encoding.get("ready_embeddings") if self._embedded else None  # of adq or of dq
         folder = f"{method}-{digest(key, Path(of_another).parent.name) if of_another else key}"
         self._runs[key] = compress(
             self.dataset,

@@ -65,7 +65,7 @@ def measure(name: str, method: str, args: argparse.Namespace) -> dict[str, Any]:
     if name == "cifar10":
         flags += ["--embedding-model", args.classifier]
     elif not args.encoder:
-        flags += ["--embeddings", str(DATA / "alpaca_minilm_f16.npy")]
+        flags += ["--ready-embeddings", str(DATA / "alpaca_minilm_f16.npy")]
     if args.rows is not None:
         flags += ["--split", f"train[:{args.rows}]"]
     target = args.work_dir / f"{name}-run"

@@ -147,17 +147,6 @@ def test_every_shape_comes_through_untouched(shape, small_encoder, tmp_path):
     assert_untouched(stream.path, rows)
 
 
-def test_chats_with_tool_calls_through_the_command_line(cli, small_encoder, tmp_path):
-    rows = [SHAPES["tool calls"](k) for k in range(N)]
-    write(tmp_path / "data.jsonl", rows)
-    cli("compress", "data.jsonl", "--output-dir", "run", "--embedding-model", small_encoder)
-    assert_untouched(tmp_path / "run", rows)
-    assert "weather" in (tmp_path / "run" / "report.html").read_text()
-    cli("verify", "run")
-    cli("resample", "run", "--keep-ratio", "0.5", "--output-dir", "more")
-    assert_untouched(tmp_path / "more", rows)
-
-
 EXTENSIONS = {
     "deep": (
         List({"j": List(Json()), "s": {"j": Json()}}),

@@ -1,10 +1,14 @@
 """What the pipeline asks of one kind of data."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 from numpy import ndarray
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Problems = dict[str, list[int]]
 """Row numbers of odd rows, by what is odd."""
@@ -28,43 +32,45 @@ class Embedded:
     texture: Float[ndarray, "b 2"] | None = None
 
 
-class Adapter(Protocol):
-    """One kind of data: which rows there are, how long they are, and how they are embedded."""
+class Adapter(ABC):
+    """One kind of data: which rows there are, how long they are, and how they are embedded.
 
-    notes: list[str]
-    """What a user has to be told beside the problems, one line each."""
+    Another kind of data has to write the six abstract members.
 
-    problems: Problems
-    """Odd rows; filled by `lengths`, or batch by batch from what `load` finds."""
+    Args:
+        dataset: The rows, or a stream of them.
+        is_scored: Whether `embed` gives what the scores of the bins need beside the embedding.
 
-    is_scored: bool
-    """Whether `embed` gives what the scores of the bins need beside the embedding."""
+    Attributes:
+        notes: What a user has to be told beside the problems, one line each.
+        problems: Odd rows; filled by `lengths`, or batch by batch from what `load` finds.
+        chunk_rows: Rows of a chunk, where the rows come as a stream: a batch is of one chunk.
+    """
 
-    chunk_rows: int | None
-    """Rows of a chunk, where the rows come as a stream of chunks: a batch is of one chunk."""
+    def __init__(self, dataset: "Dataset", *, is_scored: bool = False) -> None:
+        self.is_scored = is_scored
+        self.notes: list[str] = []
+        self.problems: Problems = {}
+        self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Say which columns are embedded and how, as config.yaml records it."""
-        ...
 
+    @abstractmethod
     def describe_model(self) -> dict[str, Any]:
         """Say which model embeds, as config.yaml records it."""
-        ...
 
+    @abstractmethod
     def lengths(self) -> Int[ndarray, " n"]:
         """Give every row's cost for the encoder, so that a batch holds rows alike."""
-        ...
 
     @property
+    @abstractmethod
     def dimension(self) -> int:
         """Size d of an embedding."""
-        ...
 
-    @property
-    def middle_dimension(self) -> int:
-        """Size k of the middle features, 0 where the model has none."""
-        ...
-
+    @abstractmethod
     def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[Any, Problems]:
         """Read one batch of rows and make it ready for `embed`; threads run it ahead.
 
@@ -72,15 +78,19 @@ class Adapter(Protocol):
             rows: Row numbers.
             view: Seed of an augmented view of each row; None is the row itself.
         """
-        ...
 
+    @abstractmethod
     def embed(self, batch: Any) -> Embedded:
         """Embed what `load` made."""
-        ...
+
+    @property
+    def middle_dimension(self) -> int:
+        """Size k of the middle features, 0 where the model has none."""
+        return 0
 
     def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
         """Give the mean surprisal of the tokens of each bin, in bits; text only."""
-        ...
+        raise NotImplementedError
 
 
 def note_problem(

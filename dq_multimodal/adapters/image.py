@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.adapters.base import Embedded, Problems
+from dq_multimodal.adapters.base import Adapter, Embedded, Problems
 from dq_multimodal.config import Embedding, InputError
 from dq_multimodal.core.texture import image_texture
 from dq_multimodal.data.columns import (
@@ -46,7 +46,7 @@ Batch = tuple[
 """Prepared pictures, which of them could be read, their row numbers and their texture."""
 
 
-class ImageAdapter:
+class ImageAdapter(Adapter):
     r"""Embeddings of the images of a dataset.
 
     `features` are the pooled penultimate features. `gradients` are those of the cross-entropy
@@ -73,12 +73,10 @@ class ImageAdapter:
         *,
         is_scored: bool = False,
     ) -> None:
+        super().__init__(dataset, is_scored=is_scored)
         self.column = find_image_column(dataset, image_column)
         self.label_column = find_label_column(dataset, label_column)
-        self.model_name, self.kind, self.is_scored = model, kind, is_scored
-        self.notes: list[str] = []
-        self.problems: Problems = {}
-        self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
+        self.model_name, self.kind = model, kind
         self._files = undecoded(dataset, self.column)
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
 
@@ -214,10 +212,6 @@ class ImageAdapter:
             features = np.concatenate([errors, features], axis=1)
         features[~is_read] = 0
         return Embedded(features, middle, texture)
-
-    def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
-        """Images have no tokens: `choose_adapter` refuses this."""
-        raise NotImplementedError
 
 
 def _find_fault(value: Any) -> list[str]:

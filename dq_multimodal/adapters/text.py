@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dq_multimodal.adapters.base import LONGER, Embedded, Problems
+from dq_multimodal.adapters.base import LONGER, Adapter, Embedded, Problems
 from dq_multimodal.config import InputError
 from dq_multimodal.data.row_sizes import cut_rows, read_blocks
 from dq_multimodal.models.text import load_encoder
@@ -242,23 +242,20 @@ class SystemTurns:
         return frozenset(shared.tolist())
 
 
-class TextAdapter:
+class TextAdapter(Adapter):
     """Sentence embeddings of the rows of an instruction dataset."""
 
     def __init__(
         self, dataset: "Dataset", layout: TextLayout, model: str, *, is_scored: bool = False
     ) -> None:
-        self.layout, self.is_scored = layout, is_scored
-        self.model = model
-        self.notes: list[str] = []
-        self.problems: Problems = {}
+        super().__init__(dataset, is_scored=is_scored)
+        self.layout, self.model = layout, model
         features = [dataset.features[column] for column in layout.columns]
         for column, feature in zip(layout.columns, features, strict=True):
             if (kind := type(feature).__name__) in NO_TEXT:
                 raise InputError(f"column {column} holds {kind}, not text: name others")
         self.is_chat = layout.shape != "columns" and any(map(holds_turns, features))
         self._shared: frozenset[int] = frozenset()
-        self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
         self._columns = dataset.select_columns(list(layout.columns))
         self._lengths: Int[ndarray, " n"] | None = None
         self._hashes = array("q")

@@ -168,7 +168,7 @@ class Stream:
 
     def _reset(self) -> None:
         self._lock = Lock()
-        self._held: deque[tuple[int, pa.Table]] = deque(maxlen=N_HELD)
+        self._chunks: deque[tuple[int, pa.Table]] = deque(maxlen=N_HELD)
         self._coming: Iterator[pa.Table] | None = None
         self._n_read = 0
 
@@ -268,20 +268,20 @@ class Stream:
         return _take_rows(found, np.argsort(np.argsort(chunks, kind="stable")))
 
     def _chunk(self, number: int) -> "pa.Table | None":
-        """Give a chunk, from those held or by going on; None beyond the last."""
+        """Give a chunk, one that was read last or by going on; None beyond the last."""
         with self._lock:
-            for held, table in self._held:
-                if held == number:
+            for known, table in self._chunks:
+                if known == number:
                     return table
             if self._coming is None or number < self._n_read:
                 self._coming, self._n_read = self._tables(), 0
-                self._held.clear()
+                self._chunks.clear()
             while (table := next(self._coming, None)) is not None:
                 self._n_read += 1
                 if self._n_read > number:  # what is passed over need not be made ready
                     start = number * self.chunk_rows
                     table = self._passes.convert(table, self.features, start).combine_chunks()
-                    self._held.append((number, table))
+                    self._chunks.append((number, table))
                     return table
             self._coming = None
             return None

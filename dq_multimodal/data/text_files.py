@@ -67,7 +67,7 @@ def find_separator(paths: list[str]) -> str:
     found = {_separator_of(path): path for path in paths}
     if len(found) > 1:
         shown = ", ".join(f"{sep!r} in {Path(path).name}" for sep, path in found.items())
-        raise InputError(f"the columns of the files are parted in different ways: {shown}")
+        raise InputError(f"the columns of the files are separated in different ways: {shown}")
     return next(iter(found))
 
 

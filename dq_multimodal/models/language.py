@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.adapters.base import Embedded, Problems
+from dq_multimodal.adapters.base import Adapter, Embedded, Problems
 from dq_multimodal.adapters.text import ANSWER, TextAdapter, TextLayout, make_valid, split_turns
 from dq_multimodal.config import InputError
 from dq_multimodal.core.hashing import hash_numbers
@@ -141,7 +141,7 @@ def split_row(layout: TextLayout, values: list[Any]) -> tuple[str, str]:
 
 
 class LanguageRows:
-    """What is common to both adapters: rows of text as tokens of a language model.
+    """What both adapters have: rows of text as tokens of a language model.
 
     Args:
         dataset: The rows.
@@ -149,9 +149,6 @@ class LanguageRows:
         model: The language model.
         ends_rows: Whether the end-of-text token is the last of a response.
     """
-
-    is_scored = False
-    middle_dimension = 0
 
     def __init__(
         self,
@@ -162,9 +159,6 @@ class LanguageRows:
         ends_rows: bool = False,
     ) -> None:
         self.adapter, self.model, self.ends_rows = adapter, model, ends_rows
-        self.notes: list[str] = []
-        self.problems: Problems = {}
-        self.chunk_rows: int | None = getattr(dataset, "chunk_rows", None)
         self._columns = dataset.select_columns(list(adapter.layout.columns))
 
     def describe(self) -> dict[str, Any]:
@@ -202,12 +196,8 @@ class LanguageRows:
                 cut.append(row)
         return (ids, n_prompt), {CUT: cut} if cut else {}
 
-    def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
-        """Not measured by language models."""
-        raise NotImplementedError
 
-
-class HiddenStates(LanguageRows):
+class HiddenStates(LanguageRows, Adapter):
     r"""Position-weighted means of the last hidden states: RDS+.
 
     $x = \sum_i w_i h_i$ with $w_i = i / \sum_{j=1}^L j$ over the L tokens of prompt and response:
@@ -215,6 +205,10 @@ class HiddenStates(LanguageRows):
     arXiv:2503.01807; the weights are those of SGPT, Muennighoff 2022, arXiv:2202.08904). Departure:
     at most 512 tokens of a row, in a plain template in place of the chat template of Tulu.
     """
+
+    def __init__(self, dataset: "Dataset", adapter: TextAdapter, model: LanguageModel) -> None:
+        Adapter.__init__(self, dataset)
+        LanguageRows.__init__(self, dataset, adapter, model)
 
     def describe_model(self) -> dict[str, Any]:
         """Say which model, and what of it."""
@@ -239,7 +233,7 @@ class HiddenStates(LanguageRows):
         return Embedded(means.cpu().numpy())
 
 
-class Gradients(LanguageRows):
+class Gradients(LanguageRows, Adapter):
     r"""Projected gradients of the loss of a response with respect to LoRA weights: LESS.
 
     $x = P^\top \nabla_\theta \ell(y \mid p)$, scaled to length 1: $\ell$ is the mean loss of the
@@ -265,7 +259,8 @@ class Gradients(LanguageRows):
     ) -> None:
         import torch
 
-        super().__init__(dataset, adapter, model, ends_rows=True)
+        Adapter.__init__(self, dataset)
+        LanguageRows.__init__(self, dataset, adapter, model, ends_rows=True)
         self._signs = torch.from_numpy(signs).to(model.device)
 
     @cached_property

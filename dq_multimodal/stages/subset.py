@@ -1,5 +1,6 @@
 """The kept rows on disk: parquet, all source columns untouched, plus where each row stood."""
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from dq_multimodal.config import InputError, Method
 from dq_multimodal.data.local import read_parquet
-from dq_multimodal.data.row_files import NO_FILES, admit, embed, measure_outside
+from dq_multimodal.data.row_files import NO_FILES, admit, embed, measure_outside, named_files
 from dq_multimodal.data.row_sizes import cut_rows, measure_rows
 from dq_multimodal.data.stream import Stream, first_line, reading
 from dq_multimodal.files import open_parquet
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FOLDER = "subset"
-PART = r"part-\d{5}\.parquet"
+FILE_NAMES = "kept_files.txt"
+"""The files that the kept rows came from, a line for each row in the order of the subset."""
+PART = r"part-\d{5}\.parquet|kept_files\.txt"
 """Names of its files."""
 PARTIAL = "subset.partial"
 OWN_TYPES = {"row": "int64", "bin": "int32", "rank": "int32", "weight": "float32"}
@@ -66,8 +69,11 @@ def write_subset(
     kept: "pa.Table",
     folder: Path,
     records: "RecordColumn | None" = None,
+    origin: Path | None = None,
 ) -> int:
-    """Write rows of a dataset to folder/subset; the folder appears when it is whole.
+    """Write rows of a dataset to folder/subset; the folder appears when it is complete.
+
+    Beside them lies kept_files.txt where rows name files that lie outside the dataset.
 
     Args:
         dataset: Where the rows are taken from.
@@ -76,6 +82,7 @@ def write_subset(
             dq_row, dq_bin, dq_rank, dq_weight.
         folder: The run folder.
         records: A column that takes the place of one of the dataset, in the order of picks.
+        origin: The run whose subset the dataset is, if it is one.
 
     Returns:
         Bytes of the columns of the rows that are not ours, as uncompressed Arrow data.
@@ -120,12 +127,43 @@ def write_subset(
     finally:
         if writer is not None:
             writer.close()
+    names = name_files(dataset, origin)
+    if any(names):
+        lines = [names[row] for row in picks.tolist()]
+        (partial / FILE_NAMES).write_text("\n".join(lines) + "\n", encoding="utf-8")
     for path in partial.iterdir():
         with path.open("r+b") as file:
             os.fsync(file.fileno())
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     partial.replace(folder / FOLDER)
     return n_bytes
+
+
+def name_files(dataset: "Dataset | Stream", origin: Path | None = None) -> list[str]:
+    """Name the file that each row came from, "" where it is unknown; nothing if all are.
+
+    Of rows that name several files it is the first. Names that are no plain text are quoted as
+    JSON. The rows of a stream no longer name theirs.
+
+    Args:
+        dataset: The rows.
+        origin: The run whose subset they are, if it is one.
+    """
+    if origin is not None:
+        place = origin / FOLDER / FILE_NAMES
+        return place.read_text(encoding="utf-8").split("\n") if place.is_file() else []
+    if isinstance(dataset, Stream):
+        return []
+    found: dict[int, str] = {}
+    for _, rows, paths in named_files(dataset.data.table, dataset.features):
+        for row, path in zip(rows.tolist(), paths, strict=True):
+            found.setdefault(row, path if path.isprintable() else json.dumps(path))
+    if not found:
+        return []
+    places = range(len(dataset))
+    if dataset._indices is not None:
+        places = dataset._indices.column(0).to_pylist()
+    return [found.get(place, "") for place in places]
 
 
 def own_features(kept: "pa.Table") -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dq_multimodal import InputError
 from dq_multimodal.adapters.base import Adapter, note_problem
 from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts, scan_rows
 from dq_multimodal.models import text as encoder
-from dq_multimodal.stages.embedding import plan_batches
 
 
 def embed(adapter, rows):
@@ -131,14 +130,6 @@ def test_embeddings_are_those_of_the_model_itself(adapter, small_encoder):
     rows = np.arange(50)
     wanted = model.encode(adapter.texts(rows))
     np.testing.assert_allclose(embed(adapter, rows), wanted, atol=1e-5)
-
-
-def test_the_batch_plan_holds_every_row_once_longest_first():
-    lengths = np.random.default_rng(0).integers(0, 5, size=103)
-    plan = plan_batches(lengths, 10)
-    assert sorted(np.concatenate(plan)) == list(range(103))
-    assert [len(batch) for batch in plan] == [10] * 10 + [3]
-    assert (np.diff(lengths[np.concatenate(plan)]) <= 0).all()
 
 
 def test_default_model_comes_from_the_installed_package_when_the_hub_is_away():

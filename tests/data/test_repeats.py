@@ -104,19 +104,6 @@ def test_files_beside_the_table_and_in_a_zip_file(tmp_path):
     assert find_repeats(rows, adapter_of(rows)).tolist() == REPEATS
 
 
-def test_only_files_that_are_as_long_as_another_are_read(tmp_path, monkeypatch):
-    read = []
-
-    def read_bytes(value):
-        read.append(value["bytes"])
-        return value["bytes"]
-
-    monkeypatch.setattr("dq_multimodal.data.repeats.read_bytes", read_bytes)
-    rows = image_rows([b"alone", b"one", b"eno", b"also alone", b"one"])
-    assert find_repeats(rows, adapter_of(rows)).tolist() == [4]
-    assert read == [b"one", b"eno", b"one"]
-
-
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_a_stream_gives_the_same(tmp_path, kind):
     column = [None if file is None else file.decode() for file in CONTENTS]

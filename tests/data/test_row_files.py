@@ -232,6 +232,19 @@ def test_a_folder_of_pictures_names_its_own(secret, pictures, tmp_path, streamin
             run(str(pictures), tmp_path / "no", streaming=streaming)
 
 
+def test_kept_files_are_listed_row_by_row(pictures, tmp_path):
+    (pictures / "sub" / "3.png").rename(pictures / "two\nlines.png")
+    made = run(str(pictures), tmp_path / "run", keep_ratio=0.75)
+    for drawn in (made, *(made.resample(r, output_dir=tmp_path / f"{r}") for r in (0.5, 1.0))):
+        names = (drawn.path / "subset" / "kept_files.txt").read_text().splitlines()
+        files = [Path(json.loads(name) if name[0] == '"' else name) for name in names]
+        wanted = [row["image"]["bytes"] for row in stored(drawn.path)]
+        assert [file.read_bytes() for file in files] == wanted
+        assert len(load_dataset(str(drawn.path), split="train")) == len(files)
+    inside = run(write(tmp_path / "d.parquet", rows("x")[:5]), tmp_path / "inside")
+    assert not (inside.path / "subset" / "kept_files.txt").exists()
+
+
 def test_pictures_in_zip_files_are_read_and_counted(cli, tmp_path, small_classifier):
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "data.zip").write_bytes(zipped(12))

@@ -256,40 +256,6 @@ def test_warm_up_lowers_the_loss_and_is_read_again(language_model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_a_stopped_run_goes_on_to_the_same_file(language_model, tmp_path, monkeypatch):
-    """Stopped after three of six batches, it embeds the other three only."""
-    monkeypatch.setattr("dq_multimodal.stages.embedding.SAVE_SECONDS", 0)
-    dataset, adapter = text_rows(ROWS + ROWS[:1])
-    plain, trained = LanguageModel(str(language_model)), with_lora(language_model)
-    n_weights = sum(layer.weight.numel() for layer in lora_layers(trained.net))
-    signs = make_signs(n_weights, 64, seed=0)
-    for make in (
-        lambda: HiddenStates(dataset, adapter, plain),
-        lambda: Gradients(dataset, adapter, trained, signs),
-    ):
-        kind = make().describe_model()["kind"]
-        place, other = tmp_path / kind, tmp_path / f"whole {kind}"
-        place.mkdir()
-        other.mkdir()
-        embed_rows(make(), other, 1)
-        rows, calls = make(), []
-
-        def embed(batch, rows=rows, calls=calls):
-            calls.append(batch)
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return type(rows).embed(rows, batch)
-
-        rows.embed = embed
-        with pytest.raises(KeyboardInterrupt):
-            embed_rows(rows, place, 1)
-        assert not (place / "embeddings.npy").exists()
-        calls[:] = [None] * 10
-        embed_rows(rows, place, 1)
-        assert len(calls) == 13
-        assert (place / "embeddings.npy").read_bytes() == (other / "embeddings.npy").read_bytes()
-
-
 def test_a_model_that_cannot_be_had_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"give a folder or a \.gguf file as --target-model"):
         find_language_model("no/such")

@@ -379,11 +379,13 @@ def resample(run: "str | Path | Run", keep_ratio: float | None = None, **options
         if not asked.overwrite and folder.is_finished(target, config):
             return found_complete(target)
         order = order_by_method(bins, request, scores, marks)
-        dataset, picks = _rows_from(run, np.flatnonzero(order < n_kept))  # before all is replaced
+        # Before all is replaced.
+        dataset, picks, origin = _rows_from(run, np.flatnonzero(order < n_kept))
         folder.begin(target, config, asked.overwrite)
         labels = run.manifest.labels
         write_selection(target, bins, kind, order, request, labels, scores, marks)
-        data_bytes = subset.write_subset(dataset, picks, read_kept(target, request), target)
+        kept = read_kept(target, request)
+        data_bytes = subset.write_subset(dataset, picks, kept, target, origin=origin)
         manifest = run.manifest.draw_again(time.perf_counter() - started, data_bytes)
         if run.config.label_column is not None:
             manifest.note_selection(note_strata(labels, target, request))
@@ -409,8 +411,14 @@ def _bins_for(run: Run, request: CompressConfig) -> tuple[Bins, Marks, BinsKind]
     return bins, marks, needed
 
 
-def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarray, " k"]]:
-    """Find source rows: in the subset of the run if it holds them all, else in the source."""
+def _rows_from(
+    run: Run, kept: Int[ndarray, " k"]
+) -> tuple["Dataset", Int[ndarray, " k"], Path | None]:
+    """Find source rows: in the subset of the run if it holds them all, else in the source.
+
+    Returns:
+        The rows, the places of those asked for, and the folder of the run if they are its subset.
+    """
     written = subset.read_numbers(run.path, run.manifest.kept)
     wanted = read_kept(run.path, run.request)
     if not subset.is_of_kept(written, wanted, run.request.method):
@@ -421,14 +429,14 @@ def _rows_from(run: Run, kept: Int[ndarray, " k"]) -> tuple["Dataset", Int[ndarr
         raise InputError(f"{run.path} cannot be resampled: {OLD_STORE}")
     if not len(missing):
         held = run.subset
-        return subset.drop_own(held), np.searchsorted(numbers, kept)
+        return subset.drop_own(held), np.searchsorted(numbers, kept), run.path
     if run.request.drop_ratio:
         raise InputError(
             f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
             "their patches were not dropped: compress the source anew"
         )
     try:
-        return run.open_source(), kept
+        return run.open_source(), kept, None
     except InputError as error:
         raise InputError(
             f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "

@@ -154,7 +154,10 @@ def test_real_embeddings_are_reproduced(real_data):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("no/such-model", "out of reach and model no/such-model"), ("x y", "no model x y")],
+    [
+        ("no/such-model", "out of reach and model no/such-model"),
+        ("x y", "cannot find the model x y: neither a folder"),
+    ],
 )
 def test_missing_models_are_one_clear_line(name, message):
     with pytest.raises(InputError, match=message):

@@ -58,8 +58,8 @@ OURS = (
 """Files that a run may leave beside its mark (besides NAME.tmp of each)."""
 _ROWS = "|".join(re.escape(name) for name in (*embedding.FILES, embedding.PROGRESS))
 WHOLE = {
-    subset.FOLDER: subset.PART,
-    subset.PARTIAL: subset.PART,
+    subset.FOLDER: f"{subset.PART}|{re.escape(subset.FILE_NAMES)}",
+    subset.PARTIAL: f"{subset.PART}|{re.escape(subset.FILE_NAMES)}",
     scoring.FOLDER: rf"(rows|views)(/({_ROWS})({re.escape(embedding.PARTIAL)}|\.tmp)?)?",
     patch_records.FOLDER: r"\d{6}\.parquet(\.tmp)?",
     targeting.FOLDER: targeting.WHOLE_PATTERN,
@@ -352,6 +352,7 @@ def find_damage(folder: Path, manifest: Manifest, *, is_deep: bool = False) -> d
     """
     record = manifest.files
     parts = {path.relative_to(folder).as_posix() for path in folder.glob(subset.FOLDER + "/*")}
+    parts.discard(f"{subset.FOLDER}/{subset.FILE_NAMES}")  # says where rows came from, no more
     parts |= {name for name in record if re.fullmatch(f"{subset.FOLDER}/{subset.PART}", name)}
     known = {CONFIG, SELECTION_FILE, BINS_FILE, *parts}
     found = {}

@@ -26,7 +26,7 @@ from dq_multimodal.core.target import LIST_VALUES
 from dq_multimodal.data.columns import NO_LABEL
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.source import Source
-from dq_multimodal.data.stream import N_HELD, Stream
+from dq_multimodal.data.stream import N_CHUNKS, Stream
 from dq_multimodal.files import expand_home
 from dq_multimodal.manifest import Target as TargetFacts
 from dq_multimodal.manifest import make
@@ -435,7 +435,7 @@ class Trials:
         stages["subset"] += 4 * max(0, min(subset.BLOCK_BYTES, kept_bytes) - tried_bytes)
         more = ROW_BYTES * (self.n_rows - len(tried.rows))
         if isinstance(self.rows, Stream):
-            more += (N_HELD + 1) * self.rows.chunk_bytes
+            more += (N_CHUNKS + 1) * self.rows.chunk_bytes
         return Memory(self.base, {name: size + more for name, size in stages.items()}, mapped)
 
     def count_scored(self) -> int:

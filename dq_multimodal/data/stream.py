@@ -21,7 +21,7 @@ CHUNK_ROWS = 16384
 CHUNK_BYTES = 64_000_000
 """Chunks have fewer rows, a power of two of them, where rows are large."""
 LEAST_ROWS = 64
-N_HELD = 3
+N_CHUNKS = 3
 """Chunks that a view holds: threads read a little behind the foremost."""
 
 
@@ -168,7 +168,7 @@ class Stream:
 
     def _reset(self) -> None:
         self._lock = Lock()
-        self._chunks: deque[tuple[int, pa.Table]] = deque(maxlen=N_HELD)
+        self._chunks: deque[tuple[int, pa.Table]] = deque(maxlen=N_CHUNKS)
         self._coming: Iterator[pa.Table] | None = None
         self._n_read = 0
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FOLDER = "subset"
+PART = r"part-\d{5}\.parquet"
+"""Names of its files of rows."""
 FILE_NAMES = "kept_files.txt"
 """The files that the kept rows came from, a line for each row in the order of the subset."""
-PART = r"part-\d{5}\.parquet|kept_files\.txt"
-"""Names of its files."""
 PARTIAL = "subset.partial"
 OWN_TYPES = {"row": "int64", "bin": "int32", "rank": "int32", "weight": "float32"}
 OWN_COLUMNS = tuple(f"dq_{name}" for name in OWN_TYPES)

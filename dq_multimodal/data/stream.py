@@ -219,7 +219,9 @@ class Stream:
                 yield self._show(table.slice(start, batch_size))
             number += 1
 
-    def __getitem__(self, asked: "str | slice | list[int]") -> Any:
+    def __getitem__(self, asked: "str | int | slice | list[int]") -> Any:
+        if isinstance(asked, int):
+            return {name: values[0] for name, values in self[[asked]].items()}
         if isinstance(asked, str):
             column = self.select_columns([asked])
             return [value for block in column.iter(self.chunk_rows) for value in block[asked]]
@@ -260,8 +262,8 @@ class Stream:
             if table is None:
                 raise IndexError(f"the stream has {len(self):,} rows, asked for {rows.max():,}")
             parts.append(_take_rows(table, rows[chunks == number] - number * self.chunk_rows))
-        if not parts:
-            return self.features.arrow_schema.empty_table()
+        if len(parts) < 2:
+            return parts[0] if parts else self.features.arrow_schema.empty_table()
         found = pa.concat_tables(parts)
         if (np.diff(chunks) >= 0).all():
             return found

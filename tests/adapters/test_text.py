@@ -156,7 +156,7 @@ def test_real_embeddings_are_reproduced(real_data):
     ("name", "message"),
     [
         ("no/such-model", "out of reach and model no/such-model"),
-        ("x y", "cannot find the model x y: neither a folder"),
+        ("x y", "cannot find model x y"),
     ],
 )
 def test_missing_models_are_one_clear_line(name, message):

@@ -1,5 +1,6 @@
 """The run folder as a place to write: claimed by one process, every file whole or absent."""
 
+import glob
 import os
 import re
 import secrets
@@ -15,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from dq_multimodal import __version__, card, report
 from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
-from dq_multimodal.config import InputError
+from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.data.local import check_path
-from dq_multimodal.data.source import is_same_source
+from dq_multimodal.data.source import Source, is_same_source
 from dq_multimodal.distributed.world import World
 from dq_multimodal.files import describe_file, write_text
 from dq_multimodal.manifest import (
@@ -31,6 +32,7 @@ from dq_multimodal.manifest import (
     write_mark,
 )
 from dq_multimodal.stages import embedding, patch_records, scoring, subset, targeting
+from dq_multimodal.stages.preparation import MODELS
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE, read_selection
 
 LOCK = "run.lock"
@@ -161,6 +163,19 @@ def check_apart(target: Path, place: Path, name: str) -> None:
         real = path.resolve()
         if real == target.resolve() or target.resolve() in real.parents:
             raise InputError(f"{name} lies in the output folder {target}: name another")
+
+
+def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
+    """Raise before a run would overwrite the very files it is made from."""
+    names = [request.dataset, request.ready_embeddings, request.image_folder]
+    names += [request.dynamics, request.target]
+    names += [getattr(request, name) for name in MODELS]
+    names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
+    for name in filter(None, names):
+        path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
+        found = [path] if Path(path).exists() else glob.glob(path, recursive=True)  # noqa: PTH207
+        for place in map(Path, found):
+            check_apart(target, place, name)
 
 
 def check_strangers(folder: Path) -> None:

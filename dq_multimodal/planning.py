@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from threading import Event, Thread
@@ -19,36 +19,28 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
-from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import CompressConfig, InputError, format_bytes
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.core.target import LIST_VALUES
 from dq_multimodal.data.columns import NO_LABEL
 from dq_multimodal.data.pixels import UNDECODED
-from dq_multimodal.data.source import Source
 from dq_multimodal.data.stream import N_CHUNKS, Stream
 from dq_multimodal.files import expand_home
-from dq_multimodal.manifest import Target as TargetFacts
-from dq_multimodal.manifest import make
-from dq_multimodal.preparation import (
-    leaves_out,
-    make_config,
-    note_left_out,
-    note_model,
-    open_source,
-    read_request,
-    settle_method,
-    survey,
-)
 from dq_multimodal.report import FILES as REPORT_FILES
 from dq_multimodal.report.summary import describe_strata
 from dq_multimodal.run import Run, output_folder
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata, stretch, time_bins
-from dq_multimodal.stages.marks import Marks, make_marks
 from dq_multimodal.stages.ordering import bins_kind, count_left, count_subset
+from dq_multimodal.stages.preparation import (
+    Job,
+    leaves_out,
+    load_models,
+    note_left_out,
+    open_rows,
+    prepare,
+)
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
-from dq_multimodal.stages.targeting import Target, describe_target, load_target
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,22 +60,6 @@ ROW_BYTES = 160
 """Bytes of a row in the arrays and tables that a run holds: bins, ranks, gains, order, sorts."""
 MAPPED = (".arrow", ".npy", ".parquet")
 """Files whose pages the system takes back when it needs room."""
-
-
-@dataclass
-class Asked:
-    """A request with its rows at hand, as a run has them before its first stage."""
-
-    request: CompressConfig
-    source: Source
-    adapter: Adapter | None
-    target: Target | None
-    strata: Int[ndarray, " n"]
-    labels: list[str]
-    marks: Marks
-    config: dict[str, Any]
-    dropper: Any = None
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -211,13 +187,13 @@ class Trials:
 
     Args:
         compress: `pipeline.compress`.
-        asked: The request and its rows.
+        job: The request and its rows.
     """
 
-    def __init__(self, compress: Callable[..., Run], asked: Asked) -> None:
-        self._compress, self.asked, request = compress, asked, asked.request
+    def __init__(self, compress: Callable[..., Run], job: Job) -> None:
+        self._compress, self.job, request = compress, job, job.request
         self._is_embedded = request.needs_embeddings and request.ready_embeddings is None
-        self.n_rows, self.rows = len(asked.strata), asked.source.dataset
+        self.n_rows, self.rows = len(job.strata), job.source.dataset
         self.by_model: list[Trial] = []
         self.bins: BinTimes | None = None
         self.notes: list[str] = []
@@ -227,8 +203,8 @@ class Trials:
         place = tempfile.TemporaryDirectory(prefix="dq-plan-")
         with place as name, contextlib.redirect_stderr(io.StringIO()):
             self._place = Path(name)
-            if self._is_embedded and asked.adapter is not None:
-                self._pass_held = self._hold_longest(asked.adapter)
+            if self._is_embedded and job.adapter is not None:
+                self._pass_held = self._hold_longest(job.adapter)
             self.base, self._rss = resident_unmapped(), resident()
             vectors, method = self._try_models(), request.method
             plain: dict[str, Any] = {name: DEFAULTS[name] for name in OF_MODELS}
@@ -236,12 +212,12 @@ class Trials:
                 plain["method"] = "dq" if method == "adq" else "blocks"
             self.plain = self._grow(PLAIN_ROWS, PLAIN_SECONDS, plain, vectors, request.report)
             if vectors is not None and (bins_kind(method) != "none" or request.drop_duplicates):
-                n_left = count_left(asked.config)
-                self.bins = time_bins(vectors, np.bincount(asked.strata), request, n_left)
+                n_left = count_left(job.config)
+                self.bins = time_bins(vectors, np.bincount(job.strata), request, n_left)
 
     def _try_models(self) -> Float[ndarray, "k d"] | None:
         """Try what needs a model; give some embeddings, if there will be any."""
-        request, target, options, vectors = self.asked.request, self.asked.target, {}, None
+        request, target, options, vectors = self.job.request, self.job.target, {}, None
         if request.needs_embeddings and request.ready_embeddings is not None:
             vectors = read_some(request.ready_embeddings, self.rows, request.split)
         if target is not None:
@@ -282,7 +258,7 @@ class Trials:
         """Compress some rows as the request says, with other options and embeddings if given."""
         from datasets import Dataset, DatasetInfo
 
-        request, size, folder = self.asked.request, len(rows), self._place / "run"
+        request, size, folder = self.job.request, len(rows), self._place / "run"
         given = vars(request) | {name: DEFAULTS[name] for name in OF_ALL_ROWS}
         del given["dataset"]
         given |= {
@@ -290,7 +266,7 @@ class Trials:
             "report": report,
             "keep_ratio": max(request.keep_ratio, 1 / size),
             "keep_unreadable": True,
-            "label_column": self.asked.config["label_column"] or NO_LABEL,
+            "label_column": self.job.config.label_column or NO_LABEL,
             "n_bins": min(request.n_bins, size),
             "batch_size": max(1, min(request.batch_size, size // FEWEST_BATCHES)),
             **options,
@@ -339,7 +315,7 @@ class Trials:
     def _longest(self) -> Int[ndarray, " k"]:
         if isinstance(self.rows, Stream):
             return self._spread(min(self.n_rows, FIRST_ROWS))
-        adapter = self.asked.adapter
+        adapter = self.job.adapter
         sizes = subset.measure_picks(self.rows) if adapter is None else adapter.lengths()
         return np.sort(np.argsort(-sizes, kind="stable")[:FIRST_ROWS])
 
@@ -350,15 +326,13 @@ class Trials:
         before = resident()
         with Watch() as watch:
             adapter.embed(adapter.load(rows)[0])
-        return (
-            (watch.peak() - before) * min(self.asked.request.batch_size, self.n_rows) // len(rows)
-        )
+        return (watch.peak() - before) * min(self.job.request.batch_size, self.n_rows) // len(rows)
 
     def count_kept(self) -> int:
         """Count the rows of the subset: of images, by how many of those tried can be decoded."""
-        request, adapter = self.asked.request, self.asked.adapter
+        request, adapter = self.job.request, self.job.adapter
         tried = max(self.by_model + self.plain, key=lambda trial: len(trial.rows))
-        n_kept, marks = count_subset(self.asked.strata, request, self.asked.marks), self.asked.marks
+        n_kept, marks = count_subset(self.job.strata, request, self.job.marks), self.job.marks
         if adapter is None or not leaves_out(adapter, request):
             return n_kept
         problems = tried.manifest["problems"]
@@ -367,7 +341,7 @@ class Trials:
         n_tried, n_lost = len(tried.rows), int(unreadable.sum())
         self.notes += note_left_out(adapter, np.flatnonzero(unreadable).tolist())
         if n_tried == self.n_rows:
-            return count_subset(self.asked.strata, request, replace(marks, unreadable=unreadable))
+            return count_subset(self.job.strata, request, replace(marks, unreadable=unreadable))
         self.notes.append(
             f"{n_tried:,} of the {self.n_rows:,} images were looked at, and {n_lost:,} of "
             "them cannot be decoded: the rows that will be kept are an estimate"
@@ -376,15 +350,15 @@ class Trials:
 
     def seconds(self, n_kept: int) -> dict[str, float]:
         """Give the seconds of each stage with all rows."""
-        request, plain, models = self.asked.request, self.plain, self.by_model
+        request, plain, models = self.job.request, self.plain, self.by_model
         runs = models if self._is_embedded else plain
         rows = [(len(run.rows), run.seconds["embeddings"]) for run in runs]
         found = {"embeddings": scale(rows, self.n_rows)}
         if request.method == "adq":
             times = self.count_scored() / max(1, models[-1].manifest["scores"]["rows"])
             found["scores"] = models[-1].seconds["scores"] * times
-        if self.asked.target is not None:
-            n_targets = len(self.asked.target.source.dataset)
+        if self.job.target is not None:
+            n_targets = len(self.job.target.source.dataset)
             times = n_targets / self.n_targets
             if request.target_model is not None:  # all rows go through it
                 times = (self.n_rows + n_targets) / (len(models[-1].rows) + self.n_targets)
@@ -392,7 +366,7 @@ class Trials:
         beside, size, bins = plain[-1].seconds["selection"], len(plain[-1].rows), 0.0
         if self.bins is not None:
             beside = max(0.0, beside - self.bins.scale(np.array([float(size)])))
-            bins = self.bins.scale(cut_strata(np.bincount(self.asked.strata), request))
+            bins = self.bins.scale(cut_strata(np.bincount(self.job.strata), request))
         late = time_loading(models or plain, "selection")
         found["selection"] = bins + beside * self.n_rows / size + late
         runs = models if request.drop_ratio else plain
@@ -407,17 +381,17 @@ class Trials:
 
     def memory(self, n_kept: int) -> Memory:
         """Give what is held with all rows: what the trials held, and what grows with the rows."""
-        request, adapter = self.asked.request, self.asked.adapter
-        width = (self.asked.config["embedding"] or {}).get("dimension", 0)
+        request, adapter = self.job.request, self.job.adapter
+        width = getattr(self.job.config.embedding, "dimension", None) or 0
         tried = self.plain[-1]
         names = {"subset": "patches"} if request.drop_ratio else {}
-        if self.asked.target is not None or request.method == "adq":
-            names["selection"] = "scores" if self.asked.target is None else "target"
+        if self.job.target is not None or request.method == "adq":
+            names["selection"] = "scores" if self.job.target is None else "target"
         held = [item for run in self.plain for item in run.held.items()]
         held += [(names.get(k, k), size) for run in self.by_model for k, size in run.held.items()]
         stages = {name: max(0, *(size for k, size in held if k == name)) for name, _ in held}
         if self.bins is not None:
-            sizes = [np.bincount(self.asked.strata[rows]) for rows in (slice(None), tried.rows)]
+            sizes = [np.bincount(self.job.strata[rows]) for rows in (slice(None), tried.rows)]
             more, less = (count_working(request, counts, width) for counts in sizes)
             stages["selection"] += max(0, int(more - less))
         stages["embeddings"] = max(stages["embeddings"], self._pass_held)
@@ -427,8 +401,8 @@ class Trials:
             features = adapter.dimension + adapter.middle_dimension
             stages["scores"] = max(stages["scores"], self._pass_held) + 24 * features * max(0, more)
             mapped += (2 * adapter.middle_dimension + 8) * self.n_rows * self._is_embedded
-        if self.asked.target is not None:  # lists of near rows
-            n_targets = len(self.asked.target.source.dataset)
+        if self.job.target is not None:  # lists of near rows
+            n_targets = len(self.job.target.source.dataset)
             stages["target"] += 4 * min(n_targets * self.n_rows, LIST_VALUES)
         tried_bytes = tried.manifest["bytes"]["subset_data"]
         kept_bytes = tried_bytes * n_kept // tried.n_kept
@@ -440,15 +414,15 @@ class Trials:
 
     def count_scored(self) -> int:
         """Count the rows by which adq scores the bins, which are pooled over the strata."""
-        sizes, n_bins = np.bincount(self.asked.strata), self.asked.request.n_bins
+        sizes, n_bins = np.bincount(self.job.strata), self.job.request.n_bins
         pooled = [int((sizes // n_bins + (k < sizes % n_bins)).sum()) for k in range(n_bins)]
-        return sum(count_sampled(size, self.asked.request.score_rows) for size in pooled)
+        return sum(count_sampled(size, self.job.request.score_rows) for size in pooled)
 
     def disk(self, n_kept: int) -> dict[str, int]:
         """Give the bytes of the files that the run leaves."""
         tried, files = self.plain[-1], {**self.plain[-1].files}
         rows = [(len(run.rows), run.files[SELECTION_FILE]) for run in self.plain]
-        runs = self.by_model if self.asked.request.drop_ratio else self.plain
+        runs = self.by_model if self.job.request.drop_ratio else self.plain
         kept = [(run.n_kept, run.files[subset.FOLDER]) for run in runs]
         found = {
             SELECTION_FILE: round(scale(rows, self.n_rows)),
@@ -516,23 +490,24 @@ def make_plan(
 ) -> dict[str, Any]:
     """Make the answer of `pipeline.plan`, which describes it."""
     started = time.perf_counter()
-    asked = prepare(dataset, options)
+    job, notes = prepare_plan(dataset, options)
     start_seconds = time.perf_counter() - started
-    request, rows, n_rows = asked.request, asked.source.dataset, len(asked.strata)
-    trials = Trials(compress, asked)
+    request, rows, n_rows = job.request, job.source.dataset, len(job.strata)
+    config = job.config.as_dict()
+    trials = Trials(compress, job)
     n_kept = trials.count_kept()
     memory = trials.memory(n_kept)
     memory.check(request.memory_limit)
     seconds = {"start": start_seconds} | trials.seconds(n_kept)
-    disk, passing, probe, found = trials.disk(n_kept), 0, None, asked.config["embedding"]
+    disk, passing, probe, found = trials.disk(n_kept), 0, None, config["embedding"]
     if request.needs_embeddings and request.ready_embeddings is None:
         tried = trials.by_model[-1]
         probe = {"rows": len(tried.rows), "seconds": tried.seconds["embeddings"]}
         probe |= {"rows_per_second": round(n_rows / seconds["embeddings"], 2)}
-    if request.method == "adq" and asked.adapter is not None:  # files that are gone afterwards
+    if request.method == "adq" and job.adapter is not None:  # files that are gone afterwards
         is_read = request.ready_embeddings is None
-        middle, again = 2 * asked.adapter.middle_dimension, 1 if is_read else 2
-        passing = again * trials.count_scored() * (4 * asked.adapter.dimension + middle)
+        middle, again = 2 * job.adapter.middle_dimension, 1 if is_read else 2
+        passing = again * trials.count_scored() * (4 * job.adapter.dimension + middle)
         passing += (middle + 8) * n_rows * is_read
     target = output_folder(request)
     place = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
@@ -543,12 +518,12 @@ def make_plan(
         "request": request.as_dict(),
         "output_dir": str(target),
         "rows": n_rows,
-        "strata": len(asked.labels),
-        "strata_rows": describe_strata(np.bincount(asked.strata).tolist(), asked.labels),
+        "strata": len(job.labels),
+        "strata_rows": describe_strata(np.bincount(job.strata).tolist(), job.labels),
         "kept": n_kept,
-        "modality": (asked.config["rows"] or {}).get("modality"),
+        "modality": (config["rows"] or {}).get("modality"),
         "embedding": found,
-        "scoring": asked.config.get("scoring"),
+        "scoring": config.get("scoring"),
         "probe": probe,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "total_seconds": round(sum(seconds.values()), 3),
@@ -557,40 +532,27 @@ def make_plan(
         "disk_at_most": sum(disk.values()) + passing,
         "disk_free": shutil.disk_usage(place).free,
         "bytes": {"source_data": subset.count_bytes(rows), **sizes},
-        "notes": asked.notes + trials.notes,
+        "notes": notes + trials.notes,
         "max_memory": request.memory_limit,
     }
 
 
-def prepare(dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]) -> Asked:
-    """Do what `compress` does before its first stage, but for the run folder."""
-    request, source = read_request(dataset, options)
-    source = source or open_source(request)
-    rows = source.dataset
-    subset.check_columns(rows)
-    request, _ = settle_method(request, rows)
-    adapter = choose_adapter(rows, request)
-    target = load_target(request, adapter) if request.target is not None else None
-    label_column = label_column_of(adapter, request)
-    strata, labels, _ = survey(source, adapter, request, label_column)
-    request = request.of_rows(len(strata))
-    marks = make_marks(rows, request, len(strata))
-    count_subset(strata, request, marks)  # raises if a cap leaves too few
-    config = make_config(request, source, adapter, label_column)
-    if target is not None:
-        config.target = make(TargetFacts, describe_target(target, request))
-    note_model(config, adapter, request, rows.column_names)
+def prepare_plan(
+    dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]
+) -> tuple[Job, list[str]]:
+    """Do what `compress` does before its first stage, but for the run folder.
+
+    Returns:
+        The job, and notes on its rows and on what the plan leaves out.
+    """
+    job = prepare(*open_rows(dataset, options))
+    load_models(job)
+    adapter, target = job.adapter, job.target
     if adapter is not None:
         adapter.lengths()  # reads all rows, as a run does in any case
-    dropper = None
-    if request.drop_ratio:
-        from dq_multimodal.stages.patching import make_dropper
-
-        dropper = make_dropper(rows, request, adapter)
     notes = [*(adapter.notes if adapter is not None else []), *(target.notes if target else [])]
-    if isinstance(rows, Stream):
+    if isinstance(job.source.dataset, Stream):
         notes += ["the figures are of the first rows of the stream, read once"]
-    if request.partition is not None and bins_kind(request.method) != "none":
+    if job.request.partition is not None and bins_kind(job.request.method) != "none":
         notes += ["the seconds do not count parting the rows by k-means"]
-    found = (strata, labels, marks, config.as_dict(), dropper, notes)
-    return Asked(request, source, adapter, target, *found)
+    return job, notes

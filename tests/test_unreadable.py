@@ -136,7 +136,8 @@ def test_ready_embeddings_streams_and_patches(broken, small_classifier, tmp_path
 
 
 def test_a_stopped_run_knows_them_all(broken, small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal import pipeline, preparation
+    from dq_multimodal import pipeline
+    from dq_multimodal.stages import preparation
 
     monkeypatch.setattr(preparation, "MAX_LISTED", 1)
     monkeypatch.setattr(preparation, "MAX_NAMED", 2)

@@ -17,9 +17,9 @@ from dq_multimodal.data.source import pin_of
 from dq_multimodal.distributed.shares import bin_share
 from dq_multimodal.distributed.world import World
 from dq_multimodal.folder import check_folder
-from dq_multimodal.preparation import open_source, settle_method
 from dq_multimodal.stages import embedding
 from dq_multimodal.stages.batches import embed_batches, make_plan
+from dq_multimodal.stages.preparation import open_source, settle_method
 
 
 def assist(world: World, options: dict[str, Any]) -> None:

@@ -200,6 +200,15 @@ def mark_duplicates(
     return replace(marks, duplicate_of=found)
 
 
+def note_duplicates(marks: Marks, cosine: float) -> str:
+    """Say how many rows are near-duplicates, and where that stands."""
+    assert marks.duplicate_of is not None
+    return (
+        f"{int((marks.duplicate_of >= 0).sum()):,} near-duplicates (cosine of at least {cosine:g}) "
+        "of rows before them are at the end of the order, see duplicate_of in selection.parquet"
+    )
+
+
 def order_by_method(
     bins: Bins,
     request: CompressConfig,

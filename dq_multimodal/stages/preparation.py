@@ -1,19 +1,15 @@
-"""What stands before the first stage of a run: the request, its config.yaml, its manifest."""
+"""What a run has before its first stage: the request, its rows, config.yaml, manifest."""
 
-import glob
-import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from dq_multimodal import folder
-from dq_multimodal.adapters.base import Adapter, Problems, note_problem
-from dq_multimodal.adapters.choice import is_image
+from dq_multimodal.adapters.base import Adapter, note_problem
+from dq_multimodal.adapters.choice import choose_adapter, is_image, label_column_of
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import (
     CompressConfig,
@@ -34,18 +30,23 @@ from dq_multimodal.manifest import (
     Manifest,
     Model,
     Origin,
+    Patches,
     Problem,
     Sizes,
     make,
 )
+from dq_multimodal.manifest import Target as TargetFacts
 from dq_multimodal.models.locate import hash_weights
 from dq_multimodal.stages import embedding, subset
-from dq_multimodal.stages.marks import has_epochs, hash_file
+from dq_multimodal.stages.marks import Marks, has_epochs, hash_file, make_marks, note_marks
 from dq_multimodal.stages.ordering import bins_kind, count_subset
 from dq_multimodal.stages.selection import read_strata
+from dq_multimodal.stages.targeting import Target, describe_target, load_target
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from dq_multimodal.stages.patching import PatchDropper
 
 MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
 COVERED_SHARE = 0.1
@@ -57,6 +58,96 @@ Rows that are left out are all listed.
 """
 MAX_NAMED = 20
 """Rows that are left out, named in a note with the names of their files."""
+
+
+@dataclass
+class Job:
+    """A request with all that its stages need.
+
+    Attributes:
+        request: What was asked, its method settled.
+        source: The rows.
+        adapter: What reads and embeds them; None where there is neither text nor an image.
+        target: The rows that the subset is picked for, if any.
+        label_column: Column of strata.
+        strata: Stratum of every row.
+        labels: Names of the strata.
+        unlabelled: Stratum of the rows without a label.
+        marks: What else is known of every row.
+        config: What config.yaml will hold.
+        why: Why method auto is the one that it is.
+        dropper: What drops patches.
+    """
+
+    request: CompressConfig
+    source: Source
+    adapter: Adapter | None
+    target: Target | None
+    label_column: str | None
+    strata: Int[ndarray, " n"]
+    labels: list[str]
+    unlabelled: int | None
+    marks: Marks
+    config: Config
+    why: str | None
+    dropper: "PatchDropper | None" = None
+
+
+def open_rows(
+    dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]
+) -> tuple[CompressConfig, Source, str | None]:
+    """Make the request, open its dataset and settle its method.
+
+    Returns:
+        The request, the source, and why method auto is the one that it is.
+    """
+    request, source = read_request(dataset, options)
+    source = source or open_source(request)
+    subset.check_columns(source.dataset)
+    request, why = settle_method(request, source.dataset)
+    return request, source, why
+
+
+def prepare(request: CompressConfig, source: Source, why: str | None) -> Job:
+    """Find columns, strata and all that the order depends on; no model is loaded.
+
+    Raises:
+        InputError: For what cannot be done with these rows, in one clear line.
+    """
+    adapter = choose_adapter(source.dataset, request)
+    target = None if request.target is None else load_target(request, adapter)
+    label_column = label_column_of(adapter, request)
+    strata, labels, unlabelled = survey(source, adapter, request, label_column)
+    request = request.of_rows(len(strata))
+    config = make_config(request, source, adapter, label_column)
+    if target is not None:
+        config.target = make(TargetFacts, describe_target(target, request))
+    marks = make_marks(source.dataset, request, len(strata))
+    count_subset(strata, request, marks)  # raises if a cap leaves too few
+    return Job(
+        request=request,
+        source=source,
+        adapter=adapter,
+        target=target,
+        label_column=label_column,
+        strata=strata,
+        labels=labels,
+        unlabelled=unlabelled,
+        marks=marks,
+        config=config,
+        why=why,
+    )
+
+
+def load_models(job: Job) -> None:
+    """Load the models that embed, score and attribute, and note them in config.yaml."""
+    rows = job.source.dataset
+    note_model(job.config, job.adapter, job.request, rows.column_names)
+    if job.request.drop_ratio:
+        from dq_multimodal.stages.patching import make_dropper
+
+        job.dropper = make_dropper(rows, job.request, job.adapter)
+        job.config.patches = make(Patches, job.dropper.describe())
 
 
 def read_request(
@@ -229,19 +320,6 @@ def describe_model(adapter: Adapter, request: CompressConfig) -> Model:
         ) from error
 
 
-def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
-    """Raise before a run would overwrite the very files it is made from."""
-    names = [request.dataset, request.ready_embeddings, request.image_folder]
-    names += [request.dynamics, request.target]
-    names += [getattr(request, name) for name in MODELS]
-    names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
-    for name in filter(None, names):
-        path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
-        found = [path] if Path(path).exists() else glob.glob(path, recursive=True)  # noqa: PTH207
-        for place in map(Path, found):
-            folder.check_apart(target, place, name)
-
-
 def start_manifest(source: Source, labels: list[str]) -> Manifest:
     """Begin the manifest of a run."""
     files = source.origin.get("files")
@@ -252,33 +330,25 @@ def start_manifest(source: Source, labels: list[str]) -> Manifest:
     return Manifest(rows=len(source.dataset), labels=labels, bytes=sizes)
 
 
-def note_rows(
-    source: Source,
-    adapter: Adapter | None,
-    request: CompressConfig,
-    strata: Int[ndarray, " n"],
-    unlabelled: int | None,
-) -> tuple[dict[str, Problem], list[str]]:
+def note_rows(job: Job) -> tuple[dict[str, Problem], list[str]]:
     """Say what is odd about the rows, and what lies beside them.
-
-    `unlabelled` is the stratum of those without label.
 
     Returns:
         The odd rows, and notes.
     """
-    problems: Problems = {}
+    adapter, problems = job.adapter, {}
     if adapter is not None:
         adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
         problems = {what: sorted(rows) for what, rows in adapter.problems.items()}
-    if unlabelled is not None and strata.any():
-        rows = np.flatnonzero(strata == unlabelled).tolist()
+    if job.unlabelled is not None and job.strata.any():
+        rows = np.flatnonzero(job.strata == job.unlabelled).tolist()
         problems["no label, a stratum of their own"] = rows
-    left_out = UNDECODED if leaves_out(adapter, request) else ()
+    left_out = UNDECODED if leaves_out(adapter, job.request) else ()
     notes = [
         note_problem(
             what,
             rows,
-            len(strata),
+            len(job.strata),
             "left out of the subset" if what in left_out else "still candidates",
         )
         for what, rows in problems.items()
@@ -286,9 +356,9 @@ def note_rows(
     if adapter is not None:
         lost = sorted(row for what in left_out for row in problems.get(what, []))
         notes = adapter.notes + note_left_out(adapter, lost) + notes
-    notes += note_repeats(source.dataset, adapter, request)
-    if source.note is not None:
-        notes.append(source.note)
+    notes += note_repeats(job.source.dataset, adapter, job.request)
+    notes += [job.source.note] if job.source.note is not None else []
+    notes += note_marks(job.marks) + ([] if job.why is None else [job.why])
     listed = {
         what: Problem(count=len(rows), rows=rows[: None if what in left_out else MAX_LISTED])
         for what, rows in problems.items()

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from nasty_images import picture, save
 
-from dq_multimodal import InputError, Run, compress, verify
+from dq_multimodal import InputError, compress, verify
 from dq_multimodal.adapters.image import ImageAdapter
 
 N = 60
@@ -171,16 +171,6 @@ def test_nothing_left_is_one_clear_line(small_classifier, tmp_path):
     few = options(small_classifier, keep_ratio=0.1)
     with pytest.raises(InputError, match="none of the 2 rows whose image can be decoded: ask"):
         compress(mixed, output_dir=tmp_path / "b", **few)
-
-
-def test_runs_of_earlier_releases_kept_them(broken, tmp_path, small_classifier):
-    run = compress(
-        str(broken), output_dir=tmp_path / "run", **options(small_classifier, keep_unreadable=True)
-    )
-    config = (run.path / "config.yaml").read_text()
-    (run.path / "config.yaml").write_text(config.replace("  keep_unreadable: true\n", ""))
-    assert Run(run.path).request.keep_unreadable
-    assert set(LOST) <= set(run.resample(1.0, output_dir=tmp_path / "all").kept.tolist())
 
 
 def test_notes_outlive_a_lost_file(broken, tmp_path, small_classifier):

@@ -48,6 +48,7 @@ Preset = Literal["dq-iccv23", "adq-aaai25"]
 Modality = Literal["auto", "text", "image"]
 Embedding = Literal["features", "gradients"]
 Attribution = Literal["gradcam++", "random"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PatchCoding = Literal["exact", "exact-small", "webp"]
 Fill = Literal["mean", "zero", "mae"]
 
@@ -125,7 +126,7 @@ class CompressConfig(Request):
         "alone]",
     )
     keep_unreadable: bool = read(
-        False, "Keep rows whose image cannot be decoded in play, which else are left out."
+        False, "Keep rows whose image cannot be decoded as candidates; else they are left out."
     )
 
     preset: Preset | None = choose(
@@ -231,6 +232,14 @@ class CompressConfig(Request):
         old_name="embeddings",
     )
     batch_size: int = model(64, "Rows that go through the encoder together.", check_count)
+    device: str | None = model(
+        None,
+        "Where models run: cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]",
+        is_recorded=False,
+    )
+    dtype: Dtype = model(
+        "auto", "Numbers of the encoder; auto is float32, of a target_model on a GPU bfloat16."
+    )
 
     image_embedding: Embedding = image(
         "features", "Pooled features, or last-layer gradients.", old_name="embedding"

@@ -48,6 +48,8 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
             request.embedding_model or DEFAULT_IMAGE_MODEL,
             request.image_embedding,
             is_scored=request.method == "adq",
+            device=request.device,
+            dtype=request.dtype,
         )
         if request.needs_embeddings and request.ready_embeddings is None:
             adapter.notes += note_text(dataset, adapter)
@@ -60,7 +62,8 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
     try:
         layout = detect_layout(dataset.column_names, request.text_columns)
         model = request.embedding_model or DEFAULT_TEXT_MODEL
-        return TextAdapter(dataset, layout, model, is_scored=request.method == "adq")
+        where: dict[str, Any] = {"device": request.device, "dtype": request.dtype}
+        return TextAdapter(dataset, layout, model, is_scored=request.method == "adq", **where)
     except InputError:
         if needs_text or request.text_columns is not None or request.modality == "text":
             raise

@@ -14,7 +14,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter, Embedded, Problems
-from dq_multimodal.config import Embedding, InputError
+from dq_multimodal.config import Dtype, Embedding, InputError
 from dq_multimodal.core.texture import image_texture
 from dq_multimodal.data.columns import (
     find_image_column,
@@ -61,6 +61,8 @@ class ImageAdapter(Adapter):
         model: See `models.image.load_image_model`.
         kind: "features" or "gradients".
         is_scored: Whether texture and middle features are wanted too.
+        device: Where the model runs; None is a GPU if there is one.
+        dtype: Its numbers; auto is float32.
     """
 
     def __init__(
@@ -72,18 +74,21 @@ class ImageAdapter(Adapter):
         kind: Embedding = "features",
         *,
         is_scored: bool = False,
+        device: str | None = None,
+        dtype: Dtype = "auto",
     ) -> None:
         super().__init__(dataset, is_scored=is_scored)
         self.column = find_image_column(dataset, image_column)
         self.label_column = find_label_column(dataset, label_column)
         self.model_name, self.kind = model, kind
+        self._device, self._dtype = device, dtype
         self._files = undecoded(dataset, self.column)
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
 
     @cached_property
     def model(self) -> ImageModel:
         """The model that embeds."""
-        model = load_image_model(self.model_name)
+        model = load_image_model(self.model_name, self._device, self._dtype)
         if self.kind == "gradients" and not model.n_classes:
             raise InputError(f"gradients need a classifier, and {self.model_name} has no classes")
         return model

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import LONGER, Adapter, Embedded, Problems
-from dq_multimodal.config import InputError
+from dq_multimodal.config import Dtype, InputError
 from dq_multimodal.data.row_sizes import cut_rows, read_blocks
 from dq_multimodal.models.text import load_encoder
 
@@ -246,10 +246,18 @@ class TextAdapter(Adapter):
     """Sentence embeddings of the rows of an instruction dataset."""
 
     def __init__(
-        self, dataset: "Dataset", layout: TextLayout, model: str, *, is_scored: bool = False
+        self,
+        dataset: "Dataset",
+        layout: TextLayout,
+        model: str,
+        *,
+        is_scored: bool = False,
+        device: str | None = None,
+        dtype: Dtype = "auto",
     ) -> None:
         super().__init__(dataset, is_scored=is_scored)
         self.layout, self.model = layout, model
+        self._device, self._dtype = device, dtype
         features = [dataset.features[column] for column in layout.columns]
         for column, feature in zip(layout.columns, features, strict=True):
             if (kind := type(feature).__name__) in NO_TEXT:
@@ -262,7 +270,7 @@ class TextAdapter(Adapter):
 
     @cached_property
     def _encoder(self) -> Any:
-        encoder = load_encoder(self.model)
+        encoder = load_encoder(self.model, self._device, self._dtype)
         if encoder.note:
             self.notes.append(encoder.note)
         return encoder

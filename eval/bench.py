@@ -40,7 +40,7 @@ def main() -> None:
     of["run"].add_argument("--budget-minutes", type=float, help="End after so many minutes.")
     of["run"].add_argument("--jobs", type=int, help="Cells at a time.  [default: what fits]")
     of["run"].add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    of["table"].add_argument("--figure", type=Path, help="[default: eval/figures/SUITE.png]")
+    of["table"].add_argument("--figure", type=Path, help="[default: docs/figures/SUITE.png]")
     args = parser.parse_args()
     from dq_multimodal.config import InputError
 
@@ -83,7 +83,7 @@ def act(args: argparse.Namespace) -> int:
         raise InputError(f"{results} holds no finished cell: `bench.py run` makes them")
     suite = read_suite(args.suite)
     print(f"{suite.decides}\n\n{markdown(groups)}")
-    figure(groups, args.figure or ROOT / "eval" / "figures" / f"{suite.name}.png")
+    figure(groups, args.figure or ROOT / "docs" / "figures" / f"{suite.name}.png")
     return 0
 
 

@@ -50,7 +50,7 @@ def main() -> None:
     """Draw what there are results for."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "eval" / "figures")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=FOLDER")
     args = parser.parse_args()
     runs = {name: Path(folder) for name, _, folder in (item.partition("=") for item in args.run)}

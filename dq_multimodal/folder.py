@@ -31,7 +31,7 @@ from dq_multimodal.manifest import (
     has_mark,
     write_mark,
 )
-from dq_multimodal.stages import embedding, patch_records, scoring, subset, targeting
+from dq_multimodal.stages import embedding, patching, scoring, subset, targeting
 from dq_multimodal.stages.preparation import MODELS
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE, read_selection
 
@@ -63,7 +63,7 @@ WHOLE = {
     subset.FOLDER: f"{subset.PART}|{re.escape(subset.FILE_NAMES)}",
     subset.PARTIAL: f"{subset.PART}|{re.escape(subset.FILE_NAMES)}",
     scoring.FOLDER: rf"(rows|views)(/({_ROWS})({re.escape(embedding.PARTIAL)}|\.tmp)?)?",
-    patch_records.FOLDER: r"\d{6}\.parquet(\.tmp)?",
+    patching.FOLDER: r"\d{6}\.parquet(\.tmp)?",
     targeting.FOLDER: targeting.WHOLE_PATTERN,
 }
 """Folders that a run replaces or removes as a whole, and what it writes into them."""
@@ -342,7 +342,7 @@ def finish(target: Path, config: Config, manifest: Manifest) -> None:
     for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE, TOKEN):
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
-    shutil.rmtree(target / patch_records.FOLDER, ignore_errors=True)  # it is in the subset now
+    shutil.rmtree(target / patching.FOLDER, ignore_errors=True)  # it is in the subset now
     targeting.forget_vectors(target)
     seal(target, manifest)
 

@@ -21,7 +21,7 @@ from dq_multimodal.planning import Trials, make_plan
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, found_complete, output_folder
-from dq_multimodal.stages import embedding, patch_records, subset
+from dq_multimodal.stages import embedding, patching, subset
 from dq_multimodal.stages.bin_costs import foresee_bins
 from dq_multimodal.stages.ordering import (
     bin_by_method,
@@ -32,7 +32,8 @@ from dq_multimodal.stages.ordering import (
     order_by_method,
     part_rows,
 )
-from dq_multimodal.stages.patch_records import (
+from dq_multimodal.stages.patching import (
+    PatchDropper,
     check_smaller,
     drop_patches,
     note_original,
@@ -63,12 +64,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy import ndarray
 
-    from dq_multimodal.stages.patching import PatchDropper
 
 BEGUN: dict[Stage, str] = {
     "embeddings": embedding.PROGRESS,
     "selection": SCORES_FOLDER,
-    "subset": patch_records.FOLDER,
+    "subset": patching.FOLDER,
 }
 """What a stage leaves when it is stopped on its way."""
 
@@ -239,12 +239,12 @@ def write_patches(
     rows: "Dataset",
     picks: "ndarray",
     kept: "pa.Table",
-    dropper: "PatchDropper",
+    dropper: PatchDropper,
     place: Path,
     manifest: Manifest,
 ) -> None:
     """Write the kept rows with the patch records of their images, and note what these lose."""
-    records = drop_patches(rows, dropper.column, picks, dropper.drop, place)
+    records = drop_patches(rows, picks, dropper, place)
     found = records.summarise()
     data_bytes = subset.write_subset(rows, picks, kept, place, records)
     stored = stored_bytes(subset.subset_files(place), dropper.column)

@@ -4,7 +4,7 @@
 
 Both are measured by turns in one run, on the same rows: the stage reads files, decodes, scales,
 looks, and saves; the bare model looks at arrays that are ready. GradCAM++ maps are measured the
-same way, and the lossless patch coder on its own. Reads the folder of real data (DQ_TEST_DATA,
+same way. Reads the folder of real data (DQ_TEST_DATA,
 default ../shared/data).
 """
 
@@ -37,14 +37,9 @@ def main() -> None:
         ("photographs, 224 px", photographs, 128, "resnet18", 224),
     ]
     lines = [measure(*case, rounds=args.rounds) for case in cases]
-    coder = [
-        measure_coder("CIFAR-10, 4 px patches", cifar, 512, 128, 4, args.rounds),
-        measure_coder("CIFAR-10, 4 px patches", cifar, 32, 1, 4, args.rounds),
-        measure_coder("photographs, 16 px patches", photographs, 8, 1, 16, args.rounds),
-    ]
-    for line in [*lines, *coder]:
+    for line in lines:
         print({key: value for key, value in line.items() if key != "rounds"})
-    save(args.output, {"batch_size": BATCH, "lines": lines, "coder": coder})
+    save(args.output, {"batch_size": BATCH, "lines": lines})
 
 
 def measure(
@@ -89,38 +84,6 @@ def measure(
         "share_of_model_rate": round(statistics.median(shares), 3),
         "maps_share_of_model_rate": round(rates["maps"] / rates["model"], 3),
         "rounds": {key: [round(s, 3) for s in seconds] for key, seconds in found.items()},
-    }
-
-
-def measure_coder(
-    name: str, path: str, n_rows: int, call: int, patch_size: int, rounds: int
-) -> dict[str, Any]:
-    """Time the lossless patch coder, a quarter of the patches dropped at random."""
-    from dq_multimodal.data.columns import find_image_column
-    from dq_multimodal.patches import decode_patches, encode_patches
-    from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape
-
-    dataset = load_source(path).dataset.select(range(n_rows))
-    images = [np.asarray(image.convert("RGB")) for image in dataset[find_image_column(dataset)]]
-    calls = [np.stack(images[start : start + call]) for start in range(0, n_rows, call)]
-    rng, keep = np.random.default_rng(0), []
-    for batch in calls:
-        n_patches = int(np.prod(grid_shape(*batch.shape[1:3], patch_size)))
-        scores = rng.random((len(batch), n_patches))
-        keep.append(drop_lowest(scores, count_dropped(n_patches, 0.25)))
-    pairs = list(zip(calls, keep, strict=True))
-    records = [encode_patches(batch, marks, patch_size) for batch, marks in pairs]
-    seconds: dict[str, list[float]] = {"encode": [], "decode": []}
-    for _ in range(rounds):
-        seconds["encode"].append(timed(lambda: [encode_patches(*p, patch_size) for p in pairs]))
-        seconds["decode"].append(timed(lambda: [decode_patches(part) for part in records]))
-    return {
-        "data": name,
-        "images_a_call": call,
-        "pixels_an_image": round(sum(image[..., 0].size for image in images) / n_rows),
-        "images_per_second": {
-            key: round(n_rows / statistics.median(found), 2) for key, found in seconds.items()
-        },
     }
 
 

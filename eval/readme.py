@@ -110,14 +110,13 @@ def score_noise(document: dict[str, Any]) -> str:
 
 
 def coder_speeds(document: dict[str, Any]) -> str:
-    """Lay out the speed of the lossless patch coder."""
-    rows: list[tuple[str, ...]] = [("data", "pixels an image", "images a call", "encode", "decode")]
-    for line in document["coder"]:
-        rate = line["images_per_second"]
-        shown = (f"{rate[key]:,.3g}/s" for key in ("encode", "decode"))
-        rows.append(
-            (line["data"], f"{line['pixels_an_image']:,}", str(line["images_a_call"]), *shown)
-        )
+    """Lay out the speed of the lossless patch coding."""
+    rows: list[tuple[str, ...]] = [("data", "coding", "encode", "decode")]
+    for name in ("cifar10", "photographs"):
+        for line in document[name]["stores"]:
+            if line["masks"] == "random" and (rate := line.get("images_per_second")):
+                shown = (f"{rate[key]:,.3g}/s" for key in ("encode", "decode"))
+                rows.append((f"{name}, {line['patch_size']} px", line["coding"], *shown))
     return grid(rows)
 
 

@@ -21,7 +21,7 @@ from dq_multimodal import InputError, Run, compress, verify
 from dq_multimodal.folder import LOCK
 from dq_multimodal.models.image import load_image_model
 from dq_multimodal.models.text import load_encoder
-from dq_multimodal.stages import embedding, patch_records
+from dq_multimodal.stages import embedding, patching
 
 COMPARED = ("config.yaml", "embeddings.npy", "selection.parquet", "bins.parquet", "README.md")
 N_ROWS = 3000
@@ -122,7 +122,7 @@ def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
     ).to_parquet(path)
     model = load_image_model(str(small_classifier))
     monkeypatch.setattr("dq_multimodal.adapters.image.load_image_model", lambda _: model)
-    monkeypatch.setattr(patch_records, "BLOCK_ROWS", 6)
+    monkeypatch.setattr(patching, "BLOCK_ROWS", 6)
     return {
         "dataset": str(path),
         "embedding_model": str(small_classifier),

@@ -433,12 +433,12 @@ def test_a_result_that_is_not_smaller_is_refused(small_classifier, tmp_path, cli
 
 
 def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal.stages import patch_records
+    from dq_multimodal.stages import patching
 
-    monkeypatch.setattr(patch_records, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(patching, "BLOCK_ROWS", 8)
     settings = options(small_classifier, drop_ratio=0.25, keep_ratio=0.4)
     want = compress(str(labelled), output_dir=tmp_path / "want", **settings)
-    real, written = patch_records.write_table, []
+    real, written = patching.write_table, []
 
     def stop_at_third(table, path):
         if len(written) == 3:
@@ -446,13 +446,13 @@ def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp
         real(table, path)
         written.append(path.name)
 
-    monkeypatch.setattr(patch_records, "write_table", stop_at_third)
+    monkeypatch.setattr(patching, "write_table", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         compress(str(labelled), output_dir=tmp_path / "got", **settings)
     assert len(list((tmp_path / "got" / "patches").iterdir())) == 3
     again = []
     monkeypatch.setattr(
-        patch_records,
+        patching,
         "write_table",
         lambda table, path: (again.append(path.name), real(table, path)),
     )

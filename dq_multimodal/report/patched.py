@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
-from dq_multimodal.patches.codec import ORIGINAL, Record
+from dq_multimodal.patches.codec import OLD, ORIGINAL, Record
 from dq_multimodal.patches.grid import grid_shape, keep_pixels, unpack_mask
 from dq_multimodal.patches.store import find_patch_columns, make_filler, restore_images
 from dq_multimodal.report.compare import sample_rows
@@ -130,7 +130,7 @@ def _show_examples(
     rows = np.flatnonzero(kept)
     for at in sample_rows(np.arange(len(rows)), 4 * N_EXAMPLES, request["seed"]).tolist():
         record: Record | None = subset[at][column]
-        if record is None or record["coding"] == ORIGINAL or len(examples) == N_EXAMPLES:
+        if record is None or record["coding"] in (ORIGINAL, OLD) or len(examples) == N_EXAMPLES:
             continue
         holed, filled = (restore_images([record], how)[0] for how in (zero, fill))
         if holed is None or filled is None:

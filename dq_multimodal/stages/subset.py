@@ -116,7 +116,7 @@ def write_subset(
                 table = table.append_column(f"dq_{name}", kept[name].slice(start, stop - start))
             if writer is None:
                 path = partial / f"part-{n_shards:05d}.parquet"
-                options = _writer_options(schema, records)
+                options = writer_options(schema, records.name if records is not None else None)
                 writer = pq.ParquetWriter(path.absolute(), schema, **options)  # a:b is no address
             writer.write_table(conform(table, schema))
             if shard_bytes >= SHARD_BYTES:
@@ -190,7 +190,7 @@ def conform(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
     return table.combine_chunks().cast(schema)
 
 
-def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict[str, Any]:
+def writer_options(schema: "pa.Schema", column: str | None) -> dict[str, Any]:
     """Compress all but coded images, and keep least and greatest values of numbers only.
 
     Those of images would store two of them once more in every block; zstd on coded images gains
@@ -206,7 +206,7 @@ def _writer_options(schema: "pa.Schema", records: "RecordColumn | None") -> dict
     pq.ParquetWriter(file, schema).close()  # an empty table of extension types cannot be made
     found = pq.read_metadata(file).schema
     leaves = [found.column(k).path for k in range(len(found.names))]
-    coded = f"{records.name}.data" if records is not None else None
+    coded = f"{column}.data" if column is not None else None
     packed = [leaf for leaf in leaves if leaf != coded]
     numbers = [
         field.name

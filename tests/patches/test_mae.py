@@ -26,8 +26,8 @@ from dq_multimodal.patches.mae import (
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZE = 8
-SHAPES = [(32, 32), (24, 48), (27, 45), (16, 16), (64, 64), (8, 128), (5, 30)]
-"""Trained grid, not square, no multiple of the patch, smaller, larger, as many patches, one row."""
+SHAPES = [(32, 32), (27, 45), (64, 64), (8, 128)]
+"""Trained grid, no multiple of the patch, larger, one row of as many patches."""
 
 
 def small_model(seed=0):
@@ -73,7 +73,7 @@ def paint(model, colour):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kept_pixels_stay_and_holes_change(small_mae, shape):
+def test_kept_pixels_stay_and_holes_change_whatever_lies_in_them(small_mae, shape):
     images = some_images(3, *shape)
     keep = some_marks(3, *shape)
     before = images.copy()
@@ -83,22 +83,18 @@ def test_kept_pixels_stay_and_holes_change(small_mae, shape):
     assert np.array_equal(filled[~holes], images[~holes])
     assert np.mean(filled[holes] != images[holes]) > 0.9
     assert np.array_equal(images, before)
+    assert np.array_equal(filled, small_mae.fill(fill_zero(images, keep, SIZE), keep))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_holes_take_the_predicted_colour(shape):
-    colour = [200, 30, 121]
-    images = some_images(2, *shape)
-    keep = some_marks(2, *shape)
+@pytest.mark.parametrize(
+    ("colour", "shown"), [([200, 30, 121], [200, 30, 121]), ([-40, 300, 99.6], [0, 255, 100])]
+)
+def test_holes_take_the_predicted_colour_within_the_range(shape, colour, shown):
+    images, keep = some_images(2, *shape), some_marks(2, *shape)
     wanted = images.copy()
-    wanted[naive_holes(images, keep)] = colour
+    wanted[naive_holes(images, keep)] = shown
     assert np.array_equal(paint(small_model(), colour).fill(images, keep), wanted)
-
-
-def test_colours_beyond_the_range_are_clipped():
-    images, keep = some_images(1, 32, 32), some_marks(1, 32, 32)
-    filled = paint(small_model(), [-40, 300, 99.6]).fill(images, keep)
-    assert np.array_equal(np.unique(filled[naive_holes(images, keep)], axis=0), [[0, 255, 100]])
 
 
 def masks_seen(model):
@@ -120,7 +116,7 @@ def test_the_mask_in_the_model_is_ours():
     assert len(seen) == 1 and np.array_equal(seen[0], keep)
 
 
-@pytest.mark.parametrize("n_patches", [2, 7, 49, 196, 200])
+@pytest.mark.parametrize("n_patches", [2, 7, 49, 196])
 def test_every_count_of_dropped_patches(n_patches):
     model = make_small_mae(32, SIZE, 4, 1, 4, 1)
     seen = masks_seen(model)
@@ -133,7 +129,7 @@ def test_every_count_of_dropped_patches(n_patches):
     assert np.array_equal(np.concatenate(seen), keep)
 
 
-def test_another_mask_is_an_error(monkeypatch):
+def test_another_mask_or_no_numbers_are_an_error(monkeypatch):
     model = small_model()
     masking = model.vit.embeddings.random_masking
     monkeypatch.setattr(
@@ -141,10 +137,7 @@ def test_another_mask_is_an_error(monkeypatch):
     )
     with pytest.raises(RuntimeError, match="must mask the dropped patches"):
         MaskedAutoencoder(model, MEAN, STD).fill(some_images(1, 32, 32), some_marks(1, 32, 32))
-    assert model.config.mask_ratio == 0.5
-
-
-def test_numbers_that_are_none_are_an_error():
+    assert model.config.mask_ratio == 0.5  # as it was
     with pytest.raises(RuntimeError, match="finite"):
         paint(small_model(), [0, float("nan"), 0]).fill(
             some_images(1, 32, 32), some_marks(1, 32, 32)
@@ -167,13 +160,6 @@ def test_equals_the_whole_model_on_the_trained_grid(small_mae):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_lies_in_the_holes_does_not_matter(small_mae, shape):
-    images, keep = some_images(3, *shape), some_marks(3, *shape)
-    blank = fill_zero(images, keep, SIZE)
-    assert np.array_equal(small_mae.fill(images, keep), small_mae.fill(blank, keep))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
 def test_batch_equals_one_by_one(small_mae, shape):
     images = some_images(7, *shape)
     keep = some_marks(7, *shape)
@@ -190,16 +176,6 @@ def test_batch_equals_one_by_one(small_mae, shape):
         one = small_mae.fill(images[i : i + 1], keep[i : i + 1])
         assert np.abs(one[0].astype(int) - whole[i]).max() <= 1
     assert np.array_equal(whole[1], images[1])
-
-
-def test_settings_of_the_model_are_restored():
-    model = small_model()
-    table = model.decoder.decoder_pos_embed
-    model.train()
-    wrapped = MaskedAutoencoder(model, MEAN, STD)
-    wrapped.fill(some_images(2, 24, 40), some_marks(2, 24, 40))
-    assert model.config.mask_ratio == 0.5 and not model.training
-    assert model.decoder.decoder_pos_embed is table
 
 
 def test_nothing_dropped_gives_the_images_back(small_mae):
@@ -227,7 +203,7 @@ def test_grey_images(small_mae):
     assert np.unique(painted[holes]).tolist() == [30]
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (24, 48), (48, 24), (16, 64), (8, 128), (70, 90)])
+@pytest.mark.parametrize("shape", [(32, 32), (24, 48), (16, 64), (70, 90)])
 def test_the_decoder_knows_rows_from_columns(shape):
     """A decoder that shows its positions: red on the left half, green on the upper half."""
     model = small_model()
@@ -286,40 +262,6 @@ def test_naive_fills_and_psnr():
             assert psnr[i] == pytest.approx(wanted, rel=1e-12)
         assert psnr[2] == math.inf
         assert (psnr_of_holes(images, images, keep, SIZE) == math.inf).all()
-
-
-def smooth_images(n_images, size=32):
-    y, x = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size), indexing="ij")
-    rng = np.random.default_rng(3)
-    waves = rng.uniform(0.5, 3, (n_images, 3, 3))
-    levels = [
-        [0.5 + 0.5 * np.sin(a * x + b * y + 2 * c) for a, b, c in channels] for channels in waves
-    ]
-    return np.rint(np.array(levels).transpose(0, 2, 3, 1) * 255).astype(np.uint8)
-
-
-def test_training_as_the_recipe_does(tmp_path):
-    images = smooth_images(8)
-    pixels = torch.from_numpy((images / 255 - MEAN) / STD).float().permute(0, 3, 1, 2)
-    torch.manual_seed(0)
-    model = make_small_mae(32, SIZE, 64, 2, 32, 1)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=400)
-    model.train()
-    for _ in range(400):
-        optimizer.zero_grad()
-        model(pixels).loss.backward()
-        optimizer.step()
-        schedule.step()
-    save_mae(model, MEAN, STD, tmp_path)
-
-    keep = some_marks(8, 32, 32, ratio=0.5)
-    filled = load_mae(tmp_path, device="cpu").fill(images, keep)
-    psnr = psnr_of_holes(images, filled, keep, SIZE).mean()
-    black = psnr_of_holes(images, fill_zero(images, keep, SIZE), keep, SIZE).mean()
-    flat = psnr_of_holes(images, fill_mean(images, keep, SIZE), keep, SIZE).mean()
-    assert psnr > flat + 3 and flat > black, (psnr, flat, black)
 
 
 def test_small_models_have_positions_that_do_not_train():

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from nasty_images import picture, save
 
 from dq_multimodal.data.pixels import count_pixels
-from dq_multimodal.stages import patch_records
-from dq_multimodal.stages.patch_records import STEP_PIXELS, TOO_LARGE
+from dq_multimodal.stages import patching
+from dq_multimodal.stages.patching import STEP_PIXELS, TOO_LARGE
 
 
 @given(st.lists(st.integers(0, 3 * STEP_PIXELS), min_size=1, max_size=50))
 def test_steps_hold_few_pixels_or_one_image(sizes):
-    steps = patch_records._steps(sizes)
+    steps = patching._steps(sizes)
     assert [k for first, last in steps for k in range(first, last)] == list(range(len(sizes)))
     assert all(last - first == 1 or sum(sizes[first:last]) <= STEP_PIXELS for first, last in steps)
 
@@ -24,14 +24,14 @@ def test_pixels_are_counted_by_the_header():
 
 
 def test_an_image_too_large_for_the_coder_is_not_decoded(monkeypatch):
-    monkeypatch.setattr(patch_records, "LARGEST_PIXELS", 100)
-    assert patch_records._decode(save(picture((11, 10)))) == (None, [TOO_LARGE])
-    image, odd = patch_records._decode(save(picture((10, 10))))
+    monkeypatch.setattr(patching, "LARGEST_PIXELS", 100)
+    assert patching._decode(save(picture((11, 10)))) == (None, [TOO_LARGE])
+    image, odd = patching._decode(save(picture((10, 10))))
     assert image.size == (10, 10)
     assert odd == []
 
 
 def test_psnr_summary_leaves_out_images_without_loss():
-    found = patch_records._mean_and_lowest([10.0, 20.0, float(np.inf), None])
+    found = patching._mean_and_lowest([10.0, 20.0, float(np.inf), None])
     assert found == {"mean": 15.0, "lowest": 10.0}
-    assert patch_records._mean_and_lowest([None]) == {"mean": None, "lowest": None}
+    assert patching._mean_and_lowest([None]) == {"mean": None, "lowest": None}

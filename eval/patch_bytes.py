@@ -36,7 +36,7 @@ DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 DROP_RATIO = 0.25
 SIDE = 224
 GROUP = 256
-QUALITIES = (95, 90, 80, 60, 40, 20)
+QUALITIES = (95, 80, 40)
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classifier", help="Folder for GradCAM++ masks on CIFAR-10.")
     parser.add_argument("--cifar_rows", type=int, default=GROUP)
-    parser.add_argument("--photographs", type=int, default=24)
+    parser.add_argument("--photographs", type=int, default=12)
     parser.add_argument("--output", type=Path, default=ROOT / "eval/results/patch_bytes.json")
     args = parser.parse_args()
     document: dict[str, Any] = {

@@ -203,7 +203,7 @@ def _lay_out(
 ) -> UInt8[ndarray, "h2 w2 c"]:
     """Lay the kept patches side by side, in lines as `_count_lines` says.
 
-    Patches that the edge cuts are filled up, and so is the last line. In a small image every second
+    Patches that the edge cuts are filled up, and the last line with black. In a small image every second
     row of patches is mirrored and read from its end: so patches that touch in the image mostly
     touch in the one line too, by the same pixels.
     """
@@ -215,7 +215,7 @@ def _lay_out(
     patches = bands.reshape(rows, size, columns, size, c).swapaxes(1, 2)[marks]
     lines, per_line = _count_lines(marks, is_small)
     n_empty = lines * per_line - len(patches)
-    filled = np.pad(patches, ((0, n_empty), (0, 0), (0, 0), (0, 0)), mode="edge")
+    filled = np.pad(patches, ((0, n_empty), (0, 0), (0, 0), (0, 0)))
     filled = filled.reshape(lines, per_line, size, size, c).swapaxes(1, 2)
     return filled.reshape(lines * size, per_line * size, c)
 

@@ -260,7 +260,7 @@ class CompressConfig(Request):
     )
     patch_coding: PatchCoding = image(
         "exact",
-        "exact keeps kept pixels bit for bit, exact-small too (fewer bytes, several times the "
+        "exact keeps kept pixels bit for bit, exact-small too (fewer bytes, about ten times the "
         "time), webp is lossy.",
     )
     patch_quality: int = image(80, "Quality of webp, 0 to 100.", whole_number(0, 100))

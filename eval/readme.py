@@ -115,7 +115,7 @@ def coder_speeds(document: dict[str, Any]) -> str:
     for name in ("cifar10", "photographs"):
         for line in document[name]["stores"]:
             if line["masks"] == "random" and (rate := line.get("images_per_second")):
-                shown = (f"{rate[key]:,.3g}/s" for key in ("encode", "decode"))
+                shown = (f"{rate[key]:,.0f}/s" for key in ("encode", "decode"))
                 rows.append((f"{name}, {line['patch_size']} px", line["coding"], *shown))
     return grid(rows)
 

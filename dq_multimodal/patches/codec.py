@@ -75,7 +75,7 @@ def encode_patches(
     """Store the kept patches of images of one shape.
 
     - exact: lossless JPEG XL of the kept patches alone, laid side by side (see `_lay_out`).
-    - exact-small: the same in fewer bytes, at several times the time.
+    - exact-small: the same in fewer bytes, at about ten times the time.
     - webp: lossy WebP of the whole picture, its holes filled smoothly from their rim so that they
       cost next to nothing.
 
@@ -203,9 +203,9 @@ def _lay_out(
 ) -> UInt8[ndarray, "h2 w2 c"]:
     """Lay the kept patches side by side, in lines as `_count_lines` says.
 
-    Patches that the edge cuts are filled up, and the last line with black. In a small image every second
-    row of patches is mirrored and read from its end: so patches that touch in the image mostly
-    touch in the one line too, by the same pixels.
+    Patches that the edge cuts are filled up, and the last line with black. In a small image every
+    second row of patches is mirrored and read from its end: so patches that touch in the image
+    mostly touch in the one line too, by the same pixels.
     """
     (rows, columns), (height, width, c) = marks.shape, image.shape
     extra = ((0, rows * size - height), (0, columns * size - width), (0, 0))

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import known_model, write
 from imagecodecs import jpegxl_encode
+from measure import known_model, write
 from PIL import Image
 
 from dq_multimodal.config import PatchCoding

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import fail, write
+from measure import fail, write
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))

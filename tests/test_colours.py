@@ -120,7 +120,7 @@ def test_files_that_hold_more_than_records_keep_the_original(small_classifier, t
     codings = subset[:]["image"]
     for (name, file), record in zip(odd.items(), codings, strict=False):
         assert (record["coding"], record["data"]) == ("original", file), name
-    assert {record["coding"] for record in codings[len(odd) :]} == {"exact"}
+    assert {record["coding"] for record in codings[len(odd) :]} == {"jxl"}
     assert f"{len(DEEP_FILES)} rows with {DEEP}, still candidates" in said
     assert "1 row keeps its original, an image with a gamma or primaries of its own" in said
     assert f"1 row with {SEVERAL}" in said and "animation" not in said

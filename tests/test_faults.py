@@ -121,7 +121,7 @@ def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
         "img", Image()
     ).to_parquet(path)
     model = load_image_model(str(small_classifier))
-    monkeypatch.setattr("dq_multimodal.adapters.image.load_image_model", lambda _: model)
+    monkeypatch.setattr("dq_multimodal.adapters.image.load_image_model", lambda *_: model)
     monkeypatch.setattr(patching, "BLOCK_ROWS", 6)
     return {
         "dataset": str(path),

@@ -17,6 +17,7 @@ FLAGS = {
     "revision": "dataset_revision",
     "split": "dataset_split",
     "seed": "selection_seed",
+    "dtype": "embedding_dtype",
 }
 """Flags that have other names than their options: a recipe has more than one split and seed."""
 SOURCE = ("dataset", "split", "config_name", "revision")

@@ -70,13 +70,14 @@ def compress(asked: dict[str, Any], world: World) -> None:
 
     Interrupted, the same command goes on where it stopped.
     """
+    answer = _take_answer(asked)
     if not world.is_main:
         from dq_multimodal.distributed.assisting import assist
 
         return assist(world, asked)
     from dq_multimodal.pipeline import compress as run_compress
 
-    answer = _take_answer(asked)
+    _check_push(**answer)
     _end(run_compress(asked.pop("dataset"), **asked | {"world": world}), **answer)
 
 
@@ -98,6 +99,7 @@ def resample(asked: dict[str, Any], world: World) -> None:
     from dq_multimodal.run import resample as run_resample
 
     answer = _take_answer(asked)
+    _check_push(**answer)
     _end(run_resample(open_run(asked.pop("run")), **asked), **answer)
 
 
@@ -178,13 +180,16 @@ def make_parser() -> Parser:
 
 
 def _take_answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the flags what is done with the result; raise if it could not be pushed."""
-    answer = {name: asked.pop(name) for name in ("push_to_hub", "private", "json")}
-    if answer["push_to_hub"] is not None:
+    """Take out of the flags what is done with the result."""
+    return {name: asked.pop(name) for name in ("push_to_hub", "private", "json")}
+
+
+def _check_push(push_to_hub: str | None, private: bool, json: bool) -> None:
+    """Raise before the work if what comes out of it could not be pushed."""
+    if push_to_hub is not None:
         from dq_multimodal.hub import check_push
 
-        check_push(answer["push_to_hub"], private=answer["private"])
-    return answer
+        check_push(push_to_hub, private=private)
 
 
 def _end(run: "Run", push_to_hub: str | None, private: bool, json: bool) -> None:

@@ -186,7 +186,7 @@ def test_another_limit_is_the_same_run(texts, tmp_path):
 
 def test_plan_of_the_command_line(cli, texts, tmp_path):
     flags = ("plan", texts, "--method", "random", "--keep-ratio", "0.1", "--output-dir", "a/run")
-    done = cli(*flags, "--overwrite", "--push-to-hub", "me/x")
+    done = cli(*flags)
     assert "keeps    30 rows (10 %) by random, seed 0" in done.stdout
     assert "a/run (nothing was written)" in done.stdout
     document = json.loads(cli(*flags, "--json").stdout)

@@ -84,7 +84,7 @@ def runs(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("runs")
     text, image = data
     adq = (*text, "--label-column", "label", "--score-rows", 9, "--n-bins", 6)
-    given = (text[0], "--embeddings", "adq1/embeddings.npy", "--method", "adq", "--n-bins", 4)
+    given = (text[0], "--ready-embeddings", "adq1/embeddings.npy", "--method", "adq", "--n-bins", 4)
     given = (*given, *text[1:5], "--score-rows", 9, "--no-report")
     jobs = [job(f"adq{size}", size, *adq, "--json") for size in (1, 2, 4)]
     jobs += [job(f"image{size}", size, *image, "--n-bins", 3) for size in (1, 2)]
@@ -165,7 +165,8 @@ def test_an_interrupt_of_one_ends_all(tmp_path, long_data, small_encoder):
 def test_a_lost_process_ends_the_run_and_the_next_one_goes_on(tmp_path, long_data, small_encoder):
     """Under the launcher of torch, which is told nothing but the number of processes."""
     flags = [*map(str, long_data(small_encoder))]
-    saving = "from dq_multimodal import cli, embedding\nembedding.SAVE_SECONDS = 0.2\ncli.main()\n"
+    saving = "from dq_multimodal import cli\nfrom dq_multimodal.stages import embedding\n"
+    saving += "embedding.SAVE_SECONDS = 0.2\ncli.main()\n"
     (tmp_path / "often.py").write_text(saving)
     command = ["often.py", "compress", *flags, "--output-dir", "run"]
     launched = subprocess.Popen(

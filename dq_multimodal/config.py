@@ -287,14 +287,14 @@ class CompressConfig(Request):
         Raises:
             InputError: For an option that is not there, or wrong, or does not go with another.
         """
-        if options.get("difficulty") and options.get("method", "auto") not in ("auto", "coverage"):
-            raise InputError(f"difficulty is for coverage, and the method is {options['method']}")
         if options.get("keep_rows") is not None and "keep_ratio" in options:
             raise InputError("give keep_ratio or keep_rows, not both")
         preset = options.get("preset")
         if preset is not None:
             check_choice("preset", preset, Preset)
             options = {**PRESETS[preset], **options, "preset": None}
+        if options.get("difficulty") and options.get("method", "auto") not in ("auto", "coverage"):
+            raise InputError(f"difficulty is for coverage, and the method is {options['method']}")
         return super().from_options(options)
 
     @classmethod

@@ -1,5 +1,6 @@
 """The run folder as a place to write: claimed by one process, every file whole or absent."""
 
+import errno
 import glob
 import os
 import re
@@ -39,6 +40,8 @@ LOCK = "run.lock"
 """There while a process writes to the folder, or after it was killed; see filelock."""
 TOKEN = "world.token"
 """By this file other processes know the folder of rank 0 from another of the same name."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+"""How file systems that have no locks answer: there, nothing keeps a second process out."""
 SHARED_SECONDS = 30.0
 """File systems of a network tell late what is new."""
 SHOWN = (
@@ -92,11 +95,15 @@ def claim_folder(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_lock(folder / LOCK)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise InputError(f"another process is writing to {folder}") from error
     except OSError as error:
-        raise InputError(f"cannot write to the output folder {folder}: {error.strerror}") from error
+        if error.errno not in WITHOUT_LOCKS:
+            raise InputError(
+                f"cannot write to the output folder {folder}: {error.strerror}"
+            ) from error
     try:
         _check_ours(folder)
         yield
@@ -116,6 +123,15 @@ def claim_folder(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # of the first that holds something
             for place in made:
                 place.rmdir()
+
+
+def _check_lock(path: Path) -> None:
+    """Raise if there is something by the name of our lock that is none: ours is an empty file."""
+    if path.is_symlink() or (path.exists() and not (path.is_file() and not path.stat().st_size)):
+        raise InputError(
+            f"the output folder {path.parent} is not a run folder and holds other files "
+            f"({path.name}): name an empty or new one"
+        )
 
 
 def _names(folder: Path) -> list[str]:

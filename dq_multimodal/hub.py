@@ -33,6 +33,8 @@ MODEL_MARK = "dq-multimodal.json"
 MODEL_FORMAT = "dq-multimodal model 1"
 MODEL_PLACE = re.compile(r'"\w*name_or_path": "(/[^"]+)"')
 """The folder of a model in the files of another that was made from it."""
+CLIENT_ERRORS = (RuntimeError, ValueError)
+"""Of a failed transfer, and of an answer that is not the Hub's, such as a login page."""
 MAX_WAIT_SECONDS = 60
 WAIT_SECONDS = 2
 NO_WRITING = ("no_access", "read")
@@ -83,7 +85,7 @@ def check_push(repo_id: str, *, private: bool = False, kind: Kind = "dataset") -
         InputError: If the Hub is out of reach or refuses the token; if the repository holds
             other things than a push of ours, or is public and a private one was asked for.
     """
-    with hub_errors(f"push to {repo_id}", "try the same again"):
+    with hub_errors(f"push to {repo_id}", "try the same again", also=CLIENT_ERRORS):
         repo_id = _check_right(repo_id, kind)
         _find(repo_id, private, kind)
     return repo_id
@@ -197,7 +199,7 @@ def _push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     advice = "the repository is as it was, or whole and new; try the same again"
-    with hub_errors(f"push to {repo_id}", advice):
+    with hub_errors(f"push to {repo_id}", advice, also=CLIENT_ERRORS):
         api, repo_id = HfApi(), _check_right(repo_id, kind)
         remote = _find(repo_id, private, kind)
         if remote is None:
@@ -416,7 +418,8 @@ def download(name: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with hub_errors(f"open {name}", "give a run folder, or check the name and the network"):
+    advice = "give a run folder, or check the name and the network"
+    with hub_errors(f"open {name}", advice, also=CLIENT_ERRORS):
         path = snapshot_download(
             name,
             repo_type="dataset",

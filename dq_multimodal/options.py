@@ -34,7 +34,10 @@ class InputError(ValueError):
 
 def is_number(value: Any) -> bool:
     """Say whether a value is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def in_range(interval: str) -> Check:
@@ -164,12 +167,17 @@ def _settle(each: Field, value: Any) -> Any:
         wanted = "true or false"
     elif kind is str and not isinstance(value, str | PathLike):
         wanted = "a name or a path"
-    elif get_origin(kind) is tuple and (isinstance(value, str) or not value):
+    elif get_origin(kind) is tuple and not _is_names(value):
         wanted = "a list of names"
     if wanted is not None:
         raise InputError(f"{name} must be {wanted}, got {value!r:.200}")
     readers: dict[Any, Callable[[Any], Any]] = {float: float, str: fspath, tuple: tuple}
     return readers.get(get_origin(kind) or kind, lambda x: x)(value)
+
+
+def _is_names(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple) and len(value) > 0
+    return is_list and all(isinstance(name, str) for name in value)
 
 
 def rename(config: Any, options: dict[str, Any], *, is_told: bool = False) -> dict[str, Any]:

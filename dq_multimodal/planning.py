@@ -281,7 +281,11 @@ class Trials:
         sample = Dataset(table, DatasetInfo(features=self.rows.features), fingerprint="sample")
         before, started, used = resident(), time.perf_counter(), time.process_time()
         with Watch() as watch:
-            self._compress(sample, **given)
+            try:
+                self._compress(sample, **given)
+            except InputError:
+                shutil.rmtree(folder, ignore_errors=True)  # for the next trial
+                raise
         until = time.perf_counter()
         used = min(until - started, time.process_time() - used)
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -304,6 +304,8 @@ def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
     """
     run = Run(run.path if isinstance(run, Run) else run)  # as it is now
     run.check_whole()
+    if run.request.drop_ratio and has_old_records(subset.subset_files(run.path)):
+        raise InputError(f"{run.path} cannot be pushed: {OLD_STORE}")
     return hub.push(run.path, run.config, run.manifest, repo_id, private=private)
 
 

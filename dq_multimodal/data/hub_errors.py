@@ -17,7 +17,11 @@ class HubOutOfReach(HubFailed):
 
 @contextmanager
 def hub_errors(
-    what: str, advice: str, *, missing: str = "no such repository, or no right to it"
+    what: str,
+    advice: str,
+    *,
+    missing: str = "no such repository, or no right to it",
+    also: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
     """Turn whatever the client of the Hub raises into one line.
 
@@ -25,6 +29,7 @@ def hub_errors(
         what: What was tried, such as "push to me/x".
         advice: What to do where the Hub fails.
         missing: What to say where there is no such repository.
+        also: Other errors that the client raises, such as for a failed upload or a bad answer.
 
     Raises:
         HubOutOfReach: If there is no way to the Hub.
@@ -73,3 +78,5 @@ def hub_errors(
         raise HubFailed(cannot(why)) from error
     except (httpx.HTTPError, ConnectionError) as error:
         raise HubOutOfReach(cannot(f"the Hub is out of reach; {advice}")) from error
+    except also as error:
+        raise HubFailed(cannot(f"{first_line(error)}; {advice}")) from error

@@ -236,7 +236,7 @@ def _load(name: str) -> ImageModel:
         hint = "the default model needs it: " if name == DEFAULT_IMAGE_MODEL else ""
         raise InputError(
             f"{error}: {hint}give a folder as --embedding-model (recipes/train_extractor.py makes "
-            "one from the dataset itself), or ready --embeddings"
+            "one from the dataset itself), or --ready-embeddings"
         ) from error
     with loading(name):
         config = _read_config(place, revision)

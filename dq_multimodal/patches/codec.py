@@ -46,8 +46,13 @@ FIELDS = {
 ORIGINAL, OLD = "original", "exact"
 OLD_STORE = (
     "the images were stored by dq-multimodal 0.1, whose lossless coding this version cannot read: "
-    "read them with dq-multimodal 0.1, or compress the source again"
+    "read them with dq-multimodal 0.1, or compress the source again (--overwrite)"
 )
+LARGEST_PIXELS = 25_000_000
+"""Larger images keep their original: several copies of an image are in memory at a time."""
+MAX_PATCH_SIZE = 1024
+ERRORS = (ArithmeticError, ValueError, OSError, TypeError, IndexError, MemoryError, RuntimeError)
+"""What a broken record raises; the last is JPEG XL's."""
 FAST, SMALL = 3, 7
 """Efforts of JPEG XL. Images of up to 64 px are coded fast enough by the second."""
 
@@ -125,6 +130,8 @@ def decode_patches(
         raise InputError(OLD_STORE)
     height, width, size = first["height"], first["width"], first["patch_size"]
     try:
+        for record in records:
+            _check(record)
         rows, columns = grid_shape(height, width, size)
         keep = np.stack([unpack_mask(record["mask"], rows * columns) for record in records])
         if first["coding"] == "jxl":
@@ -133,9 +140,20 @@ def decode_patches(
             return np.stack([_decode_exact(record, marks) for record, marks in pairs]), keep
         images = np.stack([_decode_webp(record) for record in records])
         images[~keep_pixels(keep, height, width, size)] = 0
-    except (ArithmeticError, ValueError, OSError, RuntimeError) as error:  # the last is JPEG XL's
+    except ERRORS as error:
         raise InputError(f"a record of the patch store is broken: {error}") from error
     return images, keep
+
+
+def _check(record: Record) -> None:
+    """Raise before anything is decoded unless a record can be one of ours."""
+    sizes = [record["height"], record["width"], record["patch_size"]]
+    if record["coding"] not in ("jxl", "webp") or record["channels"] not in (1, 3):
+        raise ValueError(f"coding {record['coding']!r:.50}, {record['channels']} channels")
+    if min(sizes) < 1 or sizes[0] * sizes[1] > LARGEST_PIXELS or sizes[2] > MAX_PATCH_SIZE:
+        raise ValueError(f"{sizes[0]} x {sizes[1]} px, patches of {sizes[2]} px")
+    if not isinstance(record["data"], bytes) or not isinstance(record["mask"], bytes):
+        raise ValueError("no data or no mask")
 
 
 def shape_of(record: Record) -> tuple[Any, ...]:
@@ -310,5 +328,8 @@ def _encode_webp(image: UInt8[ndarray, "h w c"], quality: int) -> bytes:
 def _decode_webp(record: Record) -> UInt8[ndarray, "h w c"]:
     from PIL import Image
 
-    pixels = np.array(Image.open(io.BytesIO(record["data"])).convert("RGB"))
+    picture = Image.open(io.BytesIO(record["data"]), formats=["WEBP"])
+    if picture.size != (record["width"], record["height"]):  # before its pixels are decoded
+        raise ValueError(f"a picture of {picture.size[0]} x {picture.size[1]} px")
+    pixels = np.array(picture.convert("RGB"))
     return pixels if record["channels"] == 3 else pixels[..., :1]

@@ -51,6 +51,12 @@ def pack_mask(keep: Bool[ndarray, " l"]) -> bytes:
 
 
 def unpack_mask(packed: bytes, n_patches: int) -> Bool[ndarray, " l"]:
-    """Read what `pack_mask` wrote."""
+    """Read what `pack_mask` wrote.
+
+    Raises:
+        ValueError: If it is of another number of patches.
+    """
+    if len(packed) != -(-n_patches // 8):
+        raise ValueError(f"a mask of {len(packed)} bytes for {n_patches} patches")
     bits: Int[ndarray, " k"] = np.unpackbits(np.frombuffer(packed, np.uint8), count=n_patches)
     return bits.astype(bool)

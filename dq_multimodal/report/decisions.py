@@ -129,11 +129,11 @@ def decide(
         is_full = np.bincount(marks.group[kept], minlength=int(marks.group.max()) + 1) >= most
         mark("cap", ~kept & is_full[marks.group])
     if marks.duplicate_of is not None:
-        mark("duplicate", marks.duplicate_of >= 0)
+        mark("duplicate", ~kept & (marks.duplicate_of >= 0))
     if marks.aum is not None and method in ("ccs", "dual"):
-        mark("unknown", np.isnan(marks.aum))
+        mark("unknown", ~kept & np.isnan(marks.aum))
     if marks.aum is not None:
-        mark("noise", find_noise(marks, request, n_rows))
+        mark("noise", ~kept & find_noise(marks, request, n_rows))
     if marks.target_rank is not None:
         mark("target", picked_rows(marks.target_rank, kept, request.target_share))
     if marks.unreadable is not None:

@@ -148,6 +148,8 @@ def describe_plan(plan: dict[str, Any]) -> str:
         ]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in plan["seconds"].items())
     most = max(memory["stages"], key=lambda name: memory["stages"][name])
+    source = sizes["source_data"]  # of a stream it is not known
+    before = "" if source is None else f"{source:,} -> "
     lines += [
         f"time     {format_seconds(plan['total_seconds'])}: {seconds}",
         f"memory   {format_bytes(memory['need'])}: {format_bytes(memory['base'])} for the process "
@@ -157,7 +159,7 @@ def describe_plan(plan: dict[str, Any]) -> str:
         f"{format_bytes(plan['disk_free'])} free",
         f"keeps    {count(kept, 'row')} ({100 * kept / rows:.4g} %) by {request['method']}, "
         f"seed {request['seed']}",
-        f"bytes    {sizes['source_data']:,} -> about {sizes['subset_data']:,} as data, about "
+        f"bytes    {before}about {sizes['subset_data']:,} as data, about "
         f"{sizes['subset_files']:,} on disk",
         f"folder   {plan['output_dir']} (nothing was written)",
     ]

@@ -113,7 +113,9 @@ def compile_picks(dtype: np.dtype) -> None:
     They are kept, so this takes a moment from the second run on. Enough rows are binned for pools
     to be drawn and checked.
     """
-    line = "compiling the loops of the selection, about 20 s, once for this type of embeddings"
+    line = (
+        "preparing the loops of the selection: compiled once for a type of embeddings, about 20 s"
+    )
     slow = Timer(COMPILE_SECONDS, partial(print, line, file=sys.stderr, flush=True))
     slow.start()
     try:

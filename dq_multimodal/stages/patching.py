@@ -35,6 +35,7 @@ from dq_multimodal.files import open_parquet, write_table
 from dq_multimodal.models.image import ImageModel, load_image_model
 from dq_multimodal.patches.codec import (
     FIELDS,
+    LARGEST_PIXELS,
     ORIGINAL,
     PROFILE,
     Record,
@@ -63,8 +64,6 @@ BLOCK_ROWS = 64
 """So much work at most is done again after a stop."""
 STEP_PIXELS = 4_000_000
 """Images that are worked on together have at most so many pixels, or are one."""
-LARGEST_PIXELS = 25_000_000
-"""Larger images keep their original: several copies of an image are in memory at a time."""
 
 NOT_PLAIN = "an image that is not 8-bit grey or RGB, or cannot be read"
 TOO_LARGE = "an image of more than 25 million pixels"

@@ -151,7 +151,15 @@ def name_files(dataset: "Dataset | Stream", origin: Path | None = None) -> list[
     """
     if origin is not None:
         place = origin / FOLDER / FILE_NAMES
-        return place.read_text(encoding="utf-8").split("\n") if place.is_file() else []
+        try:
+            names = place.read_text(encoding="utf-8").split("\n")[:-1] if place.is_file() else []
+        except UnicodeDecodeError:
+            names = ["not UTF-8"] * (len(dataset) + 1)
+        if names and len(names) != len(dataset):
+            raise InputError(
+                f"{place} does not hold a line for each row: it is not what was written"
+            )
+        return names
     if isinstance(dataset, Stream):
         return []
     found: dict[int, str] = {}

@@ -92,6 +92,9 @@ def read_arguments(
     parser.set_defaults(**defaults)
     hidden = {each.name for kind in foreign for each in fields(kind)} - defaults.keys()
     for action in parser._actions:
+        known = CompressConfig.__dataclass_fields__.get(action.dest)
+        if known is not None and known.metadata["bare"] is not None:
+            action.nargs, action.const = "?", known.metadata["bare"]
         if action.dest in hidden:
             action.help = argparse.SUPPRESS
         elif action.dest in defaults and "[default: " not in str(action.help):

@@ -264,7 +264,7 @@ def test_a_preset_that_is_none():
     ("flags", "message"),
     [
         (("--alpha", 1.5), "alpha must lie in [0, 1], got 1.5"),
-        (("--score-rows", 1), "score_rows must be at least 2"),
+        (("--score-rows", 1), "score_rows must be a whole number of at least 2"),
         (("--norm", "x"), "norm"),
         (("--importance", "x"), "importance"),
         (("--representativeness", "x"), "representativeness"),

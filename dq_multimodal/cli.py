@@ -149,10 +149,7 @@ def make_parser() -> Parser:
         made[command].set_defaults(command=command)
     for command in (push, report):
         made[command].add_argument("run", metavar="RUN", help="Run folder.")
-    for command in (resample, verify):
-        made[command].add_argument(
-            "run", metavar="RUN", help="Run folder, or OWNER/NAME on the Hub."
-        )
+    made[verify].add_argument("run", metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
     groups = {command: made[command].add_argument_group("Output") for command in (push, verify)}
     groups[compress] = add_options(made[compress], CompressConfig)["Output"]
     groups[plan] = add_options(made[plan], CompressConfig, leave_out=("overwrite",))["Output"]

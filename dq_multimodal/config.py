@@ -407,6 +407,7 @@ def _of_run(name: str) -> Any:
 class ResampleConfig(Request):
     """One request to draw another subset from a finished run, without an encoder."""
 
+    run: str = read(NEEDED, "Run folder, or OWNER/NAME on the Hub.", is_recorded=False)
     keep_ratio: float | None = choose(None, "Share of the source rows, in (0, 1].", check_share)
     _: KW_ONLY
     keep_rows: int | None = choose(None, "Number of rows to keep instead.", check_count)

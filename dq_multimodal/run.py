@@ -358,7 +358,7 @@ def resample(run: "str | Path | Run", keep_ratio: float | None = None, **options
             from the source.
     """
     run = run if isinstance(run, Run) else Run(run)
-    asked = ResampleConfig.from_options({"keep_ratio": keep_ratio, **options})
+    asked = ResampleConfig.from_options({"run": run.path, "keep_ratio": keep_ratio, **options})
     changes = asked.changes()
     request = replace(run.request, **changes, output_dir=asked.output_dir)
     request = request.of_rows(run.manifest.rows)

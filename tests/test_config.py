@@ -95,8 +95,8 @@ def test_other_objects_and_options_are_one_clear_line(tmp_path):
     [
         (compress, CompressConfig, {"dataset"}),
         (plan, CompressConfig, {"dataset", "overwrite"}),
-        (resample, ResampleConfig, set()),
-        (Run.resample, ResampleConfig, set()),
+        (resample, ResampleConfig, {"run"}),
+        (Run.resample, ResampleConfig, {"run"}),
     ],
 )
 def test_functions_show_every_option_with_its_default_and_help(function, config, missing):

@@ -107,7 +107,7 @@ def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
         rows = {"text": [f"the fox {k} " * (k % 9) for k in range(300)]}
         Dataset.from_dict(rows).to_parquet(path)
         encoder = load_encoder(str(small_encoder))
-        monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda _: encoder)
+        monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda *_: encoder)
         return {
             "dataset": str(path),
             "embedding_model": str(small_encoder),

@@ -7,6 +7,7 @@ read the environment as they are loaded, `huggingface_hub` and all that uses it,
 import multiprocessing
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ def _run(words: list[str], folder: str, env: dict[str, str], files: list[str]) -
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding=env.get("PYTHONIOENCODING", "utf-8"))
     from dq_multimodal import cli
 
     cli.main(words)

@@ -144,8 +144,8 @@ def test_partitions_that_do_not_fit_the_rows_are_one_line(cli, data, flags, mess
 
 
 def test_gradients_are_refused():
-    with pytest.raises(InputError, match="gradients are outer products"):
-        CompressConfig("x", partition="kmeans:2", embedding="gradients")
+    with pytest.raises(InputError, match="plain embeddings, not for gradients"):
+        CompressConfig("x", partition="kmeans:2", image_embedding="gradients")
 
 
 def test_numbers_of_parts():

@@ -140,3 +140,11 @@ def put_in_place(temporary: Path, path: Path) -> None:
     with temporary.open("r+b") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of the deepest message in a chain of exceptions."""
+    while error.__cause__ is not None and str(error.__cause__):
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

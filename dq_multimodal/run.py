@@ -19,8 +19,7 @@ from dq_multimodal.core import Bins
 from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.data.local import short_name
 from dq_multimodal.data.source import reload_source
-from dq_multimodal.data.stream import first_line
-from dq_multimodal.files import expand_home
+from dq_multimodal.files import expand_home, first_line
 from dq_multimodal.manifest import CONFIG, MANIFEST, BinsKind, Config, Manifest
 from dq_multimodal.options import takes
 from dq_multimodal.patches.codec import OLD_STORE

@@ -14,8 +14,7 @@ from dq_multimodal.core import Bins
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.data.pixels import undecoded
 from dq_multimodal.data.row_files import NO_FILES, embed, read_bytes
-from dq_multimodal.data.stream import first_line
-from dq_multimodal.files import open_parquet
+from dq_multimodal.files import first_line, open_parquet
 from dq_multimodal.manifest import MANIFEST, Model
 from dq_multimodal.patches.codec import FIELDS, OLD_STORE
 from dq_multimodal.patches.store import find_patch_columns, has_old_records, is_of_file

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dq_multimodal.config import InputError
-from dq_multimodal.data.stream import first_line
+from dq_multimodal.files import first_line
 
 
 class HubFailed(InputError):

@@ -17,7 +17,7 @@ from dq_multimodal.config import InputError
 from dq_multimodal.data.listing import METADATA, DataFiles, is_picture, list_data
 from dq_multimodal.data.row_files import NO_FILES, RowFiles, admit, allow_folder, read_card
 from dq_multimodal.data.splits import name_split, split_parts, take_slice, take_splits
-from dq_multimodal.data.stream import Passes, Stream, first_line, stream_from
+from dq_multimodal.data.stream import Passes, Stream, stream_from
 from dq_multimodal.data.text_files import (
     Place,
     check_utf8,
@@ -25,6 +25,7 @@ from dq_multimodal.data.text_files import (
     find_separator,
     write_rows,
 )
+from dq_multimodal.files import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset

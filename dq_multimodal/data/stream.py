@@ -12,6 +12,7 @@ import numpy as np
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.row_files import NO_FILES, RowFiles, embed, widen
+from dq_multimodal.files import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -341,11 +342,3 @@ def reading(name: str) -> Iterator[None]:
         if "corresponds to no data" in str(error):
             raise InputError(f"{name} has no rows") from error
         raise InputError(f"cannot read {name}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of the deepest message in a chain of exceptions."""
-    while error.__cause__ is not None and str(error.__cause__):
-        error = error.__cause__
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from numpy import ndarray
 
 from dq_multimodal.config import CompressConfig, DifficultyName, InputError
-from dq_multimodal.data.stream import first_line
-from dq_multimodal.files import describe_file, expand_home
+from dq_multimodal.files import describe_file, expand_home, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

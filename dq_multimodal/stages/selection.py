@@ -11,8 +11,7 @@ from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import Bins, Scores, bin_importance
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.data.columns import read_classes
-from dq_multimodal.data.stream import first_line
-from dq_multimodal.files import open_parquet, show_name, write_table
+from dq_multimodal.files import first_line, open_parquet, show_name, write_table
 from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages.marks import MARK_TYPES, NONE_IS_NULL, Marks
 from dq_multimodal.stages.ordering import count_subset, weigh_bins, weigh_rows

@@ -16,8 +16,8 @@ from dq_multimodal.config import InputError, Method
 from dq_multimodal.data.local import read_parquet
 from dq_multimodal.data.row_files import NO_FILES, admit, embed, measure_outside, named_files
 from dq_multimodal.data.row_sizes import cut_rows, measure_rows
-from dq_multimodal.data.stream import Stream, first_line, reading
-from dq_multimodal.files import open_parquet
+from dq_multimodal.data.stream import Stream, reading
+from dq_multimodal.files import first_line, open_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -247,12 +247,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fill_in(arguments: list[str]) -> list[str]:
-    """Give --drop-duplicates the number that it stands for where none follows."""
+    """Give --drop-duplicates the number that it stands for where none follows.
+
+    argparse would take whatever follows, such as the dataset.
+    """
+    bare = CompressConfig.__dataclass_fields__["drop_duplicates"].metadata["bare"]
     found = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         found.append(argument)
         if argument == "--drop-duplicates" and not _is_number(following):
-            found.append("0.95")
+            found.append(str(bare))
     return found
 
 

@@ -411,7 +411,7 @@ class ResampleConfig(Request):
     keep_ratio: float | None = choose(None, "Share of the source rows, in (0, 1].", check_share)
     _: KW_ONLY
     keep_rows: int | None = choose(None, "Number of rows to keep instead.", check_count)
-    method: Method | None = _of_run("method")
+    method: Method | None = choose(None, "Another method, but auto.  [default: the run's]")
     draw: Draw | None = _of_run("draw")
     seed: int | None = _of_run("seed")
     alpha: float | None = _of_run("alpha")

@@ -21,6 +21,8 @@ MAX_DEPTH = 20
 """Levels of YAML; its readers go one call deeper for every level."""
 MAX_KEY = 15
 """Characters of a key of YAML that is no text: many long numbers can be made to collide."""
+MAX_NUMBER = 400
+"""Characters of a whole number of YAML: more than any seed, and Python writes no 4,301 digits."""
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
@@ -80,18 +82,25 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         InputError: If it is no YAML, or has what no file of ours has: anchors, tags, deep nesting,
-            very long values, long keys that are no text.
+            very long values or numbers, long keys that are no text.
     """
     import yaml
 
     base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # compiled, it is much faster
 
-    def construct_mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
-        for key, _ in node.value:
-            if not key.tag.endswith(":str") and len(key.value) > MAX_KEY:
-                raise InputError("it has keys that are no text")
-        return base.construct_mapping(loader, node, deep)
+    class Loader(base):  # type: ignore[misc, valid-type]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            for key, _ in node.value:
+                if not key.tag.endswith(":str") and len(key.value) > MAX_KEY:
+                    raise InputError("it has keys that are no text")
+            return super().construct_mapping(node, deep)
 
+    def construct_int(loader: Any, node: Any) -> int:
+        if len(node.value) > MAX_NUMBER:
+            raise InputError(f"it has a number of more than {MAX_NUMBER} characters")
+        return loader.construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", construct_int)
     depth = 0
     try:
         for event in yaml.parse(text, Loader=base):
@@ -104,7 +113,7 @@ def parse_yaml(text: str) -> Any:
                 raise InputError(f"it is nested more than {MAX_DEPTH} deep")
             if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_VALUE:
                 raise InputError(f"it has a value of more than {MAX_VALUE:,} characters")
-        return yaml.load(text, type("Loader", (base,), {"construct_mapping": construct_mapping}))
+        return yaml.load(text, Loader)
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # as of a date

@@ -47,6 +47,8 @@ class Record:
         return found
 
     def __getitem__(self, key: str) -> Any:
+        if not hasattr(self, key):
+            raise KeyError(key)
         return getattr(self, key)
 
     def __contains__(self, key: str) -> bool:

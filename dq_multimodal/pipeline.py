@@ -217,7 +217,7 @@ def show(job: Job, place: Path, manifest: Manifest) -> None:
 
 @takes(CompressConfig, "overwrite")
 def plan(dataset: "str | PathLike[str] | Dataset", **options: Any) -> dict[str, Any]:
-    """Say what `compress` with the same arguments will take: seconds, memory, disk, rows, bytes.
+    """Say what `compress` with these arguments will take: seconds, memory, disk, rows, bytes.
 
     Rows are read, the model is loaded, and `compress` itself is run on samples of the rows in a
     temporary folder, for about half a minute of a processor. No run folder is made or changed. The

@@ -188,6 +188,10 @@ HOSTILE = {
     "bytes": (lambda _: b"\xff\xfe\x00", "must be text in UTF-8"),
     "number": (lambda text: text.replace("n_bins: 3", "n_bins: '3'"), "n_bins must be a whole"),
     "much": (lambda text: text.replace("n_bins: 3", f"n_bins: {2**70}"), "n_bins must be a whole"),
+    "long number": (
+        lambda text: text.replace("n_bins: 3", f"n_bins: 0x{'f' * 9000}"),
+        "number of more than 400 characters",
+    ),
     "nan": (
         lambda text: text.replace("alpha: 0.6", "alpha: .nan"),
         "alpha must .*, got nan",

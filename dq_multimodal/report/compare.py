@@ -34,6 +34,8 @@ LEFT_ROWS, RIGHT_ROWS = 512, 4096
 N_DIRECTIONS = (31, 63, 127)
 """Directions in which pairs are compared first: the fewest that leave few of them open."""
 FEW = 0.001
+ROUNDING = 1e-6
+"""Error of a squared norm in float32, so that what is left of a row is never taken for less."""
 SLACK = 1e-5
 """Rounding of float32 that the first comparison allows for."""
 MANY = 0.02
@@ -499,7 +501,8 @@ def _shorten(block: Block, threshold: float) -> Float[ndarray, "n k"] | None:
         for _ in range(2):
             basis = np.linalg.qr(some.T @ (some @ basis))[0]
         short = values @ basis
-        left = np.sqrt(np.maximum(block.squares - np.einsum("ij,ij->i", short, short), 0))
+        left = block.squares - np.einsum("ij,ij->i", short, short)
+        left = np.sqrt(np.maximum(left, 0) + ROUNDING)  # of what is nearly nothing, too
         short = np.concatenate([short, left[:, None]], axis=1)
         tile = short[:: max(1, len(values) // LEFT_ROWS)] @ short[:RIGHT_ROWS].T
         if np.count_nonzero(tile >= threshold - SLACK) < FEW * tile.size:

@@ -280,7 +280,7 @@ def test_a_long_compilation_is_said(monkeypatch, capfd):
     monkeypatch.setattr(ordering, "make_bins", lambda *_: time.sleep(0.3))
     monkeypatch.setattr(ordering, "COMPILE_SECONDS", 0.05)
     ordering.compile_picks(np.dtype(np.float16))
-    assert "compiling the loops of the selection" in capfd.readouterr().err
+    assert "preparing the loops of the selection" in capfd.readouterr().err
     monkeypatch.setattr(ordering, "COMPILE_SECONDS", 5.0)
     ordering.compile_picks(np.dtype(np.float16))
     assert not capfd.readouterr().err

@@ -1,9 +1,8 @@
 """Disjoint bins by greedy GraphCut gains (Dataset Quantization, arXiv:2308.10524)."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -112,31 +111,11 @@ def make_bins(
             with np.errstate(over="ignore"):  # of rows near the end of the float64 range
                 bins.gain[members[picks]] = gains * rows.unit * rows.unit
 
-    with plain_products():
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # more threads wait longer for one another than a product takes
         for_each(bin_stratum, strata_rows, is_stopped.set)
     return bins
-
-
-@contextmanager
-def plain_products() -> Iterator[None]:
-    """Make matrix products in one thread and in full float32, whatever the caller has set.
-
-    More threads wait for one another longer than a product takes. Without oneDNN, no setting of
-    torch lowers the precision. Both are settings of the process: not for two threads at once.
-    """
-    import torch
-    from threadpoolctl import threadpool_limits
-    from torch.backends import mkldnn
-
-    n_before, was_enabled = torch.get_num_threads(), mkldnn.enabled
-    torch.set_num_threads(1)
-    mkldnn.set_flags(_enabled=False)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        mkldnn.set_flags(_enabled=was_enabled)
-        torch.set_num_threads(n_before)
 
 
 def split_strata(codes: Int[ndarray, " n"]) -> list[ndarray]:

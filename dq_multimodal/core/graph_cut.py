@@ -25,6 +25,9 @@ of smaller pools and for products; and for the rows of the largest of these pool
 FIRST_ROWS, MIN_ROWS, MAX_ROWS = 64, 16, 1024
 """Rows that are multiplied with a pool at once: at first, at least and at most."""
 
+FEW_ROWS = 48
+"""Fewer rows than this are multiplied as the right factor: OpenBLAS is much faster then."""
+
 PRODUCT_COST = 0.08
 """What an inner product made with many others takes, in units of one made alone."""
 
@@ -465,15 +468,17 @@ class GraphCut:
         self, pool: Pool, places: Int[ndarray, " b"], products: Float32[ndarray, "b r"]
     ) -> None:
         """Multiply some rows of a pool with all of it."""
-        from torch import from_numpy, mm  # far faster than NumPy's where batches are small
-
         batch, k = self._block(pool, slice(None) if self.is_paired else places), self.split
         step = BLOCK_ROWS if pool.block is None or k or self.is_paired else len(pool.rows)
         for start in range(0, len(pool.rows), step):
             span, stop = slice(start, start + step), start + step
             block, first = self._block(pool, span), start if self.is_paired else 0
             out = products[first:, span]
-            mm(from_numpy(batch[first:, k:]), from_numpy(block[:, k:]).T, out=from_numpy(out))
+            left, right = batch[first:, k:], block[:, k:]
+            if len(left) < FEW_ROWS:
+                out[:] = (right @ left.T).T
+            else:
+                np.matmul(left, right.T, out=out)
             if k:
                 out *= batch[first:, :k] @ block[:, :k].T
             for row in range(stop, len(pool.rows) if self.is_paired else 0, 256):  # symmetric

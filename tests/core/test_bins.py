@@ -353,26 +353,6 @@ print("done")
     assert done.stdout.strip() == "done", done.stderr
 
 
-@pytest.mark.parametrize("n_left", [0, 8])
-def test_settings_of_torch_change_no_pick_and_are_left_alone(n_left):
-    x = np.random.default_rng(0).normal(size=(1500, 64)).astype(np.float32)
-    wanted = make_bins(x, 4, n_left=n_left)
-    n_threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        torch.set_num_threads(2)
-        with torch.autocast("cpu"):
-            got = make_bins(x, 4, n_left=n_left)
-        assert torch.get_float32_matmul_precision() == "medium"
-        assert torch.get_num_threads() == 2
-        assert torch.backends.mkldnn.enabled
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.set_num_threads(n_threads)
-    np.testing.assert_array_equal(got.bin, wanted.bin)
-    np.testing.assert_array_equal(got.rank, wanted.rank)
-
-
 def test_an_error_of_the_caller_ends_all_strata():
     calls = []
 

@@ -20,7 +20,7 @@ from dq_multimodal.data.splits import base_split
 from dq_multimodal.files import open_parquet, parse_yaml, read_text, write_text
 from dq_multimodal.manifest import Config, Manifest, Origin, Sizes
 from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_table
-from dq_multimodal.stages.subset import subset_files
+from dq_multimodal.stages.subset import files_by_split, subset_files
 
 CARD = "README.md"
 MAX_BYTES, MAX_HEAD = 10_000_000, 1_000_000
@@ -53,7 +53,7 @@ LOADING = """\
 ```python
 from datasets import load_dataset
 
-subset = load_dataset({repo}, split={split})
+subset = load_dataset({repo}{part})
 selection = load_dataset({repo}, "selection", split={split})  # one row a source row{restore}
 ```"""
 RESTORE = """
@@ -76,7 +76,7 @@ loss.backward()
 Or, with the usual loss, as the chance of a row to be drawn:
 
 ```python
-weights = load_dataset({repo}, split={split})["dq_weight"]
+weights = load_dataset({repo}{part})["dq_weight"]
 sampler = torch.utils.data.WeightedRandomSampler(weights, len(weights))
 loader = torch.utils.data.DataLoader(subset, batch_size=64, sampler=sampler)
 ```"""
@@ -143,7 +143,8 @@ TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 def write_card(run_folder: Path, config: Config, manifest: Manifest) -> None:
     """Write the card of a run folder; what others wrote into the one that is there stays."""
-    matter, body = make_matter(config, manifest), make_body(run_folder, config, manifest)
+    matter = make_matter(run_folder, config, manifest)
+    body = make_body(run_folder, config, manifest)
     write_text(run_folder / CARD, open_card(run_folder).with_section(matter, body))
 
 
@@ -171,11 +172,11 @@ def open_card(run_folder: Path) -> "Card":
         return Card()
 
 
-def make_matter(config: Config, manifest: Manifest) -> Matter:
+def make_matter(run_folder: Path, config: Config, manifest: Manifest) -> Matter:
     """Give the YAML front matter that the Hub reads.
 
-    It makes config `default` the subset and config `selection` the table of all source rows, both
-    here and on the Hub.
+    It makes config `default` the subset, by splits if it has several, and config `selection`
+    the table of all source rows, both here and on the Hub.
     """
     source, kept = config.source, manifest.kept
     matter: Matter = {"pretty_name": clean(_title(config, manifest))}
@@ -185,6 +186,9 @@ def make_matter(config: Config, manifest: Manifest) -> Matter:
         matter["source_datasets"] = [source.name]
     size = next((name for top, name in SIZE_CATEGORIES if kept < top), "100M<n<1B")
     split = base_split(source.split)
+    files: dict[str, Any] = {split: "subset/*.parquet"}
+    if source.splits is not None:
+        files = files_by_split(run_folder, source.splits)
     return {
         **matter,
         "size_categories": [size],
@@ -192,7 +196,7 @@ def make_matter(config: Config, manifest: Manifest) -> Matter:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": "subset/*.parquet"}],
+                "data_files": [{"split": name, "path": path} for name, path in files.items()],
                 "default": True,
             },
             {
@@ -212,6 +216,7 @@ def make_body(run_folder: Path, config: Config, manifest: Manifest, repo_id: str
     """Write our section of the card, all but the front matter."""
     request, source, sizes = config.request, config.source, manifest.bytes
     repo, split = (json.dumps(clean(text)) for text in (repo_id, base_split(source.split)))
+    part = "" if source.splits else f", split={split}"  # without it a DatasetDict
     seen = "embeddings of the rows, never at a trained model's results"
     if config.dynamics:
         seen = "how a model learned the rows, never at what one learns from the subset"
@@ -224,11 +229,13 @@ def make_body(run_folder: Path, config: Config, manifest: Manifest, repo_id: str
         + (DROPPED if request.drop_ratio else UNTOUCHED)
         + " Dataset quantization has nothing to do with the quantization of model weights.",
         "## How to load it",
-        LOADING.format(repo=repo, split=split, restore=RESTORE if request.drop_ratio else ""),
+        LOADING.format(
+            repo=repo, part=part, split=split, restore=RESTORE if request.drop_ratio else ""
+        ),
         f"Other sizes and methods, without an encoder: "
         f"`dq-multimodal resample {repo_id} --keep-ratio 0.05`.",
         "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
-        WEIGHING.format(repo=repo, split=split) if _has_weights(run_folder) else "",
+        WEIGHING.format(repo=repo, part=part) if _has_weights(run_folder) else "",
         "## How it was made",
         METHODS[request.method] + "." + (TARGETED if request.target else ""),
         table(["setting", "value"], _settings(config)),

@@ -105,7 +105,9 @@ class CompressConfig(Request):
         NEEDED, "Hub id, or a .parquet, .json, .jsonl or .csv file, a glob, or a folder."
     )
     _: KW_ONLY
-    split: str = read("train", 'Split or slice of the source, such as "train[:90%]".')
+    split: str = read(
+        "train", 'Split or slice, such as "train[:90%]"; all keeps of every split its share.'
+    )
     config_name: str | None = read(None, "Configuration of a Hub dataset or of a folder.")
     revision: str | None = read(None, "Branch, tag or commit of a Hub dataset.")
     streaming: bool = read(False, "Read in several passes, never whole on this disk or in memory.")
@@ -318,7 +320,7 @@ class CompressConfig(Request):
             object.__setattr__(self, "partition", None)
         if self.preset is not None:
             raise InputError("a preset is for compress() and plan()")
-        if self.streaming and set(self.split) & set("[+"):
+        if self.streaming and (self.split == "all" or set(self.split) & set("[+")):
             raise InputError(
                 f"a stream is read whole: split must be the name of one split, got {self.split!r}"
             )

@@ -129,7 +129,7 @@ def push(
     contents[MANIFEST] = manifest.format().encode()
 
     def fill(remote: Remote) -> set[str]:
-        matter = card.make_matter(config, manifest)
+        matter = card.make_matter(folder, config, manifest)
         body = card.make_body(folder, config, manifest, remote.repo_id)
         local, there = card.open_card(folder), card.Card()
         if CARD in remote.files:  # ours, with what was typed into the local one and the one there

@@ -113,6 +113,7 @@ class Origin(Record):
     image_files: str | None = None
     image_folder: str | None = None
     rows: int | None = None
+    splits: dict[str, int] | None = None  # rows of each, in order, where all were read
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +60,9 @@ from dq_multimodal.stages.targeting import pick_targets
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
     from numpy import ndarray
+
+    from dq_multimodal.data.source import AnyDataset
 
 
 BEGUN: dict[Stage, str] = {
@@ -74,16 +74,14 @@ BEGUN: dict[Stage, str] = {
 
 
 @takes(CompressConfig)
-def compress(
-    dataset: "str | PathLike[str] | Dataset", *, world: World = ALONE, **options: Any
-) -> Run:
+def compress(dataset: "AnyDataset", *, world: World = ALONE, **options: Any) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
 
     Interrupted at any moment, the same call goes on where it stopped and ends with the same
     files. In a folder that holds the finished run already, it returns that run.
 
     Args:
-        dataset: Hub id, local path, or a `datasets.Dataset`.
+        dataset: Hub id, local path, or a `datasets.Dataset` or `DatasetDict`.
 
     Raises:
         InputError: For every wrong setting and bad input, in one clear line.
@@ -198,9 +196,10 @@ def write(job: Job, place: Path, manifest: Manifest) -> None:
         rows, kept = job.source.dataset, read_kept(place, job.request)
         picks = kept["row"].to_numpy()
         if job.dropper is None:
-            manifest.set_bytes(subset_data=subset.write_subset(rows, picks, kept, place))
+            n_bytes = subset.write_subset(rows, picks, kept, place, splits=job.config.source.splits)
+            manifest.set_bytes(subset_data=n_bytes)
         else:
-            write_patches(rows, picks, kept, job.dropper, place, manifest)
+            write_patches(job, job.dropper, picks, kept, place, manifest)
         job.source.check()
         manifest.set_bytes(source_data=subset.count_bytes(rows))
 
@@ -216,7 +215,7 @@ def show(job: Job, place: Path, manifest: Manifest) -> None:
 
 
 @takes(CompressConfig, "overwrite")
-def plan(dataset: "str | PathLike[str] | Dataset", **options: Any) -> dict[str, Any]:
+def plan(dataset: "AnyDataset", **options: Any) -> dict[str, Any]:
     """Say what `compress` with these arguments will take: seconds, memory, disk, rows, bytes.
 
     Rows are read, the model is loaded, and `compress` itself is run on samples of the rows in a
@@ -224,7 +223,7 @@ def plan(dataset: "str | PathLike[str] | Dataset", **options: Any) -> dict[str, 
     seconds are those of this machine as busy as it is now, and of a run from its beginning.
 
     Args:
-        dataset: Hub id, local path, or a `datasets.Dataset`.
+        dataset: Hub id, local path, or a `datasets.Dataset` or `DatasetDict`.
 
     Returns:
         The figures, as plain values that JSON can hold; sizes in bytes, times in seconds.
@@ -236,17 +235,18 @@ def plan(dataset: "str | PathLike[str] | Dataset", **options: Any) -> dict[str, 
 
 
 def write_patches(
-    rows: "Dataset",
+    job: Job,
+    dropper: PatchDropper,
     picks: "ndarray",
     kept: "pa.Table",
-    dropper: PatchDropper,
     place: Path,
     manifest: Manifest,
 ) -> None:
     """Write the kept rows with the patch records of their images, and note what these lose."""
+    rows, splits = job.source.dataset, job.config.source.splits
     records = drop_patches(rows, picks, dropper, place)
     found = records.summarise()
-    data_bytes = subset.write_subset(rows, picks, kept, place, records)
+    data_bytes = subset.write_subset(rows, picks, kept, place, records, splits=splits)
     stored = stored_bytes(subset.subset_files(place), dropper.column)
     try:
         check_smaller(found, stored)

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from os import PathLike
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -44,6 +43,8 @@ from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from dq_multimodal.data.source import AnyDataset
 FIRST_ROWS = 8
 """The first trial is of the longest rows: it loads what is loaded late, and shows their memory."""
 MODEL_ROWS, PLAIN_ROWS = 4096, 16_384
@@ -489,7 +490,7 @@ def read_some(given: str, dataset: "Dataset", split: str) -> Float[ndarray, "k d
 
 def make_plan(
     compress: Callable[..., Run],
-    dataset: "str | PathLike[str] | Dataset",
+    dataset: "AnyDataset",
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Make the answer of `pipeline.plan`, which describes it."""
@@ -541,9 +542,7 @@ def make_plan(
     }
 
 
-def prepare_plan(
-    dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]
-) -> tuple[Job, list[str]]:
+def prepare_plan(dataset: "AnyDataset", options: dict[str, Any]) -> tuple[Job, list[str]]:
     """Do what `compress` does before its first stage, but for the run folder.
 
     Returns:

@@ -386,7 +386,9 @@ def resample(run: "str | Path | Run", keep_ratio: float | None = None, **options
         labels = run.manifest.labels
         write_selection(target, bins, kind, order, request, labels, scores, marks)
         kept = read_kept(target, request)
-        data_bytes = subset.write_subset(dataset, picks, kept, target, origin=origin)
+        data_bytes = subset.write_subset(
+            dataset, picks, kept, target, origin=origin, splits=config.source.splits
+        )
         manifest = run.manifest.draw_again(time.perf_counter() - started, data_bytes)
         if run.config.label_column is not None:
             manifest.note_selection(note_strata(labels, target, request))

@@ -243,7 +243,7 @@ def _differing_strata(run: Run, source: "Dataset") -> list[str]:
     if run.request.partition is not None and run.config.bins != "none":
         is_same = labels == [f"part {number}" for number in range(len(labels))]
     else:
-        strata, found, _ = read_strata(source, run.config.label_column)
+        strata, found, _ = read_strata(source, run.config.label_column, run.config.source.splits)
         is_same = found == labels and np.array_equal(strata, run.bins.stratum)
     return [] if is_same else ["strata or labels differ from those of the source"]
 

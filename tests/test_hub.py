@@ -167,3 +167,27 @@ def test_images_with_dropped_patches_come_back_from_the_hub(
     assert "kept     6 rows" in done.stdout
     done = cli("resample", "me/pictures", "--keep-ratio", 0.9, code=2)
     assert "patches were not dropped" in done.stderr
+
+
+def test_all_splits_of_a_hub_dataset_are_pushed_as_splits(hub, cli, tmp_path):
+    files = {}
+    for split, n_rows in {"train": 60, "test": 20}.items():
+        path = tmp_path / f"{split}.parquet"
+        Dataset.from_dict({"text": [f"{split} {k}" for k in range(n_rows)]}).to_parquet(path)
+        files[f"data/{split}-00000-of-00001.parquet"] = path.read_bytes()
+    hub.add_repo("owner/both", files)
+    env = hub.env(tmp_path)
+    cli(
+        *("compress", "owner/both", "--split", "all", "--method", "random", "--keep-ratio", 0.1),
+        *("--push-to-hub", "me/both"),
+        env=env,
+    )
+    script = """
+import json
+from datasets import load_dataset
+print(json.dumps({split: list(rows["text"]) for split, rows in load_dataset("me/both").items()}))
+"""
+    found = json.loads(python(script, env, tmp_path))
+    assert {split: len(texts) for split, texts in found.items()} == {"train": 6, "test": 2}
+    assert all(text.startswith(split) for split, texts in found.items() for text in texts)
+    assert 'load_dataset("me/both")' in hub.files("me/both")["README.md"].decode()

@@ -21,12 +21,15 @@ from dq_multimodal.data.row_files import (
     hash_files,
     read_card,
 )
-from dq_multimodal.data.splits import take_slice
+from dq_multimodal.data.splits import ALL, count_splits, take_slice, take_splits
 from dq_multimodal.data.stream import Stream, reading, stream_from
 from dq_multimodal.files import expand_home
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
+
+    AnyDataset = str | os.PathLike[str] | Dataset | DatasetDict
+    """A Hub id, a local path, or a loaded dataset, of which split names what is meant."""
 
 TABLES = ("arrow", "cache", "csv", "hdf5", "iceberg", "json", "lance", "pandas", "parquet", "sql")
 """Builders of `datasets` whose rows come from a table that another may have written."""
@@ -86,6 +89,8 @@ def load_source(
             )
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
+    if split == ALL and not isinstance(source.dataset, Stream):
+        source.origin["splits"] = count_splits(source.dataset)
     if image_folder is not None:
         source.origin.update(_pin_folder(source.dataset, image_folder))
     return source
@@ -145,9 +150,9 @@ def pin_of(origin: dict[str, Any], has_names: bool = True) -> Any:
 
 
 def from_memory(
-    dataset: "Dataset", split: str = "train", image_folder: str | None = None
+    dataset: "Dataset | DatasetDict", split: str = "train", image_folder: str | None = None
 ) -> Source:
-    """Wrap a dataset object, or the slice of it that the split asks for.
+    """Wrap a dataset object, or the slice of it, or of one of its splits, that is asked for.
 
     Raises:
         InputError: If it is another kind of object, has no rows, or a row names a file that it may
@@ -156,15 +161,21 @@ def from_memory(
     """
     import datasets
 
-    if not isinstance(dataset, datasets.Dataset):
+    origin: dict[str, Any] = {"kind": "memory", "name": MEMORY, "split": split}
+    if isinstance(dataset, datasets.DatasetDict):
+        splits = dataset.with_format(None)
+        dataset = take_splits(splits.__getitem__, splits, split, MEMORY)
+        if split == ALL:
+            origin["splits"] = count_splits(dataset)
+    elif isinstance(dataset, datasets.Dataset):
+        dataset = take_slice(dataset.with_format(None), split)
+    else:
         raise InputError(
             f"dataset must be a Hub id, a path or a datasets.Dataset, got {type(dataset).__name__}"
         )
     files = dataset.cache_files
-    dataset = take_slice(dataset.with_format(None), split)
     if not len(dataset):
         raise InputError("the dataset has no rows")
-    origin: dict[str, Any] = {"kind": "memory", "name": MEMORY, "split": split}
     is_saved = any(Path(file["filename"]).with_name(SAVED_MARKS[0]).exists() for file in files)
     is_own = not is_saved and dataset.info.builder_name not in TABLES
     admitted = admit(dataset, replace(allow_folder(image_folder), is_own=is_own), MEMORY)

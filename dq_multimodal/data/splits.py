@@ -15,7 +15,7 @@ ALL = "all"
 
 def base_split(split: str) -> str:
     """Give the name of a split without its slice: train[:90%] -> train; all is as train."""
-    if split == ALL:  # what is kept of all splits has to have a name, and this one is reserved
+    if split == ALL:  # the name of what is of no split alone; all is reserved
         return "train"
     return re.split(r"[\[+]", split)[0] or "train"
 
@@ -70,11 +70,27 @@ def take_splits(
     Raises:
         InputError: If there is no such split.
     """
-    from datasets import concatenate_datasets
+    from datasets import SplitDict, SplitInfo, concatenate_datasets
 
     parts = split_parts(split, splits)
     taken = [take_slice(load(name_split(splits, part, name)), part) for part in parts]
-    return taken[0] if len(taken) == 1 else concatenate_datasets(taken)
+    if len(taken) == 1:
+        return taken[0]
+    rows = concatenate_datasets(taken)
+    if split == ALL:
+        sizes = zip(parts, map(len, taken), strict=True)
+        rows.info.splits = SplitDict({k: SplitInfo(k, num_examples=n) for k, n in sizes})
+    return rows
+
+
+def count_splits(dataset: "Dataset") -> dict[str, int] | None:
+    """Give the rows of each split of a dataset that holds all splits, in their order.
+
+    None where there is one split only, or it is not known.
+    """
+    sizes = {split.name: split.num_examples for split in (dataset.info.splits or {}).values()}
+    sizes = {name: size for name, size in sizes.items() if size}
+    return sizes if len(sizes) > 1 and sum(sizes.values()) == len(dataset) else None
 
 
 def name_split(splits: Any, split: str, name: str) -> str:

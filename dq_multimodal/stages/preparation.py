@@ -46,6 +46,7 @@ from dq_multimodal.stages.targeting import Target, describe_target, load_target
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from dq_multimodal.data.source import AnyDataset
     from dq_multimodal.stages.patching import PatchDropper
 
 MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
@@ -72,7 +73,7 @@ class Job:
         label_column: Column of strata.
         strata: Stratum of every row.
         labels: Names of the strata.
-        unlabelled: Stratum of the rows without a label.
+        unlabelled: Which rows have no label, if any.
         marks: What else is known of every row.
         config: What config.yaml will hold.
         why: Why method auto is the one that it is.
@@ -86,7 +87,7 @@ class Job:
     label_column: str | None
     strata: Int[ndarray, " n"]
     labels: list[str]
-    unlabelled: int | None
+    unlabelled: Bool[ndarray, " n"] | None
     marks: Marks
     config: Config
     why: str | None
@@ -94,7 +95,7 @@ class Job:
 
 
 def open_rows(
-    dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]
+    dataset: "AnyDataset", options: dict[str, Any]
 ) -> tuple[CompressConfig, Source, str | None]:
     """Make the request, open its dataset and settle its method.
 
@@ -151,7 +152,7 @@ def load_models(job: Job) -> None:
 
 
 def read_request(
-    dataset: "str | PathLike[str] | Dataset", options: dict[str, Any]
+    dataset: "AnyDataset", options: dict[str, Any]
 ) -> tuple[CompressConfig, Source | None]:
     """Make the request for a dataset, by name or path or loaded; of a loaded one its source too.
 
@@ -210,7 +211,7 @@ def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[Compress
 
 def survey(
     source: Source, adapter: Adapter | None, request: CompressConfig, label_column: str | None
-) -> tuple[Int[ndarray, " n"], list[str], int | None]:
+) -> tuple[Int[ndarray, " n"], list[str], Bool[ndarray, " n"] | None]:
     """Count the rows and number their strata, in one pass over a stream where that can be.
 
     Returns:
@@ -225,7 +226,9 @@ def survey(
         raise InputError(
             "keep_every_class is for rows with labels: name their column with --label-column"
         )
-    strata, labels, unlabelled = read_strata(source.dataset, label_column)
+    strata, labels, unlabelled = read_strata(
+        source.dataset, label_column, source.origin.get("splits")
+    )
     n_rows = len(strata)
     if isinstance(adapter, ImageAdapter) and has_numbered_folders(source, adapter, labels):
         adapter.notes.append(
@@ -243,6 +246,8 @@ def survey(
                 f"partition is for rows without labels, and {label_column} makes strata "
                 "already: leave out one of them (--label-column none)"
             )
+        if source.origin.get("splits"):
+            raise InputError("partition is for the rows of one split, and the splits are strata")
     return strata, labels, unlabelled
 
 
@@ -340,8 +345,8 @@ def note_rows(job: Job) -> tuple[dict[str, Problem], list[str]]:
     if adapter is not None:
         adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
         problems = {what: sorted(rows) for what, rows in adapter.problems.items()}
-    if job.unlabelled is not None and job.strata.any():
-        rows = np.flatnonzero(job.strata == job.unlabelled).tolist()
+    if job.unlabelled is not None and not job.unlabelled.all():
+        rows = np.flatnonzero(job.unlabelled).tolist()
         problems["no label, a stratum of their own"] = rows
     left_out = UNDECODED if leaves_out(adapter, job.request) else ()
     notes = [

@@ -61,17 +61,37 @@ MAX_ROWS_A_BYTE = 4
 
 
 def read_strata(
-    dataset: "Dataset", column: str | None
-) -> tuple[Int[ndarray, " n"], list[str], int | None]:
-    """Number the strata of a dataset by its label column; rows without a label are the last one.
+    dataset: "Dataset", column: str | None, splits: dict[str, int] | None = None
+) -> tuple[Int[ndarray, " n"], list[str], Bool[ndarray, " n"] | None]:
+    """Number the strata of a dataset by its label column, within each split if it has several.
+
+    Args:
+        dataset: The rows.
+        column: Their labels; rows without one are the last stratum.
+        splits: Rows of each split, one after the other.
 
     Returns:
-        Code of every row, the label of every code, and the code of the rows without a label; None
-        where all have one.
+        Code of every row, the label of every code, and which rows have no label; None where all
+        have one.
 
     Raises:
         InputError: If there is no such column, or its values are not plain.
     """
+    codes, labels, unlabelled = _read_labels(dataset, column)
+    if splits is None:
+        return codes, labels, unlabelled
+    if min(splits.values()) < 1 or sum(splits.values()) != len(codes):
+        raise InputError(f"the splits {splits} are not those of {len(codes):,} rows")
+    of_split = np.repeat(np.arange(len(splits)), [*splits.values()])
+    pairs, codes = np.unique(of_split * len(labels) + codes, return_inverse=True)
+    names = [divmod(pair, len(labels)) for pair in pairs.tolist()]
+    found = [": ".join(filter(None, ([*splits][s], labels[code]))) for s, code in names]
+    return codes, found, unlabelled
+
+
+def _read_labels(
+    dataset: "Dataset", column: str | None
+) -> tuple[Int[ndarray, " n"], list[str], Bool[ndarray, " n"] | None]:
     if column is None:
         return np.zeros(len(dataset), dtype=np.int64), [""], None
     if column not in dataset.column_names:
@@ -82,7 +102,7 @@ def read_strata(
     while none in names:  # a label of that very text
         none = f"({none})"
     labels = [(*names, none)[code] for code in present]
-    unlabelled = len(labels) - 1 if present[-1] == len(names) else None
+    unlabelled = classes < 0 if present[-1] == len(names) else None
     return codes.reshape(-1).astype(np.int64), labels, unlabelled
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +72,7 @@ def write_subset(
     folder: Path,
     records: "RecordColumn | None" = None,
     origin: Path | None = None,
+    splits: dict[str, int] | None = None,
 ) -> int:
     """Write rows of a dataset to folder/subset; the folder appears when it is complete.
 
@@ -83,6 +86,7 @@ def write_subset(
         folder: The run folder.
         records: A column that takes the place of one of the dataset, in the order of picks.
         origin: The run whose subset the dataset is, if it is one.
+        splits: Source rows of each split, one after the other; a file holds rows of one split.
 
     Returns:
         Bytes of the columns of the rows that are not ours, as uncompressed Arrow data.
@@ -100,11 +104,21 @@ def write_subset(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     source = dataset.with_format("arrow")
-    blocks = list(cut_rows(measure_picks(dataset, picks), BLOCK_ROWS, BLOCK_BYTES))
+    sizes = measure_picks(dataset, picks)
+    ends = np.cumsum([*splits.values()]) if splits else [sys.maxsize]
+    edges = [0, *np.searchsorted(kept["row"].to_numpy(), ends).tolist()]
+    blocks = [
+        (first + start, first + stop)
+        for first, last in pairwise(edges)
+        for start, stop in cut_rows(sizes[first:last], BLOCK_ROWS, BLOCK_BYTES)
+    ]
     n_bytes, n_shards, shard_bytes = 0, 0, 0
     writer = None
     try:
         for start, stop in tqdm(blocks, desc="write", unit="block"):
+            if writer is not None and (start in edges or shard_bytes >= SHARD_BYTES):
+                writer.close()
+                writer, n_shards, shard_bytes = None, n_shards + 1, 0
             table = source[picks[start:stop].tolist()]
             if records is not None:
                 at = table.column_names.index(records.name)
@@ -119,9 +133,6 @@ def write_subset(
                 options = writer_options(schema, records.name if records is not None else None)
                 writer = pq.ParquetWriter(path.absolute(), schema, **options)  # a:b is no address
             writer.write_table(conform(table, schema))
-            if shard_bytes >= SHARD_BYTES:
-                writer.close()
-                writer, n_shards, shard_bytes = None, n_shards + 1, 0
         if isinstance(source, Stream):
             source.finish()
     finally:
@@ -287,6 +298,17 @@ def subset_files(folder: Path) -> list[Path]:
         if not re.fullmatch(PART, file.name) or not file.is_file():  # a pipe has no end
             raise InputError(f"{file} was not written by a run: move it away")
     return files
+
+
+def files_by_split(folder: Path, splits: dict[str, int]) -> dict[str, list[str]]:
+    """Name the files of folder/subset that hold the rows of each split, by their first row."""
+    ends, found = np.cumsum([*splits.values()]), dict[str, list[str]]()
+    for path in subset_files(folder):
+        with open_parquet(path) as file:
+            row = file.read_row_group(0, columns=["dq_row"])["dq_row"][0].as_py()
+        split = [*splits][int(np.searchsorted(ends, row, side="right"))]
+        found.setdefault(split, []).append(f"{FOLDER}/{path.name}")
+    return found
 
 
 def read_numbers(folder: Path, n_rows: int) -> "pa.Table":

@@ -274,12 +274,72 @@ def test_data_saved_with_a_format_is_read_without_it(tmp_path):
     assert [check.result for check in verify(both)][:3] == ["passed"] * 3
 
 
-def test_a_run_of_all_splits_can_be_loaded(tmp_path, cli):
-    write(tmp_path / "d" / "train.jsonl", rows())
-    write(tmp_path / "d" / "test.jsonl", rows("test", 10))
-    cli("compress", "d", "--split", "all", "--method", "random", "--output-dir", "r")
-    assert len(load_dataset(str(tmp_path / "r"), split="train")) == 10
-    assert Run(tmp_path / "r").manifest["rows"] == N + 10
+def make_splits(place, kind):
+    """Make 40 train and 10 test rows in one of the forms that datasets have."""
+    sizes = {"train": N, "test": 10}
+    if kind == "pictures":
+        for split, n in sizes.items():
+            write_pictures(place, [f"{split}/{'ab'[k % 2]}/{k}.png" for k in range(n)])
+        return str(place)
+    splits = DatasetDict({k: Dataset.from_list(rows(k, n)) for k, n in sizes.items()})
+    if kind == "loaded":
+        return splits
+    if kind == "saved":
+        splits.save_to_disk(place)
+    else:
+        for split, data in splits.items():
+            write(place / f"{split}.{kind}", list(data))
+    return str(place)
+
+
+@pytest.mark.parametrize("label", [None, "label"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved", "loaded", "pictures"])
+def test_all_splits_keep_their_share_and_load_as_splits(kind, label, tmp_path):
+    source = make_splits(tmp_path / "d", kind)
+    options = {"split": "all", "method": "random", "label_column": label or "none"}
+    run = compress(source, keep_ratio=0.4, output_dir=tmp_path / "r", report=False, **options)
+    sizes = run.config.source.splits
+    assert dict(sizes) == {"train": N, "test": 10}
+    classes = ["a", "b"] if kind == "pictures" else ["0", "1"]
+    pairs = [f"{split}: {name}" for split in sizes for name in classes]
+    assert run.manifest.labels == (pairs if label else [*sizes])
+    smaller = run.resample(0.2, output_dir=tmp_path / "s")
+    for share, found in ((0.4, run), (0.2, smaller)):
+        subset = load_dataset(str(found.path))
+        assert {k: len(data) for k, data in subset.items()} == {
+            "train": share * N,
+            "test": share * 10,
+        }
+        assert max(subset["train"]["dq_row"]) < N <= min(subset["test"]["dq_row"])
+        wanted = {"rows of the subset against the source", "numbers of the subset"}
+        results = {check.name: check.result for check in verify(found)}
+        assert "failed" not in results.values()
+        assert kind == "loaded" or wanted <= {k for k, v in results.items() if v == "passed"}
+    if kind == "jsonl":
+        texts = subset["test"]["text"]
+        assert all(text.startswith("test") for text in texts)
+
+
+def test_a_split_of_which_no_row_is_kept_has_no_files(tmp_path):
+    sizes = {"train": N, "test": 1}
+    splits = DatasetDict({k: Dataset.from_list(rows(k, n)) for k, n in sizes.items()})
+    run = compress(
+        splits,
+        split="all",
+        method="random",
+        keep_ratio=0.1,
+        output_dir=tmp_path / "r",
+        label_column="none",
+        report=False,
+    )
+    assert {k: len(v) for k, v in load_dataset(str(run.path)).items()} == {"train": 4}
+
+
+def test_all_splits_are_not_for_a_stream_or_a_partition(tmp_path):
+    source = make_splits(tmp_path / "d", "jsonl")
+    for options in ({"streaming": True}, {"method": "dq", "partition": "kmeans:2"}):
+        with pytest.raises(InputError, match="split"):
+            draw(source, tmp_path / "r", split="all", **options)
 
 
 def arrays():

@@ -12,7 +12,7 @@ from dq_multimodal.core import one_bin, order_rows
 from dq_multimodal.core.hashing import hash_numbers, row_hash
 
 READ_ROWS = 4096
-TILE_ROWS = 1024
+TILE_ROWS = 512
 """Rows that are compared with all queries at once."""
 
 N_DRAWS = 20
@@ -30,7 +30,10 @@ IMAGE_THRESHOLD = 0.99
 """Image features of small nets crowd together: at 0.98 whole classes of CIFAR-10 chain into one."""
 MAX_SEARCHED = 60_000
 """Rows of up to 384 numbers among which near-duplicates are searched; beyond, rows are sampled."""
-LEFT_ROWS, RIGHT_ROWS = 512, 4096
+LEFT_ROWS, RIGHT_ROWS = 512, 1024
+"""Rows that are compared at once: their products stay in the cache of a core."""
+TRIED_ROWS = 512
+"""Rows by which it is tried how many pairs some directions leave open."""
 N_DIRECTIONS = (31, 63, 127)
 """Directions in which pairs are compared first: the fewest that leave few of them open."""
 FEW = 0.001
@@ -38,7 +41,7 @@ ROUNDING = 1e-6
 """Error of a squared norm in float32, so that what is left of a row is never taken for less."""
 SLACK = 1e-5
 """Rounding of float32 that the first comparison allows for."""
-MANY = 0.02
+MANY = 0.01
 """Where more than this share of a tile might be alike, the whole tile is compared in full."""
 MERGED_PAIRS = 100_000
 
@@ -247,9 +250,8 @@ def nearest_in_sets(
     best = np.full((len(sets), len(queries)), -np.inf, dtype=np.float32)
     targets = np.flatnonzero(sets.any(axis=0))
     for rows, tile in _compare_with(vectors, block, queries, targets, on_pairs):
-        for products, is_in in zip(tile, sets[:, rows].T, strict=True):
-            for number in np.flatnonzero(is_in):
-                np.maximum(best[number], products, out=best[number])
+        for top, is_in in zip(best, sets[:, rows], strict=True):
+            np.maximum(top, tile[is_in].max(axis=0, initial=-np.inf), out=top)
     scores = best.astype(np.float64)  # in a euclidean one, half the square of the target is off
     return vectors.distances(scores, block.squares.astype(np.float64), 0.0)
 
@@ -479,7 +481,10 @@ def find_groups(
     rows = sample_rows(readable, size, seed)
     component = np.arange(len(rows))
     if len(rows) > 1:
-        component = _join(vectors.take(rows), threshold, on_pairs)
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):  # on small tiles, threads wait for one another
+            component = _join(vectors.take(rows), threshold, on_pairs)
     return Groups(_group(rows, component), len(rows), len(readable), threshold)
 
 
@@ -492,9 +497,9 @@ def _shorten(block: Block, threshold: float) -> Float[ndarray, "n k"] | None:
     as leave few pairs open.
     """
     values = block.factors[0]
-    if len(block.factors) > 1 or len(values) < RIGHT_ROWS:
+    if len(block.factors) > 1 or len(values) < READ_ROWS:
         return None
-    some = values[:: max(1, len(values) // RIGHT_ROWS)]
+    some = values[:: max(1, len(values) // READ_ROWS)]
     for n_directions in (k for k in N_DIRECTIONS if 2 * k < values.shape[1]):
         start = np.random.default_rng(0).standard_normal((values.shape[1], n_directions))
         basis = start.astype(np.float32)
@@ -504,8 +509,8 @@ def _shorten(block: Block, threshold: float) -> Float[ndarray, "n k"] | None:
         left = block.squares - np.einsum("ij,ij->i", short, short)
         left = np.sqrt(np.maximum(left, 0) + ROUNDING)  # of what is nearly nothing, too
         short = np.concatenate([short, left[:, None]], axis=1)
-        tile = short[:: max(1, len(values) // LEFT_ROWS)] @ short[:RIGHT_ROWS].T
-        if np.count_nonzero(tile >= threshold - SLACK) < FEW * tile.size:
+        tile = short[:: max(1, len(values) // TRIED_ROWS)] @ short[:READ_ROWS].T
+        if (tile >= threshold - SLACK).mean() < FEW:
             return short
     return None
 
@@ -522,13 +527,13 @@ def _join(block: Block, threshold: float, on_pairs: OnPairs | None) -> Int[ndarr
             first = component[start]
             if (component[left] == first).all() and (component[right] == first).all():
                 continue  # all of them are one group already
+            is_sure = short is None
             if short is None:
                 is_near = block[left].products(block[right]) >= threshold
             else:
                 is_near = short[left] @ short[right].T >= threshold - SLACK
             if on_pairs is not None:
                 on_pairs(is_near.size)
-            is_sure = short is None
             if np.count_nonzero(is_near) > MANY * is_near.size:
                 component, n_waiting = _merge(component, waiting), 0
                 is_near &= component[left][:, None] != component[right]
@@ -540,24 +545,13 @@ def _join(block: Block, threshold: float, on_pairs: OnPairs | None) -> Int[ndarr
             rows, others = rows + start, others + other
             is_open = rows < others
             if not is_sure:
-                is_open[is_open] = _verify(block, rows[is_open], others[is_open], threshold)
+                values = block.factors[0]
+                is_open &= np.vecdot(values[rows], values[others]) >= threshold
             waiting.append((rows[is_open], others[is_open]))
             n_waiting += int(is_open.sum())
             if n_waiting > MERGED_PAIRS:
                 component, n_waiting = _merge(component, waiting), 0
     return _merge(component, waiting)
-
-
-def _verify(
-    block: Block, rows: Int[ndarray, " k"], others: Int[ndarray, " k"], threshold: float
-) -> Bool[ndarray, " k"]:
-    """Say which of some pairs are alike, by all of their numbers."""
-    values = block.factors[0]
-    found = np.zeros(len(rows), dtype=bool)
-    for start in range(0, len(rows), READ_ROWS):
-        part = slice(start, start + READ_ROWS)
-        found[part] = np.vecdot(values[rows[part]], values[others[part]]) >= threshold
-    return found
 
 
 def _merge(

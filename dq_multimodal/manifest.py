@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from dq_multimodal.config import CompressConfig, InputError, check_type
+from dq_multimodal.config import CompressConfig, Fill, InputError, check_type
 from dq_multimodal.files import describe_file, parse_yaml, read_text, write_text
 
 CONFIG = "config.yaml"
@@ -161,7 +161,7 @@ class Patches(Record):
     """How patches are dropped."""
 
     patch_size: int
-    fill: str
+    fill: Fill
     attribution_model: Model | None
 
 
@@ -274,7 +274,7 @@ class Answers(Record):
 class PatchFacts(Record):
     """What dropping patches did."""
 
-    fill: str
+    fill: Fill
     images: int
     coded: int
     originals: dict[str, int]

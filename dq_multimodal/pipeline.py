@@ -210,8 +210,8 @@ def show(job: Job, place: Path, manifest: Manifest) -> None:
         if is_due:
             is_embedded = job.request.needs_embeddings
             vectors = embedding.open_embeddings(place) if is_embedded else None
-            documents = job.config.as_dict(), manifest.as_dict()
-            write_report(place, *documents, embeddings=vectors, dataset=job.source.dataset)
+            rows = job.source.dataset
+            write_report(place, job.config, manifest, embeddings=vectors, dataset=rows)
 
 
 @takes(CompressConfig, "overwrite")

@@ -178,8 +178,9 @@ class Run:
             except InputError:
                 dataset = None
             with folder.claim_folder(self.path):
-                documents = self.config.as_dict(), self.manifest.as_dict()
-                report.write_report(self.path, *documents, embeddings=rows, dataset=dataset)
+                report.write_report(
+                    self.path, self.config, self.manifest, embeddings=rows, dataset=dataset
+                )
                 card.write_card(self.path, self.config, self.manifest)
                 folder.seal(self.path, self.manifest)  # the files of the report are others now
         return self.path / report.FILE

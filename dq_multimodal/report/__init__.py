@@ -7,12 +7,14 @@ collect.py (all of it, collected), page.py and templates/ (the page), map_file.p
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from numpy import ndarray
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from dq_multimodal.manifest import Config, Manifest
 
 FILE = "report.html"
 FILES = (FILE, "map.parquet", "figures")
@@ -21,8 +23,8 @@ FILES = (FILE, "map.parquet", "figures")
 
 def write_report(
     folder: Path,
-    config: dict[str, Any],
-    manifest: dict[str, Any],
+    config: "Config",
+    manifest: "Manifest",
     *,
     embeddings: ndarray | None,
     dataset: "Dataset | None",
@@ -34,8 +36,8 @@ def write_report(
 
     Args:
         folder: The run folder.
-        config: What its config.yaml holds.
-        manifest: What its manifest.json holds, or will hold.
+        config: Its config.yaml.
+        manifest: Its manifest.json, of a run that may not have finished.
         embeddings: (n, d) floats; None leaves out map, coverage and near-duplicates.
         dataset: The source in row order; None shows row numbers only.
     """

@@ -4,15 +4,16 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.config import CompressConfig, InputError, check_type
+from dq_multimodal.config import InputError, check_type
 from dq_multimodal.files import read_text
+from dq_multimodal.manifest import Config, Manifest
 from dq_multimodal.report.compare import (
     IMAGE_THRESHOLD,
     TEXT_THRESHOLD,
@@ -25,19 +26,12 @@ from dq_multimodal.report.compare import (
     read_groups,
     sample_rows,
 )
-from dq_multimodal.report.decisions import Decisions, decide, picked_rows
+from dq_multimodal.report.decisions import Decisions, Selection, decide, picked_rows
 from dq_multimodal.report.layout import Map, make_map
-from dq_multimodal.report.patched import Patches, describe_patches
+from dq_multimodal.report.patched import Example, show_examples
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
-from dq_multimodal.stages.marks import Marks
 from dq_multimodal.stages.ordering import count_left, strata_to_share
-from dq_multimodal.stages.selection import (
-    BINS_FILE,
-    SCORES,
-    SELECTION_FILE,
-    read_selection,
-    read_table,
-)
+from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_selection, read_table
 from dq_multimodal.stages.targeting import FOLDER as TARGET_FOLDER
 from dq_multimodal.stages.targeting import PICKS
 
@@ -55,109 +49,43 @@ TARGET_PICKS = 3
 
 
 @dataclass(frozen=True)
-class Selection:
-    """selection.parquet as arrays.
-
-    Attributes:
-        stratum: Code of the stratum of each row.
-        bin: Bin of each row; None where no bins were made, as are rank and gain then.
-        rank: Place in the greedy order of the bin.
-        gain: GraphCut gain of the pick.
-        order: Place in the order of the method.
-        kept: Whether the row is kept.
-        marks: What else is known of the rows.
-    """
-
-    stratum: Int[ndarray, " n"]
-    bin: Int[ndarray, " n"] | None
-    rank: Int[ndarray, " n"] | None
-    gain: Float[ndarray, " n"] | None
-    order: Int[ndarray, " n"]
-    kept: Bool[ndarray, " n"]
-    marks: Marks = field(default_factory=Marks)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    @property
-    def n_kept(self) -> int:
-        """Kept rows."""
-        return int(self.kept.sum())
-
-    @property
-    def n_bins(self) -> int:
-        """Numbers of bins in use, 0 where there are none."""
-        return 0 if self.bin is None else int(self.bin.max()) + 1
-
-
-@dataclass(frozen=True)
 class TargetRow:
-    """A target row and the rows that were picked for it.
-
-    Attributes:
-        number: Its row number in the target.
-        text: Its text, cut; empty for an image.
-        n_kept: Kept rows that were picked for it.
-        picks: The nearest of them, at most three: row number and cosine.
-    """
+    """A target row and the rows that were picked for it."""
 
     number: int
-    text: str
-    n_kept: int
-    picks: list[tuple[int, float]]
+    text: str  # cut; empty for an image
+    n_kept: int  # kept rows that were picked for it
+    picks: list[tuple[int, float]]  # the nearest of them, at most three: row number and cosine
 
 
 @dataclass(frozen=True)
 class Target:
-    """What was picked for a target.
+    """What was picked for a target."""
 
-    Attributes:
-        rows: Rows of the target, the first 200 of them.
-        n_rows: All rows of the target.
-        n_leaks: Rows of the source that equal a target row or are very near one.
-    """
-
-    rows: list[TargetRow]
-    n_rows: int
-    n_leaks: int
+    rows: list[TargetRow]  # the first 200
+    n_rows: int  # all
+    n_leaks: int  # rows of the source that equal a target row or are very near one
 
 
 @dataclass
 class Facts:
-    """What there is to say of a run; parts that cannot be had are None.
+    """What there is to say of a run; parts that cannot be had are None."""
 
-    Attributes:
-        config: What its config.yaml holds.
-        manifest: What its manifest.json holds.
-        selection: selection.parquet.
-        scores: Scores of the bins by name; empty where there are none.
-        reader: What reads rows of the source: kind and columns of what is shown.
-        decisions: What decided of each row that it was kept or left out.
-        n_blank: Rows without an embedding.
-        map: The rows that are shown as points.
-        coverage: How near every row has a kept one, beside random selections.
-        groups: Near-duplicates.
-        gallery: Bin, some kept rows and some that were left out, of each bin.
-        target: What was picked for a target.
-        patches: What dropping patches did to the images.
-        texts: Texts of the rows that are shown somewhere.
-        pictures: Their pictures; None where one cannot be read.
-    """
-
-    config: dict[str, Any]
-    manifest: dict[str, Any]
+    config: Config
+    manifest: Manifest
     selection: Selection
-    scores: dict[str, list[float | None]]
+    scores: dict[str, list[float | None]]  # of the bins by name; empty where there are none
     reader: RowReader
     decisions: Decisions
-    n_blank: int = 0
+    n_blank: int = 0  # rows without an embedding
     map: Map | None = None
     coverage: Coverage | None = None
     groups: Groups | None = None
     gallery: list[tuple[int | None, list[int], list[int]]] = field(default_factory=list)
+    """Bin, some kept rows and some that were left out, of each bin."""
     target: Target | None = None
-    patches: Patches | None = None
-    texts: dict[int, list[str]] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)  # of dropped patches
+    texts: dict[int, list[str]] = field(default_factory=dict)  # of the rows shown somewhere
     pictures: dict[int, Picture | None] = field(default_factory=dict)
 
     @property
@@ -172,53 +100,32 @@ class Facts:
     @cached_property
     def labels(self) -> list[str]:
         """Labels of the strata by code; empty where there is one stratum without a name."""
-        labels = self.manifest.get("labels") or []
+        labels = self.manifest.labels
         return [] if labels in ([], [""]) else [clean_name(label) for label in labels]
 
 
 def collect(
     folder: Path,
-    config: dict[str, Any],
-    manifest: dict[str, Any],
+    config: Config,
+    manifest: Manifest,
     embeddings: ndarray | None,
     dataset: "Dataset | None",
 ) -> Facts:
     """Read the tables of a run folder and measure all that the report shows."""
-    selection = read_facts(folder)
-    reader = RowReader(dataset, config["rows"])
-    request = CompressConfig.from_dict(config["request"])
-    decisions = decide(
-        selection.stratum,
-        selection.bin,
-        selection.order,
-        selection.kept,
-        selection.marks,
-        request,
-    )
+    bins, places, marks = read_selection(folder)
+    numbers = None if config.bins == "none" else bins.bin
+    selection = Selection(bins.stratum, numbers, places["order"], places["kept"], marks)
+    decisions = decide(selection, config.request)
     scores = _read_scores(folder, selection.n_bins)
-    facts = Facts(config, manifest, selection, scores, reader, decisions)
-    facts.target = _read_target(folder, selection, request.target_share)
-    facts.patches = describe_patches(folder, config, manifest, dataset, selection.kept)
+    facts = Facts(config, manifest, selection, scores, RowReader(dataset, config.rows), decisions)
+    facts.target = _read_target(folder, selection, config.request.target_share)
+    if manifest.patches is not None:
+        facts.examples = show_examples(folder, config, dataset, selection.kept)
     if embeddings is not None and len(embeddings) == len(selection):
         _compare(facts, embeddings)
-    facts.gallery = _choose_gallery(selection, config["request"]["seed"])
+    facts.gallery = _choose_gallery(selection, config.request.seed)
     _read_rows(facts)
     return facts
-
-
-def read_facts(folder: Path) -> Selection:
-    """Read selection.parquet; bins of null are none."""
-    bins, places, marks = read_selection(folder)
-    has_bins = not read_table(folder, SELECTION_FILE)["bin"].null_count
-    return Selection(
-        stratum=bins.stratum,
-        bin=bins.bin if has_bins else None,
-        rank=bins.rank if has_bins else None,
-        gain=bins.gain if has_bins else None,
-        order=places["order"],
-        kept=places["kept"],
-        marks=marks,
-    )
 
 
 def _read_scores(folder: Path, n_bins: int) -> dict[str, list[float | None]]:
@@ -234,7 +141,7 @@ def _read_scores(folder: Path, n_bins: int) -> dict[str, list[float | None]]:
 
 def _compare(facts: Facts, embeddings: ndarray) -> None:
     """Measure what needs the embeddings: map, coverage, near-duplicates."""
-    request, selection = CompressConfig.from_dict(facts.config["request"]), facts.selection
+    request, selection = facts.config.request, facts.selection
     seed, n_left, kept = request.seed, count_left(facts.config), selection.kept
     vectors = Vectors(embeddings, request.similarity, n_left)
     facts.n_blank = int(vectors.is_blank.sum())
@@ -252,8 +159,9 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     if duplicate_of is not None and request.drop_duplicates is not None:
         facts.groups = read_groups(duplicate_of, vectors.is_blank, request.drop_duplicates)
         return
-    modalities = facts.reader.kind, (facts.config["rows"] or {}).get("modality")
-    threshold = IMAGE_THRESHOLD if "image" in modalities else TEXT_THRESHOLD
+    rows_of = facts.config.rows
+    is_image = rows_of is not None and rows_of.modality == "image"
+    threshold = IMAGE_THRESHOLD if is_image else TEXT_THRESHOLD
     if vectors.similarity != "cosine":
         vectors = Vectors(embeddings, "cosine", n_left)
     with tqdm(desc="near-duplicates", unit="pair", unit_scale=True) as bar:

@@ -50,15 +50,10 @@ OnPairs = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows, ready: inner products are products of the inner products of the factors.
+    """Some rows, ready: inner products are products of the inner products of the factors."""
 
-    Attributes:
-        factors: One (b, d) float32 array, or two where rows are outer products.
-        squares: Squared norm of each row.
-    """
-
-    factors: list[Float[ndarray, "b d"]]
-    squares: Float[ndarray, " b"]
+    factors: list[Float[ndarray, "b d"]]  # one of float32, or two where rows are outer products
+    squares: Float[ndarray, " b"]  # squared norm of each row
 
     def __len__(self) -> int:
         return len(self.squares)
@@ -99,8 +94,9 @@ class Vectors:
         self.is_blank = np.zeros(len(embeddings), dtype=bool)
         total, largest = np.zeros(embeddings.shape[1]), 0.0
         for start in range(0, len(embeddings), READ_ROWS):
-            block = np.asarray(embeddings[start : start + READ_ROWS])
-            self.is_blank[start : start + READ_ROWS] = ~block.any(axis=1)
+            part = slice(start, start + READ_ROWS)
+            block = np.asarray(embeddings[part])
+            self.is_blank[part] = ~block.any(axis=1)
             largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
             total += block.sum(axis=0, dtype=np.float64)
         is_scaled = similarity == "euclidean" and largest > 0
@@ -151,11 +147,7 @@ def _unit_norm(rows: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
 
 
 def sample_rows(rows: Int[ndarray, " n"], size: int, seed: int) -> Int[ndarray, " k"]:
-    """Draw rows by a hash of their numbers that has nothing to do with the selection.
-
-    Returns:
-        The row numbers, ascending.
-    """
+    """Draw rows, ascending, by a hash that has nothing to do with the selection."""
     if len(rows) <= size:
         return rows
     keys = row_hash(seed + SAMPLE_SEED, int(rows.max()) + 1)[rows]
@@ -196,13 +188,7 @@ def nearest(
 ) -> tuple[Int[ndarray, " q"], Float[ndarray, " q"]]:
     """Find the nearest other target row of every query row.
 
-    The nearest is found in float32, its distance then computed in float64.
-
-    Args:
-        vectors: The embeddings.
-        queries: Row numbers, ascending.
-        targets: Row numbers.
-        on_pairs: Called now and then with the number of pairs compared since.
+    The nearest is found in float32, its distance then computed in float64. Queries ascend.
 
     Returns:
         Row number and distance of the nearest target; -1 and NaN where there is none.
@@ -235,13 +221,7 @@ def nearest_in_sets(
 ) -> Float[ndarray, "s q"]:
     """Find the distance of every query row to the nearest other row of each of several sets.
 
-    Each pair is compared once, however many sets the row is in, in float32.
-
-    Args:
-        vectors: The embeddings.
-        queries: Row numbers, ascending.
-        sets: Which rows are in each set.
-        on_pairs: Called now and then with the number of pairs compared since.
+    Each pair is compared once, however many sets the row is in, in float32. Queries ascend.
 
     Returns:
         Distances; infinite where a set has no other row.
@@ -260,32 +240,20 @@ def nearest_in_sets(
 class Coverage:
     """Distance of every row to its nearest kept row; kept rows count, at distance 0.
 
-    Attributes:
-        n_asked: Rows whose distance was measured, of those that are in the subset or not.
-        n_readable: Rows that have an embedding.
-        n_draws: Random subsets of the same size, to compare with.
-        kept: mean, median, p95 (95th percentile) and max of the distances to the subset.
-        random: For the same four: their mean over the random draws, and the ends of the interval
-            that holds 95 % of the draws.
-        shares: Shares of the rows, from 0 to 1, of the curves.
-        kept_curve: Within which distance so many rows have a kept row.
-        random_curve: The same as mean of the draws.
-        random_low: Lower end of the interval of the draws.
-        random_high: Upper end.
-        verdict: A sentence on mean and 95th percentile.
+    A curve says within which distance shares of the rows, from 0 to 1, have a kept row.
     """
 
-    n_asked: int
-    n_readable: int
-    n_draws: int
-    kept: dict[str, float]
-    random: dict[str, tuple[float, float, float]]
+    n_asked: int  # rows whose distance was measured, in the subset or not
+    n_readable: int  # rows that have an embedding
+    n_draws: int  # random subsets of the same size
+    kept: dict[str, float]  # mean, median, p95 (95th percentile) and max
+    random: dict[str, tuple[float, float, float]]  # mean over the draws; ends of 95 % of them
     shares: list[float]
     kept_curve: list[float]
-    random_curve: list[float]
+    random_curve: list[float]  # mean of the draws
     random_low: list[float]
     random_high: list[float]
-    verdict: str
+    verdict: str  # a sentence on mean and 95th percentile
 
     @property
     def is_sampled(self) -> bool:
@@ -339,8 +307,8 @@ def measure_coverage(
         vectors: The embeddings.
         kept: Which rows are kept.
         draws: Random subsets of the same size.
-        method: Name of the method, for the verdict.
-        seed: Seed of the sample.
+        method: For the verdict.
+        seed: Of the sample.
         max_pairs: Most pairs of up to 384 numbers to compare; at least 1,000 rows are asked.
         on_pairs: Called now and then with the number of pairs compared since.
 
@@ -362,7 +330,7 @@ def measure_coverage(
         n_inside = round(len(outside) * n_chosen / max(1, len(readable) - n_chosen))
         found.append(np.concatenate([np.zeros(n_inside if len(outside) else 1), outside]))
     curves = np.array([np.quantile(part, CURVE) for part in found])
-    numbers = np.array([_describe(part) for part in found])
+    numbers = np.array([[d.mean(), *np.quantile(d, [0.5, 0.95]), d.max()] for d in found])
     ends = np.quantile(numbers[1:], INTERVAL, axis=0)
     summary = np.vstack([numbers[1:].mean(axis=0), ends]).T.tolist()
     random = {name: tuple(three) for name, three in zip(MEASURES, summary, strict=True)}
@@ -383,11 +351,6 @@ def measure_coverage(
     )
 
 
-def _describe(distances: Float[ndarray, " q"]) -> list[float]:
-    """Give the four measures."""
-    return [distances.mean(), *np.quantile(distances, [0.5, 0.95]), distances.max()]
-
-
 def judge(
     ours: dict[str, float], random: dict[str, tuple[float, float, float]], method: str
 ) -> str:
@@ -396,16 +359,14 @@ def judge(
     lines = []
     for where, name in (("On average", "mean"), ("At the 95th percentile", "p95")):
         value, (mean, low, high) = ours[name], random[name]
-        numbers = (
-            f"a distance of {value:.4f} against {mean:.4f} ({low:.4f} to {high:.4f} in 95 % of "
-            "the random draws)"
-        )
+        best, worst = (method, other) if value < low else (other, method)
+        said = f"{best} covers the data better than {worst}"
         if low <= value <= high:
-            lines.append(f"{where}, {method} and {other} cover the data equally well: {numbers}.")
-        elif value < low:
-            lines.append(f"{where}, {method} covers the data better than {other}: {numbers}.")
-        else:
-            lines.append(f"{where}, {other} covers the data better than {method}: {numbers}.")
+            said = f"{method} and {other} cover the data equally well"
+        lines.append(
+            f"{where}, {said}: a distance of {value:.4f} against {mean:.4f} ({low:.4f} to "
+            f"{high:.4f} in 95 % of the random draws)."
+        )
     signs = [np.sign(ours[name] - random[name][0]) for name in ("mean", "p95")]
     if signs[0] * signs[1] < 0 and not any("equally" in line for line in lines):
         lines.append("The two measures disagree.")
@@ -414,22 +375,13 @@ def judge(
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of near-duplicates, the largest first.
+    """Groups of near-duplicates, the largest first."""
 
-    Attributes:
-        members: Row numbers of each group, ascending.
-        n_searched: Rows that were compared, all pairs of them.
-        n_readable: Rows that have an embedding.
-        threshold: Cosine similarity from which two rows count as alike.
-        is_of_run: Whether they are those that the run put last (drop_duplicates), each with the
-            row that stays for them.
-    """
-
-    members: list[Int[ndarray, " m"]]
-    n_searched: int
-    n_readable: int
-    threshold: float
-    is_of_run: bool = False
+    members: list[Int[ndarray, " m"]]  # row numbers of each group, ascending
+    n_searched: int  # rows that were compared, all pairs of them
+    n_readable: int  # rows that have an embedding
+    threshold: float  # cosine from which two rows count as alike
+    is_of_run: bool = False  # each is a row that stays, with those that the run put last for it
 
 
 def _group(rows: Int[ndarray, " n"], codes: Int[ndarray, " n"]) -> list[Int[ndarray, " m"]]:
@@ -443,13 +395,7 @@ def _group(rows: Int[ndarray, " n"], codes: Int[ndarray, " n"]) -> list[Int[ndar
 def read_groups(
     duplicate_of: Int[ndarray, " n"], is_blank: Bool[ndarray, " n"], threshold: float
 ) -> Groups:
-    """Give the near-duplicates that the run found, see `core.duplicates.find_duplicates`.
-
-    Args:
-        duplicate_of: The row that each row repeats, -1 where it repeats none.
-        is_blank: Which rows have no embedding.
-        threshold: Cosine from which the run took rows as near-duplicates.
-    """
+    """Give the near-duplicates that the run found, see `core.duplicates.find_duplicates`."""
     rows = np.arange(len(duplicate_of))
     members = _group(rows, np.where(duplicate_of < 0, rows, duplicate_of))
     n_readable = int((~is_blank).sum())
@@ -467,14 +413,7 @@ def find_groups(
     """Find the connected components of the graph of all pairs at or above a similarity.
 
     Pairs are looked at tile by tile, first in some main directions, which leave few open, and only
-    a component number a row is held.
-
-    Args:
-        vectors: The embeddings, opened for cosine similarity.
-        threshold: Cosine similarity from which two rows count as alike.
-        seed: Seed of the sample.
-        max_rows: More rows than this mean a seeded sample.
-        on_pairs: Called now and then with the number of pairs compared since.
+    a component number a row is held. More than max_rows rows of up to 384 numbers are sampled.
     """
     readable = vectors.readable
     size = int(max_rows * min(1.0, (384 / vectors.dimension) ** 0.5))

@@ -37,28 +37,41 @@ KINDS = tuple(SENTENCES)
 
 
 @dataclass(frozen=True)
+class Selection:
+    """selection.parquet as arrays."""
+
+    stratum: Int[ndarray, " n"]
+    bin: Int[ndarray, " n"] | None  # None where no bins were made
+    order: Int[ndarray, " n"]
+    kept: Bool[ndarray, " n"]
+    marks: Marks
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def n_kept(self) -> int:
+        """Kept rows."""
+        return int(self.kept.sum())
+
+    @property
+    def n_bins(self) -> int:
+        """Numbers of bins in use, 0 where there are none."""
+        return 0 if self.bin is None else int(self.bin.max()) + 1
+
+
+@dataclass(frozen=True)
 class Decisions:
-    """What decided that each row was kept or left out; rank and gain did only where it says so.
+    """What decided that each row was kept or left out."""
 
-    Attributes:
-        kind: Index into KINDS of what decided.
-        place: Place of the row in the order of its group, from 1.
-        group: Code of the group: its bin in its stratum, or its stratum where there are no bins.
-        n_rows: Rows of each group.
-        n_kept: Kept rows of each group, which are the first by place.
-        marks: What else is known of the rows.
-        cap_by: The column of the cap.
-        stratum_name: What a stratum is called, "class" or "part"; empty where there is one.
-    """
-
-    kind: Int[ndarray, " n"]
-    place: Int[ndarray, " n"]
-    group: Int[ndarray, " n"]
+    kind: Int[ndarray, " n"]  # index into KINDS
+    place: Int[ndarray, " n"]  # in the order of its group, from 1; the first are kept
+    group: Int[ndarray, " n"]  # its bin in its stratum, or its stratum where there are no bins
     n_rows: Int[ndarray, " g"]
     n_kept: Int[ndarray, " g"]
     marks: Marks
     cap_by: str
-    stratum_name: str
+    stratum_name: str  # "class" or "part"; empty where there is one
 
     def of(self, row: int) -> str:
         """Give the kind of one row."""
@@ -82,31 +95,17 @@ class Decisions:
         )
 
 
-def decide(
-    stratum: Int[ndarray, " n"],
-    bin_: Int[ndarray, " n"] | None,
-    order: Int[ndarray, " n"],
-    kept: Bool[ndarray, " n"],
-    marks: Marks,
-    request: CompressConfig,
-) -> Decisions:
-    """Find what decided of every row.
-
-    Args:
-        stratum: Stratum of every row.
-        bin_: Bin of every row; None where no bins were made.
-        order: Place of every row in the order of the method.
-        kept: Which rows are kept.
-        marks: What else is known of them.
-        request: The settings.
-    """
+def decide(selection: Selection, request: CompressConfig) -> Decisions:
+    """Find what decided of every row."""
+    stratum, order, kept = selection.stratum, selection.order, selection.kept
+    marks = selection.marks
     method, n_rows = request.method, len(order)
-    is_of_bins = method in ("dq", "adq") and bin_ is not None
+    is_of_bins = method in ("dq", "adq") and selection.bin is not None
     keys = strata_to_share(stratum, request.partition) if method == "random" else stratum
     if method in ("ccs", "dual"):
         keys = np.zeros_like(stratum)
-    elif is_of_bins and bin_ is not None:
-        keys = stratum * (int(bin_.max()) + 1) + bin_
+    elif is_of_bins and selection.bin is not None:
+        keys = stratum * selection.n_bins + selection.bin
     _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     group = group.reshape(-1)
     by_group = np.lexsort((order, group))
@@ -120,9 +119,8 @@ def decide(
 
     n_kept = np.bincount(group[kept], minlength=len(sizes))
     if request.keep_every_class:
-        mark(
-            "class", kept & (np.bincount(stratum[kept], minlength=stratum.max() + 1)[stratum] == 1)
-        )
+        kept_of_class = np.bincount(stratum[kept], minlength=stratum.max() + 1)
+        mark("class", kept & (kept_of_class[stratum] == 1))
     cap = request.cap
     if marks.group is not None and cap is not None:
         most = cap if cap >= 1 else math.ceil(cap * int(kept.sum()) - 1e-9)

@@ -134,7 +134,7 @@ def _draw_bins(facts: Facts) -> "Figure":
 
 def _draw_coverage(facts: Facts) -> "Figure":
     """Draw which share of the rows has a kept row within a distance, and the band of the draws."""
-    found, request = facts.coverage, facts.config["request"]
+    found, request = facts.coverage, facts.config.request
     assert found is not None
     figure, axes = _start(6.4, 3.4)
     (own, dash, _), (colour, other_dash, _), _ = LINES
@@ -143,8 +143,8 @@ def _draw_coverage(facts: Facts) -> "Figure":
         found.shares, found.random_low, found.random_high, color=colour, alpha=0.25, lw=0
     )
     axes.plot(found.random_curve, found.shares, other_dash, color=colour, lw=1.5, label=others)
-    axes.plot(found.kept_curve, found.shares, dash, color=own, lw=2, label=request["method"])
-    unit = "1 - cosine similarity" if request["similarity"] == "cosine" else "euclidean"
+    axes.plot(found.kept_curve, found.shares, dash, color=own, lw=2, label=request.method)
+    unit = "1 - cosine similarity" if request.similarity == "cosine" else "euclidean"
     axes.set_xlabel(f"distance to the nearest kept row ({unit})", color=QUIET)
     axes.set_ylabel("share of the rows", color=QUIET)
     axes.set_ylim(0, 1.02)

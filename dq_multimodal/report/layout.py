@@ -23,35 +23,19 @@ MOMENTUM = 0.5, 0.8
 
 @dataclass(frozen=True)
 class Map:
-    """The rows that are shown as points.
+    """The rows that are shown as points."""
 
-    Attributes:
-        rows: Row numbers, ascending.
-        places: Coordinates in [0, 1].
-        neighbour_ids: The nearest other points of each, as positions among the points.
-        neighbour_distances: Their distances.
-        near: The nearest kept row of each, itself not counted; -1 where there is none.
-        near_distance: Its distance.
-        length: Characters of its texts, or pixels of its picture; -1 where it cannot be read.
-    """
-
-    rows: Int[ndarray, " k"]
-    places: Float[ndarray, "k 2"]
-    neighbour_ids: Int[ndarray, "k m"]
+    rows: Int[ndarray, " k"]  # ascending
+    places: Float[ndarray, "k 2"]  # in [0, 1]
+    neighbour_ids: Int[ndarray, "k m"]  # the nearest other points, as positions among the points
     neighbour_distances: Float[ndarray, "k m"]
-    near: Int[ndarray, " k"]
+    near: Int[ndarray, " k"]  # the nearest kept row but itself; -1 where there is none
     near_distance: Float[ndarray, " k"]
-    length: Int[ndarray, " k"]
+    length: Int[ndarray, " k"]  # characters, or pixels; -1 where it cannot be read
 
 
 def make_map(vectors: Vectors, kept: Bool[ndarray, " n"], size: int, seed: int) -> Map | None:
     """Choose the points, lay them out, and find the nearest kept row of each.
-
-    Args:
-        vectors: The embeddings.
-        kept: Which rows are kept.
-        size: Points at most.
-        seed: Seed of the hash that draws them.
 
     Returns:
         None where no row has an embedding; lengths are -1 until the rows are read.
@@ -75,17 +59,7 @@ def make_map(vectors: Vectors, kept: Bool[ndarray, " n"], size: int, seed: int) 
 def sample_points(
     readable: Bool[ndarray, " n"], kept: Bool[ndarray, " n"], size: int, seed: int
 ) -> Int[ndarray, " k"]:
-    """Choose the rows to show: kept and left out in the proportion of the whole, within a row.
-
-    Args:
-        readable: Which rows have an embedding; the others cannot be placed.
-        kept: Which rows are kept.
-        size: At most so many.
-        seed: Seed of the hash that draws them.
-
-    Returns:
-        Row numbers, ascending.
-    """
+    """Choose rows to show, ascending: kept and left out in the proportion of all, within a row."""
     ours, others = np.flatnonzero(readable & kept), np.flatnonzero(readable & ~kept)
     total = len(ours) + len(others)
     if total <= size:

@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dq_multimodal import __version__
-from dq_multimodal.config import CompressConfig, format_bytes
+from dq_multimodal.config import format_bytes
 from dq_multimodal.data.local import is_local, short_name
 from dq_multimodal.files import count
+from dq_multimodal.manifest import Config
 from dq_multimodal.report.collect import Facts, group_sample
 from dq_multimodal.report.compare import Coverage
 from dq_multimodal.report.decisions import KINDS, SENTENCES, Decisions
@@ -84,12 +85,12 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     document = {**_map_as_data(facts), "rows": rows}
     packages = ["numpy", "scikit-learn"] + (["matplotlib"] if has_figures else [])
     n_rows, n_kept = len(facts.selection), facts.selection.n_kept
-    request, source = CompressConfig.from_dict(facts.config["request"]), _source_name(facts.config)
+    request, source = facts.config.request, _source_name(facts.config)
     return environment.get_template("page.html").render(
         facts=facts,
         request=request,
         title=f"{source}: {n_kept:,} of {count(n_rows, 'row')} kept by {request.method}",
-        source=f"{source} (split {clean_name(facts.config['source']['split'])})",
+        source=f"{source} (split {clean_name(facts.config.source.split)})",
         script_hash=f"sha256-{digest}",
         style=Markup(read("page.css")),
         script=Markup(script),
@@ -103,8 +104,8 @@ def make_page(facts: Facts, has_figures: bool) -> str:
         max_labels=MAX_LABELS,
         unit="1 - cosine similarity" if request.similarity == "cosine" else "euclidean distance",
         decided=_decided(facts),
-        notes=[clean_name(note, 400) for note in facts.manifest.get("notes", [])],
-        settings=_settings(facts, request),
+        notes=[clean_name(note, 400) for note in facts.manifest.notes],
+        settings=_settings(facts),
         bins=_bins(facts),
         strips=[] if facts.coverage is None else _strips(facts.coverage),
         groups=_groups(facts),
@@ -124,9 +125,9 @@ def _data_uri(picture: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(picture).decode()
 
 
-def _source_name(config: dict[str, Any]) -> str:
+def _source_name(config: Config) -> str:
     """Name the source without folders of the machine."""
-    return clean_name(short_name(config["source"]["name"]), 80)
+    return clean_name(short_name(config.source.name), 80)
 
 
 def _decided(facts: Facts) -> list[dict[str, Any]]:
@@ -140,32 +141,31 @@ def _decided(facts: Facts) -> list[dict[str, Any]]:
     return [one for one in found if one["n_kept"] or one["n_left_out"]]
 
 
-def _settings(facts: Facts, request: CompressConfig) -> list[tuple[str, str]]:
+def _settings(facts: Facts) -> list[tuple[str, str]]:
     """Give the settings that counted, by name."""
-    config = facts.config
-    found = [("source", _source_name(config) + ", split " + clean_name(config["source"]["split"]))]
+    config, request = facts.config, facts.config.request
+    found = [("source", f"{_source_name(config)}, split {clean_name(config.source.split)}")]
     for name in SETTINGS:
         is_unused = name in OF_BINS and facts.selection.bin is None
         is_unused |= name in ADAPTIVE and request.method != "adq"
         value = getattr(request, name)
         if value is not None and not is_unused:
             found.append((name, clean_name(value)))
-    column = config.get("label_column")
-    if column:
-        found.append(("strata", f"{clean_name(column)}, {count(len(facts.labels), 'label')}"))
+    if config.label_column:
+        labels = count(len(facts.labels), "label")
+        found.append(("strata", f"{clean_name(config.label_column)}, {labels}"))
     elif facts.labels:
         found.append(("parts", f"{len(facts.labels):,}"))
     model = {
         key: clean_name(short_name(value) if isinstance(value, str) and is_local(value) else value)
-        for key, value in (config.get("embedding") or {}).items()
+        for key, value in (config.embedding.as_dict() if config.embedding else {}).items()
         if isinstance(value, str | int | float) and key != "sha256_of_float32"
     }
     if model:
         found.append(("embedding", ", ".join(f"{key} {value}" for key, value in model.items())))
-    rows = config.get("rows")
-    if rows:
-        what = rows.get("template") or ", ".join(rows["columns"])
-        found.append((f"embedded {rows['modality']}", clean_name(what, 200)))
+    if config.rows:
+        what = config.rows.template or ", ".join(config.rows.columns)
+        found.append((f"embedded {config.rows.modality}", clean_name(what, 200)))
     return found
 
 
@@ -232,7 +232,7 @@ def _map_as_data(facts: Facts) -> dict[str, Any]:
         "columns": facts.reader.column_names,
         "labels": [],
         "nBins": n_bins,
-        "isCosine": facts.config["request"]["similarity"] == "cosine",
+        "isCosine": facts.config.request.similarity == "cosine",
         "lengthName": facts.length_name,
         "colours": {
             name: {"bins": bin_colours(n_bins, is_dark), "shades": bin_colours(N_SHADES, is_dark)}

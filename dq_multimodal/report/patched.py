@@ -1,9 +1,9 @@
-"""What dropping patches did to the images of a run, with some of them to look at."""
+"""Some images of a run that lost patches, to look at."""
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool
@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.manifest import Config
 from dq_multimodal.patches.codec import OLD, ORIGINAL, Record
 from dq_multimodal.patches.grid import grid_shape, keep_pixels, unpack_mask
 from dq_multimodal.patches.store import find_patch_columns, make_filler, restore_images
@@ -27,108 +28,31 @@ SIDE = 224
 
 @dataclass(frozen=True)
 class Example:
-    """A kept row of which patches were dropped; WebP files of at most 224 px a side.
-
-    Attributes:
-        row: Row number.
-        original: The picture; None where the source cannot be read.
-        holed: With dropped patches transparent.
-        filled: With holes filled.
-        kept_share: Share of its patches that were kept.
-        psnr: PSNR in dB over the dropped patches; None where the source cannot be read.
-    """
+    """A kept row of which patches were dropped; WebP files of at most 224 px a side."""
 
     row: int
-    original: bytes | None
-    holed: bytes
+    original: bytes | None  # None where the source cannot be read
+    holed: bytes  # dropped patches are transparent
     filled: bytes
-    kept_share: float
-    psnr: float | None
+    kept_share: float  # of its patches
+    psnr: float | None  # in dB over the dropped patches; None where the source cannot be read
 
 
-@dataclass(frozen=True)
-class Patches:
-    """What dropping patches did.
-
-    Attributes:
-        n_images: Images of the kept rows.
-        n_coded: Images that lost patches; the others keep their original file.
-        originals: Why some keep their original, and how many.
-        patch_size: Side of a patch in pixels.
-        fill: How holes were filled for PSNR and answers: "mean", "zero" or "mae".
-        dropped_share: Share of all patches that was dropped.
-        psnr: Mean and lowest PSNR in dB over the dropped patches, in that order.
-        psnr_of_kept: The same over the kept patches; None where they are exact.
-        n_compared: Images on which the classifier was asked before and after.
-        n_changed: Images of those to which it gives another answer.
-        source_bytes: Bytes of the image files in the source.
-        stored_bytes: Bytes of the images in the subset, masks included.
-        examples: Some rows to look at.
-    """
-
-    n_images: int
-    n_coded: int
-    originals: dict[str, int]
-    patch_size: int
-    fill: str
-    dropped_share: float
-    psnr: tuple[float, float] | None
-    psnr_of_kept: tuple[float, float] | None
-    n_compared: int
-    n_changed: int
-    source_bytes: int
-    stored_bytes: int
-    examples: list[Example]
-
-
-def describe_patches(
-    folder: Path,
-    config: dict[str, Any],
-    manifest: dict[str, Any],
-    dataset: "Dataset | None",
-    kept: Bool[ndarray, " n"],
-) -> Patches | None:
-    """Say what dropping patches did; None where none were dropped."""
-    found = manifest.get("patches")
-    if not found:
-        return None
-    return Patches(
-        n_images=found["images"],
-        n_coded=found["coded"],
-        originals=found["originals"],
-        patch_size=config["patches"]["patch_size"],
-        fill=found["fill"],
-        dropped_share=1 - found["kept_share"],
-        psnr=_pair(found["psnr_of_holes"]),
-        psnr_of_kept=_pair(found["psnr_of_kept"]),
-        n_compared=found["answers"]["compared"],
-        n_changed=found["answers"]["changed"],
-        source_bytes=manifest["bytes"]["source_images"],
-        stored_bytes=manifest["bytes"]["stored_images"],
-        examples=_show_examples(folder, config, dataset, kept),
-    )
-
-
-def _pair(found: dict[str, float | None]) -> tuple[float, float] | None:
-    mean, lowest = found["mean"], found["lowest"]
-    return None if mean is None or lowest is None else (mean, lowest)
-
-
-def _show_examples(
-    folder: Path, config: dict[str, Any], dataset: "Dataset | None", kept: Bool[ndarray, " n"]
+def show_examples(
+    folder: Path, config: Config, dataset: "Dataset | None", kept: Bool[ndarray, " n"]
 ) -> list[Example]:
     """Decode some records of the subset, drawn by a seeded hash."""
-    request = config["request"]
+    assert config.patches is not None
     try:
         subset = open_subset(folder)
-        fill = make_filler(config["patches"]["fill"], request.get("mae_model"))
+        fill = make_filler(config.patches.fill, config.request.mae_model)
     except InputError:
         return []
     column = find_patch_columns(subset.features)[0]
     zero = make_filler("zero")
     examples: list[Example] = []
     rows = np.flatnonzero(kept)
-    for at in sample_rows(np.arange(len(rows)), 4 * N_EXAMPLES, request["seed"]).tolist():
+    for at in sample_rows(np.arange(len(rows)), 4 * N_EXAMPLES, config.request.seed).tolist():
         record: Record | None = subset[at][column]
         if record is None or record["coding"] in (ORIGINAL, OLD) or len(examples) == N_EXAMPLES:
             continue

@@ -14,6 +14,7 @@ from dq_multimodal.adapters.text import field_texts, share_out
 from dq_multimodal.config import InputError
 from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
 from dq_multimodal.data.row_sizes import cut_rows, measure_rows
+from dq_multimodal.manifest import Columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,19 +38,12 @@ CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {
 
 @dataclass(frozen=True)
 class Picture:
-    """Two sizes of one picture, WebP.
+    """Two sizes of one picture, WebP."""
 
-    Attributes:
-        small: At most 48 px wide and high, for the map.
-        large: At most 96 px.
-        is_tiny: Whether the picture itself is no larger than 48 px.
-        n_pixels: Pixels of the picture itself.
-    """
-
-    small: bytes
-    large: bytes
-    is_tiny: bool
-    n_pixels: int
+    small: bytes  # at most 48 px wide and high, for the map
+    large: bytes  # at most 96 px
+    is_tiny: bool  # whether the picture itself is no larger than 48 px
+    n_pixels: int  # of the picture itself
 
 
 def clean(text: str) -> str:
@@ -83,18 +77,18 @@ class RowReader:
 
     Args:
         dataset: The source in row order; None where it cannot be had.
-        rows: What config.yaml says of the rows: modality and columns; None where it says nothing.
+        rows: Modality and columns of what is embedded; None where nothing is.
     """
 
-    def __init__(self, dataset: "Dataset | None", rows: dict[str, Any] | None) -> None:
+    def __init__(self, dataset: "Dataset | None", rows: Columns | None) -> None:
         present = dataset.column_names if dataset is not None else []
-        wanted = [c for c in (rows or {}).get("columns", []) if c in present]
+        wanted = [c for c in (rows.columns if rows else []) if c in present]
         self.kind: Kind = "none"
         self.lengths: dict[int, int] = {}
         self.columns: list[str] = []
         if dataset is None or rows is None or not wanted:
             return
-        self.kind = "image" if rows["modality"] == "image" else "text"
+        self.kind = rows.modality
         self.columns = wanted[:1] if self.kind == "image" else wanted[:MAX_FIELDS]
         if self.kind == "image":
             self._source = undecoded(dataset, wanted[0])

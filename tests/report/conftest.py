@@ -89,7 +89,7 @@ def evil_report(tmp_path_factory):
         name=EVIL_NAME,
         notes=[EVIL_TEXTS[0], EVIL_TEXTS[9]],
     )
-    config["label_column"] = EVIL_LABELS[0]
+    config.label_column = EVIL_LABELS[0]
     texts = [EVIL_TEXTS[k % len(EVIL_TEXTS)] for k in range(120)]
     dataset = Dataset.from_dict({EVIL_COLUMNS[0]: texts, EVIL_COLUMNS[1]: texts[::-1]})
     write_report(folder, config, manifest, embeddings=values, dataset=dataset)

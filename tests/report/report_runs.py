@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dq_multimodal.core import make_bins, one_bin, order_rows
+from dq_multimodal.manifest import Config, Manifest, make
 
 TEXT_ROWS = {
     "modality": "text",
@@ -105,4 +106,4 @@ def write_run(
         "bytes": {"source_data": 1000 * n_rows, "source_files": None, "subset_data": 250 * n_rows},
         "seconds": {},
     }
-    return config, manifest
+    return make(Config, config), make(Manifest, manifest)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,9 +13,10 @@ from conftest import EVIL_TEXTS, write_text_report
 from report_runs import clusters, write_run
 
 from dq_multimodal.core import Bins
+from dq_multimodal.manifest import Columns, Patches, PatchFacts, make
 from dq_multimodal.report import FILES, collect, write_report
 from dq_multimodal.report.page import as_json, make_page
-from dq_multimodal.report.patched import Example, Patches
+from dq_multimodal.report.patched import Example
 from dq_multimodal.report.rows import RowReader
 
 FIGURES = ("map.png", "bins.png", "coverage.png")
@@ -250,7 +252,7 @@ def test_many_bins_and_labels_are_capped(tmp_path):
 def test_near_duplicates_that_the_run_found_are_shown_as_they_are(tmp_path):
     values = clusters(60)
     config, manifest = write_run(tmp_path, values)
-    config["request"]["drop_duplicates"] = 0.8
+    config.request = replace(config.request, drop_duplicates=0.8)
     path = tmp_path / "selection.parquet"
     repeated = [None, 0, 0, *[None] * 57]
     table = pq.read_table(path).append_column("duplicate_of", pa.array(repeated, pa.int64()))
@@ -274,21 +276,14 @@ def test_dropped_patches_are_shown(tmp_path):
     config, manifest = write_run(tmp_path, clusters(30))
     facts = collect.collect(tmp_path, config, manifest, None, None)
     example = Example(3, b"before", b"holed", b"filled", 0.75, 21.25)
-    facts.patches = Patches(
-        n_images=8,
-        n_coded=7,
-        originals={"a <b>reason</b>": 1},
-        patch_size=16,
-        fill="mean",
-        dropped_share=0.25,
-        psnr=(22.5, 18.0),
-        psnr_of_kept=None,
-        n_compared=7,
-        n_changed=1,
-        source_bytes=10_000,
-        stored_bytes=7_000,
-        examples=[example, Example(4, None, b"holed", b"filled", 0.5, None)],
-    )
+    facts.examples = [example, Example(4, None, b"holed", b"filled", 0.5, None)]
+    config.patches = Patches(patch_size=16, fill="mean", attribution_model=None)
+    manifest.set_bytes(source_images=10_000, stored_images=7_000)
+    found = {"fill": "mean", "images": 8, "coded": 7, "originals": {"a <b>reason</b>": 1}}
+    found |= {"kept_share": 0.75, "psnr_of_holes": {"mean": 22.5, "lowest": 18.0}}
+    found |= {"psnr_of_kept": {"mean": None, "lowest": None}}
+    found |= {"answers": {"compared": 7, "changed": 1}}
+    manifest.patches = make(PatchFacts, found)
     page = make_page(facts, True)
     text = plain(page)
     assert "25 % of the patches (16 px a side) were dropped, from 7 of 8 images" in text
@@ -319,7 +314,7 @@ class Broken:
 
 
 def test_one_row_that_cannot_be_read_spoils_no_other():
-    reader = RowReader(Broken(), {"modality": "text", "columns": ["text"]})
+    reader = RowReader(Broken(), Columns(modality="text", shape="text", columns=["text"]))
     texts = reader.texts(range(6))
     assert texts[3] == ["(this row cannot be read)"] and texts[4] == ["row 4 ?"]
 

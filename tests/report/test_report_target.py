@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ def targeted(tmp_path_factory):
     values = clusters(40)
     kept = np.isin(np.arange(40), [0, 1, 2, 3, 4, 5, 20, 21, 22, 23])
     config, manifest = write_run(tmp_path, values, rows=TEXT_ROWS, kept=kept)
-    config["request"]["target_share"] = 0.6
+    config.request = replace(config.request, target_share=0.6)
     selection = pq.read_table(tmp_path / "selection.parquet")
     rank = np.arange(40)
     row = np.where(rank % 2 == 0, 0, 1)

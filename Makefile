@@ -36,5 +36,6 @@ clean:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + '; name another one with: make PYTHON=python3.12 ...')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,eval,report,demo,dev]"
+	@echo "installing the packages into .venv: about 6 GB, some minutes"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[train,eval,report,demo,dev]"
 	touch $@

@@ -1,10 +1,11 @@
 # Every target makes .venv when it is missing; nothing else has to be installed by hand.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-images test lint format docs clean
+.PHONY: demo demo-images test test-all lint format docs clean
 
 demo: .venv/installed
 	$(BIN)/python recipes/demo.py
@@ -13,7 +14,10 @@ demo-images: .venv/installed
 	$(BIN)/python recipes/demo_images.py
 
 test: lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+test-all: lint
+	$(PYTEST) -m ""
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -129,7 +129,7 @@ def test_a_run_without_scores_says_so(texts, small_encoder, tmp_path):
 def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encoder, tmp_path):
     rows = Dataset.from_dict({"text": texts})
     given = str(run.path / "embeddings.npy")
-    options = {"method": "adq", "embeddings": given, "n_bins": 7, "report": False}
+    options = {"method": "adq", "ready_embeddings": given, "n_bins": 7, "report": False}
     model = {"embedding_model": str(small_encoder), "representativeness": "texture"}
     ready = compress(rows, output_dir=tmp_path / "a", score_rows=1000, **model, **options)
     # the sample is every row, so all scores are those of the whole pass
@@ -149,7 +149,7 @@ def test_ready_embeddings_are_scored_by_the_sampled_rows(run, texts, small_encod
 
 def test_what_is_missing_is_named(cli, tmp_path, run):
     Dataset.from_dict({"x": list(range(400))}).to_parquet(tmp_path / "x.parquet")
-    given = ("--method", "adq", "--embeddings", run.path / "embeddings.npy")
+    given = ("--method", "adq", "--ready-embeddings", run.path / "embeddings.npy")
     done = cli("compress", "x.parquet", *given, code=2)
     assert "adq scores the text or images of rows" in done.stderr
     assert "has the columns x: name --text-columns, or --method dq" in done.stderr
@@ -207,9 +207,11 @@ def images(folder, classifier, **options):
 
 @pytest.mark.parametrize("kind", ["features", "gradients"])
 def test_images_are_scored_over_all_strata(small_classifier, tmp_path, kind):
-    run = images(tmp_path / "run", small_classifier, embedding=kind, label_column="none")
+    run = images(tmp_path / "run", small_classifier, image_embedding=kind, label_column="none")
     assert table(run).shape[0] == 3
-    run = images(tmp_path / "two", small_classifier, label_column="label", embedding="features")
+    run = images(
+        tmp_path / "two", small_classifier, label_column="label", image_embedding="features"
+    )
     found = table(run)
     assert found.shape[0] == 6
     for name in ("representativeness", "diversity", "importance"):
@@ -328,7 +330,7 @@ def test_nothing_that_can_be_scored_is_dq(tmp_path, small_classifier, texts, sma
     np.save(tmp_path / "zeros.npy", np.zeros((len(texts), 3)))
     zeros = compress(
         Dataset.from_dict({"text": texts}),
-        embeddings=str(tmp_path / "zeros.npy"),
+        ready_embeddings=str(tmp_path / "zeros.npy"),
         embedding_model=str(small_encoder),
         output_dir=tmp_path / "b",
         **options,

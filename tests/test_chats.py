@@ -352,7 +352,7 @@ def test_given_embeddings_and_images_that_are_alike_are_said(small_classifier, t
     for similarity in ("cosine", "euclidean"):
         run = compress(
             rows,
-            embeddings=str(tmp_path / "emb.npy"),
+            ready_embeddings=str(tmp_path / "emb.npy"),
             similarity=similarity,
             output_dir=tmp_path / similarity,
             **options,

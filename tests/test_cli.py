@@ -37,7 +37,7 @@ def data(tmp_path):
 
 
 def test_compress_resample_verify(cli, data):
-    asked = ("compress", "data.parquet", "--embeddings", "emb.npy", "--method", "dq")
+    asked = ("compress", "data.parquet", "--ready-embeddings", "emb.npy", "--method", "dq")
     done = cli(*asked)
     assert "kept     8 rows (20 %) by dq, 10 bins, cosine, random draw, seed 0" in done.stdout
     assert "runs/data-dq-0.2" in done.stdout
@@ -89,21 +89,27 @@ def test_running_again_says_so_and_writes_nothing(cli, data):
         ("empty.jsonl", "empty.jsonl has no rows"),
         ("norows.parquet", "norows.parquet has no rows"),
         ("corrupt.parquet", "cannot read corrupt.parquet: Parquet"),
-        ("data.parquet --embeddings gone.npy", "no embeddings gone.npy"),
-        ("data.parquet --embeddings short.npy", "each of the 40 rows, got shape .39, 4."),
-        ("data.parquet --embeddings nan.npy", "row 3 holds NaN"),
+        ("data.parquet --ready-embeddings gone.npy", "no embeddings gone.npy"),
+        ("data.parquet --ready-embeddings short.npy", "each of the 40 rows, got shape .39, 4."),
+        ("data.parquet --ready-embeddings nan.npy", "row 3 holds NaN"),
         (
-            "data.parquet --embeddings flat.npy",
+            "data.parquet --ready-embeddings flat.npy",
             "array of float16, float32 or float64, got float64 of shape .4,.",
         ),
-        ("data.parquet --embeddings ints.npy", "array of float16, float32 or float64, got int64"),
         (
-            "data.parquet --embeddings corrupt.npy",
+            "data.parquet --ready-embeddings ints.npy",
+            "array of float16, float32 or float64, got int64",
+        ),
+        (
+            "data.parquet --ready-embeddings corrupt.npy",
             "corrupt.npy must be a .npy file .* got another file",
         ),
-        ("data.parquet --embeddings output", "column output must hold lists of numbers"),
-        ("data.parquet --embeddings emb.npy --method dq --n-bins 41", "most the 40 rows, got 41"),
-        ("data.parquet --embeddings emb.npy --n-bins 0", "n_bins must be a whole number"),
+        ("data.parquet --ready-embeddings output", "column output must hold lists of numbers"),
+        (
+            "data.parquet --ready-embeddings emb.npy --method dq --n-bins 41",
+            "most the 40 rows, got 41",
+        ),
+        ("data.parquet --ready-embeddings emb.npy --n-bins 0", "n_bins must be a whole number"),
         ("data.parquet --n-bins many", "n_bins must be a whole number of at least 1, got 'many'"),
         ("data.parquet --method random --output-dir file", "the output folder file is a file"),
         ("data.parquet --method random --output-dir file/x", "cannot write to the output folder"),

@@ -38,7 +38,12 @@ def source(tmp_path):
 
 
 def options(source, **more):
-    return {"embeddings": str(source.parent / "emb.npy"), "method": "dq", "report": False, **more}
+    return {
+        "ready_embeddings": str(source.parent / "emb.npy"),
+        "method": "dq",
+        "report": False,
+        **more,
+    }
 
 
 def test_a_run_holds_what_the_contract_says(source, tmp_path):
@@ -155,7 +160,7 @@ def test_embeddings_from_a_column(tmp_path, kind):
     types = {"fixed": pa.list_(pa.float32(), 4), "list": pa.list_(pa.float32())}
     column = pa.array(values.tolist(), types.get(kind, pa.list_(pa.float64())))
     pq.write_table(pa.table({"text": ["x"] * 50, "vec": column}), tmp_path / "d.parquet")
-    run = compress(str(tmp_path / "d.parquet"), embeddings="vec", output_dir=tmp_path / "run")
+    run = compress(str(tmp_path / "d.parquet"), ready_embeddings="vec", output_dir=tmp_path / "run")
     np.testing.assert_array_equal(np.load(run.path / "embeddings.npy"), values)
     assert run.subset["vec"][0] == pytest.approx(values[run.kept[0]].tolist())
 

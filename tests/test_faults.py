@@ -219,10 +219,13 @@ def given(tmp_path):
     )
     vectors = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32)
     np.save(tmp_path / "e.npy", vectors)
-    options = {"dataset": str(tmp_path / "data.parquet"), "embeddings": str(tmp_path / "e.npy")}
+    options = {
+        "dataset": str(tmp_path / "data.parquet"),
+        "ready_embeddings": str(tmp_path / "e.npy"),
+    }
     options |= {"method": "dq", "report": False}
     compress(**options, output_dir=tmp_path / "whole")
-    flags = (options["dataset"], "--embeddings", options["embeddings"], "--method", "dq")
+    flags = (options["dataset"], "--ready-embeddings", options["embeddings"], "--method", "dq")
     return ("compress", *flags, "--no-report"), options
 
 

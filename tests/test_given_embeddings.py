@@ -66,7 +66,12 @@ WRONG = [
 def request_of(tmp_path):
     """Flags of a run with the embeddings in the file e."""
     rows = Dataset.from_dict({"text": [f"row {k}" for k in range(N_ROWS)]})
-    options = {"method": "dq", "n_bins": 4, "report": False, "embeddings": str(tmp_path / "e")}
+    options = {
+        "method": "dq",
+        "n_bins": 4,
+        "report": False,
+        "ready_embeddings": str(tmp_path / "e"),
+    }
     return rows, options
 
 
@@ -92,7 +97,7 @@ def test_any_file_of_floats_is_read(tmp_path, request_of, kind):
 def test_the_command_line_refuses_an_archive(cli, tmp_path):
     Dataset.from_dict({"text": ["a"] * N_ROWS}).to_parquet(tmp_path / "data.parquet")
     np.savez(tmp_path / "e.npz", VALUES)
-    done = cli("compress", "data.parquet", "--method", "dq", "--embeddings", "e.npz", code=2)
+    done = cli("compress", "data.parquet", "--method", "dq", "--ready-embeddings", "e.npz", code=2)
     errors = [line for line in done.stderr.splitlines() if "rror" in line or "Trace" in line]
     assert len(errors) == 1
     assert errors[0].startswith("error: e.npz must be a .npy file of an (n, d) array of float16")

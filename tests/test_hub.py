@@ -45,7 +45,7 @@ def python(script, env, folder):
 def test_compress_from_the_hub_push_load_and_resample(hub, source, cli, tmp_path):
     env = hub.env(tmp_path)
     done = cli(
-        *("compress", "owner/source", "--embeddings", "emb.npy", "--keep-ratio", 0.2),
+        *("compress", "owner/source", "--ready-embeddings", "emb.npy", "--keep-ratio", 0.2),
         *("--method", "dq"),
         *("--push-to-hub", "me/small", "--private"),
         env=env,
@@ -130,7 +130,7 @@ def test_bad_repositories_are_one_clear_line(
 
 
 def test_the_cache_serves_when_the_hub_is_gone(hub, source, cli, tmp_path):
-    given = ("--embeddings", "emb.npy", "--method", "dq", "--no-report")
+    given = ("--ready-embeddings", "emb.npy", "--method", "dq", "--no-report")
     arguments = ("compress", "owner/source", *given, "--output-dir")
     env = hub.env(tmp_path)
     cli(*arguments, "a", env=env)

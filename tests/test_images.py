@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_loss(labelled, small_classifier, tmp_path):
 
     from dq_multimodal.models.image import load_image_model
 
-    settings = options(small_classifier, embedding="gradients")
+    settings = options(small_classifier, image_embedding="gradients")
     run = compress(str(labelled), output_dir=tmp_path / "r", **settings)
     rows = load_dataset("parquet", data_files=str(labelled), split="train")[:4]
     model = load_image_model(str(small_classifier))
@@ -400,7 +400,7 @@ def test_labels_are_matched_by_name(labelled, small_classifier, tmp_path):
     names = np.array(["cat", "dog", "emu"])[rows["label"][:]]
     few = rows.remove_columns("label").add_column("label", names.tolist())
     few = few.filter(lambda row: row["label"] != "dog")
-    settings = options(small_classifier, embedding="gradients")
+    settings = options(small_classifier, image_embedding="gradients")
     part = compress(few, output_dir=tmp_path / "a", **settings)
     whole = compress(rows, output_dir=tmp_path / "b", **settings)
     stored = np.load(whole.path / "embeddings.npy")[few["id"][:]]

@@ -34,7 +34,7 @@ from dq_multimodal.stages.selection import write_selection
 
 N = 120
 SELECTION = "selection.parquet"
-GIVEN = ("--label-column", "label", "--embeddings", "e.npy")
+GIVEN = ("--label-column", "label", "--ready-embeddings", "e.npy")
 DYNAMICS = ("--label-column", "label", "--dynamics", "dynamics.npy")
 FLAGS = {
     "coverage": (*GIVEN, "--dynamics", "dynamics.npy", "--difficulty", "dual"),
@@ -232,7 +232,7 @@ def marked(place, command, small_encoder):
             output_dir="marked",
         ),
         "target": run_of(
-            *(command, place, "--embeddings", "e.npy", "--embedding-model", small_encoder),
+            *(command, place, "--ready-embeddings", "e.npy", "--embedding-model", small_encoder),
             *("--target", "t.parquet"),
             output_dir="targeted",
         ),
@@ -386,7 +386,7 @@ def test_cap_by(cap, n_kept, most, place, tmp_path, command):
 @pytest.mark.parametrize(("number", "alike"), [([], [100, 101, 102, 103]), ([0.8], [104])])
 def test_drop_duplicates(number, alike, place, tmp_path, command):
     run = run_of(
-        *(command, place, "--method", "random", "--embeddings", "e.npy"),
+        *(command, place, "--method", "random", "--ready-embeddings", "e.npy"),
         *("--drop-duplicates", *number, "--keep-rows", 100),
         output_dir=tmp_path / "run",
     )
@@ -406,7 +406,7 @@ def test_drop_duplicates(number, alike, place, tmp_path, command):
 AUTO = {
     "random": ((), "no method is known to be better for such rows at this size"),
     "blocks": (
-        ("--embeddings", "e.npy"),
+        ("--ready-embeddings", "e.npy"),
         "there are embeddings, and no method is known to do more with them",
     ),
     "coverage": (
@@ -451,7 +451,7 @@ def test_auto_of_an_image_folder_is_weighted_coverage_where_few_are_kept(tmp_pat
         (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "pictures" / name / f"{k:02}.png").write_bytes(save(picture(seed=k)))
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(60, 4)))
-    flags = ("--embeddings", "e.npy", "--keep-ratio", 0.05, "--output-dir", "run")
+    flags = ("--ready-embeddings", "e.npy", "--keep-ratio", 0.05, "--output-dir", "run")
     done = command(tmp_path, "compress", "pictures", *flags)
     assert (
         "method auto is coverage, since these are images, and at most 10% are kept" in done.stdout

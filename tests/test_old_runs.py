@@ -31,7 +31,12 @@ def test_a_run_of_version_0_1_is_verified_resampled_and_made_again(old):
     assert len(more.subset) == 15
     for run in (less, more):
         assert {check.result for check in verify(run)} <= {"passed", "skipped"}
-    options = {"method": "dq", "embeddings": "vectors.npy", "n_bins": 3, "label_column": "label"}
+    options = {
+        "method": "dq",
+        "ready_embeddings": "vectors.npy",
+        "n_bins": 3,
+        "label_column": "label",
+    }
     again = compress("rows.parquet", keep_ratio=0.4, report=False, output_dir="run", **options)
     assert again.was_complete
     shutil.rmtree("run/subset")

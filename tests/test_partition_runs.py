@@ -26,11 +26,24 @@ def data(tmp_path):
     return tmp_path
 
 
-ASKED = ("compress", "data.parquet", "--embeddings", "emb.npy", "--method", "dq", "--no-report")
+ASKED = (
+    "compress",
+    "data.parquet",
+    "--ready-embeddings",
+    "emb.npy",
+    "--method",
+    "dq",
+    "--no-report",
+)
 
 
 def compressed(data, name, **options):
-    settings = {"embeddings": str(data / "emb.npy"), "method": "dq", "report": False, **options}
+    settings = {
+        "ready_embeddings": str(data / "emb.npy"),
+        "method": "dq",
+        "report": False,
+        **options,
+    }
     return compress(str(data / "data.parquet"), output_dir=data / name, **settings)
 
 
@@ -104,7 +117,7 @@ def test_the_report_shows_parts(data):
 
 
 def test_adq_scores_bins_over_all_parts(data, small_encoder):
-    options = {"embeddings": None, "method": "adq", "embedding_model": str(small_encoder)}
+    options = {"ready_embeddings": None, "method": "adq", "embedding_model": str(small_encoder)}
     run = compressed(data, "run", partition="kmeans:3", n_bins=4, **options)
     assert run.bins.stratum.max() == 2
     table = pq.read_table(run.path / "bins.parquet").to_pandas()

@@ -132,7 +132,7 @@ def check(said, run):
 def test_plan_of_ready_embeddings_and_its_report(texts, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(300, 12)).astype(np.float16)
     np.save(tmp_path / "emb.npy", vectors)
-    options = {"method": "dq", "embeddings": str(tmp_path / "emb.npy")}
+    options = {"method": "dq", "ready_embeddings": str(tmp_path / "emb.npy")}
     said = plan(str(texts), output_dir=tmp_path / "run", **options)
     run = compress(str(texts), output_dir=tmp_path / "run", **options)
     check(said, run)
@@ -217,8 +217,8 @@ def many(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "dq", "embeddings": "emb.npy", "label_column": "kind"},
-        {"method": "coverage", "embeddings": "emb.npy", "drop_duplicates": 0.9},
+        {"method": "dq", "ready_embeddings": "emb.npy", "label_column": "kind"},
+        {"method": "coverage", "ready_embeddings": "emb.npy", "drop_duplicates": 0.9},
         {"method": "random", "keep_rows": 500, "cap_by": "kind", "cap": 300},
     ],
     ids=lambda options: options["method"],
@@ -251,7 +251,7 @@ def test_a_target_takes_part(texts, small_encoder, tmp_path):
 
 def test_what_is_left_out_is_said(many, monkeypatch):
     monkeypatch.chdir(many)
-    options = {"method": "dq", "embeddings": "emb.npy", "report": False}
+    options = {"method": "dq", "ready_embeddings": "emb.npy", "report": False}
     notes = plan("m.parquet", partition="kmeans:3", **options)["notes"]
     assert notes == ["the seconds do not count parting the rows by k-means"]
     notes = plan("m.parquet", method="random", report=False, streaming=True)["notes"]

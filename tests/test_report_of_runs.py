@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
 
 def options(folder):
     source, embeddings = folder / "data.parquet", folder / "emb.npy"
-    return {"dataset": str(source), "method": "dq", "embeddings": str(embeddings)}
+    return {"dataset": str(source), "method": "dq", "ready_embeddings": str(embeddings)}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def source(tmp_path, monkeypatch):
 
 
 def make(**options):
-    given = {"method": "dq", "embeddings": "e.npy", "report": False, "output_dir": "run"}
+    given = {"method": "dq", "ready_embeddings": "e.npy", "report": False, "output_dir": "run"}
     return compress("d.parquet", **given | options)
 
 
@@ -108,13 +108,13 @@ def test_no_input_within_the_output_folder_is_cleared(source, monkeypatch, how):
     assert content(run.path) == before
 
 
-@pytest.mark.parametrize("option", ["embeddings", "embedding_model", "image_folder"])
+@pytest.mark.parametrize("option", ["ready_embeddings", "embedding_model", "image_folder"])
 def test_no_other_input_is_cleared_either(source, option):
     run = make()
     (source / "link").symlink_to(run.path.absolute())
     before = content(run.path)
-    value = "link/embeddings.npy" if option == "embeddings" else "link"
-    options = {"embeddings": None} if option == "embedding_model" else {}
+    value = "link/embeddings.npy" if option == "ready_embeddings" else "link"
+    options = {"ready_embeddings": None} if option == "embedding_model" else {}
     with pytest.raises(InputError, match=r"link.* lies in the output folder run"):
         make(overwrite=True, n_bins=2, **options | {option: value})
     assert content(run.path) == before

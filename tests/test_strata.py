@@ -24,7 +24,7 @@ def hundred(tmp_path):
 @pytest.mark.parametrize("method", ["dq", "graphcut", "random"])
 def test_classes_that_lose_all_rows_are_said_and_can_be_kept(hundred, tmp_path, cli, method):
     flags = ("--method", method, "--keep-ratio", 0.1, "--label-column", "kind", "--no-report")
-    flags = (*flags, *(("--embeddings", "vec", "--n-bins", 2) if method != "random" else ()))
+    flags = (*flags, *(("--ready-embeddings", "vec", "--n-bins", 2) if method != "random" else ()))
     said = cli("compress", hundred, *flags, "--output-dir", "a").stdout
     kinds = np.array(Dataset.from_parquet(str(hundred))["kind"])
     plain = Run(tmp_path / "a")
@@ -59,7 +59,7 @@ def test_classes_that_lose_all_rows_are_said_and_can_be_kept(hundred, tmp_path, 
 def asked(flags):
     """The settings of a command line, for the Python interface."""
     found = {"method": flags[1], "keep_ratio": 0.1, "label_column": "kind", "report": False}
-    return found | ({"embeddings": "vec", "n_bins": 2} if "vec" in flags else {})
+    return found | ({"ready_embeddings": "vec", "n_bins": 2} if "vec" in flags else {})
 
 
 def test_a_ratio_that_keeps_none_keeps_one_of_each_and_no_label_no_class(hundred, tmp_path):

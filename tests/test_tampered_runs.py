@@ -29,7 +29,7 @@ def made(tmp_path_factory):
     rows["l"] = [k % 2 for k in range(N)]
     Dataset.from_dict(rows, features=features).to_parquet(place / "d.parquet")
     np.save(place / "e.npy", np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32))
-    options = {"method": "dq", "embeddings": str(place / "e.npy"), "label_column": "l"}
+    options = {"method": "dq", "ready_embeddings": str(place / "e.npy"), "label_column": "l"}
     return compress(
         str(place / "d.parquet"), n_bins=3, report=False, output_dir=place / "run", **options
     )

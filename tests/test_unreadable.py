@@ -122,7 +122,7 @@ def test_ready_embeddings_streams_and_patches(broken, small_classifier, tmp_path
     np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(N, 5)))
     settings = options(small_classifier, keep_ratio=0.5)
     given = compress(
-        str(broken), embeddings=str(tmp_path / "v.npy"), output_dir=tmp_path / "a", **settings
+        str(broken), ready_embeddings=str(tmp_path / "v.npy"), output_dir=tmp_path / "a", **settings
     )
     check(given, 0.5)
     for method in ("dq", "random"):

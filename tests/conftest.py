@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from fake_hub import FakeHub
 from forked import run_forked
 from jaxtyping import install_import_hook
 
@@ -88,6 +89,14 @@ def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     save_classifier(net, Classifier("resnet10-narrow", 16, 3, labels, **colours), folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub on loopback that the clients of this process see."""
+    with FakeHub() as fake:
+        fake.patch(monkeypatch, tmp_path)
+        yield fake
 
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,12 +1,11 @@
 """compress with a target, end to end through the command line."""
 
-import json
 import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from small_language_model import write_language_model
 
 from dq_multimodal import InputError, Run, compress, resample, verify
@@ -34,7 +33,7 @@ def places(tmp_path):
 
 
 def columns_of(run):
-    table = pq.read_table(run / "selection.parquet")
+    table = pq.read_table(run.path / "selection.parquet")
     return {name: table[name].to_numpy() for name in ("order", "kept", "target_rank", "target_row")}
 
 
@@ -48,7 +47,7 @@ def test_a_targeted_run(places, small_encoder, cli, tmp_path):
     done = cli(*call)
     assert "20 target rows, and may be picked: do not test on" in done.stdout + done.stderr
     run = Run(tmp_path / "run")
-    found = columns_of(run.path)
+    found = columns_of(run)
     kept = np.flatnonzero(found["kept"])
     assert len(kept) == 20
     assert set(np.flatnonzero(np.isin(found["target_rank"], range(14)))) <= {*kept}
@@ -69,7 +68,7 @@ def test_another_target_is_another_run(places, small_encoder, tmp_path):
     """Also where its texts are as long as those before: no vector is taken from that run."""
     source, target = places
     options = {"target": str(target), "embedding_model": str(small_encoder), "report": False}
-    first = columns_of(compress(str(source), output_dir=tmp_path / "run", **options).path)
+    first = columns_of(compress(str(source), output_dir=tmp_path / "run", **options))
     rows = Dataset.from_parquet(str(target)).to_dict()
     for name in rows:
         rows[name] = [text.translate(str.maketrans("fox", "the")) for text in rows[name]]
@@ -78,7 +77,7 @@ def test_another_target_is_another_run(places, small_encoder, tmp_path):
         compress(str(source), output_dir=tmp_path / "run", **options)
     again = compress(str(source), output_dir=tmp_path / "run", overwrite=True, **options)
     clean = compress(str(source), output_dir=tmp_path / "clean", **options)
-    found, wanted = columns_of(again.path), columns_of(clean.path)
+    found, wanted = columns_of(again), columns_of(clean)
     np.testing.assert_array_equal(found["target_rank"], wanted["target_rank"])
     assert (found["order"] != first["order"]).any()
 
@@ -113,53 +112,27 @@ def test_a_stopped_run_of_a_language_model_goes_on(places, tmp_path, has_gradien
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
-def test_a_split_of_a_folder_is_a_target(places, small_encoder, tmp_path):
-    """Rows of one split are ordered by rows of another."""
-    source, target = places
-    folder = tmp_path / "both"
-    (folder / "data").mkdir(parents=True)
-    shutil.copy(source, folder / "data" / "train-0.parquet")
-    shutil.copy(target, folder / "data" / "test-0.parquet")
-    run = compress(
-        str(folder),
-        target=str(folder),
-        target_split="test[:10]",
-        embedding_model=str(small_encoder),
-        output_dir=tmp_path / "run",
-        report=False,
-    )
-    picks = json.loads((run.path / "target" / "picks.json").read_text())
-    assert len(picks["targets"]) == 10
-    assert len(load_dataset("parquet", data_files=str(run.path / "subset/*"))["train"]) == 16
-
-
 def test_a_stream_has_the_same_picks(places, small_encoder, tmp_path):
-    source, target = places
+    """And so has a split of a folder, whose target is another split of it."""
+    folder = tmp_path / "both" / "data"
+    folder.mkdir(parents=True)
+    for place, name in zip(places, ("train-0", "test-0"), strict=True):
+        shutil.copy(place, folder / f"{name}.parquet")
     model = write_language_model(tmp_path / "llama")
+    splits = {"target": str(folder), "target_split": "test[:10]"}
+    one = {"target": str(places[1]), "target_split": "train[:10]"}
     for more in ({"embedding_model": str(small_encoder)}, {"target_model": str(model)}):
-        options = {"target": str(target), "batch_size": 16, "report": False, **more}
+        options = {"batch_size": 16, "report": False, **more}
         found = [
-            compress(
-                str(source),
-                output_dir=tmp_path / f"{is_stream} {next(iter(more))}",
-                streaming=is_stream,
-                **options,
+            columns_of(
+                compress(str(source), output_dir=tmp_path / name / next(iter(more)), **given)
             )
-            for is_stream in (False, True)
+            for name, source, given in (
+                ("one", places[0], options | one),
+                ("stream", places[0], options | one | {"streaming": True}),
+                ("folder", folder, options | splits),
+            )
         ]
-        orders = [columns_of(run.path) for run in found]
-        for name in orders[0]:
-            np.testing.assert_array_equal(orders[0][name], orders[1][name])
-
-
-def test_wrong_use_is_one_line(places, cli):
-    source, _ = places
-    done = cli("compress", source, "--target", "no/such/place.parquet", code=2)
-    assert "no/such/place.parquet" in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    for options, line in (
-        ({"target_model": "x"}, "need a target"),
-        ({"target": "x", "target_gradients": True}, "target_gradients needs a target_model"),
-    ):
-        with pytest.raises(InputError, match=line):
-            compress(str(source), **options)
+        for other in found[1:]:
+            for name, wanted in found[0].items():
+                np.testing.assert_array_equal(other[name], wanted)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from dq_multimodal.config import CompressConfig, InputError
-from dq_multimodal.core import Bins, make_bins, one_bin, row_hash
+from dq_multimodal.core import make_bins, one_bin, row_hash
 from dq_multimodal.stages import ordering
 from dq_multimodal.stages.marks import Marks, find_noise
 from dq_multimodal.stages.ordering import (
     bin_by_method,
+    bins_kind,
     count_subset,
     mark_duplicates,
     order_by_method,
@@ -49,14 +50,9 @@ def order_of(rows, marks, **options):
     request = ask(**options)
     bins = one_bin(strata)
     if request.method not in ("random", "ccs", "dual"):
-        bins, marks = bin_by_method(embeddings, strata, kind_of(request), request, marks)
+        kind = bins_kind(request.method)
+        bins, marks = bin_by_method(embeddings, strata, kind, request, marks)
     return bins, marks, request, order_by_method(bins, request, None, marks)
-
-
-def kind_of(request):
-    from dq_multimodal.stages.ordering import bins_kind
-
-    return bins_kind(request.method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,12 +111,6 @@ def test_dual_draws_with_chances_that_grow_with_the_score():
     assert hits[-10:].mean() > 3 * hits[:10].mean()
 
 
-def test_methods_of_dynamics_say_what_they_lack(rows):
-    request = ask(method="ccs", dynamics="d.npy")
-    with pytest.raises(InputError, match="ccs needs the training dynamics"):
-        order_by_method(one_bin(rows[1]), request, None, Marks())
-
-
 def test_target_rows_have_their_share_of_every_prefix(rows):
     rank = np.full(N_ROWS, -1)
     picked = np.arange(10, 60)
@@ -165,34 +155,6 @@ def test_a_cap_holds_in_every_subset_and_is_an_error_where_it_cannot(rows):
         count_subset(rows[1], request, marks)
 
 
-def naive_weights(embeddings, strata, is_kept):
-    """Count for every kept row the rows of its stratum that it is nearest to."""
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    counts = np.zeros(len(strata))
-    for row in range(len(strata)):
-        kept = np.flatnonzero(is_kept & (strata == strata[row]))
-        if is_kept[row]:
-            counts[row] += 1
-        elif len(kept):
-            counts[kept[np.argmax(unit[kept] @ unit[row])]] += 1
-    return counts * is_kept.sum() / counts.sum()
-
-
-@pytest.mark.parametrize("n_kept", [3, 9, 45, 90])
-def test_weights_of_coverage_count_the_rows_a_kept_row_stands_for(rows, n_kept):
-    embeddings, strata = rows
-    some = np.random.default_rng(5).permutation(N_ROWS)  # no equal rows: which is nearer is chance
-    embeddings[[3, 17, 55]] = np.random.default_rng(6).normal(size=(3, 6))
-    bins, marks, request, order = order_of(
-        (embeddings[some], strata[some]), Marks(), method="coverage"
-    )
-    weights = weigh_rows(bins, request, marks, order < n_kept)
-    assert weights.dtype == np.float32
-    assert weights[order < n_kept].mean() == pytest.approx(1)
-    wanted = naive_weights(embeddings[some], strata[some], order < n_kept)
-    np.testing.assert_allclose(weights, wanted, rtol=1e-6)
-
-
 def test_rows_that_coverage_left_out_weigh_as_one_row(rows):
     marks = dynamics_marks()
     bins, marks, request, _ = order_of(rows, marks, method="coverage", dynamics="d.npy")
@@ -225,22 +187,6 @@ def covered(bins, is_kept):
     return np.isin(groups, groups[is_kept]).sum()
 
 
-@pytest.mark.parametrize("method", ["random", "dq", "graphcut", "blocks", "dual"])
-def test_where_all_rows_weigh_the_same_there_are_no_weights(rows, method):
-    bins, marks, request, order = order_of(
-        rows, dynamics_marks(), method=method, dynamics="d.npy", n_bins=3
-    )
-    assert weigh_rows(bins, request, marks, order < 30) is None
-
-
-def test_keep_rows_is_exact_and_bounded(rows):
-    strata = rows[1]
-    assert count_subset(strata, ask(method="random", keep_rows=17)) == 17
-    with pytest.raises(InputError, match="keep_rows must be at most the 90 rows, got 91"):
-        count_subset(strata, ask(method="random", keep_rows=91))
-    assert ask(keep_rows=18).of_rows(90).keep_ratio == 0.2
-
-
 def test_every_class_has_a_row_though_others_go_last(rows):
     strata = rows[1]
     aum = np.where(strata == 2, -1, 1).astype(np.float32)
@@ -248,32 +194,6 @@ def test_every_class_has_a_row_though_others_go_last(rows):
     request = ask(method="random", dynamics="d.npy", noise_ratio=0.25, keep_every_class=True)
     order = order_by_method(one_bin(strata), request, None, marks)
     assert (order[strata == 2] < 3).sum() == 1
-
-
-def test_marks_survive_a_table():
-    import pyarrow as pa
-
-    marks = Marks(
-        unreadable=np.array([False, True]),
-        difficulty=np.array([0.5, 1], dtype=np.float32),
-        nearest=(np.array([0, 2, 2]), np.array([0, 1])),
-        duplicate_of=np.array([-1, 0]),
-        target_rank=np.array([1, -1]),
-        target_row=np.array([5, -1]),
-        group=np.array([1, 0]),
-    )
-    found = Marks.from_table(pa.table(marks.columns()))
-    for name in ("unreadable", "difficulty", "duplicate_of", "target_rank", "target_row", "group"):
-        assert getattr(found, name).tolist() == getattr(marks, name).tolist()
-    assert [part.tolist() for part in found.nearest] == [[0, 2, 2], [0, 1]]
-    assert found.aum is None
-
-
-def test_bins_without_rows_left_out_are_those_of_all(rows):
-    embeddings, strata = rows
-    bins, _ = bin_by_method(embeddings, strata, "coverage", ask(method="coverage"), Marks())
-    assert isinstance(bins, Bins)
-    assert not np.isnan(bins.gain).any()
 
 
 def test_a_long_compilation_is_said(monkeypatch, capfd):

@@ -114,35 +114,6 @@ def test_rows_are_picked_in_turn_for_the_target_rows(places, small_encoder, tmp_
     assert [p.name for p in (tmp_path / "run" / FOLDER).iterdir()] == [PICKS]
 
 
-def test_a_stopped_run_goes_on_where_it_was(places, small_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dq_multimodal.stages.embedding.SAVE_SECONDS", 0)
-    request = ask(places, embedding_model=str(small_encoder), batch_size=4)
-    dataset, adapter = load_rows(places[0], request)
-    rows = embed(adapter, tmp_path / "rows")
-    whole = pick_targets(
-        tmp_path / "whole", dataset, adapter, rows, load_target(request, adapter), request
-    )
-    target = load_target(request, adapter)
-    plain, calls = target.adapter.embed, []
-
-    def stop_at_third(batch):
-        calls.append(len(batch))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return plain(batch)
-
-    target.adapter.embed = stop_at_third
-    with pytest.raises(KeyboardInterrupt):
-        pick_targets(tmp_path / "run", dataset, adapter, rows, target, request)
-    assert not (tmp_path / "run" / FOLDER / PICKS).exists()
-    picks = pick_targets(tmp_path / "run", dataset, adapter, rows, target, request)
-    assert len(calls) == 3 + 3  # of five batches two were there
-    np.testing.assert_array_equal(picks.rank, whole.rank)
-    for name in (PICKS, "rows/embeddings.npy"):
-        files = [tmp_path / run / FOLDER / name for run in ("run", "whole")]
-        assert files[0].read_bytes() == files[1].read_bytes()
-
-
 @pytest.mark.parametrize("has_gradients", [False, True])
 def test_a_language_model_compares_rows(places, language_model, tmp_path, has_gradients):
     request = ask(

@@ -3,6 +3,8 @@
 import io
 
 import numpy as np
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from dq_multimodal.data import pixels
@@ -21,6 +23,12 @@ def save(image, kind="PNG", **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def image_rows(files, column="img", **columns):
+    """Give a dataset of image files, some of them None, and of other columns."""
+    files = [None if file is None else {"bytes": file, "path": None} for file in files]
+    return Dataset.from_dict({column: files, **columns}).cast_column(column, ImageFeature())
 
 
 def nasty_images():

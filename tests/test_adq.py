@@ -1,22 +1,22 @@
 """Adaptive DQ from end to end: its scores, its samples, and what needs no model."""
 
 import io
-import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Image
-from nasty_images import picture, save
+from datasets import Dataset
+from forging import change_table
+from nasty_images import image_rows, picture, save
 from PIL import Image as Pictures
 
 from dq_multimodal import InputError, compress, resample, verify
 from dq_multimodal.adapters.image import augment, measure_texture
 from dq_multimodal.adapters.text import drop_spans
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
-from dq_multimodal.core.importance import group_rows
 from dq_multimodal.manifest import ScoreFacts
 from dq_multimodal.models.text import load_encoder
 from dq_multimodal.stages import embedding, scoring
@@ -102,16 +102,13 @@ def test_resampling_needs_no_model_and_no_embeddings(run, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("column", ["importance", "weight", "kept", "diversity"])
 def test_verify_sees_a_changed_table_of_bins(run, tmp_path, column):
-    import pyarrow as pa
-
     shutil.copytree(run.path, tmp_path / "run")
-    found = pq.read_table(tmp_path / "run" / "bins.parquet")
-    values = found[column].to_pylist()
-    values[2] += 1
-    place = found.column_names.index(column)
-    kind = found.schema.field(column).type
-    found = found.set_column(place, column, pa.array(values, kind))
-    pq.write_table(found, tmp_path / "run" / "bins.parquet")
+
+    def change(old):
+        values = old.to_pylist()
+        return pa.array([*values[:2], values[2] + 1, *values[3:]], old.type)
+
+    change_table(tmp_path / "run", "bins.parquet", column, change)
     check = verify(tmp_path / "run")[0]
     assert check.result == "failed"
     assert column in check.detail or column == "diversity"
@@ -178,15 +175,9 @@ def test_surprisal_by_hand(small_encoder, tmp_path):
 
 def test_surprisal_for_text_only(run, texts, small_encoder, small_classifier, tmp_path):
     rows = Dataset.from_dict({"text": texts})
-    made = compress(
-        rows,
-        method="adq",
-        representativeness="surprisal",
-        embedding_model=str(small_encoder),
-        n_bins=7,
-        output_dir=tmp_path / "a",
-        report=False,
-    )
+    options = {"method": "adq", "embedding_model": str(small_encoder), "n_bins": 7}
+    options |= {"representativeness": "surprisal", "report": False}
+    made = compress(rows, output_dir=tmp_path / "a", **options)
     assert (table(made).diversity == table(run).diversity).all()
     assert (table(made).representativeness > 0).all()
     assert not (table(made).representativeness == table(run).representativeness).any()
@@ -197,10 +188,7 @@ def test_surprisal_for_text_only(run, texts, small_encoder, small_classifier, tm
 
 def images(folder, classifier, **options):
     files = [save(picture((16, 16), seed=k)) if k % 9 else b"" for k in range(90)]
-    rows = Dataset.from_dict(
-        {"img": [{"bytes": f, "path": None} for f in files], "label": [k % 2 for k in range(90)]},
-        features=Features({"img": Image(), "label": Dataset.from_dict({"a": [1]}).features["a"]}),
-    )
+    rows = image_rows(files, label=[k % 2 for k in range(90)])
     settings = {"embedding_model": str(classifier), "n_bins": 3, "output_dir": folder, **options}
     return compress(rows, method="adq", report=False, **settings)
 
@@ -209,9 +197,7 @@ def images(folder, classifier, **options):
 def test_images_are_scored_over_all_strata(small_classifier, tmp_path, kind):
     run = images(tmp_path / "run", small_classifier, image_embedding=kind, label_column="none")
     assert table(run).shape[0] == 3
-    run = images(
-        tmp_path / "two", small_classifier, label_column="label", image_embedding="features"
-    )
+    run = images(tmp_path / "two", small_classifier, label_column="label")
     found = table(run)
     assert found.shape[0] == 6
     for name in ("representativeness", "diversity", "importance"):
@@ -250,33 +236,6 @@ def test_presets_set_what_they_say_and_options_beside_them_win(
     assert (made.method, made.similarity, made.n_bins) == (wanted["method"], "cosine", 3)
 
 
-def test_flags_win_over_a_preset(cli, tmp_path, texts):
-    Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "t.parquet")
-    flags = ("--preset", "adq-aaai25", "--method", "random", "--no-report", "--json")
-    request = json.loads(cli("compress", "t.parquet", *flags).stdout)["request"]
-    assert (request["method"], request["norm"]) == ("random", "softmax-z")
-
-
-def test_a_preset_that_is_none():
-    with pytest.raises(InputError, match="preset must be one of dq-iccv23, adq-aaai25, got 'x'"):
-        compress(Dataset.from_dict({"text": ["a"]}), preset="x")
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--alpha", 1.5), "alpha must lie in [0, 1], got 1.5"),
-        (("--score-rows", 1), "score_rows must be a whole number of at least 2"),
-        (("--norm", "x"), "norm"),
-        (("--importance", "x"), "importance"),
-        (("--representativeness", "x"), "representativeness"),
-    ],
-)
-def test_bad_settings_of_adq(cli, tmp_path, flags, message):
-    Dataset.from_dict({"text": ["a"] * 20}).to_parquet(tmp_path / "t.parquet")
-    assert message in cli("compress", "t.parquet", *flags, code=2).stderr
-
-
 def test_spans_are_left_out_by_seed():
     text = " ".join(map(str, range(100)))
     view = drop_spans(text, (0, 5))
@@ -313,28 +272,17 @@ def test_large_images_are_measured_smaller():
 
 
 def test_nothing_that_can_be_scored_is_dq(tmp_path, small_classifier, texts, small_encoder, run):
-    rows = Dataset.from_dict(
-        {"img": [{"bytes": b"no picture", "path": None}] * 40}, features=Features({"img": Image()})
-    )
     options = {"method": "adq", "n_bins": 4, "report": False}
-    blank = compress(
-        rows,
-        embedding_model=str(small_classifier),
-        output_dir=tmp_path / "a",
-        keep_unreadable=True,
-        **options,
-    )
+    model = {"embedding_model": str(small_classifier), "keep_unreadable": True}
+    rows = image_rows([b"no picture"] * 40)
+    blank = compress(rows, output_dir=tmp_path / "a", **model, **options)
     assert blank.manifest["scores"]["rows"] == 0
     assert table(blank).kept.tolist() == [2] * 4
     assert blank.manifest["problems"]["an image that cannot be read"]["count"] == 40
     np.save(tmp_path / "zeros.npy", np.zeros((len(texts), 3)))
-    zeros = compress(
-        Dataset.from_dict({"text": texts}),
-        ready_embeddings=str(tmp_path / "zeros.npy"),
-        embedding_model=str(small_encoder),
-        output_dir=tmp_path / "b",
-        **options,
-    )
+    given = {"ready_embeddings": tmp_path / "zeros.npy", "embedding_model": small_encoder}
+    rows = Dataset.from_dict({"text": texts})
+    zeros = compress(rows, output_dir=tmp_path / "b", **given, **options)
     assert table(zeros).kept.tolist() == [20] * 4
     for made in (blank, zeros):
         assert verify(made)[0].result == "passed"
@@ -367,10 +315,3 @@ def test_middle_features_beyond_float16_stay_finite(small_encoder, tmp_path, mon
     monkeypatch.setattr(adapter, "embed", huge)
     embedding.embed_rows(adapter, tmp_path, 8)
     assert np.isfinite(np.load(tmp_path / "middle.npy")).all()
-
-
-def test_groups_match_what_order_rows_wants(run):
-    strata, numbers, sizes = group_rows(run.bins)
-    assert sizes.sum() == len(run.bins)
-    assert numbers.tolist() == list(range(7))
-    assert not strata.any()

@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image, load_dataset
-from nasty_images import save
+from datasets import Dataset, load_dataset
+from nasty_images import image_rows, save
 from PIL import Image as Pictures
 from PIL import ImageCms, PngImagePlugin
 
@@ -88,16 +88,11 @@ def test_8_bits_are_not_called_more(kind):
     assert decode_image(save(Pictures.fromarray(smooth(0)), kind))[1] == []
 
 
-def rows_of(files):
-    files = [{"bytes": file, "path": None} for file in files]
-    return Dataset.from_dict({"image": files}, features=Features({"image": Image()}))
-
-
-def drop(rows, small_classifier, folder, **more):
-    settings = {"method": "dq", "keep_ratio": 1.0, "n_bins": 2, "report": False, **more}
+def drop(files, small_classifier, folder):
+    settings = {"method": "dq", "keep_ratio": 1.0, "n_bins": 2, "report": False}
     settings |= {"embedding_model": str(small_classifier), "drop_ratio": 0.25}
-    rows.to_parquet(folder.with_suffix(".parquet"))
-    return compress(str(folder.with_suffix(".parquet")), output_dir=folder, **settings)
+    image_rows(files, "image").to_parquet(folder / "d.parquet")
+    return compress(str(folder / "d.parquet"), output_dir=folder / "r", **settings)
 
 
 def test_files_that_hold_more_than_records_keep_the_original(small_classifier, tmp_path, cli):
@@ -110,7 +105,7 @@ def test_files_that_hold_more_than_records_keep_the_original(small_classifier, t
         "gamma": plain[1][:33] + gamma + plain[1][33:],
         "two pictures": save(Pictures.fromarray(smooth(1)), "MPO", quality=95, **second),
     }
-    rows_of([*odd.values(), *plain]).to_parquet(tmp_path / "d.parquet")
+    image_rows([*odd.values(), *plain], "image").to_parquet(tmp_path / "d.parquet")
     said = cli(
         *("compress", "d.parquet", "--method", "dq", "--keep-ratio", 1.0, "--n-bins", 2),
         *("--embedding-model", small_classifier, "--drop-ratio", 0.25, "--output-dir", "r"),
@@ -136,7 +131,7 @@ def test_a_colour_profile_comes_back(small_classifier, tmp_path):
         files.append(save(image, icc_profile=profiles[k % 3]))
     srgb_gamma = chunk(b"gAMA", struct.pack(">I", 45455))
     files[2] = files[2][:33] + srgb_gamma + files[2][33:]  # what most writers add: nothing lost
-    run = drop(rows_of(files), small_classifier, tmp_path / "r")
+    run = drop(files, small_classifier, tmp_path)
     assert run.manifest["patches"]["coded"] == 30
     path = str(tmp_path / "r" / "subset" / "*.parquet")
     back = restore(load_dataset("parquet", data_files=path, split="train"))
@@ -147,8 +142,8 @@ def test_a_colour_profile_comes_back(small_classifier, tmp_path):
 
 
 def test_a_store_without_profiles_is_read_as_before(small_classifier, tmp_path):
-    run = drop(rows_of([save(Pictures.fromarray(smooth(k))) for k in range(8)]), small_classifier,
-               tmp_path / "r")  # fmt: skip
+    files = [save(Pictures.fromarray(smooth(k))) for k in range(8)]
+    run = drop(files, small_classifier, tmp_path)
     records = run.subset[:]["image"]
     assert records[0].pop("icc_profile") is None
     old = [{key: record[key] for key in records[0]} for record in records]
@@ -163,16 +158,9 @@ def test_what_files_say_beside_their_pixels_is_said_to_be_lost(small_classifier,
     turned[0x0112] = 6
     text = PngImagePlugin.PngInfo()
     text.add_text("Title", "what it shows")
-    more = [
-        {"exif": exif},
-        {"exif": exif},
-        {"exif": turned},
-        {"pnginfo": text},
-        {},
-        {"dpi": (72, 72)},
-    ]
+    more = [{"exif": exif}, {"exif": exif}, {"exif": turned}, {"pnginfo": text}, {}]
     files = [save(Pictures.fromarray(smooth(k)), **some) for k, some in enumerate(more)]
-    run = drop(rows_of(files), small_classifier, tmp_path / "r")
+    run = drop(files, small_classifier, tmp_path)
     assert run.manifest["patches"]["lost"] == {"EXIF": 2, "comments": 1}
     note = (
         "patch records hold pixels and colour profile alone; images lose: EXIF of 2, comments of 1"

@@ -94,26 +94,24 @@ def test_subsets_are_nested_and_of_the_size_asked(source, tmp_path):
     assert all_rows.to_list() == whole.to_list()
 
 
+@pytest.mark.parametrize("partition", ["none", "kmeans:4"])
 @pytest.mark.parametrize("method", ["dq", "graphcut", "random"])
-def test_resample_equals_compress(source, tmp_path, method):
+def test_resample_equals_compress(source, tmp_path, method, partition):
     first = "dq" if method != "dq" else "graphcut"
-    other = compress(str(source), output_dir=tmp_path / "a", **options(source, method=first))
+    asked = options(source, partition=partition)
+    other = compress(str(source), output_dir=tmp_path / "a", **asked | {"method": first})
     drawn = resample(other, 0.3, method=method, seed=5, output_dir=tmp_path / "b")
-    straight = compress(
-        str(source),
-        keep_ratio=0.3,
-        seed=5,
-        output_dir=tmp_path / "c",
-        **options(source, method=method),
-    )
+    asked |= {"method": method, "keep_ratio": 0.3, "seed": 5}
+    straight = compress(str(source), output_dir=tmp_path / "c", **asked)
     np.testing.assert_array_equal(drawn.order, straight.order)
     rows = [run.subset.select_columns(["dq_row", "output"]).to_list() for run in (drawn, straight)]
     assert rows[0] == rows[1]
+    assert {check.result for check in verify(drawn)} <= {"passed", "skipped"}
 
 
 def test_random_needs_no_encoder_and_no_text(tmp_path):
     rows = Dataset.from_dict({"number": list(range(100))})
-    run = compress(rows, method="random", keep_ratio=0.1, output_dir=tmp_path / "run")
+    run = random_run(rows, tmp_path, keep_ratio=0.1)
     assert len(run.subset) == 10
     assert not (run.path / "embeddings.npy").exists()
     assert set(run.subset["dq_bin"][:]) == {None}
@@ -129,13 +127,8 @@ def test_random_needs_no_encoder_and_no_text(tmp_path):
 
 
 def test_strata_keep_their_proportions_and_missing_labels_are_one(source, tmp_path):
-    run = compress(
-        str(source),
-        label_column="kind",
-        keep_ratio=0.1,
-        output_dir=tmp_path / "run",
-        **options(source),
-    )
+    asked = options(source, label_column="kind", keep_ratio=0.1)
+    run = compress(str(source), output_dir=tmp_path / "run", **asked)
     assert run.manifest["labels"] == ["x", "y", "(no label)"]
     labels = run.subset["kind"][:]
     assert [labels.count(kind) for kind in ("x", "y", None)] == [8, 8, 8]
@@ -147,9 +140,7 @@ def test_class_labels_and_their_names_survive(tmp_path):
     rows = Dataset.from_dict(
         {"text": [str(k) for k in range(20)], "label": [0, 1] * 10}, features=features
     )
-    run = compress(
-        rows, method="random", label_column="label", keep_ratio=0.5, output_dir=tmp_path / "run"
-    )
+    run = random_run(rows, tmp_path, label_column="label", keep_ratio=0.5)
     assert run.subset.features["label"].names == ["no", "yes"]
     assert sorted(run.subset["label"][:]) == [0] * 5 + [1] * 5
 
@@ -187,7 +178,7 @@ def test_every_kind_of_source(tmp_path, how):
         rows.select(range(10, 30)).to_parquet(place / "b.parquet")
     names = {"json": "d.json", "jsonl": "d.jsonl", "csv": "d.csv", "parquet": "b.parquet"}
     name = place / {**names, "glob": "*.parquet"}.get(how, "")
-    run = compress(str(name), method="random", keep_ratio=0.5, output_dir=tmp_path / "run")
+    run = random_run(str(name), tmp_path, keep_ratio=0.5)
     assert run.manifest["kept"] == (10 if how == "parquet" else 15)
     assert all(check.result != "failed" for check in verify(run))
     assert verify(run)[2].result == "passed"
@@ -204,16 +195,13 @@ def test_embeddings_of_the_whole_split_serve_a_slice(source, tmp_path):
 
 
 def test_the_small_encoder_end_to_end(source, tmp_path, small_encoder):
-    run = compress(
-        str(source), embedding_model=str(small_encoder), output_dir=tmp_path / "run", batch_size=16
-    )
+    options = {"embedding_model": str(small_encoder), "batch_size": 16}
+    run = compress(str(source), output_dir=tmp_path / "run", **options)
     assert len(run.subset) == 48
     assert run.config["embedding"]["dimension"] == 16
     assert run.config["rows"]["template"] == "{instruction} {input} {output}"
     assert [check.result for check in verify(run)] == ["passed"] * 5
-    again = compress(
-        str(source), embedding_model=str(small_encoder), output_dir=tmp_path / "run", batch_size=16
-    )
+    again = compress(str(source), output_dir=tmp_path / "run", **options)
     assert again.manifest == run.manifest
 
 
@@ -252,8 +240,9 @@ def test_a_changed_source_is_noticed(source, tmp_path):
         compress(str(source), output_dir=tmp_path / "run", **options(source))
 
 
-def random_run(source, tmp_path, **options):
-    return compress(source, method="random", keep_ratio=1, output_dir=tmp_path / "run", **options)
+def random_run(source, tmp_path, **more):
+    options = {"method": "random", "keep_ratio": 1, "output_dir": tmp_path / "run"}
+    return compress(source, **options | more)
 
 
 @pytest.mark.parametrize("kind", ["saved", "dict", "object"])
@@ -297,9 +286,7 @@ def test_brackets_in_paths(tmp_path):
     folder = tmp_path / "a[1] b"
     folder.mkdir()
     Dataset.from_dict({"text": ["x"] * 4}).to_parquet(folder / "part-1.parquet")
-    run = compress(
-        str(folder / "part-1.parquet"), method="random", keep_ratio=0.5, output_dir=folder / "run"
-    )
+    run = random_run(str(folder / "part-1.parquet"), folder, keep_ratio=0.5)
     assert len(run.resample(0.25, output_dir=tmp_path / "x[1]").subset) == 1
 
 
@@ -312,28 +299,12 @@ def test_nan_is_a_value_like_any_other(tmp_path):
 
 def test_a_format_of_the_dataset_changes_nothing(tmp_path):
     rows = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]})
-    for number, shaped in enumerate(
-        (rows, rows.with_format("torch"), rows.with_format("arrow"), rows.with_transform(dict))
-    ):
-        run = compress(
-            shaped,
-            method="random",
-            label_column="label",
-            keep_ratio=0.5,
-            output_dir=tmp_path / str(number),
-        )
+    more = {"label_column": "label", "keep_ratio": 0.5, "overwrite": True}
+    wanted = random_run(rows, tmp_path, **more).subset["text"][:]
+    for shaped in (rows.with_format("torch"), rows.with_format("arrow"), rows.with_transform(dict)):
+        run = random_run(shaped, tmp_path, **more)
         assert run.manifest["labels"] == ["0", "1"]
-        assert (
-            run.subset["text"][:]
-            == compress(
-                rows,
-                method="random",
-                label_column="label",
-                keep_ratio=0.5,
-                output_dir=tmp_path / "o",
-                overwrite=True,
-            ).subset["text"][:]
-        )
+        assert run.subset["text"][:] == wanted
 
 
 def test_pictures_by_path_become_part_of_the_subset(tmp_path):
@@ -352,24 +323,20 @@ def test_pictures_by_path_become_part_of_the_subset(tmp_path):
     (tmp_path / "p.png").unlink()
     assert run.subset[2]["image"].size == (3, 2)
     with pytest.raises(InputError, match="column image holds Image, not text"):
-        compress(
+        random_run(
             rows.cast_column("image", ImageFeature()),
-            n_bins=1,
+            tmp_path,
+            method="dq",
             text_columns=["image"],
-            output_dir=tmp_path / "no",
+            overwrite=True,
         )
 
 
 def test_rows_with_nothing_to_embed_are_refused(tmp_path, small_encoder):
     with pytest.raises(InputError, match="no row of dataset has anything to embed"):
-        compress(
-            Dataset.from_dict({"text": ["", " "]}),
-            embedding_model=small_encoder,
-            keep_ratio=1,
-            n_bins=1,
-            output_dir=tmp_path / "no",
-        )
-    assert not (tmp_path / "no").exists()
+        rows = Dataset.from_dict({"text": ["", " "]})
+        random_run(rows, tmp_path, method="dq", embedding_model=small_encoder, n_bins=1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_of_another_content_is_not_taken_for_this_one(source, tmp_path):
@@ -395,12 +362,8 @@ def test_verify_of_a_broken_subset_fails_and_says_so(source, tmp_path):
     run = compress(str(source), output_dir=tmp_path / "run", **options(source))
     file = next((run.path / "subset").glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:100])
-    assert [check.result for check in verify(run)] == [
-        "passed",
-        *["failed"] * 2,
-        "passed",
-        "failed",
-    ]
+    found = [check.result for check in verify(run)]
+    assert found == ["passed", "failed", "failed", "passed", "failed"]
 
 
 def test_several_splits_of_a_folder_are_all_pinned(tmp_path):
@@ -417,4 +380,4 @@ def test_several_splits_of_a_folder_are_all_pinned(tmp_path):
 def test_own_columns_in_the_source_are_refused(tmp_path):
     rows = Dataset.from_dict({"text": ["a"], "dq_row": [1]})
     with pytest.raises(InputError, match="already has the column dq_row"):
-        compress(rows, method="random", keep_ratio=1, output_dir=tmp_path / "run")
+        random_run(rows, tmp_path)

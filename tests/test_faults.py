@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image
-from nasty_images import picture, save
+from datasets import Dataset
+from nasty_images import image_rows, picture, save
 
 from dq_multimodal import InputError, Run, compress, verify
 from dq_multimodal.folder import LOCK
@@ -24,7 +24,8 @@ from dq_multimodal.models.text import load_encoder
 from dq_multimodal.stages import embedding, patching
 
 COMPARED = ("config.yaml", "embeddings.npy", "selection.parquet", "bins.parquet", "README.md")
-N_ROWS = 3000
+N_ROWS = 1500
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 
 
 def start(folder, name, encoder):
@@ -43,12 +44,6 @@ def start(folder, name, encoder):
     )
 
 
-def wait_for(path, process):
-    """Wait until a file is there, or the process has ended."""
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.01)
-
-
 def content(folder):
     subset = sorted((folder / "subset").glob("*.parquet"))
     assert subset
@@ -60,39 +55,46 @@ def is_finished(folder):
     return manifest.exists() and '"complete": true' in manifest.read_text()
 
 
-def test_kill_at_any_moment_then_the_same_command(tmp_path, small_encoder):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ((signal.SIGKILL, 0.3), (signal.SIGINT, 0.1)),
+        pytest.param([(signal.SIGKILL, k / 6) for k in range(7)], marks=pytest.mark.slow),
+        pytest.param([(signal.SIGINT, k / 3) for k in range(4)], marks=pytest.mark.slow),
+    ],
+    ids=["both", "kills", "interrupts"],
+)
+def test_a_stop_at_any_moment_then_the_same_command(tmp_path, small_encoder, moments, monkeypatch):
+    """Stop by kill -9 or by an interrupt, so far into the embedding; then let it end."""
     rng = random.Random(0)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
-    texts = [" ".join(rng.choices(words, k=rng.randint(1, 40))) for _ in range(N_ROWS)]
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 40))) for _ in range(N_ROWS)]
     Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "data.parquet")
-
-    whole = start(tmp_path, "whole", small_encoder)
-    wait_for(tmp_path / "whole" / "config.yaml", whole)
+    options = {"embedding_model": str(small_encoder), "batch_size": 8, "score_rows": 50}
+    monkeypatch.chdir(tmp_path)
     started = time.monotonic()
-    assert whole.wait() == 0, whole.stderr.read()
+    compress("data.parquet", report=False, output_dir="whole", **options)
     working = time.monotonic() - started
     wanted = content(tmp_path / "whole")
 
-    n_kills = 0
-    for name in ("a", "b"):
-        for _ in range(2):
-            process = start(tmp_path, name, small_encoder)
-            wait_for(tmp_path / name / "config.yaml", process)
-            time.sleep(rng.uniform(0.0, 1.0) * working)
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                n_kills += 1
-            process.wait()
-            if is_finished(tmp_path / name):
-                assert content(tmp_path / name) == wanted
-            else:
-                assert process.returncode != 0
-        process = start(tmp_path, name, small_encoder)
-        assert process.wait() == 0, process.stderr.read()
-        assert content(tmp_path / name) == wanted
-        left = {path.name for path in (tmp_path / name).iterdir()}
-        assert left == {*COMPARED, "manifest.json", "subset"}
-    assert n_kills >= 2, "no kill met a running command"
+    n_stops, folder = 0, tmp_path / "run"
+    for stop, moment in moments:
+        process = start(tmp_path, "run", small_encoder)
+        process.stderr.read(1)  # of a progress bar: it is at work
+        time.sleep(moment * working)
+        if process.poll() is None:
+            process.send_signal(stop)
+            n_stops += 1
+            said = process.communicate()[1]
+            if stop == signal.SIGINT and process.returncode:
+                assert process.returncode == 130
+                assert "the same command goes on where it stopped" in said
+        if is_finished(folder):
+            assert content(folder) == wanted
+    assert n_stops >= 2, "no stop met a running command"
+    process = start(tmp_path, "run", small_encoder)
+    assert process.wait() == 0, process.stderr.read()
+    assert content(folder) == wanted
+    assert {path.name for path in folder.iterdir()} == {*COMPARED, "manifest.json", "subset"}
 
 
 class Killed(BaseException):
@@ -108,36 +110,21 @@ def job(request, tmp_path, small_encoder, small_classifier, monkeypatch):
         Dataset.from_dict(rows).to_parquet(path)
         encoder = load_encoder(str(small_encoder))
         monkeypatch.setattr("dq_multimodal.adapters.text.load_encoder", lambda *_: encoder)
-        return {
-            "dataset": str(path),
-            "embedding_model": str(small_encoder),
-            "batch_size": 40,
-            "score_rows": 8,
-            "report": False,
-        }
+        model = {"embedding_model": str(small_encoder), "batch_size": 40, "score_rows": 8}
+        return {"dataset": str(path), "report": False, **model}
     files = [save(picture((16, 16), seed=k)) if k % 6 else b"" for k in range(40)]
-    rows = {"img": [{"bytes": file, "path": None} for file in files]}
-    Dataset.from_dict(rows, features=Features({"img": Image(decode=False)})).cast_column(
-        "img", Image()
-    ).to_parquet(path)
+    image_rows(files).to_parquet(path)
     model = load_image_model(str(small_classifier))
     monkeypatch.setattr("dq_multimodal.adapters.image.load_image_model", lambda *_: model)
     monkeypatch.setattr(patching, "BLOCK_ROWS", 6)
-    return {
-        "dataset": str(path),
-        "embedding_model": str(small_classifier),
-        "batch_size": 10,
-        "n_bins": 2,
-        "keep_ratio": 0.5,
-        "drop_ratio": 0.25,
-        "patch_coding": "webp",
-        "method": "dq",
-        "report": False,
-    }
+    options = {"embedding_model": str(small_classifier), "batch_size": 10, "n_bins": 2}
+    options |= {"keep_ratio": 0.5, "drop_ratio": 0.25, "patch_coding": "webp", "method": "dq"}
+    return {"dataset": str(path), "report": False, **options}
 
 
-def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch):
-    """Stop before the k-th rename, removal or new folder, for every k; twice in a row; go on."""
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_a_stop_before_any_change_of_the_folder(tmp_path, job, step, monkeypatch):
+    """Stop before the k-th rename, removal or new folder, for each k; twice in a row; go on."""
     monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
     left = [10**9]  # changes before the stop
 
@@ -167,7 +154,7 @@ def test_a_stop_before_any_change_of_the_folder(tmp_path, job, monkeypatch):
 
     assert attempt("whole", 10**9)
     wanted = content(tmp_path / "whole")
-    for first in range(1, 100):
+    for first in range(2, 100, step):
         second = 1 if first % 2 else 3
         name = f"run{first}"
         if attempt(name, first):
@@ -217,16 +204,12 @@ def given(tmp_path):
     Dataset.from_dict({"text": [f"the fox {k}" for k in range(3000)]}).to_parquet(
         tmp_path / "data.parquet"
     )
-    vectors = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32)
-    np.save(tmp_path / "e.npy", vectors)
-    options = {
-        "dataset": str(tmp_path / "data.parquet"),
-        "ready_embeddings": str(tmp_path / "e.npy"),
-    }
-    options |= {"method": "dq", "report": False}
+    vectors, source = str(tmp_path / "e.npy"), str(tmp_path / "data.parquet")
+    np.save(vectors, np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32))
+    options = {"dataset": source, "ready_embeddings": vectors, "method": "dq", "report": False}
     compress(**options, output_dir=tmp_path / "whole")
-    flags = (options["dataset"], "--ready-embeddings", options["embeddings"], "--method", "dq")
-    return ("compress", *flags, "--no-report"), options
+    flags = ("compress", source, "--ready-embeddings", vectors, "--method", "dq", "--no-report")
+    return flags, options
 
 
 def check_one_line(done, folder, reason):
@@ -311,19 +294,3 @@ def test_a_stop_while_another_run_is_overwritten(tmp_path, monkeypatch):
         assert compress(rows, seed=2, output_dir=folder, overwrite=True, **options)
         assert {check.result for check in verify(folder)} == {"passed", "skipped"}
     pytest.fail("the run never ended")
-
-
-def test_an_interrupt_says_how_to_go_on(tmp_path, small_encoder):
-    Dataset.from_dict({"text": ["the fox"] * 30_000}).to_parquet(tmp_path / "data.parquet")
-    process = start(tmp_path, "run", small_encoder)
-    progress = tmp_path / "run" / "embeddings.progress.json"
-    for _ in range(600):
-        if progress.exists():
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the embedding never started")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert "the same command goes on where it stopped" in process.stderr.read()
-    assert not is_finished(tmp_path / "run")

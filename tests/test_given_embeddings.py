@@ -92,13 +92,3 @@ def test_any_file_of_floats_is_read(tmp_path, request_of, kind):
         np.save(file, values)
     run = compress(request_of[0], output_dir=tmp_path / "run", **request_of[1])
     np.testing.assert_array_equal(np.load(run.path / "embeddings.npy"), VALUES)
-
-
-def test_the_command_line_refuses_an_archive(cli, tmp_path):
-    Dataset.from_dict({"text": ["a"] * N_ROWS}).to_parquet(tmp_path / "data.parquet")
-    np.savez(tmp_path / "e.npz", VALUES)
-    done = cli("compress", "data.parquet", "--method", "dq", "--ready-embeddings", "e.npz", code=2)
-    errors = [line for line in done.stderr.splitlines() if "rror" in line or "Trace" in line]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: e.npz must be a .npy file of an (n, d) array of float16")
-    assert errors[0].endswith("got an archive (.npz)")

@@ -1,6 +1,5 @@
 """compress on images: strata, odd files, gradients, patches, through the public interface."""
 
-import json
 import shutil
 
 import numpy as np
@@ -8,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
-from nasty_images import nasty_images, picture, save
+from forging import SUBSET, change_table
+from nasty_images import image_rows, nasty_images, picture, save
 from PIL import Image as Pictures
 
 from dq_multimodal import InputError, Run, compress, verify
@@ -39,6 +39,13 @@ def labelled(tmp_path_factory):
     path = tmp_path_factory.mktemp("images") / "data.parquet"
     Dataset.from_dict(rows, features=features).to_parquet(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def patched(labelled, small_classifier, tmp_path_factory):
+    """A run of 36 of them that dropped a quarter of the patches."""
+    settings = options(small_classifier, drop_ratio=0.25, keep_ratio=0.4)
+    return compress(str(labelled), output_dir=tmp_path_factory.mktemp("patched"), **settings)
 
 
 def options(small_classifier, **more):
@@ -201,42 +208,24 @@ def test_images_in_memory_and_by_column(small_classifier, tmp_path):
     [
         ({"image_column": "nope"}, "no column nope: the dataset has img, label, id"),
         ({"image_column": "id"}, "the image column id must hold images"),
-        ({"label_column": "nope"}, "no column nope"),
         ({"text_columns": ("id",), "modality": "image"}, "text_columns are for text"),
         ({"modality": "text"}, "found none of messages"),
         ({"embedding_model": "no-such-model"}, "neither a folder, a timm model nor a Hub id"),
         ({"embedding_model": None}, "recipes/train_extractor.py makes one"),
-        ({"drop_ratio": 1.0}, r"drop_ratio must lie in \[0, 1\), got 1.0"),
         ({"min_psnr": 20.0}, "min_psnr is for dropped patches"),
         ({"drop_ratio": 0.2, "fill": "mae"}, "fill mae needs a mae_model"),
-        ({"drop_ratio": 0.2, "patch_size": 0}, "patch_size must be a whole number"),
-        (
-            {"drop_ratio": 0.2, "patch_size": 40_000},
-            "patch_size must be .* from 1 to 1024, got 40000",
-        ),
-        ({"drop_ratio": 0.2, "min_psnr": float("nan")}, "min_psnr must be a number, got nan"),
-        ({"drop_ratio": 0.2, "patch_quality": 101}, "patch_quality must be a whole number"),
     ],
 )
 def test_bad_input_is_one_clear_line(settings, message, labelled, small_classifier, tmp_path):
     with pytest.raises(InputError, match=message):
-        compress(
-            str(labelled), output_dir=tmp_path / "r", **{**options(small_classifier), **settings}
-        )
+        compress(str(labelled), output_dir=tmp_path / "r", **options(small_classifier) | settings)
     assert not (tmp_path / "r").exists()
 
 
-def test_dropped_patches_are_stored_and_restored(labelled, small_classifier, tmp_path, cli):
-    done = cli(
-        *("compress", labelled, "--embedding-model", small_classifier, "--n-bins", 3),
-        *("--method", "dq", "--keep-ratio", 0.4, "--drop-ratio", 0.25),
-        *("--output-dir", "r", "--json"),
-    )
-    said = json.loads(done.stdout)
-    run = Run(tmp_path / "r")
-    subset = load_dataset(
-        "parquet", data_files=str(run.path / "subset" / "*.parquet"), split="train"
-    )
+def test_dropped_patches_are_stored_and_restored(labelled, patched):
+    run = patched
+    path = str(run.path / "subset" / "*.parquet")
+    subset = load_dataset("parquet", data_files=path, split="train")
     source = Dataset.from_parquet(str(labelled))
     assert len(subset) == 36
     assert subset.column_names == ["img", "label", "id", "dq_row", "dq_bin", "dq_rank"]
@@ -251,48 +240,39 @@ def test_dropped_patches_are_stored_and_restored(labelled, small_classifier, tmp
             assert (holes == holes[:, :1, :1]).all()
             assert wanted is None or (holes == wanted).all()
             assert row["label"] == source[row["dq_row"]]["label"]
-    before, after = said["bytes"]["source_images"], said["bytes"]["stored_images"]
-    files = [
-        len(source.cast_column("img", Image(decode=False))[k]["img"]["bytes"])
-        for k in run.kept.tolist()
-    ]
-    assert before == sum(files)
+    before, after = run.manifest.bytes.source_images, run.manifest.bytes.stored_images
+    files = source.cast_column("img", Image(decode=False))["img"]
+    assert before == sum(len(files[k]["bytes"]) for k in run.kept.tolist())
     assert after < 0.8 * before
-    assert said["patches"]["coded"] == 36
-    assert said["patches"]["kept_share"] == 0.75
-    assert said["patches"]["answers"]["compared"] == 36
+    found = run.manifest["patches"]
+    assert (found["coded"], found["kept_share"], found["answers"]["compared"]) == (36, 0.75, 36)
     assert [check.result for check in verify(run)] == ["passed"] * 5
     assert "restore(subset" in (run.path / "README.md").read_text()
     assert not (run.path / "patches").exists()
 
 
-def test_the_least_important_patches_go(labelled, small_classifier, tmp_path):
+def test_the_least_important_patches_go(labelled, patched, small_classifier):
     import torch
 
     from dq_multimodal.models.image import load_image_model
     from dq_multimodal.patches import GradCamPlusPlus, patch_scores
     from dq_multimodal.patches.grid import unpack_mask
 
-    run = compress(
-        str(labelled), output_dir=tmp_path / "r", drop_ratio=0.25, **options(small_classifier)
-    )
     model = load_image_model(str(small_classifier))
     source = Dataset.from_parquet(str(labelled))
-    for row in run.subset:
+    for row in patched.subset:
         original = source[row["dq_row"]]
+        pixels = model.to_input(np.asarray(original["img"])[None])
         with GradCamPlusPlus(model.net) as explain:
-            found = explain(
-                model.to_input(np.asarray(original["img"])[None]), torch.tensor([original["label"]])
-            )
+            found = explain(pixels, torch.tensor([original["label"]]))
         scores = patch_scores(found.maps, 4)[0].numpy()
         keep = unpack_mask(row["img"]["mask"], 16)
         assert (~keep).sum() == 4
         assert scores[~keep].max() <= scores[keep].min() + 1e-9
 
 
-def test_resampling_a_run_of_patches(labelled, small_classifier, tmp_path):
-    settings = options(small_classifier, drop_ratio=0.25)
-    run = compress(str(labelled), keep_ratio=0.4, output_dir=tmp_path / "r", **settings)
+def test_resampling_a_run_of_patches(patched, tmp_path):
+    run = patched
     smaller = run.resample(0.2, output_dir=tmp_path / "s")
     by_row = {row["dq_row"]: row["img"] for row in run.subset}
     assert all(by_row[row["dq_row"]] == row["img"] for row in smaller.subset)
@@ -301,21 +281,22 @@ def test_resampling_a_run_of_patches(labelled, small_classifier, tmp_path):
         run.resample(0.8, output_dir=tmp_path / "t")
 
 
-def test_a_run_of_version_0_1_says_what_to_do(labelled, small_classifier, tmp_path, cli):
+def test_a_run_of_version_0_1_says_what_to_do(patched, tmp_path, cli):
     """Its lossless coding cannot be read; all else of the run can."""
-    settings = options(small_classifier, drop_ratio=0.25, output_dir=tmp_path / "r")
-    run = compress(str(labelled), keep_ratio=0.4, **settings)
-    path = next((run.path / "subset").iterdir())
-    table = pq.read_table(path)
-    records = [{**record, "coding": "exact"} for record in table["img"].to_pylist()]
-    old = pa.array(records, table["img"].type)
-    pq.write_table(table.set_column(table.column_names.index("img"), "img", old), path)
+    shutil.copytree(patched.path, tmp_path / "r")
+
+    def make_old(column):
+        return pa.array(
+            [{**record, "coding": "exact"} for record in column.to_pylist()], column.type
+        )
+
+    change_table(tmp_path / "r", SUBSET, "img", make_old)
     with pytest.raises(InputError, match=r"stored by dq-multimodal 0\.1, .* compress the source"):
-        restore(Run(run.path).subset)[0]
+        restore(Run(tmp_path / "r").subset)[0]
     done = cli("resample", "r", "--keep-ratio", 0.2, "--output-dir", "s", code=2)
     assert done.stderr.splitlines()[-1].startswith("error: r cannot be resampled: the images were")
     assert not (tmp_path / "s" / "subset").exists()
-    rows = verify(Run(run.path))[2]
+    rows = verify(Run(tmp_path / "r"))[2]
     assert (rows.result, "dq-multimodal 0.1" in rows.detail) == ("skipped", True)
 
 
@@ -419,10 +400,10 @@ def test_images_that_another_writer_put_into_parquet(small_classifier, tmp_path)
 
 
 def test_a_result_that_is_not_smaller_is_refused(small_classifier, tmp_path, cli):
-    rows = {"image": [picture((40, 40), seed=k) for k in range(12)]}
     folder = tmp_path / "jpegs"
     folder.mkdir()
-    for k, image in enumerate(rows["image"]):
+    for k in range(12):
+        image = picture((40, 40), seed=k)
         (folder / f"{k:02d}.jpg").write_bytes(save(image, "JPEG", quality=20))
     arguments = (
         *("compress", "jpegs", "--embedding-model", small_classifier, "--n-bins", 2),
@@ -472,9 +453,7 @@ def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp
 def test_problems_found_before_a_stop_are_not_forgotten(small_classifier, tmp_path, monkeypatch):
     from dq_multimodal.stages import embedding
 
-    files = [{"bytes": save(smooth(k)) if k % 7 else b"", "path": None} for k in range(60)]
-    rows = Dataset.from_dict({"img": files}, features=Features({"img": Image(decode=False)}))
-    rows = rows.cast_column("img", Image())
+    rows = image_rows([save(smooth(k)) if k % 7 else b"" for k in range(60)])
     monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
     from dq_multimodal.adapters.image import ImageAdapter
 

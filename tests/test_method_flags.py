@@ -14,7 +14,6 @@ def place(tmp_path_factory):
 
 
 WRONG = {
-    "--method best": "method must be one of auto, random, blocks, coverage",
     "--keep-rows 0": "keep_rows must be a whole number of at least 1, got 0",
     "--keep-rows 121": "keep_rows must be at most the 120 rows, got 121",
     "--keep-rows 5 --keep-ratio 0.5": "give keep_ratio or keep_rows, not both",
@@ -35,7 +34,6 @@ WRONG = {
     "--difficulty length --method dq": "difficulty is for coverage, and the method is dq",
     "--method coverage --similarity euclidean": "coverage compares rows by cosine",
     "--noise-ratio 1 --dynamics dynamics.npy": "noise_ratio must lie in [0, 1), got 1.0",
-    "--noise-ratio nan --dynamics dynamics.npy": "noise_ratio must lie in [0, 1), got nan",
     "--noise-ratio 0.1": "noise_ratio needs the training dynamics of the rows: --dynamics",
     "--target no.parquet": "no.parquet",
     "--target d.parquet --target-split none": "none",
@@ -45,8 +43,15 @@ WRONG = {
     "--target d.parquet --target-gradients": "target_gradients needs a target_model",
     "--target-model m": "settings that begin with target_ need a target",
     "--drop-duplicates 1.5": "drop_duplicates must lie in (0, 1], got 1.5",
-    "--drop-duplicates -1": "drop_duplicates must lie in (0, 1], got -1.0",
     "--drop-duplicates=near": "drop_duplicates must lie in (0, 1], got 'near'",
+    "--alpha 1.5": "alpha must lie in [0, 1], got 1.5",
+    "--score-rows 1": "score_rows must be a whole number of at least 2",
+    "--norm x": "norm must be one of ",
+    "--importance x": "importance must be one of ",
+    "--representativeness x": "representativeness must be one of ",
+    "--preset x": "preset must be one of dq-iccv23, adq-aaai25, got 'x'",
+    "--partition kmeans:121": "partition must be of at most the 120 rows, got kmeans:121",
+    "--partition kmeans:2 --label-column label": "label makes strata already",
     "--cap-by source": "cap_by and cap go together",
     "--cap 5": "cap_by and cap go together",
     "--cap-by origin --cap 5": "cap_by origin is no column of the dataset",
@@ -60,9 +65,9 @@ WRONG = {
 def test_a_wrong_value_is_one_clear_line(flags, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(place)
     before = {path.name for path in place.iterdir()}
-    given = () if "--ready-embeddings" in flags else ("--ready-embeddings", "e.npy")
+    given = ("compress", "d.parquet", "--ready-embeddings", "e.npy", *flags.split())
     with pytest.raises(SystemExit) as end:
-        main(["compress", "d.parquet", *given, *flags.split(), "--output-dir", str(tmp_path / "o")])
+        main([*given, "--output-dir", str(tmp_path / "o")])
     found = capsys.readouterr()
     line = found.err.strip().splitlines()[-1]
     assert end.value.code == 2, found

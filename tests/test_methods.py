@@ -12,9 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset
-from fake_hub import FakeHub
-from nasty_images import picture, save
-from test_tampered_runs import (
+from forging import (
     BINS,
     FILES,
     NUMBERS,
@@ -25,6 +23,7 @@ from test_tampered_runs import (
     record_again,
     swap,
 )
+from nasty_images import picture, save
 
 from dq_multimodal import InputError, Run, compress, resample, verify
 from dq_multimodal.pipeline import plan
@@ -464,24 +463,31 @@ def test_auto_of_an_image_folder_is_weighted_coverage_where_few_are_kept(tmp_pat
     assert (run.path / "report.html").is_file()
 
 
-def test_a_run_of_the_hub_is_resampled_by_coverage(place, tmp_path, command):
-    with FakeHub() as hub:
-        env = hub.env(tmp_path)
-        hub.add_repo("owner/source", {"data/train.parquet": (place / "d.parquet").read_bytes()})
-        for name in ("e.npy", "dynamics.npy"):
-            shutil.copy(place / name, tmp_path)
-        asked = ("compress", "owner/source", "--method", "coverage", *FLAGS["coverage"])
-        command(tmp_path, *asked, "--push-to-hub", "me/small", env=env)
-        assert "embeddings.npy" not in hub.files("me/small")
-        for ratio in (0.1, 0.5):
-            ask = ("--keep-ratio", ratio, "--output-dir")
-            command(tmp_path, "resample", "me/small", *ask, f"drawn-{ratio}", env=env)
-            command(tmp_path, *asked, "--no-report", *ask, f"fresh-{ratio}", env=env)
-            drawn, fresh = (Run(tmp_path / f"{name}-{ratio}") for name in ("drawn", "fresh"))
-            assert weights(drawn) == weights(fresh)
-            assert drawn.subset.to_list() == fresh.subset.to_list()
-        checks = json.loads(command(tmp_path, "verify", "me/small", "--json", env=env).stdout)
-        assert [check["result"] for check in checks] == ["passed"] * 3 + ["skipped", "passed"]
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--method", "coverage", *FLAGS["coverage"]),
+        ("--method", "dq", *GIVEN[2:], "--partition", "kmeans:3"),
+    ],
+    ids=["coverage", "parts"],
+)
+def test_a_run_of_the_hub_is_resampled_as_if_it_were_here(hub, place, tmp_path, command, flags):
+    hub.add_repo("owner/source", {"data/train.parquet": (place / "d.parquet").read_bytes()})
+    for name in ("e.npy", "dynamics.npy"):
+        shutil.copy(place / name, tmp_path)
+    asked = ("compress", "owner/source", *flags, "--no-report")
+    command(tmp_path, *asked, "--push-to-hub", "me/small")
+    assert "embeddings.npy" not in hub.files("me/small")
+    for ratio in (0.1, 0.5):
+        ask = ("--keep-ratio", ratio, "--output-dir")
+        command(tmp_path, "resample", "me/small", *ask, f"drawn-{ratio}")
+        command(tmp_path, *asked, *ask, f"fresh-{ratio}")
+        drawn, fresh = (Run(tmp_path / f"{name}-{ratio}") for name in ("drawn", "fresh"))
+        assert drawn.order.tolist() == fresh.order.tolist()
+        assert drawn.bins.stratum.tolist() == fresh.bins.stratum.tolist()
+        assert drawn.subset.to_list() == fresh.subset.to_list()  # weights are a column
+    checks = json.loads(command(tmp_path, "verify", "me/small", "--json").stdout)
+    assert [check["result"] for check in checks] == ["passed"] * 3 + ["skipped", "passed"]
 
 
 NEW_SETTINGS = (

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
 from forging import change_document
 
 from dq_multimodal import InputError, Run, compress, open_run, resample, verify
@@ -47,14 +46,12 @@ def test_a_run_of_version_0_1_is_verified_resampled_and_made_again(old):
     assert [check.result for check in verify("run")] == PASSED
 
 
-def test_it_is_pushed_and_opened_from_the_hub(old, tmp_path, monkeypatch):
-    with FakeHub() as hub:
-        hub.patch(monkeypatch, tmp_path)
-        old.push_to_hub("me/old")
-        found = open_run("me/old")
-        assert found.kept.tolist() == old.kept.tolist()
-        assert found.subset["dq_row"] == old.subset["dq_row"]
-        assert {check.result for check in verify(found)} <= {"passed", "skipped"}
+def test_it_is_pushed_and_opened_from_the_hub(old, hub):
+    old.push_to_hub("me/old")
+    found = open_run("me/old")
+    assert found.kept.tolist() == old.kept.tolist()
+    assert found.subset["dq_row"] == old.subset["dq_row"]
+    assert {check.result for check in verify(found)} <= {"passed", "skipped"}
 
 
 def test_a_run_of_another_format_says_so(old):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
-from fake_hub import FakeHub
 from fake_hub import read_card as read_matter
 from forging import seal
 
@@ -17,14 +16,6 @@ from dq_multimodal.card import read_card
 from dq_multimodal.hub import push_model
 
 DRAW = ("--method", "random", "--no-report")
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub that the clients of this process see."""
-    with FakeHub() as fake:
-        fake.patch(monkeypatch, tmp_path)
-        yield fake
 
 
 @pytest.fixture
@@ -217,10 +208,11 @@ def test_two_pushes_at_once_do_not_mix(hub, cli, tmp_path):
     assert (said["complete"], said["kept"], said["pushed"]) == (True, 10, None)
 
 
-def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path, capsys):
+def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dq_multimodal.hub.WAIT_SECONDS", 0)
     compress(cli, tmp_path, "a")
     for status, after, least in ((429, "2", 2), (503, "date", 1), (500, None, 0)):
-        after = formatdate(time.time() + 9, usegmt=True) if after == "date" else after
+        after = formatdate(time.time() + 3, usegmt=True) if after == "date" else after
         hub.fail_next("POST", "/commit/", status, **({"Retry_After": after} if after else {}))
         started = time.time()
         assert push(("a", f"me/d{status}"))[0].startswith("http")

@@ -1,6 +1,5 @@
 """Run folders of anybody: verify finds what it claims to check, and every command says one line."""
 
-import json
 import os
 import shutil
 
@@ -9,14 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from forging import change_document, seal
+from forging import (
+    BINS,
+    FILES,
+    NUMBERS,
+    ORDER,
+    ROWS,
+    SUBSET,
+    change_document,
+    change_table,
+    record_again,
+    swap,
+)
 
 from dq_multimodal import InputError, Run, compress, resample, verify
-from dq_multimodal.files import describe_file
 
 N = 60
-ORDER, NUMBERS, ROWS, BINS, FILES = range(5)
-SUBSET = "subset/part-00000.parquet"
 
 
 @pytest.fixture(scope="session")
@@ -42,31 +49,10 @@ def run(made, tmp_path):
     return tmp_path / "run"
 
 
-def change_table(run, name, column, change):
-    table = pq.read_table(run / name)
-    at = table.column_names.index(column)
-    pq.write_table(table.set_column(at, column, change(table[column])), run / name)
-
-
 def change_features(run, old, new):
     table = pq.read_table(run / SUBSET)
     text = table.schema.metadata[b"huggingface"].decode().replace(old, new)
     pq.write_table(table.replace_schema_metadata({"huggingface": text}), run / SUBSET)
-
-
-def record_again(run):
-    """Make the manifest say that all is as it was written, as one who forges can."""
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["files"] = {
-        name: describe_file(run / name) for name in manifest["files"] if (run / name).exists()
-    }
-    manifest["bytes"]["subset_files"] = manifest["files"][SUBSET]["bytes"]
-    (run / "manifest.json").write_text(json.dumps(seal(manifest)))
-
-
-def swap(column):
-    values = column.to_pylist()
-    return pa.array([values[-1], *values[1:-1], values[0]], column.type)
 
 
 def scaled(column):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
-from nasty_images import picture, save
+from nasty_images import image_rows, picture, save
 
 from dq_multimodal import InputError, compress, verify
 from dq_multimodal.adapters.image import ImageAdapter
@@ -160,12 +160,8 @@ def test_a_stopped_run_knows_them_all(broken, small_classifier, tmp_path, monkey
 
 
 def test_nothing_left_is_one_clear_line(small_classifier, tmp_path):
-    whole = [{"bytes": save(picture()), "path": None}] * 2
-    files = [{"bytes": b"x", "path": None}] * 9
-    bad, mixed = (
-        Dataset.from_dict({"image": part}, Features({"image": Image()}))
-        for part in (files, files + whole)
-    )
+    files = [b"x"] * 9
+    bad, mixed = image_rows(files), image_rows([*files, save(picture()), save(picture())])
     with pytest.raises(InputError, match=r"none of the 9 images can be decoded.*--keep-unreadable"):
         compress(bad, output_dir=tmp_path / "a", **options(small_classifier))
     few = options(small_classifier, keep_ratio=0.1)

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Features, Image, Value
-from nasty_images import picture, save
+from datasets import Dataset
+from nasty_images import image_rows, picture, save
 
 FILES = ("config.yaml", "embeddings.npy", "selection.parquet", "bins.parquet", "README.md")
 
@@ -69,10 +69,7 @@ def data(tmp_path_factory, small_encoder, small_classifier):
     Dataset.from_dict(rows).to_parquet(folder / "text.parquet")
     files = [save(picture((16, 16), seed=k), "PNG" if k % 4 else "GIF") for k in range(90)]
     files = [file if k % 7 else b"" for k, file in enumerate(files)]
-    features = Features({"img": {"bytes": Value("binary"), "path": Value("string")}})
-    Dataset.from_dict(
-        {"img": [{"bytes": file, "path": None} for file in files]}, features=features
-    ).cast_column("img", Image()).to_parquet(folder / "images.parquet")
+    image_rows(files).to_parquet(folder / "images.parquet")
     text = (folder / "text.parquet", "--embedding-model", small_encoder, "--batch-size", 8)
     image = (folder / "images.parquet", "--embedding-model", small_classifier, "--batch-size", 8)
     return (*text, "--no-report"), (*image, "--no-report")

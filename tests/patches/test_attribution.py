@@ -94,15 +94,6 @@ def test_alpha_is_the_ratio_of_derivatives_of_exp_s():
         torch.testing.assert_close(result.maps[0], wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_weights_by_hand():
-    features = torch.tensor([[[[1.0, 2.0], [3.0, -4.0]]]]).double()  # the sum is 2
-    slope = torch.tensor([[[[1.0, -1.0], [0.0, 3.0]]]]).double()
-    weights = channel_weights(features, slope)
-    assert weights.item() == pytest.approx(1 / (2 + 2) + 3 / (2 + 6))
-    weights = channel_weights(features, slope, eps=0.5)
-    assert weights.item() == pytest.approx(1 / (2 + 2 + 0.5) + 27 / (18 + 54 + 0.5))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_weights_are_finite_at_and_around_every_pole(dtype, eps):
@@ -409,13 +400,6 @@ def test_every_family(family):
     assert hooks(model) == before
     for grid in grids:  # rows and columns are not mixed up
         assert abs(grid.shape[2] / grid.shape[3] - size[0] / size[1]) < 0.15
-
-
-def test_tokens_keep_their_place():
-    model = vit(img_size=(64, 96))
-    _, to_grid = find_layer(model)
-    tokens = torch.cat([torch.full((1, 1, 1), -1.0), torch.arange(24.0).reshape(1, 24, 1)], 1)
-    assert torch.equal(to_grid(tokens, 64, 96)[0, 0], torch.arange(24.0).reshape(4, 6))
 
 
 # Wrong use

@@ -154,15 +154,6 @@ def test_masks_are_one_bit_a_patch(bits):
     np.testing.assert_array_equal(unpack_mask(packed, len(bits)), keep)
 
 
-def test_pixels_of_patches_against_a_loop():
-    keep = marks(2, 11, 7, 4, 0.4)
-    got = keep_pixels(keep, 11, 7, 4)
-    for b in range(2):
-        for y in range(11):
-            for x in range(7):
-                assert got[b, y, x] == keep[b, (y // 4) * 2 + x // 4]
-
-
 def test_ties_drop_the_lower_patch_and_one_patch_stays():
     keep = drop_lowest(np.array([[1.0, 0.0, 0.0, 0.0]]), 2)
     assert keep.tolist() == [[True, False, False, True]]
@@ -217,16 +208,6 @@ def test_a_store_of_many_shapes_is_restored_row_by_row(tmp_path):
     shuffled = restore(loaded.select([3, 0]), fill="mean")
     assert [image.size for image in shuffled[:]["img"]] == [(4, 5), (16, 16)]
     assert shuffled[:]["id"] == [3, 0]
-
-
-def test_mean_fill_is_the_mean_of_what_is_kept():
-    images = pictures(1, 12, 12)
-    keep = marks(1, 12, 12, 4, 0.3)
-    is_kept = keep_pixels(keep, 12, 12, 4)[0]
-    whole = restore(store(encode_patches(images, keep, 4)))[0]["img"]
-    holes = np.asarray(whole)[~is_kept]
-    want = images[0][is_kept].astype(float).mean(axis=0)
-    assert (holes == np.floor(want + 0.5)).all() or np.abs(holes - want).max() <= 0.5
 
 
 def test_what_restore_refuses():

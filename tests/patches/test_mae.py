@@ -104,18 +104,6 @@ def masks_seen(model):
     return seen
 
 
-def test_the_mask_in_the_model_is_ours():
-    model = small_model()
-    seen = masks_seen(model)
-    first, neighbours, scattered = (np.ones(16, dtype=bool) for _ in range(3))
-    first[:5] = False
-    neighbours[[5, 6, 9, 10, 13]] = False
-    scattered[[0, 3, 7, 8, 15]] = False
-    keep = np.stack([first, neighbours, scattered])
-    MaskedAutoencoder(model, MEAN, STD).fill(some_images(3, 32, 32), keep)
-    assert len(seen) == 1 and np.array_equal(seen[0], keep)
-
-
 @pytest.mark.parametrize("n_patches", [2, 7, 49, 196])
 def test_every_count_of_dropped_patches(n_patches):
     model = make_small_mae(32, SIZE, 4, 1, 4, 1)

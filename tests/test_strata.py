@@ -33,16 +33,10 @@ def test_classes_that_lose_all_rows_are_said_and_can_be_kept(hundred, tmp_path, 
     assert f"note     {n_lost} strata of 100 (c0" in said
     assert "of which no row is kept; compress --keep-every-class keeps" in said
     assert "strata   kind, 100 strata, 3 (c001) to 4 (c000) rows" in said
-    if method != "dq":
-        flags = (*flags, "--keep-every-class")
-        run = compress(
-            str(hundred), output_dir=tmp_path / "b", keep_every_class=True, **asked(flags)
-        )
-    else:
-        said = cli("compress", hundred, *flags, "--keep-every-class", "--output-dir", "b").stdout
-        assert "kept     100 rows" in said and "no row is kept" not in said
-        assert "100 rows are kept where the keep ratio asks for 30, so that each" in said
-        run = Run(tmp_path / "b")
+    said = cli("compress", hundred, *flags, "--keep-every-class", "--output-dir", "b").stdout
+    assert "kept     100 rows" in said and "no row is kept" not in said
+    assert "100 rows are kept where the keep ratio asks for 30, so that each" in said
+    run = Run(tmp_path / "b")
     assert sorted(kinds[run.kept]) == sorted(set(kinds))
     # The rest of the order is what it was, and smaller subsets lie inside larger ones.
     rest = np.setdiff1d(np.arange(301), np.flatnonzero(run.order < 100))
@@ -54,12 +48,6 @@ def test_classes_that_lose_all_rows_are_said_and_can_be_kept(hundred, tmp_path, 
     less = plain.resample(0.02, output_dir=tmp_path / "d")
     notes = [note for note in less.manifest["notes"] if "no row is kept" in note]
     assert len(notes) == 1 and notes[0].startswith("94 strata of 100")
-
-
-def asked(flags):
-    """The settings of a command line, for the Python interface."""
-    found = {"method": flags[1], "keep_ratio": 0.1, "label_column": "kind", "report": False}
-    return found | ({"ready_embeddings": "vec", "n_bins": 2} if "vec" in flags else {})
 
 
 def test_a_ratio_that_keeps_none_keeps_one_of_each_and_no_label_no_class(hundred, tmp_path):

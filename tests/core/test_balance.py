@@ -147,11 +147,3 @@ def test_bad_input():
         balance_rows(np.array([[1.0], [np.nan]]))
     with pytest.raises(InputError, match="strata must hold one label"):
         balance_rows(np.eye(3), [1])
-
-
-def test_an_interrupt_stops_all_strata():
-    def stop(n_rows):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        balance_rows(clouds(3)[0], np.arange(400) % 5, on_rows=stop)

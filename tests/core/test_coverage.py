@@ -252,11 +252,3 @@ def test_weights_of_kept_rows_that_are_no_prefix():
 def test_bad_input(options, message):
     with pytest.raises(InputError, match=message):
         cover_rows(np.eye(3), **options)
-
-
-def test_an_interrupt_stops_all_strata():
-    def stop(n_picks):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cover_rows(spread(7, 300), np.arange(300) % 5, on_picks=stop)

@@ -19,27 +19,22 @@ def make(bin, stratum=None):
     return Bins(bin, rank, np.zeros(len(bin)), stratum)
 
 
-def test_minmax_by_hand():
-    assert normalise(np.array([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
-
-
-def test_softmax_z_by_hand():
-    # mean 0, standard deviation 1: weights e^-1, e, times 2 over their sum
-    got = normalise(np.array([-1.0, 1.0]), "softmax-z")
-    want = 2 * np.exp([-1, 1]) / np.exp([-1, 1]).sum()
-    np.testing.assert_allclose(got, want)
-    assert got.mean() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("norm", ["minmax", "softmax-z"])
-@pytest.mark.parametrize("value", [0.0, -3.5, 1e-300, 7e12])
-def test_a_constant_score_counts_one_for_every_bin(norm, value):
-    assert normalise(np.full(4, value), norm).tolist() == [1.0] * 4
-    assert normalise(np.full(4, np.nan), norm).tolist() == [1.0] * 4
-
-
-def test_a_bin_without_a_score_takes_the_mean_of_the_others():
-    assert normalise(np.array([1.0, np.nan, 3.0])).tolist() == [0.0, 0.5, 1.0]
+@pytest.mark.parametrize(
+    ("norm", "scores", "wanted"),
+    [
+        ("minmax", [2.0, 4.0, 3.0], [0, 1, 0.5]),
+        ("minmax", [1.0, np.nan, 3.0], [0, 0.5, 1]),  # without a score: the mean of the others
+        # mean 0, standard deviation 1: weights e^-1, e, times 2 over their sum
+        ("softmax-z", [-1.0, 1.0], 2 * np.exp([-1, 1]) / np.exp([-1, 1]).sum()),
+        *(
+            (norm, [value] * 4, [1] * 4)  # a constant score
+            for norm in ("minmax", "softmax-z")
+            for value in (0.0, -3.5, 1e-300, 7e12, np.nan)
+        ),
+    ],
+)
+def test_scores_are_normalised_as_by_hand(norm, scores, wanted):
+    np.testing.assert_allclose(normalise(np.array(scores), norm), wanted)
 
 
 def test_importance_by_hand():

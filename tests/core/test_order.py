@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from dq_multimodal import InputError
 from dq_multimodal.core import (
     Bins,
-    make_bins,
     one_bin,
     order_rows,
     put_one_of_each_first,
@@ -164,14 +163,6 @@ def test_random_selection_is_uniform():
     )
     assert times.mean() == 80
     assert times.std() == pytest.approx(8, rel=0.15)  # binomial: sqrt(400 x 0.2 x 0.8)
-
-
-def test_rank_draw_follows_the_greedy_order():
-    bins = make_bins(np.random.default_rng(0).normal(size=(40, 3)), 4)
-    order = order_rows(bins, draw="rank")
-    for b in range(4):
-        members = np.flatnonzero(bins.bin == b)
-        assert (np.argsort(order[members]) == np.argsort(bins.rank[members])).all()
 
 
 @pytest.mark.parametrize(

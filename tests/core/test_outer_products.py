@@ -34,13 +34,6 @@ def test_bins_are_those_of_the_multiplied_rows(seed, similarity, n_bins):
         np.testing.assert_allclose(got.gain, want.gain, atol=1e-9 * scale)
 
 
-def test_thousands_of_rows():
-    left, right = factors(1, n=1500, k=2, d=3)
-    got = make_bins(np.hstack([left, right]), 4, n_left=2)
-    want = make_bins(multiplied(left, right), 4)
-    np.testing.assert_array_equal(got.bin, want.bin)
-
-
 def test_rows_of_zeros_stay_zero():
     left, right = factors(3)
     left[5] = 0

@@ -11,6 +11,8 @@ from dq_multimodal.files import describe_file
 
 ORDER, NUMBERS, ROWS, BINS, FILES = range(5)
 """Places of the checks of verify."""
+RUN_FILES = {"config.yaml", "manifest.json", "README.md", "embeddings.npy"}
+RUN_FILES |= {"selection.parquet", "bins.parquet", "subset"}
 SUBSET = "subset/part-00000.parquet"
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from forging import change_table
+from forging import RUN_FILES, change_table
 from nasty_images import image_rows, picture, save
 from PIL import Image as Pictures
 
@@ -59,8 +59,7 @@ def test_the_files_of_adq_tell_the_whole_story(run):
     assert found.kept.sum() == 80
     assert len(set(found.kept)) > 1, "the sample is uniform: the scores did nothing"
     assert [check.result for check in verify(run)] == ["passed"] * 5
-    left = {path.name for path in run.path.iterdir()}
-    assert not left & {"middle.npy", "texture.npy", "scores", embedding.PROGRESS}
+    assert {path.name for path in run.path.iterdir()} == RUN_FILES
     assert "alpha" in (run.path / "README.md").read_text()
 
 

@@ -31,10 +31,17 @@ CORE_MAY_IMPORT = {
 }
 
 
+def files_of(folder):
+    """Give the Python files of a folder, at any depth; there are some."""
+    found = sorted(folder.rglob("*.py"))
+    assert found, folder
+    return found
+
+
 def modules():
     """Give every module of the package with its file."""
     found = {}
-    for path in PACKAGE.rglob("*.py"):
+    for path in files_of(PACKAGE):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     del found[""]
@@ -87,11 +94,12 @@ def test_no_circles():
 def test_every_module_has_a_floor():
     tops = {name.split(".")[0] for name in MODULES}
     assert tops == {name.split(".")[0] for name in FLOOR}
+    assert {name for pair in APART for name in pair} <= tops
     assert len([name for name in tops if (PACKAGE / f"{name}.py").exists()]) <= MAX_MODULES
 
 
 def test_core_is_arrays_only():
-    for path in (PACKAGE / "core").glob("*.py"):
+    for path in files_of(PACKAGE / "core"):
         for dotted in imports(path):
             top = dotted.split(".")[0]
             is_own = dotted.startswith(("dq_multimodal.core", "dq_multimodal.config"))
@@ -100,14 +108,14 @@ def test_core_is_arrays_only():
 
 @pytest.mark.parametrize("folder", ["recipes", "eval"])
 def test_recipes_and_eval_use_the_package_never_each_other(folder):
-    for path in (ROOT / folder).rglob("*.py"):
+    for path in files_of(ROOT / folder):
         for dotted in imports(path):
             assert dotted.split(".")[0] not in ("recipes", "eval", "tests"), f"{path}: {dotted}"
 
 
 def test_files_stay_short():
     for folder in ("dq_multimodal", "recipes", "eval"):
-        for path in (ROOT / folder).rglob("*.py"):
+        for path in files_of(ROOT / folder):
             assert len(path.read_text().splitlines()) <= 600, path
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
+from forging import RUN_FILES
 from nasty_images import image_rows, picture, save
 
 from dq_multimodal import InputError, Run, compress, verify
@@ -94,7 +95,7 @@ def test_a_stop_at_any_moment_then_the_same_command(tmp_path, small_encoder, mom
     process = start(tmp_path, "run", small_encoder)
     assert process.wait() == 0, process.stderr.read()
     assert content(folder) == wanted
-    assert {path.name for path in folder.iterdir()} == {*COMPARED, "manifest.json", "subset"}
+    assert {path.name for path in folder.iterdir()} == RUN_FILES
 
 
 class Killed(BaseException):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
-from forging import SUBSET, change_table
+from forging import RUN_FILES, SUBSET, change_table
 from nasty_images import image_rows, nasty_images, picture, save
 from PIL import Image as Pictures
 
@@ -248,7 +248,7 @@ def test_dropped_patches_are_stored_and_restored(labelled, patched):
     assert (found["coded"], found["kept_share"], found["answers"]["compared"]) == (36, 0.75, 36)
     assert [check.result for check in verify(run)] == ["passed"] * 5
     assert "restore(subset" in (run.path / "README.md").read_text()
-    assert not (run.path / "patches").exists()
+    assert {path.name for path in run.path.iterdir()} == RUN_FILES
 
 
 def test_the_least_important_patches_go(labelled, patched, small_classifier):

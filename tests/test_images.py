@@ -436,9 +436,7 @@ def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp
     assert len(list((tmp_path / "got" / "patches").iterdir())) == 3
     again = []
     monkeypatch.setattr(
-        patching,
-        "write_table",
-        lambda table, path: (again.append(path.name), real(table, path)),
+        patching, "write_table", lambda table, path: (again.append(path.name), real(table, path))
     )
     got = compress(str(labelled), output_dir=tmp_path / "got", **settings)
     assert again == ["000003.parquet", "000004.parquet"]

@@ -178,14 +178,8 @@ HOSTILE = {
         lambda text: text.replace("n_bins: 3", f"n_bins: 0x{'f' * 9000}"),
         "number of more than 400 characters",
     ),
-    "nan": (
-        lambda text: text.replace("alpha: 0.6", "alpha: .nan"),
-        "alpha must .*, got nan",
-    ),
-    "flag": (
-        lambda text: text.replace("streaming: false", "streaming: 0"),
-        "true or false, got 0",
-    ),
+    "nan": (lambda text: text.replace("alpha: 0.6", "alpha: .nan"), "alpha must .*, got nan"),
+    "flag": (lambda text: text.replace("streaming: false", "streaming: 0"), "true or false, got 0"),
     "setting": (lambda text: text.replace("  draw:", "  drew:"), "does not know: drew"),
     "rows": (lambda text: text.replace("rows: 60", "rows: many"), "source.rows must be int"),
     "origin": (lambda text: text.replace("kind: file", "kind: [x]"), "source.kind must be"),

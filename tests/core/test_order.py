@@ -9,13 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import (
-    Bins,
-    one_bin,
-    order_rows,
-    put_one_of_each_first,
-    row_hash,
-)
+from dq_multimodal.core import Bins, one_bin, order_rows, put_one_of_each_first, row_hash
 from dq_multimodal.core.order import cap_rows, count_capped, put_last
 
 

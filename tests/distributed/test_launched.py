@@ -90,8 +90,7 @@ def runs(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize(
-    ("name", "alone"),
-    [("adq4", "adq1"), ("image2", "image1"), ("given2", "given1")],
+    ("name", "alone"), [("adq4", "adq1"), ("image2", "image1"), ("given2", "given1")]
 )
 def test_any_number_of_processes_makes_the_same_run(runs, name, alone):
     folder, said = runs
@@ -150,8 +149,7 @@ def long_data(tmp_path):
 def test_an_interrupt_of_one_ends_all(tmp_path, long_data, small_encoder):
     flags = long_data(small_encoder)
     [(codes, outputs, errors)] = launch(
-        tmp_path,
-        job("run", 2, *flags, signal=[0, "run/embeddings.npy.partial", signal.SIGINT]),
+        tmp_path, job("run", 2, *flags, signal=[0, "run/embeddings.npy.partial", signal.SIGINT])
     )
     assert codes == ["130", "130"], errors
     assert not any(outputs)

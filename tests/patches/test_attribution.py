@@ -53,11 +53,7 @@ def resnet():
 def vit(img_size=64, dynamic=False):
     torch.manual_seed(1)
     model = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=img_size,
-        num_classes=10,
-        depth=3,
-        dynamic_img_size=dynamic,
+        "vit_tiny_patch16_224", img_size=img_size, num_classes=10, depth=3, dynamic_img_size=dynamic
     ).eval()
     nn.init.normal_(model.head.weight, std=0.1)
     return model

@@ -17,12 +17,7 @@ from dq_multimodal import InputError
 from dq_multimodal.patches import mae
 from dq_multimodal.patches.fill import fill_mean, fill_zero, psnr_of_holes
 from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape
-from dq_multimodal.patches.mae import (
-    MaskedAutoencoder,
-    load_mae,
-    make_small_mae,
-    save_mae,
-)
+from dq_multimodal.patches.mae import MaskedAutoencoder, load_mae, make_small_mae, save_mae
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZE = 8

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from datasets import Dataset
 from forging import (
     BINS,
@@ -177,29 +176,6 @@ def test_sizes_are_nested_and_need_no_embeddings(made, method, tmp_path, command
     assert "failed" not in results(small) + results(large)
 
 
-@pytest.mark.parametrize("method", ["coverage", "ccs"])
-def test_weights_of_a_resampled_run_are_those_of_a_fresh_one(
-    made, method, place, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(place)
-    bare = copy_of(made[method], tmp_path, with_embeddings=False)
-    flags = dict(zip(FLAGS[method][::2], FLAGS[method][1::2], strict=True))
-    options = {name[2:].replace("-", "_"): value for name, value in flags.items()}
-    for ratio in (0.05, 0.45):
-        drawn = resample(bare, ratio, output_dir=tmp_path / f"drawn-{ratio}")
-        fresh = compress(
-            "d.parquet",
-            method=method,
-            keep_ratio=ratio,
-            report=False,
-            output_dir=tmp_path / f"fresh-{ratio}",
-            **options,
-        )
-        assert drawn.order.tolist() == fresh.order.tolist()
-        assert weights(drawn) == weights(fresh)
-        assert drawn.subset.to_list() == fresh.subset.to_list()
-
-
 def test_another_method_needs_no_embeddings_where_its_marks_are_there(made, tmp_path):
     bare = copy_of(made["coverage"], tmp_path, with_embeddings=False)
     for method in ("random", "ccs", "dual"):
@@ -336,12 +312,8 @@ def test_a_subset_of_coverage_has_its_weights(made, tmp_path):
 def test_marks_that_no_run_writes_end_in_one_line(marked, mark, tmp_path):
     run = copy_of(marked["coverage"], tmp_path)
     table = pq.read_table(run / SELECTION)
-    values = pa.array([b"x"] * N)
-    if mark in table.column_names:
-        at = table.column_names.index(mark)
-        pq.write_table(table.set_column(at, mark, values), run / SELECTION)
-    else:
-        pq.write_table(table.append_column(mark, values), run / SELECTION)
+    table = table.drop_columns([mark]) if mark in table.column_names else table
+    pq.write_table(table.append_column(mark, pa.array([b"x"] * N)), run / SELECTION)
     assert verify(run)[ORDER].result == "failed"
     with pytest.raises(InputError, match=r"the columns of .*selection\.parquet must be"):
         resample(run, 0.1, output_dir=tmp_path / "out")
@@ -404,12 +376,9 @@ def test_drop_duplicates(number, alike, place, tmp_path, command):
 
 AUTO = {
     "random": ((), "no method is known to be better for such rows at this size"),
-    "blocks": (
-        ("--ready-embeddings", "e.npy"),
-        "there are embeddings, and no method is known to do more with them",
-    ),
+    "blocks": (GIVEN[2:], "there are embeddings, and no method is known to do more with them"),
     "coverage": (
-        (*GIVEN, "--dynamics", "dynamics.npy"),
+        FLAGS["coverage"][:6],
         "there are training dynamics, by which rows weigh as cad says",
     ),
 }
@@ -467,9 +436,10 @@ def test_auto_of_an_image_folder_is_weighted_coverage_where_few_are_kept(tmp_pat
     "flags",
     [
         ("--method", "coverage", *FLAGS["coverage"]),
+        ("--method", "ccs", *DYNAMICS),
         ("--method", "dq", *GIVEN[2:], "--partition", "kmeans:3"),
     ],
-    ids=["coverage", "parts"],
+    ids=["coverage", "ccs", "parts"],
 )
 def test_a_run_of_the_hub_is_resampled_as_if_it_were_here(hub, place, tmp_path, command, flags):
     hub.add_repo("owner/source", {"data/train.parquet": (place / "d.parquet").read_bytes()})
@@ -500,14 +470,9 @@ NEW_SETTINGS = (
 def test_a_folder_of_an_earlier_release_opens_verifies_and_resamples(
     place, tmp_path, small_encoder
 ):
-    run = compress(
-        str(place / "d.parquet"),
-        method="adq",
-        embedding_model=str(small_encoder),
-        n_bins=4,
-        report=False,
-        output_dir=tmp_path / "run",
-    )
+    options = {"method": "adq", "embedding_model": str(small_encoder), "n_bins": 4}
+    options |= {"report": False, "output_dir": tmp_path / "run"}
+    run = compress(str(place / "d.parquet"), **options)
     assert "dq_weight" in run.subset.column_names
     own = weights(run)
     pq.write_table(pq.read_table(run.path / SUBSET).drop_columns(["dq_weight"]), run.path / SUBSET)
@@ -527,21 +492,11 @@ def test_a_folder_of_an_earlier_release_opens_verifies_and_resamples(
     drawn = old.resample(0.2, output_dir=tmp_path / "drawn")
     assert weights(drawn) == own
     assert results(drawn)[:3] == ["passed"] * 3
-    done = compress(
-        str(place / "d.parquet"),
-        method="adq",
-        embedding_model=str(small_encoder),
-        n_bins=4,
-        report=False,
-        output_dir=run.path,
-    )
-    assert done.was_complete
+    assert compress(str(place / "d.parquet"), **options).was_complete
 
 
 def test_a_config_whose_method_is_auto_is_no_run(made, tmp_path):
     run = copy_of(made["blocks"], tmp_path)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["request"]["method"] = "auto"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    change_document(run / "config.yaml", lambda found: found["request"].update(method="auto"))
     with pytest.raises(InputError, match="its method is auto, and its bins are blocks"):
         Run(run)

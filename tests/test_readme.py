@@ -1,15 +1,12 @@
 """README.md and docs/*.md say what is there: their tables, commands, files and links."""
 
-import contextlib
-import io
 import re
-import runpy
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 from eval_scripts import load_script
+from launching import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {page: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
@@ -54,17 +51,7 @@ def test_a_number_that_is_not_of_its_file_is_found():
 
 @cache
 def help_of(script, *command):
-    """What a script says of its options, run in this process from its own folder."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.chdir(ROOT)
-        patch.setattr(sys, "argv", [script, *command, "--help"])
-        patch.syspath_prepend(ROOT / Path(script).parent)
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            assert not end.code
-    return said.getvalue()
+    return launch(script, *command, "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,14 @@
 """recipes/alpaca_20pct.py, tiny, under the launchers its users have."""
 
 import json
-import os
-import runpy
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from launching import ONE, ROOT, TWO, launch
 from small_gguf import small_llama, write_gguf
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "alpaca_20pct.py"
-ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
-ONE = (*ACCELERATE, "--mixed_precision", "no", "--dynamo_backend", "no")
-TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+RECIPE = "recipes/alpaca_20pct.py"
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +21,9 @@ def parts(tmp_path_factory, small_encoder):
         "output": [f"The number is {k}." for k in range(200)],
     }
     Dataset.from_dict(rows).to_parquet(folder / "rows.parquet")
-    command = [sys.executable, ROOT / "recipes" / "tiny_llama.py", "--vocab_size", "300"]
-    command += ["--dataset_name", folder / "rows.parquet", "--output_dir", folder / "llama"]
-    command += ["--hidden_size", "64", "--num_hidden_layers", "1"]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    flags = ("--dataset_name", folder / "rows.parquet", "--output_dir", folder / "llama")
+    flags += ("--vocab_size", 300, "--hidden_size", 64, "--num_hidden_layers", 1)
+    launch("recipes/tiny_llama.py", *flags)
     return folder
 
 
@@ -49,13 +39,9 @@ def flags_of(parts, small_encoder, out, *flags):
     return [str(flag) for flag in given]
 
 
-def launch(launcher, parts, small_encoder, out, *flags):
-    command = [sys.executable, *launcher, str(RECIPE)]
-    command += flags_of(parts, small_encoder, out, *flags)
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=out.parent)
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+def train(parts, small_encoder, out, *flags, **how):
+    given = flags_of(parts, small_encoder, out, *flags)
+    return launch(RECIPE, *given, folder=out.parent, **how)
 
 
 def selection_bytes(out):
@@ -68,7 +54,7 @@ def test_one_and_two_processes_train_on_the_same_subset(parts, small_encoder, tm
 
     for launcher, name, n_processes in ((ONE, "one", 1), (TWO, "two", 2)):
         out = tmp_path / name
-        done = launch(launcher, parts, small_encoder, out)
+        done = train(parts, small_encoder, out, launcher=launcher)
         metrics = json.loads((out / "metrics.json").read_text())
         assert metrics["complete"]
         assert metrics["n_processes"] == n_processes
@@ -86,7 +72,7 @@ def test_one_and_two_processes_train_on_the_same_subset(parts, small_encoder, tm
         for name in ("one", "two")
     ]
     assert tokens[0] == tokens[1]
-    again = launch(ONE, parts, small_encoder, tmp_path / "one")
+    again = train(parts, small_encoder, tmp_path / "one")
     assert "is already complete" in again.stdout
 
 
@@ -94,7 +80,7 @@ def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
     from transformers import AutoModelForCausalLM
 
     flags = ("--method", "full", "--use_peft", "false")
-    launch(ONE, parts, small_encoder, tmp_path / "full", *flags)
+    train(parts, small_encoder, tmp_path / "full", *flags)
     metrics = json.loads((tmp_path / "full" / "metrics.json").read_text())
     assert metrics["rows_trained"] == metrics["selection"]["source_rows"] == 180
     assert metrics["parameters"]["trained"] == metrics["parameters"]["all"]
@@ -102,22 +88,21 @@ def test_full_fine_tuning_on_all_rows(parts, small_encoder, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "model")
 
 
-def test_weights_of_a_subset_are_used_and_stated(
-    parts, small_encoder, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.slow
+def test_weights_of_a_subset_are_used_and_stated(parts, small_encoder, tmp_path):
     path = tmp_path / "subset.parquet"
     rows = Dataset.from_parquet(str(parts / "rows.parquet"))
     weights = [0.9 + 0.2 * (k % 2) for k in range(len(rows))]
     rows.add_column("dq_weight", weights).to_parquet(path)
     flags = ("--method", "full", "--dataset_name", path, "--use_weights", "loss")
-    done = launch(TWO, parts, small_encoder, tmp_path / "out", *flags)
+    done = train(parts, small_encoder, tmp_path / "out", *flags, launcher=TWO)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["use_weights"], metrics["rows_trained"]) == ("loss", 180)
     assert metrics["train_loss"]["last"] < metrics["train_loss"]["first"]
     assert "weights in the loss" in done.stdout
     (tmp_path / "no").mkdir()
     flags += ("--packing", "true")
-    said = refuse(parts, small_encoder, tmp_path / "no", flags, monkeypatch, capsys)
+    said = refuse(parts, small_encoder, tmp_path / "no", flags)
     assert "error: packing puts rows together that weigh differently" in said
 
 
@@ -129,7 +114,7 @@ def test_a_gguf_file_is_trained_whole_and_saved(parts, small_encoder, tmp_path):
     write_gguf(model, tmp_path / "small.gguf")
     flags = ("--method", "full", "--use_peft", "false", "--max_length", "128")
     flags += ("--model_name_or_path", tmp_path / "small.gguf")
-    launch(ONE, parts, small_encoder, tmp_path / "out", *flags)
+    train(parts, small_encoder, tmp_path / "out", *flags)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["train_loss"]["last"] < metrics["train_loss"]["first"]
     assert metrics["parameters"]["trained"] == metrics["parameters"]["all"]
@@ -154,19 +139,12 @@ def test_a_gguf_file_is_trained_whole_and_saved(parts, small_encoder, tmp_path):
         (["--frobnicate", "1"], "--frobnicate"),
     ],
 )
-def test_bad_flags_end_with_2(parts, small_encoder, tmp_path, flags, message, monkeypatch, capsys):
-    assert message in refuse(parts, small_encoder, tmp_path, flags, monkeypatch, capsys)
+def test_bad_flags_end_with_2(parts, small_encoder, tmp_path, flags, message):
+    assert message in refuse(parts, small_encoder, tmp_path, flags)
 
 
-def refuse(parts, small_encoder, tmp_path, flags, monkeypatch, capsys):
-    given = flags_of(parts, small_encoder, tmp_path / "out", *flags)
-    monkeypatch.setattr(sys, "argv", [str(RECIPE), *given])
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(RECIPE), run_name="__main__")
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
+def refuse(parts, small_encoder, tmp_path, flags):
+    said = train(parts, small_encoder, tmp_path / "out", *flags, code=2).stderr
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "metrics.json").exists()
     return said
@@ -177,16 +155,14 @@ class Harm:
         return open, ("run", "w")
 
 
-def test_a_pickle_of_more_than_weights_is_not_read(
-    parts, small_encoder, tmp_path, monkeypatch, capsys
-):
+def test_a_pickle_of_more_than_weights_is_not_read(parts, small_encoder, tmp_path):
     import torch
 
     model = shutil.copytree(parts / "llama", tmp_path / "llama")
     (model / "model.safetensors").unlink()
     torch.save({"harm": Harm()}, model / "pytorch_model.bin")
     flags = ("--model_name_or_path", model, "--method", "random")
-    said = refuse(parts, small_encoder, tmp_path, flags, monkeypatch, capsys)
+    said = refuse(parts, small_encoder, tmp_path, flags)
     assert "a pickle of more than weights" in said
     assert not (tmp_path / "run").exists()
 

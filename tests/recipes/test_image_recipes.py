@@ -1,22 +1,15 @@
-"""The image recipes, tiny, under `accelerate launch`: each once, each resumable."""
+"""The image recipes, tiny: each once, each resumable; the launchers of their users start some."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
+from launching import ONE, TWO, launch
 from PIL import Image as Pictures
 
 from dq_multimodal import Run, compress
 
-ROOT = Path(__file__).resolve().parents[2]
-ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
-ONE = (*ACCELERATE, "--mixed_precision", "no", "--dynamo_backend", "no")
-TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 
 
@@ -38,13 +31,9 @@ def write_images(path, n_rows, size, seed):
     return path
 
 
-def launch(name, *flags, launcher=ONE, code=0, **options):
-    given = [part for key, value in options.items() for part in (f"--{key}", value)]
-    command = [sys.executable, *launcher, ROOT / "recipes" / name, *flags, *given]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+def run(name, *flags, launcher=(), code=0, **options):
+    flags = [*flags, *(part for key, value in options.items() for part in (f"--{key}", value))]
+    return launch(f"recipes/{name}", *flags, launcher=launcher, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,7 @@ def work(tmp_path_factory):
     write_images(folder / "train.parquet", 360, 16, 0)
     write_images(folder / "test.parquet", 90, 16, 1)
     data = {"dataset_name": folder / "train.parquet"}
-    launch(
+    run(
         "train_extractor.py",
         **data,
         model="resnet10-narrow",
@@ -63,7 +52,7 @@ def work(tmp_path_factory):
         learning_rate=0.05,
         output_dir=folder / "extractor",
     )
-    launch(
+    run(
         "train_mae.py",
         **data,
         num_train_epochs=6,
@@ -105,6 +94,7 @@ def test_extractor_and_autoencoder_learn_and_are_ready_for_use(work):
     assert psnr["mae"] > psnr["zero"]
 
 
+@pytest.mark.slow
 def test_dynamics_of_all_rows_on_two_processes(work, tmp_path):
     out = tmp_path / "out"
     options = {
@@ -115,7 +105,7 @@ def test_dynamics_of_all_rows_on_two_processes(work, tmp_path):
         "learning_rate": 0.05,
         "output_dir": out,
     }
-    done = launch("train_extractor.py", "--record_dynamics", launcher=TWO, **options)
+    done = run("train_extractor.py", "--record_dynamics", launcher=TWO, **options)
     assert "trained on all 360 labelled rows" in done.stdout
     dynamics, about = np.load(out / "dynamics.npy"), json.loads((out / "dynamics.json").read_text())
     assert (dynamics.shape, dynamics.dtype) == ((3, 360, 3), np.float16)
@@ -129,7 +119,7 @@ def test_dynamics_of_all_rows_on_two_processes(work, tmp_path):
     assert about["source"] == found["asked"]["source"]
     assert (found["rows_trained"], found["steps"]) == (360, 36)
     assert "accuracy" not in found
-    launch("train_extractor.py", "--record_dynamics", launcher=(), code=2, **options, max_steps=5)
+    run("train_extractor.py", "--record_dynamics", code=2, **options, max_steps=5)
 
 
 def test_the_whole_sequence_with_patches(work, tmp_path):
@@ -145,7 +135,7 @@ def test_the_whole_sequence_with_patches(work, tmp_path):
         fill="mae",
         mae_model=work / "mae" / "model",
     )
-    done = launch("cifar10.py", **flags)
+    done = run("cifar10.py", launcher=ONE, **flags)
     found = metrics(out)
     assert "test rows right" in done.stdout
     assert found["rows_tested"] == 90
@@ -158,23 +148,18 @@ def test_the_whole_sequence_with_patches(work, tmp_path):
     labels = np.array(Run(out / "selection").subset["label"][:])
     assert np.bincount(labels).tolist() == [60, 60, 60]
     assert (out / "model" / "classifier.json").is_file()
-    assert "already complete" in launch("cifar10.py", **flags).stdout
-    other = launch("cifar10.py", launcher=(), **{**flags, "seed": 1}, code=2)
+    assert "already complete" in run("cifar10.py", **flags).stdout
+    other = run("cifar10.py", **{**flags, "seed": 1}, code=2)
     assert other.stderr.splitlines()[-1].startswith("error:")
 
 
 def test_rows_of_a_finished_run_need_no_encoder(work, tmp_path):
-    run = compress(
-        str(work / "train.parquet"),
-        embedding_model=str(work / "extractor" / "model"),
-        method="adq",
-        n_bins=3,
-        keep_ratio=0.5,
-        output_dir=tmp_path / "run",
-        report=False,
-    )
-    asked = {"keep_ratio": 0.25, "from_run": run.path, "importance": "diversity"}
-    launch("cifar10.py", **arguments(work, tmp_path / "out", **asked))
+    model = str(work / "extractor" / "model")
+    settings = {"method": "adq", "n_bins": 3, "keep_ratio": 0.5, "report": False}
+    source, finished = str(work / "train.parquet"), tmp_path / "run"
+    compress(source, embedding_model=model, output_dir=finished, **settings)
+    asked = {"keep_ratio": 0.25, "from_run": finished, "importance": "diversity"}
+    run("cifar10.py", **arguments(work, tmp_path / "out", **asked))
     drawn = Run(tmp_path / "out" / "selection")
     assert metrics(tmp_path / "out")["rows_trained"] == 90
     assert (drawn.request.method, drawn.request.importance) == ("adq", "diversity")
@@ -182,18 +167,19 @@ def test_rows_of_a_finished_run_need_no_encoder(work, tmp_path):
     write_images(tmp_path / "train.parquet", 60, 16, 2)
     flags = arguments(work, tmp_path / "no", **asked)
     flags["dataset_name"] = tmp_path / "train.parquet"
-    done = launch("cifar10.py", launcher=(), **flags, code=2)
+    done = run("cifar10.py", **flags, code=2)
     assert "is of other rows than" in done.stderr.splitlines()[-1]
     flags = arguments(work, tmp_path / "bins", **asked, n_bins=7)
-    done = launch("cifar10.py", launcher=(), **flags, code=2)
+    done = run("cifar10.py", **flags, code=2)
     assert "n_bins 7 was asked, and the run" in done.stderr.splitlines()[-1]
     flags = arguments(work, tmp_path / "half", **asked, dataset_split="train[:50%]")
-    done = launch("cifar10.py", launcher=(), **flags, code=2)
+    done = run("cifar10.py", **flags, code=2)
     assert "is of other rows than" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_all_rows_on_two_processes(work, tmp_path):
-    launch("cifar10.py", launcher=TWO, **arguments(work, tmp_path / "out", method="full"))
+    run("cifar10.py", launcher=TWO, **arguments(work, tmp_path / "out", method="full"))
     found = metrics(tmp_path / "out")
     assert found["rows_tested"] == 90
     assert found["rows_trained"] == 360
@@ -206,7 +192,7 @@ def test_weights_of_a_subset_are_used_and_stated(work, tmp_path):
     rows.add_column("dq_weight", weights).to_parquet(tmp_path / "subset.parquet")
     out = tmp_path / "out"
     flags = arguments(work, out, method="full", dataset_name=tmp_path / "subset.parquet")
-    done = launch("cifar10.py", **flags, use_weights="loss")
+    done = run("cifar10.py", **flags, use_weights="loss")
     found = metrics(out)
     assert (found["use_weights"], found["rows_trained"]) == ("loss", 360)
     assert "weights in the loss" in done.stdout
@@ -227,7 +213,7 @@ def test_large_images_stay_on_disk(work, tmp_path):
         n_bins=2,
         eval_split="train",
     )
-    launch("imagenet_60pct.py", **flags)
+    run("imagenet_60pct.py", **flags)
     found = metrics(tmp_path / "out")
     assert found["rows_trained"] == 36
     assert found["rows_tested"] == 15
@@ -242,5 +228,5 @@ def test_bad_input_is_one_line(work, tmp_path):
     ]
     for change, message in wrong:
         flags = arguments(work, out, keep_ratio=0.5, **{"method": "random", **change})
-        done = launch("cifar10.py", launcher=(), **flags, code=2)
+        done = run("cifar10.py", **flags, code=2)
         assert message in done.stderr.splitlines()[-1]

@@ -1,0 +1,50 @@
+"""Runs scripts as their users do: by a launcher, in processes of their own, or in this process."""
+
+import contextlib
+import io
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
+ONE = (*ACCELERATE, "--mixed_precision", "no", "--dynamo_backend", "no")
+TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+
+
+def launch(script, *words, launcher=(), code=0, folder=ROOT):
+    """Run a script, by its path from the root, in a folder; check its exit code."""
+    words = [str(ROOT / script), *map(str, words)]
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if launcher:
+        command, env = [sys.executable, *launcher, *words], os.environ | env
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+    else:
+        done = run_here(words, env, folder)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_here(words, env, folder):
+    """Run a script in this process, as a process of its own would."""
+    said, code = {"stdout": io.StringIO(), "stderr": io.StringIO()}, 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said["stdout"]),
+        contextlib.redirect_stderr(said["stderr"]),
+    ):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", words)
+        patch.syspath_prepend(Path(words[0]).parent)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+    found = {name: stream.getvalue() for name, stream in said.items()}
+    return subprocess.CompletedProcess(words, code, **found)

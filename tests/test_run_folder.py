@@ -33,16 +33,9 @@ def content(folder):
 @pytest.mark.parametrize(
     "names",
     [
-        ["README.md"],
-        ["figures/own.png"],
-        ["subset/part-00000.parquet"],
-        ["report.html"],
-        ["embeddings.npy", "selection.parquet"],
-        ["config.yaml"],
-        ["manifest.json"],
-        ["manifest.json", "config.yaml"],
-        ["manifest.json.tmp"],
-        ["world.token"],
+        *(["README.md"], ["figures/own.png"], ["subset/part-00000.parquet"], ["report.html"]),
+        *(["embeddings.npy", "selection.parquet"], ["config.yaml"], ["manifest.json"]),
+        *(["manifest.json", "config.yaml"], ["manifest.json.tmp"], ["world.token"]),
     ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -135,18 +135,6 @@ def whole(tmp_path):
     return files(tmp_path / "one"), problems
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_worlds_make_the_same_files(tmp_path, whole, size):
-    seen = []
-    (tmp_path / "many").mkdir()
-    problems = embed(tmp_path / "many", size, seen)
-    made, wanted = files(tmp_path / "many"), whole[0]
-    for file in embedding.FILES:
-        assert made[file] == wanted[file], file
-    assert list(problems.items()) == list(whole[1].items())  # in the same order
-    assert sorted(seen) == list(range(N_ROWS))
-
-
 def test_any_number_goes_on_with_what_any_number_left(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
     rng = random.Random(0)

@@ -23,6 +23,15 @@ DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 install_import_hook("dq_multimodal.core", "beartype.beartype")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Training takes all cores of a machine: two workers of xdist would wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patch.setattr("torch.set_num_threads", lambda n_threads: None)
+        yield
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real data; tests that ask for it are skipped where it is missing."""

@@ -22,11 +22,20 @@ def launch(script, *words, launcher=(), code=0, folder=ROOT):
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if launcher:
         command, env = [sys.executable, *launcher, *words], os.environ | env
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=env, cwd=folder, preexec_fn=take_one_core
+        )
     else:
         done = run_here(words, env, folder)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def take_one_core():
+    """Leave the other cores to the other tests: training takes all that it sees."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 
 
 def run_here(words, env, folder):

@@ -162,6 +162,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
 
 
+@pytest.mark.slow
 def test_every_cell_is_trained_once_where_only_the_trainers_packages_are(tmp_path: Path) -> None:
     make(tmp_path, has_words=True)
     short = {"like": "small", "epochs": None, "steps": 3, "batch_size": 16}
@@ -200,6 +201,7 @@ def test_every_cell_is_trained_once_where_only_the_trainers_packages_are(tmp_pat
     assert again == {key_of(line): line["metrics"] for line in lines}
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     make(tmp_path, **HEAVY)
     results, n_before = tmp_path / "toy.jsonl", 0
@@ -227,6 +229,7 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     assert len({key_of(line) for line in after}) == len(after) == 4 * draws
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_and_cells_that_fit_are_trained(tmp_path: Path) -> None:
     make(tmp_path)
     endless = {"like": "small", "epochs": None, "steps": 10_000_000, "batch_size": 16}

@@ -120,6 +120,7 @@ def test_the_first_of_more_mixed_rows_are_the_same():
     np.testing.assert_allclose(np.linalg.norm(more, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_line_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
     np.save(tmp_path / "alpaca_minilm_f16.npy", make_rows(300, d=8).astype(np.float16))
     monkeypatch.setenv("DQ_TEST_DATA", str(tmp_path))

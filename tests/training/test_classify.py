@@ -61,7 +61,8 @@ def test_max_steps_wins_over_epochs(tmp_path):
 
 
 def test_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    whole, _ = train(tmp_path / "whole", arguments())
+    short = arguments(num_train_epochs=4)
+    whole, _ = train(tmp_path / "whole", short)
     from dq_multimodal.training import classify
 
     monkeypatch.setattr(classify, "SAVE_SECONDS", 0.0)
@@ -75,12 +76,12 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(classify, "save_checkpoint", stop_after_third)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", arguments())
+        train(tmp_path / "cut", short)
     assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == ["epoch-00003"]
     monkeypatch.setattr(classify, "save_checkpoint", real)
-    resumed, found = train(tmp_path / "cut", arguments())
+    resumed, found = train(tmp_path / "cut", short)
     assert found["is_resumed"]
-    assert found["steps"] == 36
+    assert found["steps"] == 24
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
@@ -146,4 +147,4 @@ def test_bad_settings(change, message):
 
 def test_divergence_is_said(tmp_path):
     with pytest.raises(InputError, match="training diverged"):
-        train(tmp_path, arguments(learning_rate=1e6))
+        train(tmp_path, arguments(learning_rate=1e6, num_train_epochs=2))

@@ -160,6 +160,7 @@ def test_a_gguf_file_is_a_model_with_its_tokenizer(tmp_path):
     assert hash_weights(str(tmp_path / "one" / "model.gguf")) != first
 
 
+@pytest.mark.slow
 def test_a_real_quantized_model_predicts_english(real_data):
     import torch
 

@@ -1,7 +1,5 @@
 """compress, resample and verify through the Python interface."""
 
-import shutil
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -205,19 +203,6 @@ def test_the_small_encoder_end_to_end(source, tmp_path, small_encoder):
     assert again.manifest == run.manifest
 
 
-def test_another_request_does_not_overwrite(source, tmp_path):
-    compress(str(source), output_dir=tmp_path / "run", **options(source))
-    with pytest.raises(InputError, match=r"another run .*keep_ratio 0.2 there, 0.3 asked"):
-        compress(str(source), keep_ratio=0.3, output_dir=tmp_path / "run", **options(source))
-    assert Run(tmp_path / "run").request.keep_ratio == 0.2
-    (tmp_path / "run" / "mine.txt").write_text("keep me")
-    run = compress(
-        str(source), keep_ratio=0.3, output_dir=tmp_path / "run", overwrite=True, **options(source)
-    )
-    assert run.manifest["kept"] == 72
-    assert (tmp_path / "run" / "mine.txt").read_text() == "keep me"
-
-
 def test_a_run_from_before_a_setting_was_known_is_still_the_same(source, tmp_path):
     run = compress(str(source), output_dir=tmp_path / "run", **options(source))
     file = run.path / "config.yaml"
@@ -344,18 +329,6 @@ def test_a_finished_run_of_another_content_is_not_taken_for_this_one(source, tmp
     np.save(tmp_path / "emb.npy", np.ones((N, 8), dtype=np.float32))
     with pytest.raises(InputError, match="its embeddings had another content"):
         compress(str(source), output_dir=tmp_path / "run", **options(source))
-
-
-@pytest.mark.parametrize("name", ["subset", "selection.parquet", "bins.parquet"])
-def test_a_run_that_lost_a_file_is_made_whole(source, tmp_path, name):
-    run = compress(str(source), output_dir=tmp_path / "run", **options(source))
-    wanted = run.subset.to_list()
-    path = run.path / name
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(InputError, match=f"not whole: {name} is missing"):
-        Run(run.path)
-    again = compress(str(source), output_dir=tmp_path / "run", **options(source))
-    assert again.subset.to_list() == wanted
 
 
 def test_verify_of_a_broken_subset_fails_and_says_so(source, tmp_path):

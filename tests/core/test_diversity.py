@@ -13,14 +13,6 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_by_hand():
-    # cos of the two rows 0; of the first with its view 1, of the second with its view 0
-    rows = np.array([[1.0, 0.0], [0.0, 1.0]])
-    views = np.array([[1.0, 0.0], [1.0, 0.0]])
-    want = -((math.exp(0) / math.exp(1 / 0.5)) + (math.exp(0) / math.exp(0))) / 2
-    assert diversity(rows, views, tau=0.5) == pytest.approx(want)
-
-
 def test_blocks_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     rows, views = (unit(rng.normal(size=(11, 3))) for _ in range(2))

@@ -46,16 +46,6 @@ def test_found_are_those_of_the_plain_walk(seed, n_rows, threshold):
     np.testing.assert_array_equal(got, plain(rows, order, threshold))
 
 
-def test_a_hand_worked_chain():
-    at = np.deg2rad([0, 20, 40, 60, 20])
-    rows = np.stack([np.cos(at), np.sin(at)], axis=1)
-    least = np.cos(np.deg2rad(25))
-    got = find_duplicates(rows, np.arange(5), least)
-    np.testing.assert_array_equal(got, [-1, 0, -1, 2, 0])  # 2 is near 1, which does not stay
-    got = find_duplicates(rows, np.array([4, 1, 2, 3, 0]), least)
-    np.testing.assert_array_equal(got, [4, 4, 4, -1, -1])
-
-
 def test_many_rows_of_few_clouds():
     rng = np.random.default_rng(0)
     middle = rng.normal(size=(400, 16))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
-from dq_multimodal.core import make_bins, partition, partition_rows
+from dq_multimodal.core import partition, partition_rows
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.core.partition import GRID, SALT, SAMPLE_ROWS, find_centres, nearest
 
@@ -152,15 +152,6 @@ def test_seeds():
     found = [partition_rows(rows, 6, seed=seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(found[0], found[1])
     assert not same_parts(found[0], found[2])
-
-
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_one_part_is_no_partition_row_for_row(similarity):
-    rows, _ = clouds(6)
-    codes = partition_rows(rows, 1, similarity)
-    got, want = (make_bins(rows, 7, similarity, strata) for strata in (codes, None))
-    for name in ("bin", "rank", "gain", "stratum"):
-        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
 
 @pytest.mark.parametrize("n_parts", [0, 301, True])

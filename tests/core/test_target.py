@@ -35,16 +35,6 @@ def plain(rows, targets, depth=None):
             return picks
 
 
-def test_a_hand_worked_case():
-    rows = np.array([[1, 0], [3, 1], [0, 2], [0, 0], [-1, 0], [1, 1], [2, 0]])
-    targets = np.array([[1, 0], [0, 0], [4, 0], [0, 1]])
-    # 0 takes row 0, 2 the equal row 6, 3 row 2; then 0 takes 1, 2 takes 5, 3 takes 4.
-    rank, of = pick_for_targets(rows, targets)
-    np.testing.assert_array_equal(rank, [0, 3, 2, -1, 5, 4, 1])
-    np.testing.assert_array_equal(of, [0, 0, 3, -1, 3, 2, 2])
-    assert (rank.dtype, of.dtype) == (np.int64, np.int32)
-
-
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(st.tuples(*[st.integers(-2, 2)] * 3), min_size=1, max_size=30),

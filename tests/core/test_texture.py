@@ -35,16 +35,6 @@ def naive_image(luma, patch):
     return np.mean(levels), len(levels)
 
 
-def test_by_hand():
-    flat = np.full((1, 4, 4), 0.7)
-    assert image_texture(flat)[0] == pytest.approx(0, abs=1e-6)
-    # a step of 1 between columns 1 and 2 of four: |Sobel_x| is 4 in the two columns beside it
-    step = np.tile([0.0, 0.0, 1.0, 1.0], (1, 4, 1))
-    levels, counts = image_texture(step)
-    assert levels == pytest.approx([0.5 * 4 * 2 / 4])
-    assert counts.tolist() == [1]
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 13), st.integers(1, 13), st.integers(1, 6), st.integers(0, 99))
 def test_images_are_as_the_formula_says(height, width, patch, seed):
@@ -65,15 +55,6 @@ def naive_tokens(tokens, is_token, window):
         if steps:
             levels.append(np.mean(steps))
     return (np.mean(levels) if levels else 0.0), len(levels)
-
-
-def test_tokens_by_hand():
-    # [CLS] 0 3 3 | 4 [SEP]: steps of 3 and 0 in the first window of three, none in the second
-    tokens = torch.tensor([[[9.0], [0.0], [3.0], [3.0], [4.0], [9.0]]])
-    is_token = torch.tensor([[False, True, True, True, True, False]])
-    levels, counts = token_texture(tokens, is_token, 3)
-    assert levels.tolist() == [1.5]
-    assert counts.tolist() == [1]
 
 
 @settings(max_examples=60, deadline=None)

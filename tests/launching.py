@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1")
-ONE = (*ACCELERATE, "--mixed_precision", "no", "--dynamo_backend", "no")
-TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no")
+ONE = (*ACCELERATE, "--mixed_precision", "no", "--num_processes", "1")
+TWO = (*ACCELERATE, "--mixed_precision", "no", "--num_processes", "2", "--multi_gpu")
+"""By its name for several processes; on a CPU here, as the environment says."""
 
 
 def launch(script, *words, launcher=(), code=0, folder=ROOT):

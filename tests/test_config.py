@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 import dq_multimodal
 from dq_multimodal import CompressConfig, InputError, Run, compress, plan, resample
@@ -84,13 +84,13 @@ def test_the_size_is_the_rounded_product():
 
 
 def test_other_objects_and_options_are_one_clear_line(tmp_path):
-    rows = DatasetDict(train=Dataset.from_dict({"text": ["a"]}))
-    with pytest.raises(InputError, match=r"datasets\.Dataset, got DatasetDict"):
-        compress(rows, output_dir=tmp_path / "run")
+    rows = Dataset.from_dict({"text": ["a"]})
+    with pytest.raises(InputError, match=r"datasets\.Dataset, got list"):
+        compress([rows], output_dir=tmp_path / "run")
     with pytest.raises(InputError, match=r"no option keep_ration; did you mean keep_ratio\?"):
-        compress(rows["train"], keep_ration=0.2, output_dir=tmp_path / "run")
+        compress(rows, keep_ration=0.2, output_dir=tmp_path / "run")
     with pytest.raises(InputError, match="streaming is for a name or a path"):
-        compress(rows["train"], streaming=True, output_dir=tmp_path / "run")
+        compress(rows, streaming=True, output_dir=tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from huggingface_hub import close_session
 from nasty_images import picture
 
 from dq_multimodal.patches import restore
@@ -101,6 +102,7 @@ def test_the_cache_serves_when_the_hub_is_gone(hub, source, cli, tmp_path):
     arguments = ("compress", "owner/source", *given, "--output-dir")
     cli(*arguments, "a")
     hub.__exit__(None, None, None)
+    close_session()  # whose connections still have an end
     done = cli(*arguments, "b", "--keep-ratio", "0.1")
     assert "kept     10 rows" in done.stdout
     done = cli("push", "b", "me/x", code=2)

@@ -15,7 +15,7 @@ from PIL import Image as Pictures
 
 from dq_multimodal import InputError, compress, resample, verify
 from dq_multimodal.adapters.image import augment, measure_texture
-from dq_multimodal.adapters.text import drop_spans
+from dq_multimodal.adapters.text import TextAdapter, detect_layout, drop_spans
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
 from dq_multimodal.manifest import ScoreFacts
 from dq_multimodal.models.text import load_encoder
@@ -157,8 +157,6 @@ def test_what_is_missing_is_named(cli, tmp_path, run):
 
 
 def test_surprisal_by_hand(small_encoder, tmp_path):
-    from dq_multimodal.adapters.text import TextAdapter, detect_layout
-
     rows = Dataset.from_dict({"text": ["fox fox", "fox dog", "", "dog"]})
     adapter = TextAdapter(rows, detect_layout(["text"]), str(small_encoder))
     encoder = load_encoder(str(small_encoder))
@@ -302,8 +300,6 @@ def test_gradients_are_scored_by_their_features(tmp_path):
 
 
 def test_middle_features_beyond_float16_stay_finite(small_encoder, tmp_path, monkeypatch):
-    from dq_multimodal.adapters.text import TextAdapter, detect_layout
-
     rows = Dataset.from_dict({"text": ["a fox", "dog"]})
     adapter = TextAdapter(rows, detect_layout(["text"]), str(small_encoder), is_scored=True)
     plain = adapter.embed

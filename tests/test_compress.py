@@ -5,7 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, Features, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from dq_multimodal import InputError, Run, compress, resample, verify
 from dq_multimodal.core import make_bins, order_rows
@@ -158,8 +160,6 @@ def test_embeddings_from_a_column(tmp_path, kind):
     "how", ["json", "jsonl", "csv", "parquet", "glob", "folder", "saved", "dict"]
 )
 def test_every_kind_of_source(tmp_path, how):
-    from datasets import DatasetDict
-
     rows = Dataset.from_dict({"prompt": [f"q{k}" for k in range(30)], "completion": ["a"] * 30})
     place = tmp_path / "src"
     place.mkdir()
@@ -232,8 +232,6 @@ def random_run(source, tmp_path, **more):
 
 @pytest.mark.parametrize("kind", ["saved", "dict", "object"])
 def test_a_slice_of_any_source_is_a_slice(tmp_path, kind):
-    from datasets import DatasetDict
-
     rows = Dataset.from_dict({"text": [str(k) for k in range(40)]})
     if kind == "saved":
         rows.save_to_disk(str(tmp_path / "src"))
@@ -293,9 +291,6 @@ def test_a_format_of_the_dataset_changes_nothing(tmp_path):
 
 
 def test_pictures_by_path_become_part_of_the_subset(tmp_path):
-    from datasets import Image as ImageFeature
-    from PIL import Image
-
     Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "p.png")
     rows = Dataset.from_dict({"image": [str(tmp_path / "p.png")] * 3, "text": ["a", "b", "c"]})
     run = random_run(rows.cast_column("image", ImageFeature()), tmp_path)

@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from datasets import Dataset
 from forging import RUN_FILES
 from nasty_images import image_rows, picture, save
 
-from dq_multimodal import InputError, Run, compress, verify
+from dq_multimodal import InputError, Run, compress, pipeline, verify
 from dq_multimodal.folder import LOCK
 from dq_multimodal.models.image import load_image_model
 from dq_multimodal.models.text import load_encoder
@@ -213,8 +214,6 @@ def given(tmp_path, monkeypatch):
 
 
 def test_a_limit_of_file_size_is_one_line(tmp_path, given):
-    import resource
-
     make, wanted = given
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, hard))
@@ -230,8 +229,6 @@ def test_a_limit_of_file_size_is_one_line(tmp_path, given):
 
 
 def test_a_folder_that_is_removed_on_the_way_is_one_line(tmp_path, given, monkeypatch):
-    from dq_multimodal import pipeline
-
     plain, (make, wanted) = pipeline.bin_by_method, given
 
     def remove(*args, **options):

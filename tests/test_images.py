@@ -6,15 +6,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 from forging import RUN_FILES, SUBSET, change_table
 from nasty_images import image_rows, nasty_images, picture, save
 from PIL import Image as Pictures
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from dq_multimodal import InputError, Run, compress, verify
+from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.core import make_bins
+from dq_multimodal.data import local
 from dq_multimodal.data.pixels import BLANK, UNDECODED
-from dq_multimodal.patches import restore
+from dq_multimodal.models.classifiers import read_classifier, save_classifier
+from dq_multimodal.models.image import load_image_model
+from dq_multimodal.patches import GradCamPlusPlus, patch_scores, restore
+from dq_multimodal.patches.grid import unpack_mask
+from dq_multimodal.stages import embedding, patching, subset
 
 N = 90
 SIDE = 16
@@ -72,10 +80,6 @@ def test_labels_become_strata_in_proportion(labelled, small_classifier, tmp_path
 
 
 def test_embeddings_are_the_pooled_features_of_the_model(labelled, small_classifier, tmp_path):
-    import torch
-
-    from dq_multimodal.models.image import load_image_model
-
     run = compress(str(labelled), output_dir=tmp_path / "r", **options(small_classifier))
     model = load_image_model(str(small_classifier))
     pictures = load_dataset("parquet", data_files=str(labelled), split="train")[:8]["img"]
@@ -87,10 +91,6 @@ def test_embeddings_are_the_pooled_features_of_the_model(labelled, small_classif
 
 
 def test_gradients_are_those_of_the_loss(labelled, small_classifier, tmp_path):
-    import torch
-
-    from dq_multimodal.models.image import load_image_model
-
     settings = options(small_classifier, image_embedding="gradients")
     run = compress(str(labelled), output_dir=tmp_path / "r", **settings)
     rows = load_dataset("parquet", data_files=str(labelled), split="train")[:4]
@@ -166,9 +166,6 @@ def test_a_folder_of_nasty_images_compresses_and_says_so(small_classifier, tmp_p
 
 
 def test_the_bytes_of_a_folder_are_those_of_its_files(small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal.data import local
-    from dq_multimodal.stages import subset
-
     for label in ("cat", "dog"):
         (tmp_path / "pictures" / label).mkdir(parents=True)
         for k in range(8):
@@ -252,12 +249,6 @@ def test_dropped_patches_are_stored_and_restored(labelled, patched):
 
 
 def test_the_least_important_patches_go(labelled, patched, small_classifier):
-    import torch
-
-    from dq_multimodal.models.image import load_image_model
-    from dq_multimodal.patches import GradCamPlusPlus, patch_scores
-    from dq_multimodal.patches.grid import unpack_mask
-
     model = load_image_model(str(small_classifier))
     source = Dataset.from_parquet(str(labelled))
     for row in patched.subset:
@@ -301,10 +292,6 @@ def test_a_run_of_version_0_1_says_what_to_do(patched, tmp_path, cli):
 
 
 def test_a_model_folder_with_other_weights_is_another_run(labelled, small_classifier, tmp_path):
-    import torch
-
-    from dq_multimodal.models.classifiers import read_classifier, save_classifier
-
     net, described = read_classifier(small_classifier)
     save_classifier(net, described, tmp_path / "m")
     settings = options(tmp_path / "m", output_dir=tmp_path / "r")
@@ -361,8 +348,6 @@ def test_images_alone_grey_and_lossy(small_classifier, tmp_path):
 
 
 def test_random_masks_need_no_model_that_can_be_explained(labelled, tmp_path):
-    from transformers import ViTConfig, ViTImageProcessor, ViTModel
-
     shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = ViTConfig(**shape, intermediate_size=32, image_size=16, patch_size=8)
     ViTModel(config).save_pretrained(tmp_path / "vit")
@@ -417,8 +402,6 @@ def test_a_result_that_is_not_smaller_is_refused(small_classifier, tmp_path, cli
 
 
 def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal.stages import patching
-
     monkeypatch.setattr(patching, "BLOCK_ROWS", 8)
     settings = options(small_classifier, drop_ratio=0.25, keep_ratio=0.4)
     want = compress(str(labelled), output_dir=tmp_path / "want", **settings)
@@ -449,12 +432,8 @@ def test_an_interrupted_run_drops_no_patch_twice(labelled, small_classifier, tmp
 
 
 def test_problems_found_before_a_stop_are_not_forgotten(small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal.stages import embedding
-
     rows = image_rows([save(smooth(k)) if k % 7 else b"" for k in range(60)])
     monkeypatch.setattr(embedding, "SAVE_SECONDS", 0.0)
-    from dq_multimodal.adapters.image import ImageAdapter
-
     real, calls = ImageAdapter.embed, []
 
     def stop_at_third(self, batch):

@@ -10,6 +10,7 @@ import yaml
 from datasets import Dataset
 from fake_hub import read_card as read_matter
 from forging import seal
+from markdown_it import MarkdownIt
 
 from dq_multimodal import InputError, Run
 from dq_multimodal.card import read_card
@@ -308,8 +309,6 @@ def test_the_licence_of_the_source_comes_whole(hub, cli, tmp_path, stated):
 
 
 def test_names_are_escaped_and_no_path_of_this_machine_is_pushed(hub, cli, push, tmp_path):
-    from markdown_it import MarkdownIt
-
     column = "a|b`c [x](http://e.v) <img src=x> *y* <!-- dq-multimodal: end -->\n# z"
     folder = tmp_path / "private place"
     folder.mkdir()

@@ -8,8 +8,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from nasty_images import image_rows, picture, save
 
-from dq_multimodal import InputError, compress, verify
+from dq_multimodal import InputError, compress, pipeline, verify
 from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.stages import preparation
 
 N = 60
 BROKEN = {3: b"", 17: b"no picture at all", 31: None, 44: "cut", 58: "cut png"}
@@ -136,9 +137,6 @@ def test_ready_embeddings_streams_and_patches(broken, small_classifier, tmp_path
 
 
 def test_a_stopped_run_knows_them_all(broken, small_classifier, tmp_path, monkeypatch):
-    from dq_multimodal import pipeline
-    from dq_multimodal.stages import preparation
-
     monkeypatch.setattr(preparation, "MAX_LISTED", 1)
     monkeypatch.setattr(preparation, "MAX_NAMED", 2)
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from typing import no_type_check
 
+import numba
+
 from dq_multimodal.core.compiled import compile_loop
 
 
@@ -22,8 +24,6 @@ def test_a_loop_is_compiled_once():
 
 
 def test_no_folder_for_the_cache(monkeypatch):
-    import numba
-
     asked, njit = [], numba.njit
 
     def refuse(**options):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from dq_multimodal.core import diversity as module
 from dq_multimodal.core.diversity import count_steps, diversity, learn_directions, sample_bins
@@ -58,8 +59,6 @@ def test_the_discriminator_learns_to_tell_rows_apart():
 
 
 def test_same_seed_same_directions_and_torch_is_left_alone():
-    import torch
-
     rng = np.random.default_rng(0)
     rows, views = rng.normal(size=(2, 50, 6))
     torch.manual_seed(1)

@@ -2,10 +2,12 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     ViTConfig,
@@ -291,8 +293,6 @@ def test_saved_and_read_back(tmp_path):
 
 def test_checkpoints_of_older_releases(tmp_path):
     """The Hub's checkpoints name their weights as transformers before 5 did."""
-    from safetensors.torch import load_file, save_file
-
     save_mae(small_model(), MEAN, STD, tmp_path)
     images, keep = some_images(2, 32, 32), some_marks(2, 32, 32)
     wanted = load_mae(tmp_path, device="cpu").fill(images, keep)
@@ -402,8 +402,6 @@ def test_bad_input_is_refused(small_mae, tmp_path):
 
 def test_threads_take_turns():
     """A call sets the model's mask ratio: two at once would mask each other's patches."""
-    from concurrent.futures import ThreadPoolExecutor
-
     model = make_small_mae(16, 4, 32, 1, 32, 1)
     autoencoder = MaskedAutoencoder(model, (0.5,) * 3, (0.5,) * 3)
     rng = np.random.default_rng(0)

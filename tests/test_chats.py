@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from dq_multimodal import InputError, compress, verify
 from dq_multimodal.adapters.choice import choose_adapter
-from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts, share_tokens
+from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.manifest import Problem
 from dq_multimodal.stages.embedding import note_alike
@@ -262,13 +262,6 @@ def test_long_turns_leave_room_for_the_others(small_encoder):
     assert count([cut[2][:question]]) == [15]
     assert list(problems.values()) == [[1, 2]]
     assert make_adapter(rows, small_encoder, ("messages",)).load(np.arange(3))[0] == whole
-
-
-def test_tokens_are_shared_out_by_sides_and_turns():
-    assert share_tokens(["user", "assistant"], [5, 6], 20) == [5, 6]
-    assert share_tokens(["user", "assistant"], [50, 6], 20) == [14, 6]
-    assert share_tokens(["user", "gpt"], [50, 60], 20) == [10, 10]
-    assert share_tokens(["system", "user", "model", "user"], [9, 90, 90, 1], 20) == [4, 5, 10, 1]
 
 
 def test_system_turns_are_left_out_where_many_rows_share_them():

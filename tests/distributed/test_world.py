@@ -354,14 +354,6 @@ def test_the_store_of_one_machine_is_for_this_machine(monkeypatch, address):
     ]
 
 
-def test_one_process_speaks_for_all():
-    store = HashStore()
-    first, second = World(store, 1, 2), World(store, 0, 2)
-    assert first.end(2, "error: bad input") == "error: bad input"
-    assert second.end(130, "interrupted") is None
-    assert ALONE.end(2, "error") == "error"
-
-
 def test_a_folder_of_another_machine_is_told_from_that_of_rank_0(tmp_path, monkeypatch):
     monkeypatch.setattr("dq_multimodal.folder.SHARED_SECONDS", 0.0)
     main, other = (World(store, rank, 2) for store in [HashStore()] for rank in (0, 1))

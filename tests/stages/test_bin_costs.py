@@ -10,7 +10,7 @@ import pytest
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core.bins import count_threads
 from dq_multimodal.stages import bin_costs
-from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata, stretch, time_bins
+from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata, time_bins
 
 ROWS = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
 
@@ -53,15 +53,6 @@ def test_trials_are_of_more_and_more_rows(monkeypatch, method):
     assert [rows for rows, _ in found.seconds] == [20, 50, 160]
     assert all(seconds > 0 for _, seconds in found.seconds)
     assert found.n_strata == count_threads(2)
-
-
-def test_rows_that_stand_for_more():
-    assert stretch(ROWS[:10], 4).shape == (4, 8)
-    more = stretch(ROWS[:10], 25)
-    assert (more.shape, more.dtype) == ((25, 8), np.float32)
-    np.testing.assert_array_equal(more[:10], ROWS[:10])
-    low, high = ROWS[:10].min(axis=0), ROWS[:10].max(axis=0)
-    assert ((more >= low) & (more <= high)).all()
 
 
 def test_long_bins_are_foreseen(monkeypatch):

@@ -1,6 +1,5 @@
 """Patch records of a run, block by block."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from nasty_images import picture, save
@@ -29,9 +28,3 @@ def test_an_image_too_large_for_the_coder_is_not_decoded(monkeypatch):
     image, odd = patching._decode(save(picture((10, 10))))
     assert image.size == (10, 10)
     assert odd == []
-
-
-def test_psnr_summary_leaves_out_images_without_loss():
-    found = patching._mean_and_lowest([10.0, 20.0, float(np.inf), None])
-    assert found == {"mean": 15.0, "lowest": 10.0}
-    assert patching._mean_and_lowest([None]) == {"mean": None, "lowest": None}

@@ -8,9 +8,9 @@ SUITE is a name in eval/suites or the path of a .yaml file. `prepare` makes the 
 all that training needs into files of at most 30 MB. `run` trains the cells that the results file
 does not hold yet, in the order of the suite, and appends one JSON line for each; stopped at any
 moment, it goes on. With --budget-minutes it begins no cell that would not end in time. It needs
-torch, torchvision, timm, transformers, peft, numpy, pyarrow, pillow, pyyaml and tqdm only (and
-gguf, where a model is a .gguf file). `table` writes the means, their intervals and the differences
-to random selection. Exit codes: 0 done, 1 a cell failed, 2 bad input, 130 interrupted.
+torch, torchvision, timm, transformers, numpy, pyarrow, pillow, pyyaml and tqdm only (and gguf,
+where a model is a .gguf file). `table` writes the means, their intervals and the differences to
+random selection. Exit codes: 0 done, 1 a cell failed, 2 bad input, 130 interrupted.
 """
 
 import argparse

@@ -60,10 +60,10 @@ def record(labels: np.ndarray, n_epochs: int, folder: Path) -> np.ndarray:
     from harness.images import build_net
 
     from dq_multimodal.data.source import load_source
-    from dq_multimodal.training.checkpoints import make_accelerator
     from dq_multimodal.training.classify import ClassifierArguments, train_classifier
     from dq_multimodal.training.dynamics import FILE, Dynamics
     from dq_multimodal.training.pictures import Pictures, pixel_statistics, read_files
+    from dq_multimodal.training.record import make_accelerator
 
     if not (folder / FILE).is_file():
         rows = load_source(str(DATA / "cifar10" / "train-*.parquet")).dataset

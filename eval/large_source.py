@@ -8,14 +8,10 @@ anonymous part, sampled: memory-mapped files are the system's to drop.
 """
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from measure import flags, save
+from measure import dq, flags, save
 
 BLOCK_ROWS = 50_000
 N_LABELS = 50
@@ -36,14 +32,14 @@ def main() -> None:
     for method in args.methods:
         given = ["--method", method, "--keep-ratio", args.keep_ratio]
         if method != "random":
-            given += [
-                "--ready-embeddings",
-                str(args.work / "embeddings.npy"),
-                "--partition",
-                "kmeans",
-            ]
+            ready = ["--ready-embeddings", str(args.work / "embeddings.npy")]
+            given += [*ready, "--partition", "kmeans"]
         for name, more in ((method, []), (f"{method}-stream", ["--streaming"])):
-            runs.append({"name": name, **measure(args.work, name, *given, *more)})
+            asked = ["compress", args.work / "data.parquet", "--overwrite", *given, *more]
+            done = dq(*asked, output_dir=args.work / name)
+            spent = {"wall_seconds": round(done.seconds, 1), "seconds": done.found["seconds"]}
+            about = {"name": name, "flags": [*given, *more]}
+            runs.append({**about, **spent, "peak_bytes": done.anonymous})
             print(json.dumps(runs[-1]))
     save(args.output, {"rows": args.rows, "dimension": args.dimension, "runs": runs})
 
@@ -73,29 +69,6 @@ def make_source(folder: Path, n_rows: int, dimension: int) -> None:
             noise = rng.standard_normal((size, dimension), dtype=np.float32)
             out[start : start + size] = centres[labels] + spread * noise
     out.flush()
-
-
-def measure(folder: Path, name: str, *given: str) -> dict[str, Any]:
-    """Run compress once; give its seconds by stage and its largest anonymous memory."""
-    command = [sys.executable, "-m", "dq_multimodal.cli", "compress", str(folder / "data.parquet")]
-    command += ["--output-dir", str(folder / name), "--overwrite", "--json", *given]
-    started, peak = time.perf_counter(), 0
-    with (folder / f"{name}.json").open("w") as out:
-        process = subprocess.Popen(command, stdout=out)
-        while process.poll() is None:
-            try:
-                status = Path(f"/proc/{process.pid}/status").read_text()
-            except OSError:
-                break
-            for line in status.splitlines():
-                if line.startswith("RssAnon:"):
-                    peak = max(peak, int(line.split()[1]) * 1024)
-            time.sleep(0.1)
-    if process.wait():
-        raise SystemExit(f"exit {process.returncode}: {' '.join(command)}")
-    wall = round(time.perf_counter() - started, 1)
-    seconds = json.loads((folder / name / "manifest.json").read_text())["seconds"]
-    return {"flags": given, "wall_seconds": wall, "seconds": seconds, "peak_bytes": peak}
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "eval" / "results"
@@ -32,6 +33,7 @@ PACKAGES = (
     "transformers",
 )
 PIECE = "--piece"
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,11 +72,11 @@ def save(path: Path, found: dict[str, Any]) -> None:
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file that is there whole or not at all."""
+    from dq_multimodal.files import write_text
+
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text + "\n")
 
 
 def describe_run() -> dict[str, Any]:
@@ -140,8 +142,7 @@ def resident_bytes() -> int:
 
 def peak_bytes() -> int:
     """Give the largest resident memory of this process since `reset_peak`, on Linux."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 def reset_peak() -> None:
@@ -151,8 +152,8 @@ def reset_peak() -> None:
         place.write_text("5")
 
 
-def _status(name: str) -> int:
-    place = Path("/proc/self/status")
+def _status(name: str, process: int | str = "self") -> int:
+    place = Path(f"/proc/{process}/status")
     lines = place.read_text().splitlines() if place.exists() else []
     return next((1024 * int(x.split()[1]) for x in lines if x.startswith(name + ":")), 0)
 
@@ -175,14 +176,35 @@ def run_piece(script: str, asked: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def dq(*arguments: object, output_dir: Path | None = None) -> Any:
-    """Run the real command line with --json and read what it prints; ends where it fails."""
+class Done(NamedTuple):
+    """What a command printed, its seconds, and the peaks of its memory in bytes.
+
+    `anonymous` is sampled, without mapped files, which are the system's to drop. `resident` is at
+    least what the script that measures has itself (Linux counts from before the program is loaded).
+    """
+
+    found: Any
+    seconds: float
+    resident: int
+    anonymous: int
+
+
+def dq(*arguments: object, output_dir: Path | None = None) -> Done:
+    """Run the real command line with --json; ends where it fails."""
     where = [] if output_dir is None else ["--output-dir", str(output_dir)]
     command = [sys.executable, "-m", "dq_multimodal.cli", *map(str, arguments), "--json", *where]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return json.loads(done.stdout)
+    started, anonymous = time.perf_counter(), 0
+    with tempfile.TemporaryFile("w+") as out:
+        child = subprocess.Popen(command, stdout=out)
+        while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+            anonymous = max(anonymous, _status("RssAnon", child.pid))
+            time.sleep(0.02)
+        seconds, (_, status, usage) = time.perf_counter() - started, ended
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise SystemExit(child.returncode)
+        out.seek(0)
+        return Done(json.load(out), seconds, usage.ru_maxrss * RSS_UNIT, anonymous)
 
 
 def known_model(folder: str) -> str:

@@ -11,10 +11,8 @@ of a run, which holds the first bytes that all share once. PSNR is that of the k
 are images a second of CPU time of one thread. Every record that is exact is decoded and compared.
 """
 
-import argparse
 import io
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from imagecodecs import jpegxl_encode
-from measure import known_model, write
+from measure import DATA, flags, known_model, need, save
 from PIL import Image
 
 from dq_multimodal.config import PatchCoding
@@ -31,8 +29,6 @@ from dq_multimodal.patches import decode_patches, encode_patches
 from dq_multimodal.patches.codec import FIELDS, fill_smoothly
 from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape, keep_pixels
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
 DROP_RATIO = 0.25
 SIDE = 224
 GROUP = 256
@@ -41,25 +37,23 @@ QUALITIES = (95, 80, 40)
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags(__doc__, "patch_bytes")
     parser.add_argument("--classifier", help="Folder for GradCAM++ masks on CIFAR-10.")
     parser.add_argument("--cifar_rows", type=int, default=GROUP)
     parser.add_argument("--photographs", type=int, default=12)
-    parser.add_argument("--output", type=Path, default=ROOT / "eval/results/patch_bytes.json")
     args = parser.parse_args()
+    sources = {
+        "cifar10": ("cifar10/train-00000-of-00005.parquet", "img", args.cifar_rows, (4, 8)),
+        "photographs": ("flickr8k_1k.parquet", "image", args.photographs, (16,)),
+    }
+    need(*(path for path, *_ in sources.values()))
     document: dict[str, Any] = {
-        "command": "python eval/patch_bytes.py"
-        + (f" --classifier {args.classifier}" if args.classifier else ""),
         "classifier": known_model(args.classifier) if args.classifier else None,
         "drop_ratio": DROP_RATIO,
     }
-    sources = {
-        "cifar10": (DATA / "cifar10/train-00000-of-00005.parquet", "img", args.cifar_rows, (4, 8)),
-        "photographs": (DATA / "flickr8k_1k.parquet", "image", args.photographs, (16,)),
-    }
     for name, (path, column, n_rows, patch_sizes) in sources.items():
-        images, labels = read(path, column, n_rows)
-        whole = [best_lossless(image) for image in images]
+        images, labels = read(DATA / path, column, n_rows)
+        whole = [min(len(png(image)), len(lossless_webp(image))) for image in images]
         found: dict[str, Any] = {
             "images": len(images),
             "best_lossless_bytes": sum(whole),
@@ -73,14 +67,11 @@ def main() -> None:
             for kind, keep in masks.items():
                 found["stores"] += measure(images, keep, patch_size, kind, sum(whole))
         document[name] = found
-    write(args.output, document)
-    for name in sources:
-        for line in document[name]["stores"]:
+        for line in found["stores"]:
             if line["is_lossless"]:
-                print(
-                    f"{name:12} {line['patch_size']:2} px {line['masks']:10} "
-                    f"{line['coding']:34} {line['ratio']:.3f}"
-                )
+                about = f"{line['patch_size']:2} px {line['masks']:10} {line['coding']:34}"
+                print(f"{name:12} {about} {line['ratio']:.3f}")
+    save(args.output, document)
 
 
 def read(path: Path, column: str, n_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -108,7 +99,7 @@ def square(image: Image.Image) -> Image.Image:
     return scaled.crop((left, top, left + SIDE, top + SIDE))
 
 
-def save(image: np.ndarray, kind: str, **options: Any) -> bytes:
+def encode(image: np.ndarray, kind: str, **options: Any) -> bytes:
     """Encode a picture by Pillow."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, kind, **options)
@@ -117,21 +108,23 @@ def save(image: np.ndarray, kind: str, **options: Any) -> bytes:
 
 def png(image: np.ndarray) -> bytes:
     """Encode as PNG."""
-    return save(image, "PNG", optimize=True)
+    return encode(image, "PNG", optimize=True)
+
+
+def webp(image: np.ndarray, quality: int) -> bytes:
+    """Encode as lossy WebP."""
+    return encode(image, "WEBP", quality=quality, method=6)
+
+
+def jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Encode as JPEG."""
+    return encode(image, "JPEG", quality=quality, optimize=True)
 
 
 def lossless_webp(image: np.ndarray) -> bytes:
     """Encode as lossless WebP, by the best of its settings."""
-    settings = [(4, 50), (4, 100), (6, 100)]
-    made = [
-        save(image, "WEBP", lossless=True, exact=True, method=m, quality=q) for m, q in settings
-    ]
-    return min(made, key=len)
-
-
-def best_lossless(image: np.ndarray) -> int:
-    """Give the bytes of the best lossless coding of a whole picture."""
-    return min(len(png(image)), len(lossless_webp(image)))
+    settings = ({"method": m, "quality": q} for m, q in ((4, 50), (4, 100), (6, 100)))
+    return min((encode(image, "WEBP", lossless=True, exact=True, **s) for s in settings), key=len)
 
 
 def random_masks(images: list[np.ndarray], patch_size: int) -> list[np.ndarray]:
@@ -225,36 +218,21 @@ def measure(
         together = jpegxl_encode(np.concatenate(bands), lossless=True, effort=7, numthreads=1)
         lines.append(line(f"JPEG XL, {GROUP} images in one", len(together)))
     ways: dict[str, tuple[list[np.ndarray], list[np.ndarray] | None, Callable[..., bytes]]] = {
-        "WebP, holes smooth": (smooth, pixels, lambda i, q: save(i, "WEBP", quality=q, method=6)),
-        "WebP, re-tiled": (tiles, None, lambda i, q: save(i, "WEBP", quality=q, method=6)),
-        "JPEG, holes smooth": (
-            smooth,
-            pixels,
-            lambda i, q: save(i, "JPEG", quality=q, optimize=True),
-        ),
+        "WebP, holes smooth": (smooth, pixels, webp),
+        "WebP, re-tiled": (tiles, None, webp),
+        "JPEG, holes smooth": (smooth, pixels, jpeg),
     }
-    for coding, (pictures, marks, encode) in ways.items():
-        for quality in QUALITIES:
-            files = [encode(picture, quality) for picture in pictures]
-            lines.append(
-                line(
-                    f"{coding}, quality {quality}",
-                    sum(map(len, files)),
-                    psnr_of(files, pictures, marks),
-                )
-            )
     if kind == "random":
         everything = [np.ones_like(marks) for marks in keep]
         whole_line = exact(images, everything, patch_size, "exact", line)[0]
         lines.append(line("exact of the whole", whole_line["bytes"] - 2 * n_mask))
+        ways["WebP of the whole"] = (images, None, webp)
+    for coding, (pictures, marks, encode_by) in ways.items():
         for quality in QUALITIES:
-            files = [save(image, "WEBP", quality=quality, method=6) for image in images]
-            made = line(
-                f"WebP of the whole, quality {quality}",
-                sum(map(len, files)) - n_mask,
-                psnr_of(files, images, None),
-            )
-            lines.append(made)
+            files = [encode_by(picture, quality) for picture in pictures]
+            n_bytes = sum(map(len, files)) - (n_mask if pictures is images else 0)
+            psnr = psnr_of(files, pictures, marks)
+            lines.append(line(f"{coding}, quality {quality}", n_bytes, psnr))
     return lines
 
 

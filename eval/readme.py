@@ -9,7 +9,7 @@ of a demo): all tables of it, up to the line `<!-- end -->`.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,40 +44,42 @@ def render(text: str) -> str:
     return BENCH_MARK.sub(fill_bench, MARK.sub(fill, text))
 
 
+def pivot(corner: str, cells: Iterable[tuple[str, str, str]]) -> str:
+    """Lay out cells, each with its row and its column, both in the order in which they come."""
+    found: dict[str, dict[str, str]] = {}
+    for row, head, cell in cells:
+        found.setdefault(row, {})[head] = cell
+    heads = list(dict.fromkeys(head for row in found.values() for head in row))
+    rows = [(name, *(row.get(head, "") for head in heads)) for name, row in found.items()]
+    return grid([(corner, *heads), *rows])
+
+
+def stored(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the lines of eval/patch_bytes.py with the name of their data."""
+    for name in ("cifar10", "photographs"):
+        yield from ((name, line) for line in document[name]["stores"])
+
+
 def stores(document: dict[str, Any]) -> str:
     """Lay out the lossless lines of eval/patch_bytes.py, a column for each data and patch size."""
-    ratios: dict[str, dict[str, float]] = {}
-    heads: list[str] = []
-    for name in ("cifar10", "photographs"):
-        for line in document[name]["stores"]:
-            if line["is_lossless"]:
-                head = f"{name}, {line['patch_size']} px, {line['masks']}"
-                heads += [head] if head not in heads else []
-                ratios.setdefault(line["coding"], {})[head] = line["ratio"]
-    rows = [("coding", *heads)]
-    for coding, found in ratios.items():
-        cells = (f"{found[head]:.3f}" if head in found else "" for head in heads)
-        rows.append((coding, *cells))
-    return grid(rows)
+    cells = (
+        (x["coding"], f"{name}, {x['patch_size']} px, {x['masks']}", f"{x['ratio']:.3f}")
+        for name, x in stored(document)
+        if x["is_lossless"]
+    )
+    return pivot("coding", cells)
 
 
 def frontier(document: dict[str, Any]) -> str:
     """Lay out the lossy lines of eval/patch_bytes.py: bytes as a share, at the PSNR they give."""
-    cells: dict[str, dict[str, str]] = {}
-    heads: list[str] = []
-    for name, patch_size in (("cifar10", 8), ("photographs", 16)):
-        for line in document[name]["stores"]:
-            if line["is_lossless"] or line["masks"] != "random" or line["patch_size"] != patch_size:
-                continue
+    cells = []
+    for name, line in stored(document):
+        of_size = (name, line["patch_size"]) in (("cifar10", 8), ("photographs", 16))
+        if not line["is_lossless"] and line["masks"] == "random" and of_size:
             coding, quality = line["coding"].split(", quality ")
-            head = f"{name}, quality {quality}"
-            if quality in ("95", "80", "40"):
-                heads += [head] if head not in heads else []
-                shown = f"{line['ratio']:.3f} at {line['psnr']:.1f} dB"
-                cells.setdefault(coding, {})[head] = shown
-    rows = [("coding", *heads)]
-    rows += [(coding, *(found.get(head, "") for head in heads)) for coding, found in cells.items()]
-    return grid(rows)
+            shown = f"{line['ratio']:.3f} at {line['psnr']:.1f} dB"
+            cells.append((coding, f"{name}, quality {quality}", shown))
+    return pivot("coding", cells)
 
 
 def speeds(document: dict[str, Any]) -> str:
@@ -112,11 +114,10 @@ def score_noise(document: dict[str, Any]) -> str:
 def coder_speeds(document: dict[str, Any]) -> str:
     """Lay out the speed of the lossless patch coding."""
     rows: list[tuple[str, ...]] = [("data", "coding", "encode", "decode")]
-    for name in ("cifar10", "photographs"):
-        for line in document[name]["stores"]:
-            if line["masks"] == "random" and (rate := line.get("images_per_second")):
-                shown = (f"{rate[key]:,.0f}/s" for key in ("encode", "decode"))
-                rows.append((f"{name}, {line['patch_size']} px", line["coding"], *shown))
+    for name, line in stored(document):
+        if line["masks"] == "random" and (rate := line.get("images_per_second")):
+            shown = (f"{rate[key]:,.0f}/s" for key in ("encode", "decode"))
+            rows.append((f"{name}, {line['patch_size']} px", line["coding"], *shown))
     return grid(rows)
 
 
@@ -185,18 +186,14 @@ def partition_loss(document: dict[str, Any]) -> str:
 
 def label_noise(document: dict[str, Any]) -> str:
     """Lay out what eval/label_noise.py measured: wrong labels among the kept rows."""
-    shares = dict.fromkeys(line["noise_ratio"] for line in document["lines"])
-    rows = [("kept", "selection", *(f"{100 * share:g} % put last" for share in shares))]
-    keys = dict.fromkeys((x["keep_ratio"], x["selection"]) for x in document["lines"])
-    for keep_ratio, selection in sorted(keys, key=lambda key: key[0]):
-        cells = []
-        for line in document["lines"]:
-            if (line["keep_ratio"], line["selection"]) == (keep_ratio, selection):
-                accuracy = line.get("accuracy")
-                known = "" if accuracy is None else f" (accuracy {accuracy:.1f})"
-                cells.append(f"{100 * line['wrong']:.1f} %{known}")
-        rows.append((f"{100 * keep_ratio:g} %", selection, *cells))
-    return grid(rows)
+    cells = []
+    for line in sorted(document["lines"], key=lambda line: line["keep_ratio"]):
+        accuracy = line.get("accuracy")
+        known = "" if accuracy is None else f" (accuracy {accuracy:.1f})"
+        row = f"{100 * line['keep_ratio']:g} % | {line['selection']}"
+        head = f"{100 * line['noise_ratio']:g} % put last"
+        cells.append((row, head, f"{100 * line['wrong']:.1f} %{known}"))
+    return pivot("kept | selection", cells).replace("| --- ", "| --- | --- ", 1)
 
 
 def large(document: dict[str, Any]) -> str:

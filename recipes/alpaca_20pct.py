@@ -14,7 +14,6 @@ where it was interrupted, from the last checkpoint (`--save_steps`).
 """
 
 import os
-import sys
 import time
 from functools import partial
 from importlib.metadata import version
@@ -24,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import fail, read_arguments
-from dq_multimodal.training.selecting import FULL, SelectionArguments
+from dq_multimodal.training.arguments import load_rows, run
+from dq_multimodal.training.selecting import FULL, SelectionArguments, choose_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
     from dq_multimodal.data.source import Source
@@ -60,11 +58,7 @@ def main() -> None:
         "use_cpu": not on_gpu,
         "ddp_timeout": DAY_SECONDS,  # other processes wait while the first one selects
     }
-    parsed = read_arguments([SelectionArguments, SFTConfig, ModelConfig], defaults)
-    try:
-        train(*parsed)
-    except InputError as error:
-        sys.exit(fail(error))
+    run(train, [SelectionArguments, SFTConfig, ModelConfig], defaults)
 
 
 def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig") -> None:
@@ -73,18 +67,8 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     from trl import SFTTrainer, get_peft_config
 
     from dq_multimodal.data.source import pin_of
-    from dq_multimodal.models.locate import (
-        find_gguf,
-        load_language_model,
-        load_tokenizer,
-        loading,
-    )
-    from dq_multimodal.training.sft import (
-        check_model,
-        has_chats,
-        response_loss,
-        to_training_rows,
-    )
+    from dq_multimodal.models.locate import find_gguf, load_language_model, load_tokenizer, loading
+    from dq_multimodal.training.sft import check_model, has_chats, response_loss, to_training_rows
     from dq_multimodal.training.weighted_sft import WeightedSFTTrainer
     from dq_multimodal.training.weights import WEIGHT_COLUMN, find_use, read_weights
 
@@ -104,7 +88,7 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     if state.is_main_process:
         check_pushes(rows, training, is_pushed)
 
-    source, held_out = load_rows(rows)
+    source, held_out = load_both(rows)
     pins = {
         "n_processes": state.num_processes,
         "source": pin_of(source.origin),
@@ -123,7 +107,9 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
     check_model(name, needs_chat_template=needs_template, gguf_file=gguf_file)
     if state.is_main_process:
         record.start(output_dir, asked)
-    kept, selection = choose_rows(rows, source, output_dir / "selection", state)
+    folder = output_dir / "selection"
+    kept, selection, made = choose_rows(rows, rows.dataset_name, source, folder, state)
+    selection |= {"bytes": selection["bytes"]["subset_data"], "folder": made and str(folder)}
     train_rows, weights = to_training_rows(kept, rows.text_columns), read_weights(kept)
     use_weights, trainer_of = find_use(rows.use_weights, weights), SFTTrainer
     if use_weights != "none":
@@ -162,8 +148,7 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
 
     trainer.save_model(str(output_dir / "model"))
     n_trained = None if training.packing else len(trainer.train_dataset)
-    metrics = {
-        "asked": asked,
+    found = {
         "selection": selection,
         "use_weights": use_weights,
         "rows_trained": n_trained,  # not known when rows are packed
@@ -179,53 +164,27 @@ def train(rows: SelectionArguments, training: "SFTConfig", model: "ModelConfig")
         "parameters": count_parameters(trainer),
         "n_processes": state.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,
-        "device": record.device_name(state.device),
-        "command": sys.argv,
         "versions": {p: version(p) for p in ("dq-multimodal", "torch", "transformers", "trl")},
         "log_history": trainer.state.log_history,
     }
     if state.is_main_process:
-        record.finish(output_dir, metrics)
-        print(summarise(metrics, output_dir))
+        record.finish(output_dir, asked, state.device, **found)
+        print(summarise(found, output_dir))
     publish(rows, training, output_dir, state, is_pushed)
 
 
-def load_rows(rows: SelectionArguments) -> tuple["Source", "Source | None"]:
+def load_both(rows: SelectionArguments) -> tuple["Source", "Source | None"]:
     """Load the rows to choose from and those that are held out, which must not overlap."""
     from dq_multimodal.data.source import load_source
     from dq_multimodal.data.splits import base_split
 
-    name, split = rows.dataset_name, rows.dataset_split or "train"
-    of_hub = {"config_name": rows.dataset_config_name, "revision": rows.dataset_revision}
-    source = load_source(name, split=split, **of_hub)
+    source = load_rows(rows)
     if rows.eval_dataset_name is not None:
         return source, load_source(rows.eval_dataset_name, split=rows.eval_split or "train")
     if rows.eval_split is None:
         return source, None
-    rows.check_held_out(len(load_source(name, split=base_split(split), **of_hub).dataset))
-    return source, load_source(name, split=rows.eval_split, **of_hub)
-
-
-def choose_rows(
-    rows: SelectionArguments, source: "Source", folder: Path, state: Any
-) -> tuple["Dataset", dict[str, Any]]:
-    """Give the rows to train on and what metrics.json says of them; only one process selects."""
-    from dq_multimodal import Run
-    from dq_multimodal.stages.subset import count_bytes
-    from dq_multimodal.training.selecting import describe_selection, select_rows
-
-    if rows.method == FULL:
-        size = {"rows": len(source.dataset), "bytes": count_bytes(source.dataset)}
-        found = {"source_rows": len(source.dataset), "seconds": {}, "folder": None}
-        return source.dataset, {**size, **found}
-    if state.is_main_process:
-        select_rows(rows.dataset_name, folder, rows.options(), rows.from_run, source.origin)
-    state.wait_for_everyone()
-    if not folder.is_dir():
-        raise InputError(f"{folder} must lie on a file system that all processes share")
-    run = Run(folder)
-    n_bytes = run.manifest.bytes.subset_data
-    return run.subset, describe_selection(run) | {"bytes": n_bytes, "folder": str(folder)}
+    rows.check_held_out(len(load_rows(rows, base_split(rows.dataset_split)).dataset))
+    return source, load_rows(rows, rows.eval_split)
 
 
 def check_pushes(rows: SelectionArguments, training: "SFTConfig", has_model: bool) -> None:

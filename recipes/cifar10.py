@@ -16,28 +16,10 @@ metrics.json, which says accuracy, seconds and bytes. The same command goes on w
 interrupted.
 """
 
-import sys
-
-from dq_multimodal.config import InputError
-from dq_multimodal.training.arguments import fail, read_arguments
+from dq_multimodal.training.arguments import run
 from dq_multimodal.training.classify import ClassifierArguments
-from dq_multimodal.training.image_data import ImageDataArguments
 from dq_multimodal.training.image_run import ImageRunArguments, train_on_subset
-
-
-def main() -> None:
-    """Parse the flags and run."""
-    from accelerate import PartialState
-
-    kinds = [ImageDataArguments, ClassifierArguments, ImageRunArguments]
-    parsed = read_arguments(kinds, {})
-    try:
-        said = train_on_subset(*parsed)
-    except InputError as error:
-        sys.exit(fail(error))
-    if PartialState().is_main_process:
-        print(said)
-
+from dq_multimodal.training.pictures import ImageDataArguments
 
 if __name__ == "__main__":
-    main()
+    run(train_on_subset, [ImageDataArguments, ClassifierArguments, ImageRunArguments])

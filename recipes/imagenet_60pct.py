@@ -10,13 +10,10 @@ trained for 100 epochs from random crops of 224 px, and tested on central crops.
 folder and resuming are those of recipes/cifar10.py.
 """
 
-import sys
-
-from dq_multimodal.config import InputError
-from dq_multimodal.training.arguments import fail, read_arguments
+from dq_multimodal.training.arguments import run
 from dq_multimodal.training.classify import ClassifierArguments
-from dq_multimodal.training.image_data import ImageDataArguments
 from dq_multimodal.training.image_run import ImageRunArguments, train_on_subset
+from dq_multimodal.training.pictures import ImageDataArguments
 
 DEFAULTS = {
     "dataset_name": "ILSVRC/imagenet-1k",
@@ -34,20 +31,6 @@ DEFAULTS = {
     "dataloader_num_workers": 8,
 }
 
-
-def main() -> None:
-    """Parse the flags and run."""
-    from accelerate import PartialState
-
-    kinds = [ImageDataArguments, ClassifierArguments, ImageRunArguments]
-    parsed = read_arguments(kinds, DEFAULTS)
-    try:
-        said = train_on_subset(*parsed)
-    except InputError as error:
-        sys.exit(fail(error))
-    if PartialState().is_main_process:
-        print(said)
-
-
 if __name__ == "__main__":
-    main()
+    kinds = [ImageDataArguments, ClassifierArguments, ImageRunArguments]
+    run(train_on_subset, kinds, DEFAULTS)

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dq_multimodal.config import InputError, check_count
+from dq_multimodal.config import check_count
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import SOURCE, fail, flags_of, read_arguments
+from dq_multimodal.training.arguments import SOURCE, flags_of, load_rows, run
 
 BLOCK_ROWS = 512
 """Rows are measured and kept in blocks of so many; so few are lost at most in a process."""
@@ -62,11 +62,7 @@ class ScoreArguments(ScoreFlags):
 def main() -> None:
     """Parse the flags and run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    (args,) = read_arguments([ScoreArguments], {})
-    try:
-        score(args)
-    except InputError as error:
-        sys.exit(fail(error))
+    run(score, [ScoreArguments])
 
 
 def score(args: ScoreArguments) -> None:
@@ -74,10 +70,9 @@ def score(args: ScoreArguments) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from dq_multimodal.data.source import load_source, pin_of
+    from dq_multimodal.data.source import pin_of
     from dq_multimodal.files import write_text
     from dq_multimodal.models.locate import hash_weights, load_tokenizer
-    from dq_multimodal.training.checkpoints import make_accelerator
     from dq_multimodal.training.sft import check_model, has_chats
     from dq_multimodal.training.text_losses import (
         COLUMNS,
@@ -86,14 +81,9 @@ def score(args: ScoreArguments) -> None:
         to_token_rows,
     )
 
-    accelerator = make_accelerator()
+    accelerator = record.make_accelerator()
     output_dir, device = Path(args.output_dir), accelerator.device
-    source = load_source(
-        args.dataset_name,
-        split=args.dataset_split,
-        config_name=args.dataset_config_name,
-        revision=args.dataset_revision,
-    )
+    source = load_rows(args)
     model, checkpoints = args.model_name_or_path, args.checkpoints or [args.model_name_or_path]
     pins = {
         "source": pin_of(source.origin),
@@ -127,10 +117,8 @@ def score(args: ScoreArguments) -> None:
                 is_own = k % accelerator.num_processes == accelerator.process_index
                 if is_own and not path.exists():
                     net = net or load_checkpoint_of(model, name, device)
-                    losses = measure_losses(
-                        net, block, begin, pass_tokens=pass_tokens, device=device
-                    )
-                    save_array(path, losses)
+                    how = {"pass_tokens": pass_tokens, "device": device}
+                    save_array(path, measure_losses(net, block, begin, **how))
                 bar.update(len(block))
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
@@ -155,16 +143,10 @@ def score(args: ScoreArguments) -> None:
     save_array(output_dir / "losses.npy", losses)
     means = np.nanmean(losses, axis=(0, 1)) if np.isfinite(losses).any() else [np.nan] * 2
     n_empty = counts.count(0)
-    metrics = {
-        "asked": asked,
-        "rows": len(rows),
-        "rows_without_response": n_empty,
-        "mean_losses": dict(zip(COLUMNS, map(float, means), strict=True)),
-        "seconds": round(time.perf_counter() - started, 2),
-        "device": record.device_name(device),
-        "command": sys.argv,
-    }
-    record.finish(output_dir, metrics)
+    found = {"rows": len(rows), "rows_without_response": n_empty}
+    found["mean_losses"] = dict(zip(COLUMNS, map(float, means), strict=True))
+    found["seconds"] = round(time.perf_counter() - started, 2)
+    record.finish(output_dir, asked, device, **found)
     shutil.rmtree(output_dir / BLOCKS)
     print(
         f"{len(rows):,} rows, {n_empty:,} without a response: mean loss {means[0]:.3f} nats a "

@@ -22,15 +22,11 @@ from pathlib import Path
 
 from dq_multimodal.config import InputError
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import fail, read_arguments
-from dq_multimodal.training.checkpoints import make_accelerator
-from dq_multimodal.training.classify import (
-    ClassifierArguments,
-    train_classifier,
-)
+from dq_multimodal.training.arguments import load_rows, run
+from dq_multimodal.training.classify import ClassifierArguments, train_classifier
 from dq_multimodal.training.dynamics import FILE as DYNAMICS
 from dq_multimodal.training.dynamics import Dynamics
-from dq_multimodal.training.image_data import ImageDataArguments
+from dq_multimodal.training.pictures import ImageDataArguments
 
 HELD_OUT = 0.02
 
@@ -54,12 +50,8 @@ class ExtractorArguments:
 
 def main() -> None:
     """Parse the flags and run."""
-    defaults = {"num_train_epochs": 10}
-    parsed = read_arguments([ImageDataArguments, ClassifierArguments, ExtractorArguments], defaults)
-    try:
-        train(*parsed)
-    except InputError as error:
-        sys.exit(fail(error))
+    kinds = [ImageDataArguments, ClassifierArguments, ExtractorArguments]
+    run(train, kinds, {"num_train_epochs": 10})
 
 
 def train(
@@ -76,17 +68,14 @@ def train(
     is_recorded = extractor.record_dynamics
     if is_recorded and training.max_steps > 0:
         raise InputError("record_dynamics takes whole epochs: num_train_epochs, not max_steps")
-    accelerator = make_accelerator()
+    accelerator = record.make_accelerator()
     output_dir = Path(extractor.output_dir)
-    source = data.load()
+    source = load_rows(data)
     pins = {"n_processes": accelerator.num_processes, "source": pin_of(source.origin)}
     asked = record.describe_request(asdict(data), asdict(training), asdict(extractor), pins)
-    if record.is_complete(output_dir, asked):
-        accelerator.print(f"{output_dir} is already complete")
+    if not record.begin(output_dir, asked, accelerator):
         return
     started = time.perf_counter()
-    if accelerator.is_main_process:
-        record.start(output_dir, asked)
     dataset = source.dataset
     order = np.random.default_rng(training.seed).permutation(len(dataset))
     n_held_out = 0 if is_recorded else max(1, round(HELD_OUT * len(dataset)))
@@ -109,15 +98,12 @@ def train(
             extractor.model, size, len(labels), labels, tuple(mean), tuple(std)
         )
         save_classifier(net, description, output_dir / "model")
-        metrics = {
-            "asked": asked,
-            **found,
+        parts = [part for part in (pictures, held_out) if part is not None]
+        found |= {
             "rows_trained": len(pictures.rows),
-            "rows_unused": sum(len(p.unused) for p in (pictures, held_out) if p is not None),
+            "rows_unused": sum(len(part.unused) for part in parts),
             "parameters": sum(p.numel() for p in net.parameters()),
             "seconds": round(time.perf_counter() - started, 2),
-            "device": record.device_name(accelerator.device),
-            "command": sys.argv,
         }
         if dynamics is not None:
             n_epochs = training.num_train_epochs
@@ -129,7 +115,7 @@ def train(
         else:
             accuracy, n_tested = 100 * found["accuracy"], found["rows_tested"]
             said = f"{accuracy:.2f} % of {n_tested:,} held-out rows right"
-        record.finish(output_dir, metrics)
+        record.finish(output_dir, asked, accelerator.device, **found)
         print(f"{extractor.model}: {said}; {output_dir / 'model'} is ready as --embedding-model")
 
 

@@ -9,7 +9,6 @@ command goes on where it was interrupted.
 """
 
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,15 +16,8 @@ from typing import Any
 
 from dq_multimodal.config import InputError, check_count
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import fail, read_arguments
-from dq_multimodal.training.checkpoints import (
-    CHECKPOINTS,
-    SAVE_SECONDS,
-    load_checkpoint,
-    make_accelerator,
-    save_checkpoint,
-)
-from dq_multimodal.training.image_data import ImageDataArguments
+from dq_multimodal.training.arguments import load_rows, run
+from dq_multimodal.training.pictures import ImageDataArguments
 
 HELD_OUT_ROWS = 1000
 
@@ -58,11 +50,7 @@ class MaeArguments:
 
 def main() -> None:
     """Parse the flags and run."""
-    parsed = read_arguments([ImageDataArguments, MaeArguments], {})
-    try:
-        train(*parsed)
-    except InputError as error:
-        sys.exit(fail(error))
+    run(train, [ImageDataArguments, MaeArguments])
 
 
 def train(data: ImageDataArguments, args: MaeArguments) -> None:
@@ -76,17 +64,14 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
     from dq_multimodal.patches.mae import make_small_mae, save_mae
     from dq_multimodal.training.pictures import Pictures, pixel_statistics, read_files
 
-    accelerator = make_accelerator()
+    accelerator = record.make_accelerator()
     output_dir = Path(args.output_dir)
-    source = data.load()
+    source = load_rows(data)
     pins = {"n_processes": accelerator.num_processes, "source": pin_of(source.origin)}
     asked = record.describe_request(asdict(data), asdict(args), pins)
-    if record.is_complete(output_dir, asked):
-        accelerator.print(f"{output_dir} is already complete")
+    if not record.begin(output_dir, asked, accelerator):
         return
     started = time.perf_counter()
-    if accelerator.is_main_process:
-        record.start(output_dir, asked)
     size = data.find_size(source.dataset)
     read = read_files(source.dataset, find_image_column(source.dataset, data.image_column))
     classes = np.zeros(len(source.dataset), dtype=np.int64)  # no matter which
@@ -97,32 +82,18 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
     mean, std = pixel_statistics(pictures)
     patch_size = args.patch_size or default_patch_size(size)
     set_seed(args.seed)
-    model = make_small_mae(
-        size,
-        patch_size,
-        args.hidden_size,
-        args.num_hidden_layers,
-        args.decoder_hidden_size,
-        args.decoder_num_hidden_layers,
-        args.mask_ratio,
-    )
+    encoder = (args.hidden_size, args.num_hidden_layers)
+    decoder = (args.decoder_hidden_size, args.decoder_num_hidden_layers)
+    model = make_small_mae(size, patch_size, *encoder, *decoder, args.mask_ratio)
     n_parameters = sum(p.numel() for p in model.parameters())
     found = optimise(model, pictures, args, accelerator, output_dir, mean, std)
     if accelerator.is_main_process:
         save_mae(accelerator.unwrap_model(model), tuple(mean), tuple(std), output_dir / "model")
         pixels, _ = pictures.__getitems__(held_out.tolist())
         psnr = measure(output_dir / "model", pixels, patch_size)
-        metrics = {
-            "asked": asked,
-            **found,
-            "psnr_of_holes": psnr,
-            "rows_held_out": len(held_out),
-            "parameters": n_parameters,
-            "seconds": round(time.perf_counter() - started, 2),
-            "device": record.device_name(accelerator.device),
-            "command": sys.argv,
-        }
-        record.finish(output_dir, metrics)
+        found |= {"psnr_of_holes": psnr, "rows_held_out": len(held_out)}
+        found |= {"parameters": n_parameters, "seconds": round(time.perf_counter() - started, 2)}
+        record.finish(output_dir, asked, accelerator.device, **found)
         shown = ", ".join(f"{name} {value:.2f} dB" for name, value in psnr.items())
         print(
             f"holes of {len(held_out):,} held-out images, a quarter of each dropped at random: "
@@ -144,6 +115,8 @@ def optimise(
     import torch
     from tqdm import tqdm
 
+    from dq_multimodal.training.pictures import standardiser
+
     batch_size = args.per_device_train_batch_size * accelerator.num_processes
     n_steps = max(1, len(pictures.rows) // batch_size)
     total = n_steps * args.num_train_epochs
@@ -159,11 +132,10 @@ def optimise(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
-    first = load_checkpoint(accelerator, output_dir / CHECKPOINTS)
-    scale = torch.tensor([1 / (255 * s) for s in std], device=accelerator.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=scale.device)
-    n_patches = (pictures.size // model_config(model).patch_size) ** 2
-    losses, saved = [], time.perf_counter()
+    checkpoints = record.Checkpoints(accelerator, output_dir, args.num_train_epochs)
+    first, device, losses = checkpoints.first, accelerator.device, []
+    standardise = standardiser(mean, std, device)
+    n_patches = (pictures.size // accelerator.unwrap_model(model).config.patch_size) ** 2
     model.train()
     is_quiet = not accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -181,26 +153,18 @@ def optimise(
                 draws = torch.from_numpy(draws[np.isin(rows[rank::world], numbers)])
                 pixels, is_mirrored = torch.from_numpy(found), draws[:, -1] < 0.5
                 pixels = torch.where(is_mirrored[:, None, None, None], pixels.flip(2), pixels)
-                inputs = (pixels.to(scale.device).float() * scale + shift).permute(0, 3, 1, 2)
                 with accelerator.autocast():
-                    loss = model(inputs, noise=draws[:, :-1].to(scale.device)).loss
+                    inputs = standardise(pixels.to(device))
+                    loss = model(inputs, noise=draws[:, :-1].to(device)).loss
                 accelerator.backward(loss)
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
                 losses.append(loss.detach())
                 bar.update()
-            is_last = epoch + 1 == args.num_train_epochs
-            if not is_last and time.perf_counter() - saved >= SAVE_SECONDS:
-                save_checkpoint(accelerator, output_dir / CHECKPOINTS, epoch + 1)
-                saved = time.perf_counter()
+            checkpoints.note(epoch)
     last = float(torch.stack(losses).mean()) if losses else None
     return {"steps": total, "last_epoch_loss": last, "is_resumed": first > 0}
-
-
-def model_config(model: Any) -> Any:
-    """Give the configuration of a model, wrapped for several processes or not."""
-    return getattr(model, "module", model).config
 
 
 def measure(folder: Path, pixels: Any, patch_size: int) -> dict[str, float]:

@@ -4,12 +4,16 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.options import Help, help_of, kind_of, metavar_of
+
+if TYPE_CHECKING:
+    from dq_multimodal.data.source import Source
 
 FLAGS = {
     "dataset": "dataset_name",
@@ -120,6 +124,17 @@ def read_arguments(
         sys.exit(fail(error))
 
 
+def run(
+    train: Callable[..., None], dataclasses: list[Any], defaults: dict[str, Any] | None = None
+) -> None:
+    """Parse the flags of a recipe, and train; wrong input ends it with one line and exit code 2."""
+    parsed = read_arguments(dataclasses, defaults or {})
+    try:
+        train(*parsed)
+    except InputError as error:
+        sys.exit(fail(error))
+
+
 def _rename(argument: str) -> str:
     """Give a flag its name of this release, and say so if it had another."""
     name, equals, value = argument.partition("=")
@@ -162,6 +177,14 @@ def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
         "dataset_revision": source.revision,
         "dataset_split": source.split,
     }
+
+
+def load_rows(flags: Any, split: str | None = None) -> "Source":
+    """Load the rows that the flags of a recipe name, or those of another split."""
+    from dq_multimodal.data.source import load_source
+
+    of_hub = {"config_name": flags.dataset_config_name, "revision": flags.dataset_revision}
+    return load_source(flags.dataset_name, split=split or flags.dataset_split or "train", **of_hub)
 
 
 def flags_from_yaml(path: Path) -> list[str]:

@@ -14,14 +14,9 @@ from tqdm import tqdm
 
 from dq_multimodal.config import InputError, check_count
 from dq_multimodal.models.classifiers import SMALL_SIDE
-from dq_multimodal.training.checkpoints import (
-    CHECKPOINTS,
-    SAVE_SECONDS,
-    load_checkpoint,
-    save_checkpoint,
-)
+from dq_multimodal.training import record
 from dq_multimodal.training.dynamics import Dynamics
-from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip
+from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip, standardiser
 from dq_multimodal.training.weights import draw_rows
 
 if TYPE_CHECKING:
@@ -142,7 +137,8 @@ def train_classifier(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     net, optimizer = accelerator.prepare(net, optimizer)
     accelerator.register_for_checkpointing(scheduler)
-    first_epoch = load_checkpoint(accelerator, output_dir / CHECKPOINTS)
+    checkpoints = record.Checkpoints(accelerator, output_dir, n_epochs)
+    first_epoch = checkpoints.first
     class_of = torch.from_numpy(train.classes)
     loss_of = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=args.label_smoothing)
     factors = None
@@ -154,17 +150,12 @@ def train_classifier(
             factors = torch.from_numpy(weights * len(train.rows) / weights.sum()).float()
     if dynamics is not None:
         dynamics.open(first_epoch, n_epochs, len(train), accelerator)
-    standardise = _standardiser(mean, std, accelerator.device)
+    standardise = standardiser(mean, std, accelerator.device)
     step = first_epoch * steps_per_epoch
-    started = saved = time.perf_counter()
+    started = time.perf_counter()
     loss = None
-    with tqdm(
-        total=n_steps,
-        initial=step,
-        desc="train",
-        unit="step",
-        disable=not accelerator.is_main_process,
-    ) as bar:
+    is_quiet = not accelerator.is_main_process
+    with tqdm(total=n_steps, initial=step, desc="train", unit="step", disable=is_quiet) as bar:
         for epoch in range(first_epoch, n_epochs):
             net.train()
             draws = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
@@ -203,14 +194,11 @@ def train_classifier(
                 bar.update()
             if dynamics is not None:
                 dynamics.finish_epoch(epoch)
-            if epoch + 1 < n_epochs and time.perf_counter() - saved >= SAVE_SECONDS:
-                save_checkpoint(accelerator, output_dir / CHECKPOINTS, epoch + 1)
-                saved = time.perf_counter()
-    train_seconds = time.perf_counter() - started
+            checkpoints.note(epoch)
     found = {
         "steps": step,
         "last_loss": None if loss is None else round(loss.item(), 4),
-        "train_seconds": round(train_seconds, 2),
+        "train_seconds": round(time.perf_counter() - started, 2),
         "is_resumed": first_epoch > 0,
     }
     if loss is not None and not math.isfinite(loss.item()):
@@ -234,7 +222,7 @@ def measure_accuracy(
     import torch
 
     net.eval()
-    standardise = _standardiser(mean, std, accelerator.device)
+    standardise = standardiser(mean, std, accelerator.device)
     own = test.rows[accelerator.process_index :: accelerator.num_processes]
     counts = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
@@ -247,14 +235,6 @@ def measure_accuracy(
             counts += torch.tensor([hits.sum(), len(hits)])
     n_right, n_tested = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
     return {"accuracy": n_right / max(1.0, n_tested), "rows_tested": int(n_tested)}
-
-
-def _standardiser(mean: list[float], std: list[float], device: Any) -> Any:
-    import torch
-
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    return lambda pixels: (pixels.float() * scale + shift).permute(0, 3, 1, 2)
 
 
 def _epoch_batches(
@@ -274,13 +254,6 @@ def _epoch_batches(
         train,  # type: ignore[arg-type]
         batch_sampler=[batch[rank::world].tolist() for batch in batches],
         num_workers=n_workers,
-        collate_fn=_to_tensors,
+        collate_fn=torch.utils.data.default_convert,  # whole batches already
     )
     yield from loader
-
-
-def _to_tensors(batch: Any) -> tuple[Any, Any]:
-    """Make tensors of what `Pictures.__getitems__` gave, a whole batch already."""
-    import torch
-
-    return torch.from_numpy(batch[0]), torch.from_numpy(batch[1])

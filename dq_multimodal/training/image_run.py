@@ -1,31 +1,17 @@
 """One line of a comparison on images: keep rows and patches, train a classifier, test it."""
 
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.training import record
-from dq_multimodal.training.arguments import flags_of, options_in
-from dq_multimodal.training.checkpoints import make_accelerator
+from dq_multimodal.training.arguments import flags_of, load_rows, options_in
 from dq_multimodal.training.classify import BATCH_SIZE, ClassifierArguments, train_classifier
-from dq_multimodal.training.image_data import ImageDataArguments
-from dq_multimodal.training.selecting import (
-    FULL,
-    HOW,
-    RowArguments,
-    describe_selection,
-    select_rows,
-)
+from dq_multimodal.training.pictures import ImageDataArguments, pixel_statistics
+from dq_multimodal.training.selecting import FULL, HOW, RowArguments, choose_rows
 from dq_multimodal.training.weights import find_use, read_weights
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from datasets import Dataset
-
-    from dq_multimodal.data.source import Source
 
 SMALL_SHARE = 0.1
 SMALL_BATCH = 32
@@ -62,29 +48,28 @@ class ImageRunArguments(RowArguments, ImageRowFlags):
 
 def train_on_subset(
     data: ImageDataArguments, training: ClassifierArguments, run: ImageRunArguments
-) -> str:
-    """Compress, restore, train, test, save, all into run.output_dir.
-
-    Returns:
-        What came out, in one line.
+) -> None:
+    """Compress, restore, train, test, save, all into run.output_dir; say what came out.
 
     Raises:
         InputError: For bad input, in one clear line.
     """
-    import numpy as np
     from accelerate.utils import set_seed
 
     from dq_multimodal.data.columns import match_classes
-    from dq_multimodal.data.source import pin_of
+    from dq_multimodal.data.source import load_source, pin_of
     from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
-    from dq_multimodal.training.pictures import pixel_statistics
 
-    accelerator = make_accelerator()
+    accelerator = record.make_accelerator()
     name = Path(data.dataset_name.rstrip("/*")).name.split(".")[0]
     share = f"{run.keep_ratio:g}" if run.keep_rows is None else f"{run.keep_rows}-rows"
     share += f"-{run.drop_ratio:g}" if run.drop_ratio else ""
     output_dir = Path(run.output_dir or f"runs/{name}-{run.method}-{share}-{run.model}")
-    source, test_source = data.load(), load_test(data, run)
+    source = load_rows(data)
+    if run.eval_dataset_name is None:
+        test_source = load_rows(data, run.eval_split or "test")
+    else:
+        test_source = load_source(run.eval_dataset_name, split=run.eval_split or "train")
     if training.per_device_train_batch_size is None:
         kept_share = run.keep_ratio
         if run.keep_rows is not None:
@@ -97,12 +82,17 @@ def train_on_subset(
         "test": pin_of(test_source.origin, has_names=False),
     }
     asked = record.describe_request(asdict(data), asdict(training), asdict(run), pins)
-    if record.is_complete(output_dir, asked):
-        return f"{output_dir} is already complete"
-    if accelerator.is_main_process:
-        record.start(output_dir, asked)
+    if not record.begin(output_dir, asked, accelerator):
+        return
     started = time.perf_counter()
-    kept, selection = choose_rows(data, run, source, output_dir / "selection", accelerator)
+    of_data = {o: getattr(data, flag) for flag, o in data.OPTIONS.items() if o != "dataset"}
+    kept, selection, made = choose_rows(
+        *(run, data.dataset_name, source, output_dir / "selection", accelerator),
+        modality="image",
+        **of_data,
+    )
+    if made is not None:
+        selection["patches"] = made.manifest.as_dict().get("patches")
 
     size = data.find_size(source.dataset)
     pictures, labels = data.pictures(kept, size, fill=run.fill, mae_model=run.mae_model)
@@ -116,7 +106,7 @@ def train_on_subset(
     mean, std = pixel_statistics(pictures)
     set_seed(training.seed)
     net = build_classifier(run.model, len(labels), size, is_pretrained=run.is_pretrained)
-    n_parameters = int(np.sum([p.numel() for p in net.parameters()]))
+    n_parameters = sum(p.numel() for p in net.parameters())
     weights = read_weights(kept)
     use_weights = find_use(run.use_weights, weights)
     found = train_classifier(
@@ -124,76 +114,24 @@ def train_on_subset(
         weights=None if use_weights == "none" else weights,
         is_sampled=use_weights == "sample",
     )
-    if accelerator.is_main_process:
-        description = Classifier(run.model, size, len(labels), labels, tuple(mean), tuple(std))
-        save_classifier(accelerator.unwrap_model(net), description, output_dir / "model")
-        metrics = {
-            "asked": asked,
-            "seed": training.seed,
-            "selection": selection,
-            "use_weights": use_weights,
-            **found,
-            "rows_trained": len(pictures.rows),
-            "rows_unused": {"train": len(pictures.unused), "test": len(test.unused)},
-            "parameters": n_parameters,
-            "seconds": round(time.perf_counter() - started, 2),
-            "device": record.device_name(accelerator.device),
-            "command": sys.argv,
-        }
-        record.finish(output_dir, metrics)
-    percent = 100.0 if run.method == FULL else 100 * selection["keep_ratio"]
-    method = selection.get("method", FULL)
+    if not accelerator.is_main_process:
+        return
+    description = Classifier(run.model, size, len(labels), labels, tuple(mean), tuple(std))
+    save_classifier(accelerator.unwrap_model(net), description, output_dir / "model")
+    found |= {
+        "seed": training.seed,
+        "selection": selection,
+        "use_weights": use_weights,
+        "rows_trained": len(pictures.rows),
+        "rows_unused": {"train": len(pictures.unused), "test": len(test.unused)},
+        "parameters": n_parameters,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    record.finish(output_dir, asked, accelerator.device, **found)
+    percent = 100.0 if made is None else 100 * selection["keep_ratio"]
     weighted = "" if use_weights == "none" else f", weights in the {use_weights}"
-    return (
-        f"{method} {percent:.4g} %, {run.model}{weighted}: "
+    accelerator.print(
+        f"{selection.get('method', FULL)} {percent:.4g} %, {run.model}{weighted}: "
         f"{100 * found['accuracy']:.2f} % of {found['rows_tested']:,} test rows right, "
         f"{found['steps']:,} steps in {found['train_seconds']:.0f} s; {output_dir}"
     )
-
-
-def load_test(data: ImageDataArguments, run: ImageRunArguments) -> "Source":
-    """Load the rows to test on."""
-    from dq_multimodal.data.source import load_source
-
-    if run.eval_dataset_name is not None:
-        return load_source(run.eval_dataset_name, split=run.eval_split or "train")
-    return load_source(
-        data.dataset_name,
-        split=run.eval_split or "test",
-        config_name=data.dataset_config_name,
-        revision=data.dataset_revision,
-    )
-
-
-def choose_rows(
-    data: ImageDataArguments,
-    run: ImageRunArguments,
-    source: "Source",
-    folder: Path,
-    accelerator: "Accelerator",
-) -> tuple["Dataset", dict[str, Any]]:
-    """Give the rows to train on and what metrics.json says of them; only one process selects."""
-    from dq_multimodal.run import Run
-    from dq_multimodal.stages.subset import count_bytes
-
-    if run.method == FULL:
-        size = {"rows": len(source.dataset), "bytes": {"subset_data": count_bytes(source.dataset)}}
-        return source.dataset, {**size, "source_rows": len(source.dataset), "seconds": {}}
-    if accelerator.is_main_process:
-        options = {
-            "split": data.dataset_split,
-            "config_name": data.dataset_config_name,
-            "revision": data.dataset_revision,
-            "modality": "image",
-            "image_column": data.image_column,
-            "label_column": data.label_column,
-            **run.options(),
-        }
-        select_rows(data.dataset_name, folder, options, run.from_run, source.origin)
-    accelerator.wait_for_everyone()
-    if not folder.is_dir():
-        raise InputError(f"{folder} must lie on a file system that all processes share")
-    made = Run(folder)
-    found = made.manifest.as_dict()
-    of_images = {name: found.get(name) for name in ("bytes", "patches")}
-    return made.subset, describe_selection(made) | of_images

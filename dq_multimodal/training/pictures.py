@@ -1,7 +1,11 @@
-"""Pictures to train on: decoded once into memory when they are small, else as they are needed."""
+"""Pictures to train on: flags that name them, and how they are decoded.
+
+They are decoded once into memory when they are small, else as they are needed.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +14,11 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.data.columns import find_image_column, find_label_column, read_classes
 from dq_multimodal.data.pixels import decode_image, read_bytes, to_square, undecoded
 from dq_multimodal.models.classifiers import SMALL_SIDE
+from dq_multimodal.patches.store import find_patch_columns
+from dq_multimodal.training.arguments import SOURCE, flags_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 4_000_000_000
 """Pictures that take no more than this as 8-bit squares are decoded once."""
 BLOCK_ROWS = 512
+PROBED_ROWS = 64
 
 Reader = Callable[[list[int]], "list[Image | None]"]
 """Gives RGB pictures by row number, None where there is none that can be read."""
@@ -191,3 +199,61 @@ def pixel_statistics(pictures: Pictures, n_rows: int = 10_000) -> tuple[list[flo
     mean = sums / max(1, n_pixels)
     std = np.sqrt(np.maximum(squares / max(1, n_pixels) - mean**2, 1e-6))
     return mean.round(4).tolist(), std.round(4).tolist()
+
+
+def standardiser(mean: list[float], std: list[float], device: Any) -> Any:
+    """Give the function that makes (b, 3, h, w) inputs of a net from (b, h, w, 3) 8-bit pixels."""
+    import torch
+
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return lambda pixels: (pixels.float() * scale + shift).permute(0, 3, 1, 2)
+
+
+ImageFlags: Any = flags_of(*SOURCE, "image_column", "label_column", dataset="uoft-cs/cifar10")
+
+
+@dataclass
+class ImageDataArguments(ImageFlags):
+    """Which images."""
+
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side in pixels. Default: that of the images up to 96, else 224."},
+    )
+
+    def find_size(self, dataset: "Dataset") -> int:
+        """Give the side asked for, or that of small images, or 224."""
+        if self.image_size is not None:
+            return self.image_size
+        column = find_image_column(dataset, self.image_column)
+        files = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), column)
+        images = [decode_image(read_bytes(value))[0] for value in files[column]]
+        sides = [max(image.size) for image in images if image is not None]
+        if not sides:
+            raise InputError(f"none of the first {len(files)} images can be read")
+        return max(sides) if max(sides) <= SMALL_SIDE else 224
+
+    def pictures(
+        self,
+        dataset: "Dataset",
+        size: int,
+        rows: Int[ndarray, " k"] | None = None,
+        *,
+        name: str = "decode",
+        fill: str | None = "mean",
+        mae_model: str | None = None,
+    ) -> tuple[Pictures, tuple[str, ...]]:
+        """Give rows (all, when None) as pictures with classes, and the names of the classes.
+
+        Images of the patch store come back with their holes filled.
+        """
+        classes, labels = read_classes(dataset, find_label_column(dataset, self.label_column))
+        if rows is not None:
+            dataset, classes = dataset.select(rows), classes[rows]
+        stored = find_patch_columns(dataset.features)
+        if stored:
+            read = read_records(dataset, self.image_column or stored[0], fill, mae_model)
+        else:
+            read = read_files(dataset, find_image_column(dataset, self.image_column))
+        return Pictures(read, classes, size, name=name), labels

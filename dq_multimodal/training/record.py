@@ -1,25 +1,28 @@
-"""What a training run was asked, and whether it is done: request.json and metrics.json."""
+"""What a training run was asked, how far it came, and whether it is done, in its folder."""
 
 import json
+import os
+import shutil
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.files import write_text
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 REQUEST = "request.json"
 METRICS = "metrics.json"
+CHECKPOINTS = "checkpoints"
+SAVE_SECONDS = 60.0
+"""So much work at most is done again after a stop, and one epoch at least."""
 
 UNIMPORTANT = (
-    "hub_",
-    "push_",
-    "report_to",
-    "run_name",
-    "log",
-    "save_st",
-    "save_total",
-    "ddp_",
-    "dataloader_num",
+    *("hub_", "push_", "report_to", "run_name", "log", "save_st", "save_total"),
+    *("ddp_", "dataloader_num"),
 )
 """Beginnings of the names of flags that change no result."""
 ELSEWHERE = {"output_dir", "disable_tqdm", "use_cpu", "local_rank", "resume_from_checkpoint"}
@@ -64,9 +67,21 @@ def start(output_dir: Path, asked: dict[str, Any]) -> None:
     write_text(output_dir / REQUEST, json.dumps(asked, indent=2) + "\n")
 
 
-def finish(output_dir: Path, metrics: dict[str, Any]) -> None:
+def begin(output_dir: Path, asked: dict[str, Any], accelerator: "Accelerator") -> bool:
+    """Write down what a run was asked; False, and say so, where the very same has finished."""
+    if is_complete(output_dir, asked):
+        accelerator.print(f"{output_dir} is already complete")
+        return False
+    if accelerator.is_main_process:
+        start(output_dir, asked)
+    return True
+
+
+def finish(output_dir: Path, asked: dict[str, Any], device: Any, **found: Any) -> None:
     """Write metrics.json, which says that the run is done."""
-    write_text(output_dir / METRICS, json.dumps({"complete": True, **metrics}, indent=2) + "\n")
+    about = {"device": device_name(device), "command": sys.argv}
+    text = json.dumps({"complete": True, "asked": asked, **found, **about}, indent=2)
+    write_text(output_dir / METRICS, text + "\n")
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -87,3 +102,59 @@ def device_name(device: Any) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def make_accelerator() -> "Accelerator":
+    """Start Accelerate: bf16 on a GPU unless the launcher says otherwise, all cores on a CPU."""
+    import torch
+    from accelerate import Accelerator
+
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    on_gpu = torch.cuda.is_available() and not wants_cpu
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    accelerator = Accelerator(mixed_precision=asked or ("bf16" if on_gpu else "no"))
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1)
+        torch.set_num_threads(max(torch.get_num_threads(), len(cores)))
+    return accelerator
+
+
+class Checkpoints:
+    """Checkpoints of epochs in output_dir/checkpoints, whole or not there; the last one is loaded.
+
+    Attributes:
+        first: The first epoch that is not done.
+    """
+
+    def __init__(self, accelerator: "Accelerator", output_dir: Path, n_epochs: int) -> None:
+        self.accelerator, self.n_epochs = accelerator, n_epochs
+        self.folder = output_dir / CHECKPOINTS
+        found = sorted(self.folder.glob("epoch-*"))
+        if found:
+            accelerator.load_state(str(found[-1]))
+        self.first = int(found[-1].name.split("-")[1]) if found else 0
+        self.saved = time.perf_counter()
+
+    def note(self, epoch: int) -> None:
+        """Save after an epoch where one is due, as rank 0 says: clocks of processes differ."""
+        from accelerate.utils import broadcast_object_list
+
+        is_due = time.perf_counter() - self.saved >= SAVE_SECONDS
+        if epoch + 1 < self.n_epochs and broadcast_object_list([is_due])[0]:
+            self.save(epoch + 1)
+            self.saved = time.perf_counter()
+
+    def save(self, n_done: int) -> None:
+        """Write a checkpoint whole, then remove the one before."""
+        accelerator, partial = self.accelerator, self.folder / "partial"
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            before = list(self.folder.glob("epoch-*"))
+            partial.replace(self.folder / f"epoch-{n_done:05d}")
+            for old in before:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()

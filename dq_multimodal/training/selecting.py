@@ -16,6 +16,9 @@ from dq_multimodal.training.arguments import SOURCE, flags_of, options_in
 from dq_multimodal.training.weights import USE_HELP, UseWeights
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dq_multimodal.data.source import Source
     from dq_multimodal.run import Run
 
 TrainingMethod = Literal[Method, "full"]
@@ -175,6 +178,38 @@ def select_rows(
     return resample(run, output_dir=folder, **drawn)
 
 
+def choose_rows(
+    flags: RowArguments, dataset_name: str, source: "Source", folder: Path, state: Any, **more: Any
+) -> tuple["Dataset", dict[str, Any], "Run | None"]:
+    """Give the rows to train on, what metrics.json says of them, and their run.
+
+    Args:
+        flags: Of the recipe; "full" has no run.
+        dataset_name: Hub id, local file or folder.
+        source: Its rows.
+        folder: Of the run.
+        state: Of the processes, of which one selects.
+        more: Options of compress() beside the flags.
+
+    Raises:
+        InputError: If compress() raises it, or the processes share no folder.
+    """
+    from dq_multimodal.run import Run
+    from dq_multimodal.stages.subset import count_bytes
+
+    rows = source.dataset
+    if flags.options()["method"] == FULL:
+        size = {"rows": len(rows), "bytes": {"subset_data": count_bytes(rows)}}
+        return rows, {**size, "source_rows": len(rows), "seconds": {}}, None
+    if state.is_main_process:
+        select_rows(dataset_name, folder, more | flags.options(), flags.from_run, source.origin)
+    state.wait_for_everyone()
+    if not folder.is_dir():
+        raise InputError(f"{folder} must lie on a file system that all processes share")
+    run = Run(folder)
+    return run.subset, describe_selection(run), run
+
+
 def describe_selection(run: "Run") -> dict[str, Any]:
     """Give what metrics.json says of how the rows of a run were chosen."""
     return {
@@ -183,5 +218,6 @@ def describe_selection(run: "Run") -> dict[str, Any]:
         "has_encoder": run.request.needs_embeddings,
         "rows": run.manifest.kept,
         "source_rows": run.manifest.rows,
+        "bytes": run.manifest.as_dict()["bytes"],
         "seconds": run.manifest.seconds,
     }

@@ -1,17 +1,14 @@
 """Losses of responses under a causal language model, with and without their instructions."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.models.locate import load_language_model, loading
-from dq_multimodal.training.sft import has_chats, to_training_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,34 +18,22 @@ ADAPTER = "adapter_config.json"
 COLUMNS = ("with its instruction", "without")
 
 
-def to_token_rows(
-    dataset: "Dataset", tokenizer: Any, text_columns: list[str] | None, max_length: int
-) -> "Dataset":
-    """Turn instruction rows into the tokens that the SFT recipe trains on, cut at max_length.
-
-    Returns:
-        Rows with `ids` and `n_prompt`: where the tokens of the prompt alone and of the whole part,
-        the response begins; it ends with the end-of-text token, or as the chat template has it. A
-        row without a response has n_prompt = len(ids). Of a row of plain text, all is the response.
-
-    Raises:
-        InputError: If the tokenizer lacks what is needed.
-    """
+def check_tokenizer(tokenizer: Any, *, is_chat: bool) -> None:
+    """Raise if a tokenizer lacks what rows need to become tokens."""
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer of the model names no end-of-text token")
-    is_chat = has_chats(dataset, text_columns)
     if is_chat and not tokenizer.chat_template:
         raise InputError("the rows are chats, and the tokenizer of the model has no chat template")
-    rows = to_training_rows(dataset, text_columns)
-    return rows.map(
-        _tokenise,
-        fn_kwargs={"tokenizer": tokenizer, "is_chat": is_chat, "max_length": max_length},
-        remove_columns=rows.column_names,
-        desc="tokens",
-    )
 
 
-def _tokenise(row: dict[str, Any], tokenizer: Any, is_chat: bool, max_length: int) -> dict:
+def tokenise(row: dict[str, Any], tokenizer: Any, *, is_chat: bool) -> tuple[list[int], int, bool]:
+    """Give the tokens of a row of `to_training_rows`, as the SFT recipe trains on them.
+
+    Returns:
+        The tokens; how many are the prompt: where those of the prompt alone and of the whole part,
+        the response begins, which ends with the end-of-text token, or as the chat template has it;
+        and whether the response is empty. Of a row of plain text, all is the response.
+    """
     if is_chat:
         turns, last = row["prompt"], row["completion"]
         options = {"tokenize": True, "return_dict": False}
@@ -60,15 +45,42 @@ def _tokenise(row: dict[str, Any], tokenizer: Any, is_chat: bool, max_length: in
         is_empty, end = not response, tokenizer.eos_token
         prompt = tokenizer(text)["input_ids"] if text else []
         ids = tokenizer(text + response + ("" if response.endswith(end) else end))["input_ids"]
+    parts = (k for k, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b)
+    return ids, next(parts, min(len(prompt), len(ids))), is_empty
+
+
+def to_token_rows(
+    dataset: "Dataset", tokenizer: Any, text_columns: list[str] | None, max_length: int
+) -> "Dataset":
+    """Turn instruction rows into tokens, cut at max_length: `ids` and `n_prompt`.
+
+    A row without a response has n_prompt = len(ids).
+
+    Raises:
+        InputError: If the tokenizer lacks what is needed.
+    """
+    from dq_multimodal.training.sft import has_chats, to_training_rows
+
+    is_chat = has_chats(dataset, text_columns)
+    check_tokenizer(tokenizer, is_chat=is_chat)
+    rows = to_training_rows(dataset, text_columns)
+    return rows.map(
+        _to_token_row,
+        fn_kwargs={"tokenizer": tokenizer, "is_chat": is_chat, "max_length": max_length},
+        remove_columns=rows.column_names,
+        desc="tokens",
+    )
+
+
+def _to_token_row(row: dict[str, Any], tokenizer: Any, is_chat: bool, max_length: int) -> dict:
+    ids, n_prompt, is_empty = tokenise(row, tokenizer, is_chat=is_chat)
     ids = ids[:max_length]
-    pairs = enumerate(zip(prompt, ids, strict=False))
-    n_prompt = next((k for k, (a, b) in pairs if a != b), min(len(prompt), len(ids)))
-    return {"ids": ids, "n_prompt": len(ids) if is_empty else n_prompt}
+    return {"ids": ids, "n_prompt": len(ids) if is_empty else min(n_prompt, len(ids))}
 
 
 def measure_losses(
     net: "nn.Module", rows: "Dataset", start: int, *, pass_tokens: int, device: Any
-) -> Float32[ndarray, "n 2"]:
+) -> ndarray:
     r"""Give the mean loss of the response tokens of rows, with and without their instructions.
 
     $\frac{1}{T} \sum_t -\log p(y_t \mid x, y_{<t})$ and $\frac{1}{T} \sum_t -\log p(y_t \mid
@@ -85,7 +97,7 @@ def measure_losses(
         device: Where the net is.
 
     Returns:
-        Float32; NaN where a row has no response.
+        (n, 2) float32; NaN where a row has no response.
     """
     found = np.full((len(rows), len(COLUMNS)), np.nan, dtype=np.float32)
     texts: list[tuple[int, int, list[int], int]] = []  # row, column, tokens, where the response is
@@ -116,36 +128,53 @@ def mean_losses(net: "nn.Module", texts: list[tuple[list[int], int]], device: An
     """
     import torch
 
+    with torch.inference_mode():
+        losses, number = token_losses(net, texts, device)
+    sums = torch.zeros(len(texts), dtype=torch.float64)
+    sums.index_add_(0, number.cpu(), losses.double().cpu())
+    return [s / (len(ids) - at) for s, (ids, at) in zip(sums.tolist(), texts, strict=True)]
+
+
+def token_losses(
+    net: "nn.Module", texts: Sequence[tuple[Any, int]], device: Any
+) -> tuple["Tensor", "Tensor"]:
+    """Give the negative log-likelihood of the tokens of some texts from a place on.
+
+    Logits are made at their positions only: those of all would fill the memory.
+
+    Args:
+        net: A causal language model.
+        texts: Tokens, and the place of the first that counts; the first of a text never does.
+        device: Where the net is.
+
+    Returns:
+        In nats, (T,) float32, and the text of each, (T,).
+    """
+    import torch
+
     width = max(len(ids) for ids, _ in texts)
-    tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in texts])
+    tokens = torch.zeros(len(texts), width, dtype=torch.int64)
+    for k, (ids, _) in enumerate(texts):
+        tokens[k, : len(ids)] = torch.as_tensor(ids)
     lengths = torch.tensor([len(ids) for ids, _ in texts])[:, None]
-    firsts = torch.tensor([first for _, first in texts])[:, None]
+    firsts = torch.tensor([max(first, 1) for _, first in texts])[:, None]
     places = torch.arange(width)
     is_before = (places >= firsts - 1) & (places < lengths - 1)  # the next token counts
     number, column = is_before.nonzero(as_tuple=True)
     targets = tokens[number, column + 1].to(device)
     mask = (places < lengths).long().to(device)
-    with torch.inference_mode(), _head_at(net, number.to(device), column.to(device)):
-        logits = net(input_ids=tokens.to(device), attention_mask=mask, use_cache=False).logits
-        losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    sums = torch.zeros(len(texts), dtype=torch.float64)
-    sums.index_add_(0, number, losses.double().cpu())
-    return (sums / (lengths - firsts)[:, 0]).tolist()
-
-
-@contextmanager
-def _head_at(net: "nn.Module", rows: "Tensor", columns: "Tensor") -> Iterator[None]:
-    """Make logits at some positions only: those of all would fill the memory."""
+    number, column = number.to(device), column.to(device)
 
     def choose(_: "nn.Module", inputs: tuple["Tensor"]) -> tuple["Tensor"]:
-        return (inputs[0][rows, columns],)
+        return (inputs[0][number, column],)
 
     head: Any = net.get_output_embeddings()  # type: ignore[operator]
     hook = head.register_forward_pre_hook(choose)
     try:
-        yield
+        logits = net(input_ids=tokens.to(device), attention_mask=mask, use_cache=False).logits
     finally:
         hook.remove()
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"), number
 
 
 def load_checkpoint_of(model: str, checkpoint: str, device: Any) -> "nn.Module":

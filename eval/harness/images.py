@@ -23,14 +23,12 @@ from dq_multimodal.models.classifiers import build_classifier
 from harness.bundle import Bundle
 from harness.suite import Job, at_ratio, check_above_0, check_by_ratio, check_numbers
 
-Optimizer = Literal["sgd", "adamw"]
 Decay = Literal["cosine", "linear"]
 Padding = Literal["none", "zero", "reflect"]
 Precision = Literal["auto", "bf16", "float32"]
-Compile = Literal["auto", "never", "default", "reduce-overhead"]
 
 COMPILE_STEPS = 3000
-"""Under "auto" a GPU cell of at least so many steps is compiled: that takes about a minute."""
+"""A GPU cell of at least so many steps is compiled by torch.compile: that takes a minute."""
 
 BLOCK_ROWS = 4096
 """Rows that are augmented together: whole epochs of large sets would fill the memory."""
@@ -53,10 +51,9 @@ class Protocol:
         steps: Steps of the optimizer, whatever the number of rows.
         batch_size: Rows a step; by keep ratio. At most the kept rows.
         learning_rate: Peak of the schedule; by keep ratio. Not scaled by the batch size.
-        optimizer: "sgd" with momentum, or "adamw".
-        momentum: Of sgd, in [0, 1).
-        nesterov: Whether sgd looks ahead.
-        weight_decay: Added to the gradient by sgd; decoupled in adamw. On all parameters.
+        momentum: Of SGD, in [0, 1).
+        nesterov: Whether SGD looks ahead.
+        weight_decay: Added to the gradient, of all parameters.
         warmup: Share of the steps in which the rate rises, in [0, 1).
         decay: Shape of the fall.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
@@ -67,15 +64,12 @@ class Protocol:
             (arXiv:1708.04552). 0 makes none.
         evaluations: Tests on all test images, evenly over the steps, the last after the last.
         precision: "bf16" by autocast, "float32", or "auto": bf16 on GPUs and on CPUs with AMX.
-        compile: torch.compile of the training step: never, in one of its modes, or "auto": on
-            GPUs, from `COMPILE_STEPS` steps on.
     """
 
     batch_size: int | dict[float, int]
     learning_rate: float | dict[float, float]
     epochs: float | dict[float, float] | None = None
     steps: int | None = None
-    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -87,13 +81,9 @@ class Protocol:
     cutout: int = 0
     evaluations: int = 1
     precision: Precision = "auto"
-    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            *(("optimizer", Optimizer), ("decay", Decay), ("crop", Padding)),
-            *(("precision", Precision), ("compile", Compile)),
-        ):
+        for name, choices in {"decay": Decay, "crop": Padding, "precision": Precision}.items():
             check_choice(name, getattr(self, name), choices)
         if (self.epochs is None) == (self.steps is None):
             raise InputError(f"wanted epochs or steps, got {self.epochs} and {self.steps}")
@@ -333,12 +323,9 @@ def is_bf16(protocol: Any, device: torch.device) -> bool:
     return protocol.precision == "bf16"
 
 
-def compile_mode(protocol: Protocol, device: torch.device, steps: int) -> str | None:
-    """Give the mode of torch.compile for a cell, None for none: the one place of this rule."""
-    if protocol.compile == "auto":
-        pays = device.type == "cuda" and steps >= COMPILE_STEPS
-        return "default" if pays and can_compile(device) else None
-    return None if protocol.compile == "never" else protocol.compile
+def pays_to_compile(device: torch.device, steps: int) -> bool:
+    """Say whether the training step of a cell is compiled."""
+    return device.type == "cuda" and steps >= COMPILE_STEPS and can_compile(device)
 
 
 @functools.cache
@@ -402,15 +389,6 @@ def make_batches(
             yield from zip(images.split(batch), places.split(batch), strict=True)
 
 
-def make_optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
-    """Make the optimizer of a protocol, at rate 0 until the schedule sets it."""
-    options: dict[str, Any] = {"lr": 0.0, "weight_decay": protocol.weight_decay, "fused": True}
-    if protocol.optimizer == "adamw":
-        return torch.optim.AdamW(net.parameters(), **options)
-    options |= {"momentum": protocol.momentum, "nesterov": protocol.nesterov}
-    return torch.optim.SGD(net.parameters(), **options)
-
-
 def count_right(net: nn.Module, pictures: Pictures) -> Tensor:
     """Count the test images whose highest logit is their label; the count stays on the device."""
     n_together = 1000 if pictures.test.device.type == "cuda" else 250
@@ -466,16 +444,17 @@ def _train(
     chances = given if job.is_sampled else None
     weights = None if given is None or job.is_sampled else given.to(device)
     batch, steps = count_steps(protocol, len(rows), job.keep_ratio)
-    mode = compile_mode(protocol, device, steps)
 
     mean, spread = measure_colours(pictures.train, rows)
     net = Colours(build_net(job.net, pictures.n_classes, pictures.train.shape[1]), mean, spread)
     net.to(device, memory_format=torch.channels_last).train()
     forward: Callable[[Tensor], Tensor] = net
-    if mode is not None:
+    if is_compiled := pays_to_compile(device, steps):
         torch.compiler.reset()  # a process compiles only so many nets; files keep what was made
-        forward = torch.compile(net, mode=mode, dynamic=False)
-    optimizer = make_optimizer(net, protocol)
+        forward = torch.compile(net, dynamic=False)
+    options = {"momentum": protocol.momentum, "nesterov": protocol.nesterov, "fused": True}
+    options |= {"lr": 0.0, "weight_decay": protocol.weight_decay}  # the schedule sets the rate
+    optimizer = torch.optim.SGD(net.parameters(), **options)
     fill = mean.round().to(torch.uint8).to(device)
     generator = torch.Generator().manual_seed(job.seed)
     batches = make_batches(pictures, rows, batch, protocol, fill, generator, chances)
@@ -513,5 +492,5 @@ def _train(
         "epochs": round(steps / (len(rows) // batch), 3),
         "batch_size": batch,
         "precision": "bf16" if is_low else "float32",
-        "compiled": mode,
+        "compiled": "default" if is_compiled else None,
     }

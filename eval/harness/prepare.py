@@ -306,7 +306,7 @@ class ImageTask(Task):
 
     def decode(self, rows: Any, used: np.ndarray | None, name: str, **fill: Any) -> np.ndarray:
         """Decode the images of some rows, square ones of the size of the source's."""
-        from dq_multimodal.training.image_data import ImageDataArguments
+        from dq_multimodal.training.pictures import ImageDataArguments
 
         names = ("image_column", "label_column", "image_size")
         data = ImageDataArguments(self.place, **{key: self.spec.get(key) for key in names})

@@ -28,7 +28,7 @@ from harness.bundle import Bundle
 from harness.results import appending, digest, key_of, read_lines
 from harness.suite import Cell, Job, Suite, read_suite, trainer_of
 
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy")
 CUDA_JOBS = 4
 SPARE_SHARE = 0.1
 """What of a device's memory stays free beside what the cells are known to take."""

@@ -14,22 +14,21 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dq_multimodal.config import InputError, check_choice, check_count
 from dq_multimodal.models.locate import load_language_model
+from dq_multimodal.training.text_losses import token_losses
 from harness.bundle import Bundle
 from harness.images import is_bf16, own_state
 from harness.suite import Job, at_ratio, check_by_ratio, check_numbers
 
-Tuning = Literal["full", "lora"]
 Precision = Literal["auto", "bf16", "float32"]
 
 PASS_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -40,7 +39,7 @@ Rows = list[tuple[np.ndarray, int]]
 
 @dataclass(frozen=True)
 class Protocol:
-    r"""Settings of one way to fine-tune, by AdamW.
+    r"""Settings of one way to fine-tune all parameters, by AdamW.
 
     The learning rate rises over the share `warmup` of the work and falls to 0 by a cosine
     (arXiv:1608.03983, Eq. 5), taken at the middle of each step. The work is the steps or the
@@ -54,9 +53,6 @@ class Protocol:
             800}: 480 up to 20 % of the rows. Either this or `response_tokens`.
         response_tokens: Training ends with the step that brings the tokens to so many; by keep
             ratio.
-        tuning: "full", all parameters, or "lora", low-rank updates of all linear maps but the last
-            (arXiv:2106.09685).
-        lora_rank: Rank of the updates; their scale is 2.
         max_length: Tokens after which a training row is cut; rows without a response left stay and
             count nothing.
         warmup: Share of the work in [0, 1).
@@ -71,8 +67,6 @@ class Protocol:
     learning_rate: float
     steps: int | dict[float, int] | None = None
     response_tokens: int | dict[float, int] | None = None
-    tuning: Tuning = "full"
-    lora_rank: int = 16
     max_length: int = 512
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -81,12 +75,11 @@ class Protocol:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        check_choice("tuning", self.tuning, Tuning)
         check_choice("precision", self.precision, Precision)
         if (self.steps is None) == (self.response_tokens is None):
             got = f"{self.steps} and {self.response_tokens}"
             raise InputError(f"wanted steps or response_tokens, got {got}")
-        for name in ("batch_size", "lora_rank", "max_length"):
+        for name in ("batch_size", "max_length"):
             check_count(name, getattr(self, name))
         if self.test_rows is not None:
             check_count("test_rows", self.test_rows)
@@ -125,7 +118,7 @@ def train(
         the kept rows, response_tokens_seen, and epochs.
     """
     with own_state(device, job.seed):
-        net = build_net(load_net(bundle.folder_path, job.net), job.protocol).to(device)
+        net = copy.deepcopy(load_net(bundle.folder_path, job.net)).to(device)
         if device.type == "cpu":  # the backward pass of PyTorch's own attention is slow there
             net.set_attn_implementation("eager")
         packed = load_rows(bundle.folder_path, f"{job.task}/train/{job.net}")
@@ -155,11 +148,10 @@ def _train(
     elif job.weights is not None:
         weights = np.asarray(job.weights)
     total = protocol.work(job.keep_ratio)
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    exact = parameters
+    exact = parameters = list(net.parameters())
     if is_low := is_bf16(protocol, device):
         exact = [p.detach().clone() for p in parameters]
-        for p in net.parameters():  # and no buffers: positions need more digits
+        for p in parameters:  # and no buffers: positions need more digits
             p.data = p.data.to(torch.bfloat16)
     optimizer = torch.optim.AdamW(
         exact, protocol.learning_rate, weight_decay=protocol.weight_decay, fused=True
@@ -261,47 +253,6 @@ def count_response(row: tuple[np.ndarray, int]) -> int:
     return max(0, len(ids) - max(n_prompt, 1))
 
 
-def token_losses(net: nn.Module, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Give the negative log-likelihood of all response tokens of some rows.
-
-    Returns:
-        In nats, (T,) float32, and the row of each, (T,).
-    """
-    width = max(len(ids) for ids, _ in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
-    places = torch.arange(width)
-    lengths = torch.tensor([len(ids) for ids, _ in rows])[:, None]
-    starts = torch.tensor([max(n_prompt, 1) for _, n_prompt in rows])[:, None]
-    for k, (ids, _) in enumerate(rows):
-        tokens[k, : len(ids)] = torch.from_numpy(ids)
-    is_before = (places >= starts - 1) & (places < lengths - 1)  # the next token is a response's
-    row_of, column = is_before.nonzero(as_tuple=True)
-    targets = tokens[row_of, column + 1].to(device)
-    mask = (places < lengths).to(torch.int64).to(device)
-    row_of, column = row_of.to(device), column.to(device)
-    with heads_at(net, row_of, column):
-        logits = net(input_ids=tokens.to(device), attention_mask=mask, use_cache=False).logits
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="none"), row_of
-
-
-@contextmanager
-def heads_at(net: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let the last layer see some positions only: their logits are then those of the model.
-
-    The vocabulary is so large that logits of prompts and padding would take most of the memory and
-    much of the time.
-    """
-
-    def choose(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0][rows, columns],)
-
-    hook = net.get_output_embeddings().register_forward_pre_hook(choose)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 @torch.no_grad()
 def mean_loss(
     net: nn.Module,
@@ -318,18 +269,6 @@ def mean_loss(
         note(sum(len(rows[k][0]) for k in part))
     net.train()
     return total / count
-
-
-def build_net(base: nn.Module, protocol: Protocol) -> nn.Module:
-    """Copy a model, all of it to be trained, or with new low-rank updates that are."""
-    net = copy.deepcopy(base)
-    if protocol.tuning == "full":
-        return net
-    from peft import LoraConfig, get_peft_model
-
-    rank = protocol.lora_rank
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    return get_peft_model(net, settings)
 
 
 @functools.lru_cache(maxsize=1)

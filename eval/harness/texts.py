@@ -16,6 +16,7 @@ from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.data.source import load_source
 from dq_multimodal.models.locate import find_gguf, load_tokenizer
 from dq_multimodal.training.sft import has_chats, to_training_rows
+from dq_multimodal.training.text_losses import check_tokenizer, tokenise
 from harness.bundle import BundleWriter
 from harness.encoders import find_place
 
@@ -105,9 +106,8 @@ def pack_texts(
 ) -> pa.Table:
     """Turn instruction rows, of any shape that `to_training_rows` knows, into token rows.
 
-    A prompt ends where the tokens of the prompt alone and of the whole part. Rows are cut after
-    `max_length` tokens; without a response token left, those of a test are dropped, and rows to
-    train on keep their numbers.
+    Rows are cut after `max_length` tokens; without a response token left, those of a test are
+    dropped, and rows to train on keep their numbers.
 
     Returns:
         `ids`, list<int32>, and `n_prompt`, int32, the tokens before the response.
@@ -115,25 +115,11 @@ def pack_texts(
     Raises:
         InputError: If the tokenizer knows no end of text, or no chat template where one is needed.
     """
-    if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer of the model names no end-of-text token")
     is_chat = has_chats(rows, text_columns)
-    if is_chat and not tokenizer.chat_template:
-        raise InputError("the rows are chats, and the tokenizer of the model has no chat template")
+    check_tokenizer(tokenizer, is_chat=is_chat)
     found = []
     for row in to_training_rows(rows, text_columns):
-        if is_chat:
-            turns, last = row["prompt"], row["completion"]
-            options = {"tokenize": True, "return_dict": False}
-            prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
-            ids = tokenizer.apply_chat_template(turns + last, **options)
-        else:
-            text = row.get("prompt", "")
-            prompt = tokenizer(text)["input_ids"] if text else []
-            whole = text + row.get("completion", row.get("text", "")) + tokenizer.eos_token
-            ids = tokenizer(whole)["input_ids"]
-        parts = (k for k, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b)
-        n_prompt = next(parts, min(len(prompt), len(ids)))
+        ids, n_prompt, _ = tokenise(row, tokenizer, is_chat=is_chat)
         found.append({"ids": ids[:max_length], "n_prompt": n_prompt})
     good = [row for row in found if len(row["ids"]) > max(row["n_prompt"], 1)]
     if n_lost := len(found) - len(good):

@@ -1,7 +1,5 @@
 """The image trainer of the benchmark, on tiny pictures made in code."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -53,9 +51,9 @@ def train(pack=PACK, progress=lambda share: None, **settings):
 
 def final_weights(monkeypatch, **settings):
     """Train, and give the numbers of the net at the end too."""
-    nets, make = [], images.make_optimizer
+    nets, make = [], images.build_net
     with monkeypatch.context() as patch:
-        patch.setattr(images, "make_optimizer", lambda *a: nets.append(a[0]) or make(*a))
+        patch.setattr(images, "build_net", lambda *a: nets.append(make(*a)) or nets[0])
         found = train(**settings)
     return found, torch.cat([v.detach().double().flatten() for v in nets[0].parameters()])
 
@@ -266,28 +264,20 @@ def test_progress_rises_to_one_and_may_end_the_run():
 
 def test_a_compiled_cell_gives_nearly_the_same(monkeypatch):
     make = torch.compile  # without the compiler of C++, which takes a minute
-
-    def compile_traced(net, mode, dynamic):
-        assert (mode, dynamic) == ("default", False)
-        return make(net, backend="eager")
-
-    monkeypatch.setattr(torch, "compile", compile_traced)
-    settings = {"rows": 32, "epochs": 1, "evaluations": 2}
-    plain, eager = final_weights(monkeypatch, **settings)
-    found, compiled = final_weights(monkeypatch, compile="default", **settings)
+    plain, eager = final_weights(monkeypatch, rows=32)
+    monkeypatch.setattr(torch, "compile", lambda net, dynamic: make(net, backend="eager"))
+    monkeypatch.setattr(images, "pays_to_compile", lambda device, steps: True)
+    found, compiled = final_weights(monkeypatch, rows=32)
     assert (plain["compiled"], found["compiled"]) == (None, "default")
     torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
 
 
-def test_when_a_cell_is_compiled(monkeypatch):
-    monkeypatch.setattr(images, "can_compile", lambda device: True)
-    auto, cuda = images.Protocol(**PLAIN), torch.device("cuda")
-    assert images.compile_mode(auto, cuda, images.COMPILE_STEPS) == "default"
-    assert images.compile_mode(auto, cuda, images.COMPILE_STEPS - 1) is None
-    assert images.compile_mode(auto, CPU, 10**6) is None
-    assert images.compile_mode(dataclasses.replace(auto, compile="never"), cuda, 10**6) is None
-    monkeypatch.setattr(images, "can_compile", lambda device: False)
-    assert images.compile_mode(auto, cuda, 10**6) is None
+@pytest.mark.parametrize("can_compile", [True, False])
+def test_long_cells_on_a_gpu_are_compiled_where_that_works(monkeypatch, can_compile):
+    monkeypatch.setattr(images, "can_compile", lambda device: can_compile)
+    cuda, least = torch.device("cuda"), images.COMPILE_STEPS
+    assert images.pays_to_compile(cuda, least) is can_compile
+    assert not images.pays_to_compile(cuda, least - 1) and not images.pays_to_compile(CPU, 10**6)
 
 
 @pytest.mark.parametrize("net", ["resnet9", "small-cnn", "resnet10-narrow", "mobilenetv2"])

@@ -149,7 +149,7 @@ from importlib.machinery import PathFinder
 
 MISSING = {
     "datasets", "trl", "sentence_transformers", "jaxtyping", "typer", "pandas", "sklearn",
-    "matplotlib", "lm_eval",
+    "matplotlib", "lm_eval", "peft",
 }
 
 class Finder(PathFinder):

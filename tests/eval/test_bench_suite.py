@@ -214,7 +214,7 @@ GOOD: dict[str, dict[str, Any]] = {
         ("text", {"test_rows": 0}, "test_rows must be a whole number"),
         ("text", {"learning_rate": 0}, "learning_rate must lie in (0, infinity), got 0"),
         ("text", {"learning_rate": "1e-5"}, "learning_rate must lie in (0, infinity), got '1e-5'"),
-        ("text", {"tuning": "some"}, "tuning must be one of full, lora, got 'some'"),
+        ("text", {"precision": "some"}, "precision must be one of auto, bf16, float32"),
         ("probe", {"penalties": 250}, "penalties must map"),
         ("probe", {"penalties": {}}, "rising keys up to 1.0"),
         ("probe", {"penalties": {0.5: 250}}, "rising keys up to 1.0"),

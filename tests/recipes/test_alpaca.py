@@ -179,8 +179,8 @@ def test_every_config_file_is_understood(config):
         return
     if config.name.startswith("cifar10"):
         from dq_multimodal.training.classify import ClassifierArguments
-        from dq_multimodal.training.image_data import ImageDataArguments
         from dq_multimodal.training.image_run import ImageRunArguments
+        from dq_multimodal.training.pictures import ImageDataArguments
 
         kinds, defaults = [ImageDataArguments, ClassifierArguments, ImageRunArguments], {}
     else:

@@ -7,8 +7,7 @@ from PIL import Image
 
 from dq_multimodal import InputError
 from dq_multimodal.models.classifiers import build_classifier
-from dq_multimodal.training import checkpoints
-from dq_multimodal.training.checkpoints import make_accelerator
+from dq_multimodal.training import record
 from dq_multimodal.training.classify import ClassifierArguments, train_classifier
 from dq_multimodal.training.pictures import (
     Pictures,
@@ -16,6 +15,7 @@ from dq_multimodal.training.pictures import (
     pixel_statistics,
     shift_and_flip,
 )
+from dq_multimodal.training.record import make_accelerator
 
 COLOURS = np.array([(200, 60, 60), (60, 180, 70), (70, 70, 210)])
 
@@ -63,22 +63,19 @@ def test_max_steps_wins_over_epochs(tmp_path):
 def test_resumed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     short = arguments(num_train_epochs=4)
     whole, _ = train(tmp_path / "whole", short)
-    from dq_multimodal.training import classify
+    monkeypatch.setattr(record, "SAVE_SECONDS", 0.0)
+    save = record.Checkpoints.save
 
-    monkeypatch.setattr(classify, "SAVE_SECONDS", 0.0)
-    real, saved = checkpoints.save_checkpoint, []
-
-    def stop_after_third(*given):
-        real(*given)
-        saved.append(given[-1])
-        if len(saved) == 3:
+    def stop_after_third(self, n_done):
+        save(self, n_done)
+        if n_done == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(classify, "save_checkpoint", stop_after_third)
+    monkeypatch.setattr(record.Checkpoints, "save", stop_after_third)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", short)
     assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == ["epoch-00003"]
-    monkeypatch.setattr(classify, "save_checkpoint", real)
+    monkeypatch.setattr(record.Checkpoints, "save", save)
     resumed, found = train(tmp_path / "cut", short)
     assert found["is_resumed"]
     assert found["steps"] == 24

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 from dq_multimodal import InputError
-from dq_multimodal.training import classify
-from dq_multimodal.training.checkpoints import make_accelerator
+from dq_multimodal.training import record
 from dq_multimodal.training.classify import ClassifierArguments, train_classifier
 from dq_multimodal.training.dynamics import Dynamics, measure_rows
 from dq_multimodal.training.pictures import Pictures
+from dq_multimodal.training.record import make_accelerator
 
 TESTS = Path(__file__).parent
 N_ROWS, N_EPOCHS, BATCH = 50, 4, 16
@@ -106,8 +106,8 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_dynamics
-from dq_multimodal.training import classify
-classify.SAVE_SECONDS = 0.0
+from dq_multimodal.training import record
+record.SAVE_SECONDS = 0.0
 finish_epoch = test_dynamics.Dynamics.finish_epoch
 def stop(self, epoch):
     finish_epoch(self, epoch)
@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
 
 
 def test_a_run_that_stopped_after_the_last_epoch_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(record, "SAVE_SECONDS", 0.0)
     _, whole = train(tmp_path)  # its last checkpoint is of the epoch before the last
     _, again = train(tmp_path)
     np.testing.assert_array_equal(again.view(np.uint16), whole.view(np.uint16))

@@ -9,8 +9,8 @@ from datasets import Dataset
 from dq_multimodal import InputError, compress
 from dq_multimodal.training import arguments
 from dq_multimodal.training.arguments import read_arguments
-from dq_multimodal.training.image_data import ImageDataArguments
 from dq_multimodal.training.image_run import ImageRunArguments
+from dq_multimodal.training.pictures import ImageDataArguments
 from dq_multimodal.training.selecting import SelectionArguments, describe_selection, select_rows
 from dq_multimodal.training.weights import read_weights
 

@@ -8,9 +8,9 @@ from PIL import Image
 from torch import nn
 
 from dq_multimodal import InputError
-from dq_multimodal.training.checkpoints import make_accelerator
 from dq_multimodal.training.classify import ClassifierArguments, train_classifier
 from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip
+from dq_multimodal.training.record import make_accelerator
 from dq_multimodal.training.weights import draw_rows, find_use, read_weights
 
 N_ROWS, RATE = 24, 0.05

@@ -23,14 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "eval" / "results"
 DATA = Path(os.environ.get("DQ_TEST_DATA") or ROOT.parent / "shared" / "data")
 PACKAGES = (
-    "dq-multimodal",
-    "datasets",
-    "lm_eval",
-    "numba",
-    "numpy",
-    "peft",
-    "torch",
-    "transformers",
+    *("dq-multimodal", "datasets", "lm_eval", "numba", "numpy"),
+    *("peft", "torch", "transformers"),
 )
 PIECE = "--piece"
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -84,8 +78,6 @@ def describe_run() -> dict[str, Any]:
     import torch
 
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    installed = {one.name: one.version for one in metadata.distributions()}
-    found = {name: installed[name] for name in ("dq-multimodal", *PACKAGES) if name in installed}
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
@@ -100,8 +92,15 @@ def describe_run() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "versions": {"python": platform.python_version(), **found},
+        "versions": versions(*PACKAGES),
     }
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Give the releases of Python and of those packages that are installed."""
+    installed = {one.name: one.version for one in metadata.distributions()}
+    found = {name: installed[name] for name in names if name in installed}
+    return {"python": platform.python_version(), **found}
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dq_multimodal.config import InputError, check_choice, check_count
+from dq_multimodal.config import InputError
 from dq_multimodal.models.classifiers import build_classifier
+from dq_multimodal.options import NEEDED, Request, check_count, in_range, option, whole_number
 from harness.bundle import Bundle
-from harness.suite import Job, at_ratio, check_above_0, check_by_ratio, check_numbers
+from harness.suite import AMOUNTS, COUNTS, SHARE, Job, at_ratio
 
 Decay = Literal["cosine", "linear"]
 Padding = Literal["none", "zero", "reflect"]
@@ -35,7 +35,7 @@ BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Request):
     r"""Settings of one way to train, by `train`.
 
     The learning rate of step t = 0 ... T - 1, with w = `warmup` T and u = (t - w) / (T - w), is
@@ -44,61 +44,38 @@ class Protocol:
     a rise before it, the one-cycle policy of arXiv:1708.07120 with a triangle).
 
     Where a setting may go by keep ratio, a mapping {0.1: 32, 1.0: 128} gives the value of the first
-    key that is at least the keep ratio of the cell.
-
-    Attributes:
-        epochs: Passes over the kept rows; by keep ratio. Either this or `steps`.
-        steps: Steps of the optimizer, whatever the number of rows.
-        batch_size: Rows a step; by keep ratio. At most the kept rows.
-        learning_rate: Peak of the schedule; by keep ratio. Not scaled by the batch size.
-        momentum: Of SGD, in [0, 1).
-        nesterov: Whether SGD looks ahead.
-        weight_decay: Added to the gradient, of all parameters.
-        warmup: Share of the steps in which the rate rises, in [0, 1).
-        decay: Shape of the fall.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
-        crop: Padding of the random crop (size / 8 pixels a side, zeros are black); "none" crops
-            nothing.
-        mirror: Whether pictures are mirrored with probability 1/2.
-        cutout: Side of a square filled with the mean colour, in pixels; its centre is any pixel
-            (arXiv:1708.04552). 0 makes none.
-        evaluations: Tests on all test images, evenly over the steps, the last after the last.
-        precision: "bf16" by autocast, "float32", or "auto": bf16 on GPUs and on CPUs with AMX.
+    key that is at least the keep ratio of the cell. All parameters decay.
     """
 
-    batch_size: int | dict[float, int]
-    learning_rate: float | dict[float, float]
-    epochs: float | dict[float, float] | None = None
-    steps: int | None = None
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    warmup: float = 0.0
-    decay: Decay = "cosine"
-    label_smoothing: float = 0.0
-    crop: Padding = "zero"
-    mirror: bool = True
-    cutout: int = 0
-    evaluations: int = 1
-    precision: Precision = "auto"
+    batch_size: int | dict[float, int] = option("", NEEDED, "At most the kept rows.", COUNTS)
+    learning_rate: float | dict[float, float] = option(
+        "", NEEDED, "Peak of the schedule, not scaled by the batch size.", AMOUNTS
+    )
+    epochs: float | dict[float, float] | None = option(
+        "", None, "Passes over the kept rows. Either this or steps.", AMOUNTS
+    )
+    steps: int | None = option("", None, "Steps, whatever the number of rows.", check_count)
+    momentum: float = option("", 0.9, "Of SGD.", SHARE)
+    nesterov: bool = option("", False, "Whether SGD looks ahead.")
+    weight_decay: float = option("", 5e-4, "Added to the gradient.", in_range("[0, inf)"))
+    warmup: float = option("", 0.0, "Share of the steps in which the rate rises.", SHARE)
+    decay: Decay = option("", "cosine", "Shape of the fall.")
+    label_smoothing: float = option("", 0.0, "Share of the target spread over all classes.", SHARE)
+    crop: Padding = option("", "zero", "What a random crop, size / 8 px a side, is padded with.")
+    mirror: bool = option("", True, "Whether half of the pictures are mirrored.")
+    cutout: int = option(
+        "",
+        0,
+        "Side of a square of the mean colour, px; 0: none (arXiv:1708.04552).",
+        whole_number(0),
+    )
+    evaluations: int = option("", 1, "Tests, evenly over the steps up to the last.", check_count)
+    precision: Precision = option("", "auto", "auto: bf16 on GPUs and on CPUs with AMX.")
 
     def __post_init__(self) -> None:
-        for name, choices in {"decay": Decay, "crop": Padding, "precision": Precision}.items():
-            check_choice(name, getattr(self, name), choices)
+        super().__post_init__()
         if (self.epochs is None) == (self.steps is None):
             raise InputError(f"wanted epochs or steps, got {self.epochs} and {self.steps}")
-        check_numbers(self, 0, 1, "momentum", "warmup", "label_smoothing")
-        check_numbers(self, 0, math.inf, "weight_decay", "cutout")
-        for name in ("nesterov", "mirror"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        check_count("evaluations", self.evaluations)
-        check_by_ratio(self, "batch_size", check_count)
-        check_by_ratio(self, "learning_rate", check_above_0)
-        if self.steps is None:
-            check_by_ratio(self, "epochs", check_above_0)
-        else:
-            check_count("steps", self.steps)
 
 
 def count_steps(protocol: Protocol, n_rows: int, keep_ratio: float) -> tuple[int, int]:
@@ -338,20 +315,6 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def batch_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float
-) -> Tensor:
-    r"""Give the loss of a batch, $\frac{1}{b} \sum_i w_i \ell_i$, with cross entropies in nats.
-
-    The weights have mean 1 over all kept rows, not over the batch, so that the expectation over
-    batches is the weighted loss of the whole set.
-    """
-    losses = F.cross_entropy(
-        logits.float(), labels, reduction="none", label_smoothing=label_smoothing
-    )
-    return (losses if weights is None else losses * weights).mean()
-
-
 def make_batches(
     pictures: Pictures,
     rows: Tensor,
@@ -455,6 +418,7 @@ def _train(
     options = {"momentum": protocol.momentum, "nesterov": protocol.nesterov, "fused": True}
     options |= {"lr": 0.0, "weight_decay": protocol.weight_decay}  # the schedule sets the rate
     optimizer = torch.optim.SGD(net.parameters(), **options)
+    loss_of = nn.CrossEntropyLoss(reduction="none", label_smoothing=protocol.label_smoothing)
     fill = mean.round().to(torch.uint8).to(device)
     generator = torch.Generator().manual_seed(job.seed)
     batches = make_batches(pictures, rows, batch, protocol, fill, generator, chances)
@@ -472,8 +436,9 @@ def _train(
             group["lr"] = peak * rate_at(protocol, step, steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
             logits = forward(images)
-        of_batch = None if weights is None else weights[places]
-        batch_loss(logits, labels[places], of_batch, protocol.label_smoothing).backward()
+        losses = loss_of(logits.float(), labels[places])
+        # weights have mean 1 over all kept rows: the expectation is the weighted loss of all
+        (losses if weights is None else losses * weights[places]).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done += 3 * batch

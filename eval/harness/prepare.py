@@ -220,25 +220,7 @@ class Task:
     @cached_property
     def chooser(self) -> Chooser:
         """What chooses the rows."""
-        names = [cell.selection for cell in self.cells]
-        names += [cell.keep for cell in self.cells if isinstance(cell.keep, str)]
-        hidden = {"label_column": "none"} if self.spec.get("unlabelled") else {}
-        selections = {
-            name: (hidden if "method" in options else {}) | options
-            for name, options in self.suite.selections.items()
-            if name in names
-        }
-        options = {**self.which, **self.columns, "modality": self.spec["kind"]}
-        about = (self.encoder, self.embeddings, self.numbers, self.target)
-        return Chooser(
-            self.place,
-            options,
-            selections,
-            self.work,
-            self.n_rows,
-            self.spec.get("encoder"),
-            *about,
-        )
+        return Chooser(self)
 
     def choose_all(self) -> list[dict[str, Any]]:
         """Choose the rows of every selection, keep ratio and draw."""

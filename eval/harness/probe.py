@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dq_multimodal.config import InputError, check_count
+from dq_multimodal.config import InputError
+from dq_multimodal.options import NEEDED, Request, check_count, option
 from harness.bundle import Bundle
-from harness.suite import Job, at_ratio, check_above_0, check_by_ratio
+from harness.suite import ABOVE_0, AMOUNTS, Job, at_ratio
 
 HISTORY = 20
 """Earlier steps from which L-BFGS takes the curvature."""
@@ -33,26 +34,15 @@ NO_VARIATION = 1e-6
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Request):
     r"""Settings of a linear probe.
 
-    Attributes:
-        penalties: Upper keep ratio to $\lambda$ above 0; the last ratio must be 1. It is the
-            inverse variance of a normal prior of W, so it need not change with the rows.
-        tolerance: The search ends when no entry of the gradient is larger than this.
-        max_iterations: Or after so many steps.
+    $\lambda$ is the inverse variance of a normal prior of W, so it need not change with the rows.
     """
 
-    penalties: dict[float, float]
-    tolerance: float = 1e-4
-    max_iterations: int = 1000
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.penalties, dict):
-            raise InputError(f"penalties must map keep ratios to numbers, got {self.penalties!r}")
-        check_by_ratio(self, "penalties", check_above_0)
-        check_above_0("tolerance", self.tolerance)
-        check_count("max_iterations", self.max_iterations)
+    penalties: float | dict[float, float] = option("", NEEDED, "Lambda; by keep ratio.", AMOUNTS)
+    tolerance: float = option("", 1e-4, "No entry of the last gradient is larger.", ABOVE_0)
+    max_iterations: int = option("", 1000, "Or after so many steps.", check_count)
 
 
 def train(

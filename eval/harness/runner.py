@@ -4,7 +4,6 @@ Every worker is a process of its own that trains one cell after the other. The p
 out in the order of the suite, writes the lines and keeps the time.
 """
 
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import versions
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
@@ -400,7 +400,7 @@ def train_cell(cell: Cell, choices: Choices, plan: Plan) -> dict[str, Any]:
             "threads": plan.threads,
             "peak_bytes": torch.cuda.max_memory_reserved() if is_cuda else None,
         },
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
     }
 
 
@@ -440,10 +440,3 @@ def processor_name() -> str:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    """Give the releases of Python and of the packages that train."""
-    installed = {one.name: one.version for one in importlib.metadata.distributions()}
-    found = {name: installed[name] for name in PACKAGES if name in installed}
-    return {"python": platform.python_version(), **found}

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -59,42 +59,29 @@ def check_selections(selections: dict[str, dict[str, Any]], has_target: bool = F
             raise InputError(f"selection {name}: no method {options['method']}")
 
 
-@dataclass
 class Chooser:
-    """Chooses rows of one task.
+    """Chooses rows of one task (see `harness.prepare.Task`).
 
     The bins and scores come from runs of `dq_multimodal.compress` in the work folder, one for all
     selections that differ in their draws and weights only; every draw is the order of the rows that
     `compress` would make with that seed. Scores are made once, so that draws of adq differ by
     their seed alone.
-
-    Attributes:
-        dataset: What `compress` takes.
-        options: What it takes beside, for the columns and the split.
-        selections: Name to options, as in the suite.
-        work: Folder of the runs.
-        n_rows: Rows of the dataset.
-        encoder: The `encoder` of the task, or None.
-        encoder_place: Where it is.
-        embeddings: File of ready embeddings, or None.
-        numbers: For each row of the dataset its number in row lists, (n,); None if they are equal.
-        target: The options that name the task's target rows; empty if it has none.
     """
 
-    dataset: str
-    options: dict[str, Any]
-    selections: dict[str, dict[str, Any]]
-    work: Path
-    n_rows: int
-    encoder: Any = None
-    encoder_place: str | None = None
-    embeddings: str | None = None
-    numbers: np.ndarray | None = None
-    target: dict[str, Any] = field(default_factory=dict)
-    _runs: dict[str, "Run"] = field(default_factory=dict)
-    _embedded: "Run | None" = None  # whose embeddings are those of all
-
-    def __post_init__(self) -> None:
+    def __init__(self, task: Any) -> None:
+        spec, self.work, self.dataset, self.n_rows = task.spec, task.work, task.place, task.n_rows
+        self.encoder, self.encoder_place = spec.get("encoder"), task.encoder
+        self.embeddings, self.numbers, self.target = task.embeddings, task.numbers, task.target
+        self.options = {**task.which, **task.columns, "modality": spec["kind"]}
+        used = {name for cell in task.cells for name in (cell.selection, cell.keep)}
+        hidden = {"label_column": "none"} if spec.get("unlabelled") else {}
+        self.selections = {
+            name: (hidden if "method" in options else {}) | options
+            for name, options in task.suite.selections.items()
+            if name in used
+        }
+        self._runs: dict[str, Run] = {}
+        self._embedded: Run | None = None  # whose embeddings are those of all
         check_selections(self.selections, bool(self.target))
 
     def choose(self, name: str, keep: float | str, seed: int) -> dict[str, Any]:

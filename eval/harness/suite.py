@@ -17,9 +17,8 @@ a training seed.
 """
 
 import importlib
-import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 import yaml
 
 from dq_multimodal.config import InputError, check_type
+from dq_multimodal.options import Check, check_count, in_range, is_number
 
 EVAL = Path(__file__).resolve().parent.parent
 BASELINE = "random"
@@ -272,36 +272,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
-def is_number(value: Any) -> bool:
-    """Say whether a setting is a finite number; true and false are none."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+def by_ratio(check: Check) -> Check:
+    """Make a check for a setting that may go by keep ratio, with keys that rise up to 1."""
+
+    def check_all(name: str, value: Any) -> None:
+        steps = value if isinstance(value, dict) else {1.0: value}
+        ratios = list(steps)
+        if not all(map(is_number, ratios)) or sorted(ratios) != ratios or ratios[-1:] != [1.0]:
+            raise InputError(f"{name} by keep ratio must have rising keys up to 1.0, got {ratios}")
+        for one in steps.values():
+            check(name, one)
+
+    return check_all
 
 
-def check_numbers(settings: Any, low: float, high: float, *names: str, above: bool = False) -> None:
-    """Raise unless settings are numbers in [low, high), or with `above` in (low, high)."""
-    for name in names:
-        value = getattr(settings, name)
-        if not is_number(value) or not low <= value < high or (above and value == low):
-            ends = f"{'(' if above else '['}{low:g}, {high:g})".replace("inf", "infinity")
-            raise InputError(f"{name} must lie in {ends}, got {value!r}")
-
-
-def check_above_0(name: str, value: Any) -> None:
-    """Raise unless a setting is a number above 0."""
-    if not is_number(value) or not value > 0:
-        raise InputError(f"{name} must be above 0, got {value!r}")
-
-
-def check_by_ratio(settings: Any, name: str, check: Callable[[str, Any], None]) -> None:
-    """Raise unless a setting, or its values by keep ratios that rise up to 1, pass a check."""
-    value = getattr(settings, name)
-    steps = value if isinstance(value, dict) else {1.0: value}
-    ratios = list(steps)
-    if not all(map(is_number, ratios)) or sorted(ratios) != ratios or ratios[-1:] != [1.0]:
-        raise InputError(f"{name} by keep ratio must have rising keys up to 1.0, got {ratios}")
-    for one in steps.values():
-        check(name, one)
+ABOVE_0, SHARE = in_range("(0, inf)"), in_range("[0, 1)")
+AMOUNTS, COUNTS = by_ratio(ABOVE_0), by_ratio(check_count)
 
 
 def at_ratio(value: Any, keep_ratio: float) -> Any:

@@ -86,11 +86,6 @@ class Group:
     size_name: str
     rows: tuple[Row, ...]
 
-    @property
-    def is_higher_better(self) -> bool:
-        """Say whether more of the metric is better: of an accuracy it is, of a loss it is not."""
-        return is_higher_better(self.metric)
-
 
 def is_higher_better(metric: str) -> bool:
     """Say whether more of a metric is better.
@@ -299,7 +294,7 @@ def judge(row: Row, group: Group) -> str:
     low, high = found.interval
     if not (low > 0 or high < 0):
         return ""
-    word = "better" if (low > 0) == group.is_higher_better else "worse"
+    word = "better" if (low > 0) == is_higher_better(group.metric) else "worse"
     return f"**{word}**" if found.n_draws >= ENOUGH_DRAWS else f"{word}?"
 
 
@@ -328,7 +323,7 @@ def markdown(groups: list[Group]) -> str:
 def headline(group: Group) -> str:
     """Say what the rows of a group have in common."""
     note = f" [{group.note}]" if group.note else ""
-    better = "higher" if group.is_higher_better else "lower"
+    better = "higher" if is_higher_better(group.metric) else "lower"
     device = f"{group.device} ({', '.join(group.device_names)})"
     what = f"{group.task}, protocol {group.protocol}{note}, {group.net}"
     return f"**{what}**, on {device}; {unit(group)}, {better} is better:"
@@ -336,12 +331,12 @@ def headline(group: Group) -> str:
 
 def unit(group: Group) -> str:
     """Name the metric with its unit."""
-    return f"{group.metric}, {'%' if group.is_higher_better else 'nats a response token'}"
+    return f"{group.metric}, {'%' if is_higher_better(group.metric) else 'nats a response token'}"
 
 
 def lay_out(group: Group) -> str:
     """Lay out one group; columns that no row fills are left out."""
-    digits = 2 if group.is_higher_better else 4
+    digits = 2 if is_higher_better(group.metric) else 4
     last = any(row.best is not None for row in group.rows)
     each = [row.size / row.rows for row in group.rows if row.size is not None]
     is_same = group.size_name == "bytes" and each and max(each) <= (1 + SAME_BYTES) * min(each)
@@ -410,15 +405,14 @@ def figure(groups: list[Group], path: Path) -> bool:
     shown = [group for group in groups if any(row.difference for row in group.rows)]
     if not shown:
         return False
-    names = list(
-        dict.fromkeys(r.selection for g in shown for r in g.rows if r.difference is not None)
-    )
+    names = list(dict.fromkeys(r.selection for g in shown for r in g.rows if r.difference))
     n_columns = min(2, len(shown))
     n_rows = -(-len(shown) // n_columns)
     title = f"{shown[0].suite}: difference to {BASELINE}, 95 % intervals over draws"
     drawing, panels = start(n_rows, n_columns, 0.9 + 2.6 * n_rows, title)
     for axes in panels.flat[len(shown) :]:
         axes.set_axis_off()
+    handles: dict[str, Any] = {}
     for axes, group in zip(panels.flat, shown, strict=False):
         axes.axhline(0, c="#1d2129", lw=0.8)
         ratios = sorted({row.keep_ratio for row in group.rows if row.difference})
@@ -426,29 +420,21 @@ def figure(groups: list[Group], path: Path) -> bool:
             colour, dash, mark = STYLES[k % len(STYLES)]
             # Side by side on the logarithmic axis, so that no interval hides another.
             shift = 1 + 0.03 * (k - (len(names) - 1) / 2)
-            points = [(r.keep_ratio, r.difference) for r in group.rows if r.selection == name]
-            points = [(100 * ratio * shift, found) for ratio, found in points if found]
-            if not points:
-                continue
-            x, y = [p for p, _ in points], [found.mean for _, found in points]
-            axes.plot(x, y, mark, ls=dash, c=colour, ms=4, lw=1.2, label=name)
-            bounds = [(p, f.interval) for p, f in points if f.interval]
-            if bounds:
-                places, ends = zip(*bounds, strict=True)
-                axes.vlines(places, *zip(*ends, strict=True), colors=colour, lw=1)
+            found = [r for r in group.rows if r.selection == name and r.difference]
+            if found:
+                mean = np.array([r.difference.mean for r in found])
+                ends = np.array([r.difference.interval or (np.nan, np.nan) for r in found]).T
+                x = [100 * r.keep_ratio * shift for r in found]
+                dots = {"fmt": mark, "ls": dash, "c": colour, "ms": 4, "lw": 1.2, "elinewidth": 1}
+                handles[name] = axes.errorbar(x, mean, abs(ends - mean), **dots)
         axes.set_xscale("log")
         axes.minorticks_off()
         axes.set_xticks([100 * r for r in ratios], [f"{100 * r:.3g}" for r in ratios])
         axes.set_xlim(100 * ratios[0] / 1.5, 100 * ratios[-1] * 1.5)
         head = f"{group.task}, {group.protocol}, {group.net}, {group.device}"
-        better = "up" if group.is_higher_better else "down"
+        better = "up" if is_higher_better(group.metric) else "down"
         label(axes, head, "rows kept, %", f"{unit(group)}\n(better: {better})")
-    handles: dict[str, Any] = {}
-    for axes in panels.flat:
-        found_handles, found_names = axes.get_legend_handles_labels()
-        handles |= dict(zip(found_names, found_handles, strict=True))
-    wanted = [name for name in names if name in handles]
     legend = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 7}
-    drawing.legend([handles[name] for name in wanted], wanted, **legend)
+    drawing.legend([handles[name] for name in names], names, **legend)
     save(drawing, path)
     return True

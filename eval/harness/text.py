@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dq_multimodal.config import InputError, check_choice, check_count
+from dq_multimodal.config import InputError
 from dq_multimodal.models.locate import load_language_model
+from dq_multimodal.options import NEEDED, Request, check_count, in_range, option
 from dq_multimodal.training.text_losses import token_losses
 from harness.bundle import Bundle
 from harness.images import is_bf16, own_state
-from harness.suite import Job, at_ratio, check_by_ratio, check_numbers
+from harness.suite import ABOVE_0, COUNTS, SHARE, Job, at_ratio
 
 Precision = Literal["auto", "bf16", "float32"]
 
@@ -38,56 +39,37 @@ Rows = list[tuple[np.ndarray, int]]
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Request):
     r"""Settings of one way to fine-tune all parameters, by AdamW.
 
     The learning rate rises over the share `warmup` of the work and falls to 0 by a cosine
     (arXiv:1608.03983, Eq. 5), taken at the middle of each step. The work is the steps or the
     response tokens, whichever ends the training.
 
-    Attributes:
-        batch_size: Rows a step. Rows are shuffled anew for each pass over the kept ones; a batch
-            may hold the last of one pass and the first of the next.
-        learning_rate: Peak of the schedule.
-        steps: Steps of the optimizer, for all selections alike; by keep ratio, as {0.2: 480, 1:
-            800}: 480 up to 20 % of the rows. Either this or `response_tokens`.
-        response_tokens: Training ends with the step that brings the tokens to so many; by keep
-            ratio.
-        max_length: Tokens after which a training row is cut; rows without a response left stay and
-            count nothing.
-        warmup: Share of the work in [0, 1).
-        weight_decay: Of AdamW, decoupled.
-        max_norm: Gradients are scaled down to this norm.
-        test_rows: Rows of each test, the first ones; None is all.
-        precision: "float32", "bf16", or "auto": bf16 on GPUs and on CPUs with AMX. Under bf16 the
-            model computes in bf16, and AdamW works on float32 copies of its parameters.
+    Where a setting goes by keep ratio, {0.2: 480, 1: 800} is 480 up to 20 % of the rows, then 800.
+    Under bf16 the model computes in bf16, and AdamW works on float32 copies of its parameters.
     """
 
-    batch_size: int
-    learning_rate: float
-    steps: int | dict[float, int] | None = None
-    response_tokens: int | dict[float, int] | None = None
-    max_length: int = 512
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    max_norm: float = 1.0
-    test_rows: int | None = None
-    precision: Precision = "auto"
+    batch_size: int = option("", NEEDED, "Rows a step; may span passes over the rows.", check_count)
+    learning_rate: float = option("", NEEDED, "Peak of the schedule.", ABOVE_0)
+    steps: int | dict[float, int] | None = option(
+        "", None, "Steps, for all selections alike. Either this or response_tokens.", COUNTS
+    )
+    response_tokens: int | dict[float, int] | None = option(
+        "", None, "Training ends with the step that brings the tokens to so many.", COUNTS
+    )
+    max_length: int = option("", 512, "Tokens after which a training row is cut.", check_count)
+    warmup: float = option("", 0.05, "Share of the work.", SHARE)
+    weight_decay: float = option("", 0.0, "Of AdamW, decoupled.", in_range("[0, inf)"))
+    max_norm: float = option("", 1.0, "Gradients are scaled down to this norm.", ABOVE_0)
+    test_rows: int | None = option("", None, "Rows of each test, the first ones.", check_count)
+    precision: Precision = option("", "auto", "auto: bf16 on GPUs and on CPUs with AMX.")
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, Precision)
+        super().__post_init__()
         if (self.steps is None) == (self.response_tokens is None):
             got = f"{self.steps} and {self.response_tokens}"
             raise InputError(f"wanted steps or response_tokens, got {got}")
-        for name in ("batch_size", "max_length"):
-            check_count(name, getattr(self, name))
-        if self.test_rows is not None:
-            check_count("test_rows", self.test_rows)
-        work = "steps" if self.steps is not None else "response_tokens"
-        check_by_ratio(self, work, check_count)
-        check_numbers(self, 0, math.inf, "learning_rate", "max_norm", above=True)
-        check_numbers(self, 0, 1, "warmup")
-        check_numbers(self, 0, math.inf, "weight_decay")
 
     def work(self, keep_ratio: float) -> int:
         """Give the steps, or the response tokens, at a keep ratio."""

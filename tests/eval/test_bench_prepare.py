@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Images of three classes, an untrained encoder, dynamics, a published list of rows."""
     import torch
     from datasets import ClassLabel, Dataset, Features
@@ -72,19 +71,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def group_of(*selections: str, **changes: Any) -> dict[str, Any]:
+def group_of(*selections, **changes):
     found = {"task": "toy", "protocol": "short", "nets": ["resnet10-narrow"], "draws": 1}
     return {**found, "keep_ratios": [0.2], "selections": list(selections), **changes}
 
 
-def write(
-    folder: Path,
-    path: Path,
-    *groups: dict[str, Any],
-    task: Any = None,
-    selections: Any = None,
-    **tasks: Any,
-) -> str:
+def write(folder, path, *groups, task=None, selections=None, **tasks):
     """Write a suite on the images of a folder."""
     toy = {"kind": "image", "dataset": str(folder / "train.parquet")}
     toy |= {"test": str(folder / "test.parquet"), "encoder": str(folder / "encoder")}
@@ -101,7 +93,7 @@ def write(
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> Path:
+def made(folder):
     """The bundle of all kinds of selections."""
     listed = group_of("random", "published", keep_ratios=["published"], draws=2)
     suite = write(folder, folder / "toy.yaml", group_of(*SELECTIONS, draws=2), listed)
@@ -109,18 +101,18 @@ def made(folder: Path) -> Path:
     return folder / "bundle"
 
 
-def chosen(bundle: Bundle, task: str = "toy") -> dict[tuple[str, str, int], dict[str, Any]]:
+def chosen(bundle, task="toy"):
     lines = bundle.table(f"{task}/selections").to_pylist()
     return {(line["selection"], line["keep"], line["draw"]): line for line in lines}
 
 
-def pixels_of(folder: Path, rows: Any) -> np.ndarray:
+def pixels_of(folder, rows):
     files = pq.read_table(folder / "train.parquet")["img"].to_pylist()
     return np.stack([np.asarray(Image.open(io.BytesIO(files[row]["bytes"]))) for row in rows])
 
 
 @pytest.mark.parametrize("name", ["random", "dq", "ranked", "adq", "graphcut"])
-def test_the_rows_are_those_that_compress_keeps(folder: Path, made: Path, name: str) -> None:
+def test_the_rows_are_those_that_compress_keeps(folder, made, name):
     bundle, suite = Bundle(made), read_suite(str(folder / "toy.yaml"))
     labels = np.array(pq.read_table(folder / "train.parquet")["label"])
     # scores of adq depend on the seed of a run, and a suite makes them once, with seed 0
@@ -140,7 +132,7 @@ def test_the_rows_are_those_that_compress_keeps(folder: Path, made: Path, name: 
         assert (bundle.array("toy/train/labels")[line["rows"]] == labels[run.kept]).all()
 
 
-def test_random_is_by_class_and_a_published_list_is_kept_as_it_is(folder: Path, made: Path) -> None:
+def test_random_is_by_class_and_a_published_list_is_kept_as_it_is(folder, made):
     bundle = Bundle(made)
     labels, lines = bundle.array("toy/train/labels"), chosen(bundle)
     whole = np.bincount(np.array(pq.read_table(folder / "train.parquet")["label"]))
@@ -156,7 +148,7 @@ def test_random_is_by_class_and_a_published_list_is_kept_as_it_is(folder: Path, 
     assert line["proxy_seconds"] is None
 
 
-def test_dropped_patches_are_filled_and_the_others_as_they_were(folder: Path, made: Path) -> None:
+def test_dropped_patches_are_filled_and_the_others_as_they_were(folder, made):
     bundle, suite = Bundle(made), read_suite(str(folder / "toy.yaml"))
     line = chosen(bundle)[("patches", "0.2", 1)]
     run = compress(
@@ -175,7 +167,7 @@ def test_dropped_patches_are_filled_and_the_others_as_they_were(folder: Path, ma
     assert bundle.array("toy/test/images").shape == (N_TEST, SIDE, SIDE, 3)
 
 
-def test_rows_and_weights_are_those_of_compress(folder: Path, tmp_path: Path) -> None:
+def test_rows_and_weights_are_those_of_compress(folder, tmp_path):
     given = {"dynamics": str(folder / "dynamics.npy")}
     selections: dict[str, dict[str, Any]] = {
         "random": {"method": "random"},
@@ -218,9 +210,7 @@ def test_rows_and_weights_are_those_of_compress(folder: Path, tmp_path: Path) ->
     assert lines[("ccs", "0.2", 0)]["proxy_seconds"] is None
 
 
-def test_selections_without_labels_have_one_stratum_and_the_same_embeddings(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_selections_without_labels_have_one_stratum_and_the_same_embeddings(folder, tmp_path):
     group = group_of("random", "coverage")
     about = {"selections": {"coverage": {"method": "coverage"}}}
     about["blind"] = {"like": "toy", "unlabelled": True}
@@ -242,9 +232,7 @@ def test_selections_without_labels_have_one_stratum_and_the_same_embeddings(
         assert kept["blind", name].tolist() != kept["toy", name].tolist()
 
 
-def test_a_second_call_finds_it_complete_and_a_failed_one_leaves_it(
-    folder: Path, made: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_second_call_finds_it_complete_and_a_failed_one_leaves_it(folder, made, tmp_path, capsys):
     held = (made / "bundle.json").stat().st_mtime_ns
     prepare(str(folder / "toy.yaml"), made, folder / "work")
     assert "already complete" in capsys.readouterr().out
@@ -256,7 +244,7 @@ def test_a_second_call_finds_it_complete_and_a_failed_one_leaves_it(
     assert Bundle(made).array("toy/train/images").shape[1:] == (SIDE, SIDE, 3)
 
 
-def test_other_embeddings_make_another_bundle(folder: Path, tmp_path: Path) -> None:
+def test_other_embeddings_make_another_bundle(folder, tmp_path):
     np.save(folder / "other.npy", np.zeros((N_TRAIN, 4), np.float32))
     asked = set()
     for task in ({}, {"embeddings": str(folder / "other.npy")}):
@@ -267,8 +255,8 @@ def test_other_embeddings_make_another_bundle(folder: Path, tmp_path: Path) -> N
 
 
 def test_prepared_moved_trained_without_the_data_and_laid_out(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+    folder, tmp_path, monkeypatch, capsys
+):
     few = group_of("random", "dq", keep_ratios=[0.3], draws=2)
     probe = {**few, "protocol": "probe", "nets": ["logistic regression"]}
     suite = write(folder, tmp_path / "moved.yaml", few, probe)
@@ -317,9 +305,7 @@ def test_prepared_moved_trained_without_the_data_and_laid_out(
         ({}, {"method": "dq", "embeddings": "missing.npy"}, "embeddings"),
     ],
 )
-def test_what_cannot_be_prepared_is_one_line_and_no_bundle(
-    folder: Path, tmp_path: Path, task: Any, options: Any, said: str
-) -> None:
+def test_what_cannot_be_prepared_is_one_line_and_no_bundle(folder, tmp_path, task, options, said):
     changes = {"task": task, "selections": {"random": options} if options else {}}
     path = write(folder, tmp_path / "wrong.yaml", group_of("random"), **changes)
     with pytest.raises(InputError) as raised:
@@ -328,7 +314,7 @@ def test_what_cannot_be_prepared_is_one_line_and_no_bundle(
     assert not (tmp_path / "bundle" / "bundle.json").exists()
 
 
-def test_the_order_of_selections_changes_no_row(folder: Path, tmp_path: Path) -> None:
+def test_the_order_of_selections_changes_no_row(folder, tmp_path):
     rows = []
     for k, names in enumerate((["random", "graphcut", "adq"], ["adq", "graphcut", "random"])):
         suite = write(folder, tmp_path / "order.yaml", group_of(*names))
@@ -340,7 +326,7 @@ def test_the_order_of_selections_changes_no_row(folder: Path, tmp_path: Path) ->
     assert all((rows[0][name] == rows[1][name]).all() for name in rows[0])
 
 
-def test_the_digests_change_with_what_a_cell_depends_on(folder: Path, tmp_path: Path) -> None:
+def test_the_digests_change_with_what_a_cell_depends_on(folder, tmp_path):
     other = tmp_path / "encoder"
     shutil.copytree(folder / "encoder", other)
     weights = bytearray((other / "model.safetensors").read_bytes())
@@ -357,7 +343,7 @@ def test_the_digests_change_with_what_a_cell_depends_on(folder: Path, tmp_path: 
     assert len({digests["probe"] for digests in found}) == 4
 
 
-def test_published_lists_of_the_committed_suites_are_found(real_data: Path) -> None:
+def test_published_lists_of_the_committed_suites_are_found(real_data):
     names = set()
     for path in sorted((EVAL / "suites").glob("*.yaml")):
         for name, options in read_suite(path.stem).selections.items():
@@ -367,7 +353,7 @@ def test_published_lists_of_the_committed_suites_are_found(real_data: Path) -> N
     assert {"published dq", "alpagasus", "cherry"} <= names
 
 
-def test_row_lists_of_json_records_and_wrong_ones(tmp_path: Path) -> None:
+def test_row_lists_of_json_records_and_wrong_ones(tmp_path):
     path = tmp_path / "lists.json"
     path.write_text(json.dumps([{"repo": "x", "indices": [5, 1]}, {"repo": "y", "indices": [2]}]))
     options = {"row_list": str(path), "where": {"repo": "x"}}
@@ -379,9 +365,7 @@ def test_row_lists_of_json_records_and_wrong_ones(tmp_path: Path) -> None:
             read_row_list("mine", {"row_list": str(path), **where})
 
 
-def write_texts(
-    folder: Path, task: Any, selections: Any, *groups: Any, **rows: Any
-) -> tuple[str, Path]:
+def write_texts(folder, task, selections, *groups, **rows):
     """Write a suite on texts: rows.parquet and its YAML."""
     pq.write_table(pa.table(rows), folder / "rows.parquet")
     group = {"task": "rows", "protocol": "sft_small", "nets": ["tiny"]}
@@ -395,7 +379,7 @@ def write_texts(
     return str(folder / "rows.yaml"), folder / "work"
 
 
-def test_held_out_rows_are_in_no_selection(tmp_path: Path, small_encoder: Path) -> None:
+def test_held_out_rows_are_in_no_selection(tmp_path, small_encoder):
     n_rows, n_held = 60, 20
     embeddings = np.random.default_rng(0).normal(size=(n_rows, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", embeddings)
@@ -419,7 +403,7 @@ def test_held_out_rows_are_in_no_selection(tmp_path: Path, small_encoder: Path) 
     assert len(found[("random", "even")]) == len(found[("even", "even")])
 
 
-def test_rows_for_a_target_and_the_longest_ones(tmp_path: Path, small_encoder: Path) -> None:
+def test_rows_for_a_target_and_the_longest_ones(tmp_path, small_encoder):
     rng, n_rows = np.random.default_rng(0), 40
     words = ["red", "blue", "seven", "eight", "cat", "dog"]
     texts = [" ".join(rng.choice(words, 3)) for _ in range(n_rows)]
@@ -456,7 +440,7 @@ def test_rows_for_a_target_and_the_longest_ones(tmp_path: Path, small_encoder: P
     assert lines["target"]["weights"] is None and lines["target"]["proxy_seconds"] is None
 
 
-def test_texts_with_classes_are_probed(tmp_path: Path, small_encoder: Path) -> None:
+def test_texts_with_classes_are_probed(tmp_path, small_encoder):
     rng = np.random.default_rng(0)
     words = {"tea": "cup leaf hot", "sea": "wave salt deep"}
     topics = [list(words)[k] for k in rng.integers(0, 2, 60)]

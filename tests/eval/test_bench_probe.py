@@ -1,7 +1,6 @@
 """The linear probe against its definition and against scikit-learn."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ CPU = torch.device("cpu")
 SETTINGS = {"tolerance": 1e-7, "max_iterations": 1000}
 
 
-def make_rows(n: int, d: int = 20, k: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def make_rows(n, d=20, k=4, seed=0):
     """Features with spread scales, and classes that follow from them in part."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(n, d)) * np.geomspace(0.3, 3, d)
@@ -29,7 +28,7 @@ def make_rows(n: int, d: int = 20, k: int = 4, seed: int = 0) -> tuple[np.ndarra
     return rows.astype(np.float32), (rows @ plan + 2 * rng.gumbel(size=(n, k))).argmax(axis=1)
 
 
-def fitted(rows: np.ndarray, classes: np.ndarray, weights: np.ndarray | None = None, **options):
+def fitted(rows, classes, weights=None, **options):
     weights = np.ones(len(rows)) if weights is None else weights
     tensors = (torch.from_numpy(x) for x in (rows.astype(np.float64), classes, weights))
     return fit(*tensors, **(SETTINGS | options))
@@ -37,7 +36,7 @@ def fitted(rows: np.ndarray, classes: np.ndarray, weights: np.ndarray | None = N
 
 @pytest.mark.parametrize("penalty", [300.0, 30.0, 1.0])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_it_agrees_with_scikit_learn(penalty: float, is_weighted: bool) -> None:
+def test_it_agrees_with_scikit_learn(penalty, is_weighted):
     rows, classes = make_rows(300)
     weights = np.ones(300)
     if is_weighted:
@@ -51,13 +50,13 @@ def test_it_agrees_with_scikit_learn(penalty: float, is_weighted: bool) -> None:
     np.testing.assert_allclose(ours.bias.numpy() - ours.bias.numpy().mean(), shift, atol=2e-5)
 
 
-def test_no_step_from_the_result_lowers_the_loss_as_it_is_defined() -> None:
+def test_no_step_from_the_result_lowers_the_loss_as_it_is_defined():
     rows, classes = make_rows(120, d=6, k=3)
     weights = np.linspace(0.5, 1.5, 120)
     ours = fitted(rows, classes, weights, penalty=6)
     x = rows.astype(np.float64)
 
-    def loss(matrix: np.ndarray, bias: np.ndarray) -> float:
+    def loss(matrix, bias):
         total = 0.0
         for row, c, weight in zip(x, classes, weights, strict=True):
             scores = row @ matrix + bias
@@ -73,7 +72,7 @@ def test_no_step_from_the_result_lowers_the_loss_as_it_is_defined() -> None:
             assert loss(matrix + size * step[0], bias + size * step[1]) > least
 
 
-def test_a_weight_of_two_is_a_row_twice() -> None:
+def test_a_weight_of_two_is_a_row_twice():
     rows, classes = make_rows(100)
     twice = np.concatenate([np.arange(30), np.arange(100)])
     weights = np.where(np.arange(100) < 30, 2, 1) * (100 / 130)
@@ -84,7 +83,7 @@ def test_a_weight_of_two_is_a_row_twice() -> None:
     assert np.abs(one.matrix.numpy() - plain.matrix.numpy()).max() > 0.01
 
 
-def test_more_columns_than_rows_converge_too() -> None:
+def test_more_columns_than_rows_converge_too():
     rows, classes = make_rows(40, d=300)
     found = fitted(rows, classes, penalty=0.04)
     assert found.gradient <= 1e-7
@@ -93,7 +92,7 @@ def test_more_columns_than_rows_converge_too() -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
     writer = BundleWriter(folder)
     for part, n, seed in (("train", 600, 0), ("test", 400, 1)):
@@ -107,27 +106,25 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(folder)
 
 
-def job(rows: np.ndarray, **changes: Any) -> Job:
+def job(rows, **changes):
     settings = {"penalties": {0.5: 15.0, 1: 1.0}, "tolerance": 1e-6}
     found = {"keep_ratio": 0.5, "seed": 0, "weights": None, "settings": settings} | changes
     protocol = Protocol(**found.pop("settings"))
     return Job("toy", protocol, "logistic regression", rows, **found)
 
 
-def accuracy(found: dict[str, Any]) -> float:
+def accuracy(found):
     metric = found["metrics"]["test accuracy"]
     assert metric["best"] is None
     return metric["last"]
 
 
-def run(bundle: Bundle, job: Job) -> dict[str, Any]:
+def run(bundle, job):
     return train(job, bundle, CPU, lambda share: None)
 
 
 @pytest.mark.parametrize(("keep_ratio", "penalty"), [(0.2, 15), (0.5, 15), (0.51, 1)])
-def test_the_accuracy_is_that_of_scikit_learn_on_standardised_features(
-    bundle: Bundle, keep_ratio: float, penalty: float
-) -> None:
+def test_the_accuracy_is_that_of_scikit_learn_on_standardised_features(bundle, keep_ratio, penalty):
     rows = np.random.default_rng(3).permutation(600)[:150]
     x, y = bundle.array("toy/train/features").astype(float), bundle.array("toy/train/labels")
     test_x, test_y = bundle.array("toy/test/features"), bundle.array("toy/test/labels")
@@ -143,14 +140,14 @@ def test_the_accuracy_is_that_of_scikit_learn_on_standardised_features(
     assert found["steps"] > 3
 
 
-def test_neither_seed_nor_order_changes_the_result(bundle: Bundle) -> None:
+def test_neither_seed_nor_order_changes_the_result(bundle):
     rows = np.arange(0, 600, 5)
     first = run(bundle, job(rows))
     assert run(bundle, job(rows, seed=7)) == first
     assert accuracy(run(bundle, job(rows[::-1].copy()))) == accuracy(first)
 
 
-def test_weights_change_the_result(bundle: Bundle) -> None:
+def test_weights_change_the_result(bundle):
     rows = np.arange(0, 600, 5)
     ones = run(bundle, job(rows, weights=np.ones(120, dtype=np.float32)))
     assert ones == run(bundle, job(rows))
@@ -159,12 +156,12 @@ def test_weights_change_the_result(bundle: Bundle) -> None:
     assert accuracy(run(bundle, job(rows, weights=weights / weights.mean()))) != accuracy(ones)
 
 
-def test_weights_are_not_chances_here(bundle: Bundle) -> None:
+def test_weights_are_not_chances_here(bundle):
     with pytest.raises(InputError, match="use_weights sample is for image and text"):
         run(bundle, job(np.arange(50), weights=np.ones(50, dtype=np.float32), is_sampled=True))
 
 
-def test_a_class_without_rows_is_never_right(bundle: Bundle) -> None:
+def test_a_class_without_rows_is_never_right(bundle):
     classes, tests = bundle.array("toy/train/labels"), bundle.array("toy/test/labels")
     only = np.flatnonzero(classes == 2)[:20]
     assert accuracy(run(bundle, job(only))) == pytest.approx(100 * (tests == 2).mean())
@@ -173,7 +170,7 @@ def test_a_class_without_rows_is_never_right(bundle: Bundle) -> None:
     assert 0.5 * share < accuracy(run(bundle, job(without))) < share
 
 
-def test_progress_goes_from_0_to_1_and_may_stop_it(bundle: Bundle) -> None:
+def test_progress_goes_from_0_to_1_and_may_stop_it(bundle):
     shares: list[float] = []
     train(job(np.arange(300)), bundle, CPU, shares.append)
     assert shares[0] == 0
@@ -183,7 +180,7 @@ def test_progress_goes_from_0_to_1_and_may_stop_it(bundle: Bundle) -> None:
     class Over(Exception):
         pass
 
-    def stop(share: float) -> None:
+    def stop(share):
         raise Over
 
     with pytest.raises(Over):

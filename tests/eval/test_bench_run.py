@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from harness import runner  # noqa: E402
 from harness.bundle import Bundle, BundleWriter  # noqa: E402
 from harness.results import key_of, read_lines  # noqa: E402
 from harness.runner import Choices  # noqa: E402
-from harness.suite import Cell, Job, Suite, read_suite  # noqa: E402
+from harness.suite import Job, Suite, read_suite  # noqa: E402
 from harness.texts import SCHEMA, add_model  # noqa: E402
 
 from dq_multimodal.config import InputError  # noqa: E402
@@ -36,14 +35,7 @@ HEAVY = {"rows": 3000, "features": 200, "draws": 60}
 """Cells of about a third of a second."""
 
 
-def make(
-    folder: Path,
-    *,
-    rows: int = 200,
-    features: int = FEATURES,
-    draws: int = 2,
-    has_words: bool = False,
-) -> None:
+def make(folder, *, rows=200, features=FEATURES, draws=2, has_words=False):
     """Write toy.yaml and the bundle of a toy task: images, features, and rows drawn by chance."""
     group = {
         "task": "toy",
@@ -99,7 +91,7 @@ def make(
     writer.finish({"tasks": {"toy": about, **words}})
 
 
-def add_words(writer: BundleWriter, model: Path) -> None:
+def add_words(writer, model):
     """Write the text task `words`: 12 rows of 9 tokens, and a tiny model."""
     small_llama().save_pretrained(model)
     add_model(writer, "tiny", str(model))
@@ -112,7 +104,7 @@ def add_words(writer: BundleWriter, model: Path) -> None:
     writer.add_table("words/selections", pa.Table.from_pylist([line]))
 
 
-def change(folder: Path, **changes: Any) -> None:
+def change(folder, **changes):
     """Change keys of toy.yaml."""
     suite = yaml.safe_load((folder / "toy.yaml").read_text())
     for key, value in changes.items():
@@ -120,12 +112,12 @@ def change(folder: Path, **changes: Any) -> None:
     (folder / "toy.yaml").write_text(yaml.safe_dump(suite))
 
 
-def words(folder: Path, *flags: object) -> list[str]:
+def words(folder, *flags):
     named = ("--bundle", folder / "bundle", "--results", folder / "toy.jsonl", "--device", "cpu")
     return ["run", str(folder / "toy.yaml"), *map(str, (*named, *flags))]
 
 
-def run(folder: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(folder, *flags, **environment):
     return subprocess.run(
         [sys.executable, str(EVAL / "bench.py"), *words(folder, *flags)],
         capture_output=True,
@@ -135,7 +127,7 @@ def run(folder: Path, *flags: object, **environment: str) -> subprocess.Complete
     )
 
 
-def run_here(folder: Path, **options: Any) -> int:
+def run_here(folder, **options):
     """Run in this process, with workers of its own, and give the number of failed cells."""
     results = folder / "toy.jsonl"
     return runner.run_suite(
@@ -163,7 +155,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 
 
 @pytest.mark.slow
-def test_every_cell_is_trained_once_where_only_the_trainers_packages_are(tmp_path: Path) -> None:
+def test_every_cell_is_trained_once_where_only_the_trainers_packages_are(tmp_path):
     make(tmp_path, has_words=True)
     short = {"like": "small", "epochs": None, "steps": 3, "batch_size": 16}
     sft = {"like": "sft_small", "steps": 2, "batch_size": 4}
@@ -202,7 +194,7 @@ def test_every_cell_is_trained_once_where_only_the_trainers_packages_are(tmp_pat
 
 
 @pytest.mark.slow
-def test_stopped_in_the_middle_it_goes_on(tmp_path: Path) -> None:
+def test_stopped_in_the_middle_it_goes_on(tmp_path):
     make(tmp_path, **HEAVY)
     results, n_before = tmp_path / "toy.jsonl", 0
     for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
@@ -230,7 +222,7 @@ def test_stopped_in_the_middle_it_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_budget_is_kept_and_cells_that_fit_are_trained(tmp_path: Path) -> None:
+def test_the_budget_is_kept_and_cells_that_fit_are_trained(tmp_path):
     make(tmp_path)
     endless = {"like": "small", "epochs": None, "steps": 10_000_000, "batch_size": 16}
     long = {"protocol": "endless", "nets": ["resnet10-narrow"], "draws": 1, "keep_ratios": [0.2]}
@@ -248,7 +240,7 @@ def test_the_budget_is_kept_and_cells_that_fit_are_trained(tmp_path: Path) -> No
     assert run_here(tmp_path, budget_minutes=0.001) == 0
 
 
-def test_a_worker_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_ends_when_its_parent_is_gone(monkeypatch):
     watch = runner.Watch(deadline=float("inf"))
     watch(0.1)
     monkeypatch.setattr(os, "getppid", lambda: 1)
@@ -270,9 +262,7 @@ def test_a_worker_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) 
         ([50, 80], [0, 0.2], False),  # set-up took 50 s: 120 s more, and 120 are left
     ],
 )
-def test_a_cell_that_would_not_end_ends_itself(
-    monkeypatch: pytest.MonkeyPatch, seconds: list[float], shares: list[float], is_over: bool
-) -> None:
+def test_a_cell_that_would_not_end_ends_itself(monkeypatch, seconds, shares, is_over):
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     watch = runner.Watch(deadline=1200.0)
     for second, share in zip(seconds, shares, strict=True):
@@ -284,7 +274,7 @@ def test_a_cell_that_would_not_end_ends_itself(
             watch(share)
 
 
-def test_seconds_of_like_cells_say_whether_another_would_end() -> None:
+def test_seconds_of_like_cells_say_whether_another_would_end():
     line = {"task": "t", "protocol": "p", "net": "n", "keep_ratio": 0.1, "rows": 100}
     line |= {"device": {"type": "cpu"}, "seconds": {"setup": 1.0, "training": 30.0}}
     crew = runner.Crew(plan(time.time() + 40), 1, [line])
@@ -293,14 +283,14 @@ def test_seconds_of_like_cells_say_whether_another_would_end() -> None:
     assert not runner.Crew(plan(time.time() + 20), 1, [line]).would_end(line)
 
 
-def plan(deadline: float = float("inf"), device: str = "cpu") -> runner.Plan:
+def plan(deadline=float("inf"), device="cpu"):
     return runner.Plan(Suite("toy", "", {}, {}, {}, []), Path(), device, 1, deadline)
 
 
 class FakeProcess:
     exitcode = -9
 
-    def join(self, timeout: float = 0) -> None: ...
+    def join(self, timeout=0): ...
 
     kill = join
 
@@ -308,11 +298,11 @@ class FakeProcess:
 class FakePipe:
     """A worker that answers as a test says; `most` is what it has seen run at a time."""
 
-    def __init__(self, crew: "FakeCrew", number: int) -> None:
+    def __init__(self, crew, number):
         self.crew, self.number, self.most = crew, number, 0
         self.cell: int | None = None
 
-    def send(self, cell: int) -> None:
+    def send(self, cell):
         if self.number in self.crew.dead:
             raise BrokenPipeError
         self.cell, self.most = cell, 0
@@ -320,26 +310,24 @@ class FakePipe:
         for pipe in busy:
             pipe.most = max(pipe.most, len(busy))
 
-    def recv(self) -> tuple[str, Any]:
+    def recv(self):
         cell, self.cell = self.cell, None
         said = self.crew.answer(cell, self.most)
         if isinstance(said, Exception):
             raise said
         return said
 
-    def close(self) -> None: ...
+    def close(self): ...
 
 
 class FakeCrew(runner.Crew):
     """A crew whose first worker to be hired is always the first to answer."""
 
-    def __init__(
-        self, n_jobs: int, answer: Callable[[int, int], Any], dead: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, n_jobs, answer, dead=()):
         super().__init__(plan(), n_jobs, [])
         self.answer, self.dead, self.hired = answer, dead, 0
 
-    def hire(self) -> runner.Worker:
+    def hire(self):
         self.hired += 1
         self.workers.append(runner.Worker(FakeProcess(), FakePipe(self, self.hired)))
         return self.workers[-1]
@@ -350,7 +338,7 @@ ABOUT |= {"keep_ratio": 0.1, "rows": 10}
 DONE = ("done", {"seconds": {"setup": 0.0, "training": 0.0}, "device": {"type": "cpu"}})
 
 
-def finish(crew: runner.Crew, n_cells: int) -> tuple[list[int], list[str]]:
+def finish(crew, n_cells):
     """Give the cells that are done, and what is said of those that failed."""
     left: list[Any] = [(k, {**ABOUT, "draw": k}) for k in range(n_cells)]
     lines: list[dict[str, Any]] = []
@@ -361,13 +349,13 @@ def finish(crew: runner.Crew, n_cells: int) -> tuple[list[int], list[str]]:
 
 
 @pytest.fixture
-def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_turn(monkeypatch):
     monkeypatch.setattr(runner, "wait", lambda pipes, timeout: pipes[:1])
 
 
 @pytest.mark.usefixtures("in_turn")
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError()])
-def test_a_worker_that_dies_costs_the_cell_that_it_trained(error: Exception) -> None:
+def test_a_worker_that_dies_costs_the_cell_that_it_trained(error):
     crew = FakeCrew(2, lambda cell, most: error if cell == 0 else DONE)
     done, said = finish(crew, 5)
     assert done == [1, 2, 3, 4] and crew.hired == 3
@@ -376,7 +364,7 @@ def test_a_worker_that_dies_costs_the_cell_that_it_trained(error: Exception) -> 
     assert finish(idle, 5) == ([0, 1, 2, 3, 4], []) and idle.hired == 4
 
 
-def test_a_process_that_cannot_begin_is_a_failed_cell() -> None:
+def test_a_process_that_cannot_begin_is_a_failed_cell():
     crew = runner.Crew(plan(), 1, [])  # whose bundle is none
     done, said = finish(crew, 1)
     assert not done and "its process ended with code 1" in said[0] and not crew.workers
@@ -384,7 +372,7 @@ def test_a_process_that_cannot_begin_is_a_failed_cell() -> None:
 
 @pytest.mark.usefixtures("in_turn")
 @pytest.mark.parametrize(("kind", "n_hired"), [("broken", 3), ("failed", 1), ("over", 1)])
-def test_only_wrong_input_leaves_a_worker_as_it_was(kind: str, n_hired: int) -> None:
+def test_only_wrong_input_leaves_a_worker_as_it_was(kind, n_hired):
     crew = FakeCrew(1, lambda cell, most: (kind, "why") if cell in (1, 3) else DONE)
     done, said = finish(crew, 5)
     assert done == [0, 2, 4] and crew.hired == n_hired
@@ -393,10 +381,10 @@ def test_only_wrong_input_leaves_a_worker_as_it_was(kind: str, n_hired: int) -> 
 
 @pytest.mark.usefixtures("in_turn")
 @pytest.mark.parametrize(("n_jobs", "n_fit"), [(4, 3), (4, 2), (4, 1), (2, 1), (1, 1)])
-def test_fewer_run_at_a_time_where_more_have_no_memory(n_jobs: int, n_fit: int) -> None:
+def test_fewer_run_at_a_time_where_more_have_no_memory(n_jobs, n_fit):
     tried: list[tuple[int, int]] = []
 
-    def answer(cell: int, most: int) -> tuple[str, Any]:
+    def answer(cell, most):
         tried.append((cell, most))
         return ("memory", "none") if most > n_fit else DONE
 
@@ -424,7 +412,7 @@ def test_fewer_run_at_a_time_where_more_have_no_memory(n_jobs: int, n_fit: int) 
         (ValueError("out of memory"), "broken"),
     ],
 )
-def test_the_kinds_of_failures(error: Exception, kind: str) -> None:
+def test_the_kinds_of_failures(error, kind):
     found, text = runner.failure(error)
     assert found == kind and "\n" not in text
 
@@ -433,9 +421,7 @@ def test_the_kinds_of_failures(error: Exception, kind: str) -> None:
     ("free", "peaks", "has_room"),
     [(50, [], True), (34, [], False), (31, [20, 5], True), (29, [20, 5], False)],
 )
-def test_a_cell_more_has_room_beside_a_tenth(
-    monkeypatch: pytest.MonkeyPatch, free: int, peaks: list[int], has_room: bool
-) -> None:
+def test_a_cell_more_has_room_beside_a_tenth(monkeypatch, free, peaks, has_room):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
     of = {"device": {"type": "cuda"}}
     lines = [{**ABOUT, **of, "device": {"type": "cuda", "peak_bytes": peak}} for peak in peaks]
@@ -446,13 +432,13 @@ def test_a_cell_more_has_room_beside_a_tenth(
     assert crew.has_room(ABOUT) is has_room
 
 
-def test_the_key_of_a_cell_goes_by_all_that_changes_its_result(tmp_path: Path) -> None:
+def test_the_key_of_a_cell_goes_by_all_that_changes_its_result(tmp_path):
     make(tmp_path)
     suite = read_suite(str(tmp_path / "toy.yaml"))
     cell, choices = suite.cells[0], Choices(Bundle(tmp_path / "bundle"))
     digests = choices.bundle.about["tasks"]["toy"]["digests"]
 
-    def key(cell: Cell = cell) -> Any:
+    def key(cell=cell):
         return key_of(runner.describe(cell, suite, choices), "cpu")
 
     keys = [key()]
@@ -480,8 +466,8 @@ def test_the_key_of_a_cell_goes_by_all_that_changes_its_result(tmp_path: Path) -
 
 
 def test_a_trainer_is_told_the_ratio_that_was_asked_for_and_the_use_of_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     make(tmp_path)
     suite, choices = read_suite(str(tmp_path / "toy.yaml")), Choices(Bundle(tmp_path / "bundle"))
     (tmp_path / "toy.yaml").unlink()  # what is trained is what was read
@@ -506,7 +492,7 @@ def test_a_trainer_is_told_the_ratio_that_was_asked_for_and_the_use_of_weights(
     assert seen[0].protocol.penalties == {1: 0.001}
 
 
-def test_a_failed_cell_is_named_and_stops_no_other(tmp_path: Path) -> None:
+def test_a_failed_cell_is_named_and_stops_no_other(tmp_path):
     make(tmp_path)
     wrong = {"protocol": "broken", "nets": ["no_such_net"], "draws": 1, "keep_ratios": [0.2]}
     change(
@@ -531,12 +517,8 @@ def test_a_failed_cell_is_named_and_stops_no_other(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    flags: tuple[object, ...],
-    said: str,
-) -> None:
+    tmp_path, monkeypatch, capsys, flags, said
+):
     make(tmp_path)
     bench = load_script("bench")
     change(tmp_path, compare=lambda groups: [{**groups[0], "draws": 3}])

@@ -52,24 +52,24 @@ SUITE: dict[str, Any] = {
 }
 
 
-def write(folder: Path, **changes: Any) -> str:
+def write(folder, **changes):
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump({**SUITE, **changes}, sort_keys=False))
     return str(path)
 
 
-def group(**changes: Any) -> list[dict[str, Any]]:
+def group(**changes):
     return [{**SUITE["compare"][0], **changes}]
 
 
-def test_a_group_is_one_draw_of_everything_after_the_other(tmp_path: Path) -> None:
+def test_a_group_is_one_draw_of_everything_after_the_other(tmp_path):
     cells = read_suite(write(tmp_path)).cells
     places = [(c.draw, c.seed, c.keep, c.selection) for c in cells if not c.is_fixed]
     assert places == [(d, s, k, "random") for d in (0, 1) for s in (0, 1) for k in (0.1, 0.5)]
     assert [(c.draw, c.seed, c.keep) for c in cells if c.is_fixed] == [(0, 0, 0.1), (0, 0, 0.5)]
 
 
-def test_pairs_share_the_training_seed_and_no_two_selections_the_draw(tmp_path: Path) -> None:
+def test_pairs_share_the_training_seed_and_no_two_selections_the_draw(tmp_path):
     suite = read_suite(
         write(tmp_path, compare=group(protocol="paper", selections=["random", "dq"]))
     )
@@ -80,7 +80,7 @@ def test_pairs_share_the_training_seed_and_no_two_selections_the_draw(tmp_path: 
     assert len(set(drawn)) == len(drawn)
 
 
-def test_only_training_without_noise_makes_same_rows_a_fixed_cell(tmp_path: Path) -> None:
+def test_only_training_without_noise_makes_same_rows_a_fixed_cell(tmp_path):
     trained = read_suite(write(tmp_path, compare=group(protocol="paper"))).cells
     assert not any(cell.is_fixed for cell in trained) and len(trained) == 16
     whole = read_suite(write(tmp_path, compare=group(keep_ratios=[1.0], selections=["dq"]))).cells
@@ -138,13 +138,13 @@ def test_only_training_without_noise_makes_same_rows_a_fixed_cell(tmp_path: Path
         ({"protocols": {"quick": {"like": "probe", "spin": 3}}}, "protocol quick"),
     ],
 )
-def test_a_wrong_suite_is_one_line(tmp_path: Path, changes: Any, said: str) -> None:
+def test_a_wrong_suite_is_one_line(tmp_path, changes, said):
     with pytest.raises(InputError) as raised:
         read_suite(write(tmp_path, **changes))
     assert said in str(raised.value)
 
 
-def test_the_probe_takes_images_and_texts_and_one_is_1(tmp_path: Path) -> None:
+def test_the_probe_takes_images_and_texts_and_one_is_1(tmp_path):
     asked = group(task="words", keep_ratios=[1, 1.0], selections=["dq"])
     (cell,) = read_suite(write(tmp_path, compare=asked)).cells
     assert (cell.keep, type(cell.keep)) == (1.0, float)
@@ -169,13 +169,11 @@ def test_the_probe_takes_images_and_texts_and_one_is_1(tmp_path: Path) -> None:
         ("a", {"method": "dq"}, "a", False),
     ],
 )
-def test_which_selections_take_the_same_rows_in_every_draw(
-    name: str, options: dict[str, Any], keep: float | str, is_same: bool
-) -> None:
+def test_which_selections_take_the_same_rows_in_every_draw(name, options, keep, is_same):
     assert is_same_rows(name, options, keep) is is_same
 
 
-def test_a_suite_has_its_whole_name_and_not_the_results_of_another(tmp_path: Path) -> None:
+def test_a_suite_has_its_whole_name_and_not_the_results_of_another(tmp_path):
     written = write(tmp_path)
     dotted = Path(written).rename(tmp_path / "a.b.yaml")
     assert read_suite(str(dotted)).name == "a.b"
@@ -202,37 +200,34 @@ GOOD: dict[str, dict[str, Any]] = {
         ("image", {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ("image", {"batch_size": {0.1: 4}}, "rising keys up to 1.0"),
         ("image", {"batch_size": {0.5: 4, 0.1: 8, 1.0: 9}}, "rising keys up to 1.0"),
-        ("image", {"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ("image", {"learning_rate": float("nan")}, "learning_rate must lie in (0, inf), got nan"),
         ("image", {"warmup": 1.0}, "warmup must lie in [0, 1), got 1.0"),
         ("image", {"crop": "wrap"}, "crop must be one of none, zero, reflect, got 'wrap'"),
-        ("image", {"cutout": -1}, "cutout must lie in"),
+        ("image", {"cutout": -1}, "cutout must be a whole number of at least 0, got -1"),
         ("image", {"mirror": "yes"}, "mirror must be true or false"),
         ("text", {"steps": None}, "wanted steps or response_tokens, got None and None"),
         ("text", {"response_tokens": 5}, "wanted steps or response_tokens, got 6 and 5"),
         ("text", {"steps": {0.5: 3}}, "steps by keep ratio must have rising keys up to 1"),
         ("text", {"steps": {1: 0}}, "steps must be a whole number of at least 1, got 0"),
         ("text", {"test_rows": 0}, "test_rows must be a whole number"),
-        ("text", {"learning_rate": 0}, "learning_rate must lie in (0, infinity), got 0"),
-        ("text", {"learning_rate": "1e-5"}, "learning_rate must lie in (0, infinity), got '1e-5'"),
+        ("text", {"learning_rate": 0}, "learning_rate must lie in (0, inf), got 0"),
+        ("text", {"learning_rate": "1e-5"}, "learning_rate must lie in (0, inf), got '1e-5'"),
         ("text", {"precision": "some"}, "precision must be one of auto, bf16, float32"),
-        ("probe", {"penalties": 250}, "penalties must map"),
         ("probe", {"penalties": {}}, "rising keys up to 1.0"),
         ("probe", {"penalties": {0.5: 250}}, "rising keys up to 1.0"),
-        ("probe", {"penalties": {1: True}}, "penalties must be above 0, got True"),
-        ("probe", {"tolerance": 0}, "tolerance must be above 0"),
+        ("probe", {"penalties": {1: True}}, "penalties must lie in (0, inf), got True"),
+        ("probe", {"tolerance": 0}, "tolerance must lie in (0, inf), got 0"),
         ("probe", {"max_iterations": 2.5}, "max_iterations must be a whole number"),
     ],
 )
-def test_settings_that_mean_nothing_are_one_line(
-    trainer: str, settings: dict[str, Any], said: str
-) -> None:
+def test_settings_that_mean_nothing_are_one_line(trainer, settings, said):
     trainer_of(trainer).Protocol(**GOOD[trainer])
     with pytest.raises(InputError) as raised:
         trainer_of(trainer).Protocol(**(GOOD[trainer] | settings))
     assert said in str(raised.value)
 
 
-def test_the_named_protocols_are_those_of_the_papers() -> None:
+def test_the_named_protocols_are_those_of_the_papers():
     found = resolve("protocol", yaml.safe_load((EVAL / "protocols.yaml").read_text()))
     named = {name: trainer_of(s.pop("trainer")).Protocol(**s) for name, s in found.items()}
     count_steps = trainer_of("image").count_steps
@@ -242,13 +237,13 @@ def test_the_named_protocols_are_those_of_the_papers() -> None:
     assert all(at_ratio(named["probe"].penalties, ratio) == 250 for ratio in (0.001, 0.3, 1))
 
 
-def test_every_committed_suite_can_be_read() -> None:
+def test_every_committed_suite_can_be_read():
     for path in sorted((EVAL / "suites").glob("*.yaml")):
         suite = read_suite(path.stem)
         assert suite.cells and suite.decides, path
 
 
-def test_a_bundle_gives_back_what_was_added_in_parts(tmp_path: Path) -> None:
+def test_a_bundle_gives_back_what_was_added_in_parts(tmp_path):
     writer = BundleWriter(tmp_path / "bundle")
     array = np.random.default_rng(0).integers(0, 255, (40, 1000, 1000), dtype=np.uint8)
     table = pa.table({"ids": [[k, k + 1] for k in range(1000)]})
@@ -268,7 +263,7 @@ def test_a_bundle_gives_back_what_was_added_in_parts(tmp_path: Path) -> None:
     assert (bundle.folder("models/m") / "model.gguf").read_bytes() == array.tobytes()
 
 
-def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_that_is_not_whole_is_refused(tmp_path):
     writer = BundleWriter(tmp_path)
     writer.add_array("x", np.arange(9))
     with pytest.raises(InputError, match="is no bundle"):
@@ -284,7 +279,7 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         Bundle(tmp_path).array("x")
 
 
-def test_a_bundle_is_not_written_over_other_files(tmp_path: Path) -> None:
+def test_a_bundle_is_not_written_over_other_files(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other things"):
         BundleWriter(tmp_path)
@@ -298,9 +293,7 @@ LINE = {
 
 
 @pytest.mark.parametrize("cut_short", [True, False])
-def test_what_a_kill_left_of_a_line_is_dropped_and_a_whole_line_kept(
-    tmp_path: Path, cut_short: bool
-) -> None:
+def test_what_a_kill_left_of_a_line_is_dropped_and_a_whole_line_kept(tmp_path, cut_short):
     path, other = tmp_path / "toy.jsonl", {**LINE, "draw": 1}
     path.write_text(json.dumps(LINE) + ("\n" + json.dumps(LINE)[:40] if cut_short else ""))
     assert read_lines(path) == [LINE]
@@ -311,7 +304,7 @@ def test_what_a_kill_left_of_a_line_is_dropped_and_a_whole_line_kept(
     assert key_of(LINE) != key_of(LINE, "cuda") and key_of(LINE) != key_of(other)
 
 
-def test_a_results_file_has_one_writer_and_only_results(tmp_path: Path) -> None:
+def test_a_results_file_has_one_writer_and_only_results(tmp_path):
     path = tmp_path / "toy.jsonl"
     with appending(path), pytest.raises(InputError, match="another run"), appending(path):
         pass

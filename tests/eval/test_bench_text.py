@@ -23,7 +23,6 @@ from harness.suite import Job  # noqa: E402
 from dq_multimodal.config import InputError  # noqa: E402
 from dq_multimodal.models.locate import load_tokenizer  # noqa: E402
 from dq_multimodal.training.sft import response_loss  # noqa: E402
-from dq_multimodal.training.text_losses import token_losses  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAIN = {"batch_size": 4, "learning_rate": 1e-3, "steps": 6, "precision": "float32"}
@@ -79,30 +78,6 @@ def plain_losses(net, row):
 
 def as_rows(rows):
     return [(np.array(row["ids"]), row["n_prompt"]) for row in rows]
-
-
-def small_gemma():
-    """A model with a window of attention, whose logits are bent after the last layer."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=8,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=8, initializer_range=0.2,
-        final_logit_softcapping=2.0,
-    )  # fmt: skip
-    return Gemma2ForCausalLM(config)
-
-
-@pytest.mark.parametrize("make", [small_llama, small_gemma])
-def test_the_loss_is_that_of_every_response_token(make):
-    net = make().eval()
-    rows = [*token_rows(7), {"ids": [3, 4, 5], "n_prompt": 0}, {"ids": [3, 4], "n_prompt": 2}]
-    wanted = [plain_losses(net, row) for row in rows[:-1]]
-    losses, row_of = token_losses(net, as_rows(rows), CPU)
-    torch.testing.assert_close(losses, torch.cat(wanted))
-    assert row_of.tolist() == [k for k, found in enumerate(wanted) for _ in found]
-    assert [text.count_response(row) for row in as_rows(rows)] == [len(w) for w in wanted] + [0]
 
 
 def test_the_test_loss_is_that_of_the_recipe(monkeypatch):
@@ -311,25 +286,6 @@ def test_rows_that_are_cut(gguf, capsys):
     assert "note: 1 of 4 rows have no response left at 100 tokens" in capsys.readouterr().err
     assert len(texts.pack_texts(rows, tokenizer, max_length=100, is_test=True)) == 3
     assert "note: 1 of 4 rows are left out at 100 tokens" in capsys.readouterr().err
-
-
-def test_chats_and_named_columns(gguf):
-    tokenizer = load_tokenizer(str(gguf))
-    chat = Dataset.from_list(
-        [{"messages": [{"role": r, "content": r[0]} for r in ("user", "assistant")]}]
-    )
-    with pytest.raises(InputError, match="the tokenizer of the model has no chat template"):
-        texts.pack_texts(chat, tokenizer)
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    (row,) = texts.pack_texts(chat, tokenizer).to_pylist()
-    assert tokenizer.decode(row["ids"][: row["n_prompt"]]) == "[user]u</s>[assistant]"
-    assert tokenizer.decode(row["ids"][row["n_prompt"] :]) == "a</s>"
-    rows = Dataset.from_list([{"q": "Why?", "a": "So.", "z": "other"}])
-    (row,) = texts.pack_texts(rows, tokenizer, text_columns=["q", "a"]).to_pylist()
-    assert tokenizer.decode(row["ids"]) == "### q:\nWhy?\n\n### Response:\nSo.</s>"
 
 
 def test_held_out_rows_are_never_among_those_to_choose_from():

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,12 @@ loaders = load_script("tasks/loaders")
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_dir(tmp_path_factory):
     return write_language_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
-def parrot_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def parrot_dir(tmp_path_factory):
     """Save a model whose answer is known: it looks at the last token of the prompt alone."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -77,7 +76,7 @@ def parrot_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_data(tmp_path_factory):
     """Write a small folder of the same form as the real one: 2 BBH, 3 DROP, 3 MMLU rows a task."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("bbh/bbh", "bbh/cot-prompts", "drop", "mmlu/dev", "mmlu/test"):
@@ -108,9 +107,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_script(
-    *flags: object, data: Path = REAL_DATA, **environ: str
-) -> subprocess.CompletedProcess[str]:
+def run_script(*flags, data=REAL_DATA, **environ):
     command = [sys.executable, str(SCRIPT), *map(str, flags)]
     environ |= {"HF_HUB_OFFLINE": "1", "DQ_TEST_DATA": str(data), "OMP_NUM_THREADS": "1"}
     environ = {**os.environ, **environ}
@@ -118,15 +115,13 @@ def run_script(
 
 
 @pytest.fixture
-def run_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Any]:
+def run_here(tmp_path, monkeypatch, capsys):
     """Run the script in this process, which has imported torch and the tasks' index already.
 
     Returns the results, or the line on stderr if the script exits with code 2.
     """
 
-    def run(*flags: object, data: Path) -> Any:
+    def run(*flags, data):
         monkeypatch.setenv("DQ_TEST_DATA", str(data))
         monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")  # what the shell says is no consent
         output = tmp_path / "scores.json"
@@ -146,7 +141,7 @@ def run_here(
 # The loaders.
 
 
-def test_loaders_read_every_field(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaders_read_every_field(made_data, monkeypatch):
     monkeypatch.setenv("DQ_TEST_DATA", str(made_data))
     bbh = loaders.load_bbh("navigate", version=1)  # lm-eval adds its metadata
     assert bbh["test"]["input"] == ["Is 0 of navigate odd?", "Is 1 of navigate odd?"]
@@ -168,9 +163,7 @@ def test_loaders_read_every_field(made_data: Path, monkeypatch: pytest.MonkeyPat
     }
 
 
-def test_loader_refuses_a_prompt_without_answers(
-    made_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loader_refuses_a_prompt_without_answers(made_data, tmp_path, monkeypatch):
     for name in ("bbh/bbh/snarks.json", "bbh/cot-prompts/snarks.txt"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text((made_data / name).read_text().replace("So the", "The"))
@@ -180,7 +173,7 @@ def test_loader_refuses_a_prompt_without_answers(
 
 
 @needs_real_data
-def test_tasks_hold_every_published_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_hold_every_published_row(monkeypatch):
     monkeypatch.setenv("DQ_TEST_DATA", str(REAL_DATA))
     names = ["local_bbh", "local_bbh_direct", "local_drop", "local_mmlu"]
     tasks = instruction.index_tasks(None, False).load(names)["tasks"]
@@ -202,7 +195,7 @@ def test_tasks_hold_every_published_row(monkeypatch: pytest.MonkeyPatch) -> None
         ("Bob and Ann", ["Ann and Bob"], 0, 1),  # one bag of words
     ],
 )
-def test_drop_score_by_hand(answer: str, answers: list[str], em: float, f1: float) -> None:
+def test_drop_score_by_hand(answer, answers, em, f1):
     assert loaders.score_drop({"answers": answers}, [answer]) == {"em": em, "f1": f1}
 
 
@@ -219,14 +212,7 @@ def test_drop_score_by_hand(answer: str, answers: list[str], em: float, f1: floa
         ("local_drop", "drop/default", "", loaders.load_drop, 0),
     ],
 )
-def test_prompts_are_those_of_lm_eval(
-    ours: str,
-    theirs: str,
-    argument: str,
-    loader: Callable[..., Any],
-    n_shots: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_prompts_are_those_of_lm_eval(ours, theirs, argument, loader, n_shots, monkeypatch):
     import lm_eval.tasks
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -261,7 +247,7 @@ def test_prompts_are_those_of_lm_eval(
         assert stops[0] == stops[1]
 
 
-def filtered(task: Any, text: str) -> str:
+def filtered(task, text):
     """Put one generated text through the task's filters."""
     responses: Any = [text]
     for ensemble in getattr(task, "_filters", []):
@@ -273,7 +259,7 @@ def filtered(task: Any, text: str) -> str:
 # The script, whole.
 
 
-def test_script_writes_all_it_promises(made_data: Path, parrot_dir: Path, tmp_path: Path) -> None:
+def test_script_writes_all_it_promises(made_data, parrot_dir, tmp_path):
     output = tmp_path / "scores.json"
     output.write_text("an older run")
     flags = ("--model_name_or_path", parrot_dir, "--tasks", "local_bbh,local_drop,local_mmlu")
@@ -308,9 +294,7 @@ def test_script_writes_all_it_promises(made_data: Path, parrot_dir: Path, tmp_pa
     assert len(stdout.splitlines()) == 5  # the header, bbh, em, f1, mmlu
 
 
-def test_known_answers_get_their_scores(
-    made_data: Path, parrot_dir: Path, run_here: Callable[..., Any]
-) -> None:
+def test_known_answers_get_their_scores(made_data, parrot_dir, run_here):
     tasks = "local_bbh_direct,local_drop"
     flags = ("--model_name_or_path", parrot_dir, "--tasks", tasks, "--num_fewshot", 2)
     scores = run_here(*flags, "--seed", 7, data=made_data)
@@ -326,9 +310,7 @@ def test_known_answers_get_their_scores(
         assert math.isclose(metric["stderr"], 1 / 3)
 
 
-def test_an_adapter_is_put_on_the_model(
-    made_data: Path, model_dir: Path, tmp_path: Path, run_here: Callable[..., Any]
-) -> None:
+def test_an_adapter_is_put_on_the_model(made_data, model_dir, tmp_path, run_here):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
@@ -373,14 +355,7 @@ def test_an_adapter_is_put_on_the_model(
         ({"tasks": "local_mmlu"}, "{here}/mmlu/dev/"),
     ],
 )
-def test_bad_input_is_one_line(
-    changes: dict[str, Any],
-    said: str,
-    made_data: Path,
-    model_dir: Path,
-    tmp_path: Path,
-    run_here: Callable[..., Any],
-) -> None:
+def test_bad_input_is_one_line(changes, said, made_data, model_dir, tmp_path, run_here):
     (tmp_path / "broken").mkdir()
     for file in model_dir.iterdir():
         n_bytes = 100 if file.suffix == ".safetensors" else None
@@ -394,9 +369,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "scores.json").exists()
 
 
-def test_a_group_is_no_way_around_consent(
-    made_data: Path, model_dir: Path, tmp_path: Path, run_here: Callable[..., Any]
-) -> None:
+def test_a_group_is_no_way_around_consent(made_data, model_dir, tmp_path, run_here):
     (tmp_path / "unsafe.yaml").write_text(
         f"include: {TASKS}/local_drop.yaml\ntask: hidden\nunsafe_code: true\n"
     )
@@ -408,7 +381,7 @@ def test_a_group_is_no_way_around_consent(
     assert scores["tasks"]["hidden"]["n_samples"] == 1
 
 
-def test_help_needs_no_heavy_import() -> None:
+def test_help_needs_no_heavy_import():
     for script in (SCRIPT, SCRIPT.with_name("measure.py")):
         top = ast.parse(script.read_text()).body
         names = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]

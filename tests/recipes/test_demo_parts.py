@@ -6,8 +6,6 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ODD_TEXTS = ["a\tb  c\n\n", "🤗 naïve “quotes” \u200d", "<|eos|>x", "def f():\n\treturn 0\r\n", " "]
 
 
-def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+def run(script, *args):
     command = [sys.executable, ROOT / "recipes" / script, *args]
     return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
 
 
-def make_rows(folder: Path, *args: object) -> Path:
+def make_rows(folder, *args):
     options = ["--packages", "json,collections,argparse,email", "--eval_rows", 20, *args]
     done = run("python_docs.py", "--output_dir", folder, *options)
     assert done.returncode == 0, done.stderr
@@ -30,18 +28,18 @@ def make_rows(folder: Path, *args: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows(tmp_path_factory):
     return make_rows(tmp_path_factory.mktemp("data") / "docs")
 
 
 @pytest.fixture(scope="module")
-def model(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make_model(rows, folder)
     return folder
 
 
-def make_model(rows: Path, folder: Path) -> str:
+def make_model(rows, folder):
     sizes = ["--vocab_size", 600, "--hidden_size", 64, "--num_hidden_layers", 2]
     done = run(
         "tiny_llama.py", "--dataset_name", rows / "train.parquet", "--output_dir", folder, *sizes
@@ -50,7 +48,7 @@ def make_model(rows: Path, folder: Path) -> str:
     return done.stdout
 
 
-def test_rows_are_what_the_modules_document(rows: Path) -> None:
+def test_rows_are_what_the_modules_document(rows):
     import inspect
     import json
 
@@ -73,14 +71,14 @@ def test_rows_are_what_the_modules_document(rows: Path) -> None:
     assert not any(part.startswith("_") for name in found for part in name.split("."))
 
 
-def test_held_out_rows_share_nothing_with_training_rows(rows: Path) -> None:
+def test_held_out_rows_share_nothing_with_training_rows(rows):
     train, held = (pq.read_table(rows / f"{part}.parquet") for part in ("train", "heldout"))
     assert len(held) == 20
     for column in ("instruction", "output", "name"):
         assert not set(train[column].to_pylist()) & set(held[column].to_pylist())
 
 
-def test_rows_are_the_same_every_time(rows: Path, tmp_path: Path) -> None:
+def test_rows_are_the_same_every_time(rows, tmp_path):
     again = make_rows(tmp_path / "again")
     other = make_rows(tmp_path / "other", "--seed", 1)
     for name in ("train.parquet", "heldout.parquet"):
@@ -89,7 +87,7 @@ def test_rows_are_the_same_every_time(rows: Path, tmp_path: Path) -> None:
     assert not list(again.glob("*.tmp"))
 
 
-def test_complete_rows_are_kept(tmp_path: Path) -> None:
+def test_complete_rows_are_kept(tmp_path):
     args = ["--output_dir", tmp_path, "--packages", "json", "--eval_rows", 2]
     assert "already complete" not in run("python_docs.py", *args).stdout
     before = (tmp_path / "train.parquet").stat().st_mtime_ns
@@ -100,7 +98,7 @@ def test_complete_rows_are_kept(tmp_path: Path) -> None:
     assert len(pq.read_table(tmp_path / "heldout.parquet")) == 2
 
 
-def test_no_package_outweighs_the_others(tmp_path: Path) -> None:
+def test_no_package_outweighs_the_others(tmp_path):
     options = ["--max_rows", 100, "--packages", "json,email,asyncio,unittest,xml"]
     rows = make_rows(tmp_path, *options)
     packages = [
@@ -121,13 +119,13 @@ def test_no_package_outweighs_the_others(tmp_path: Path) -> None:
         (["--eval_rows", "0"], "eval_rows must be at least 1, got 0"),
     ],
 )
-def test_bad_options_end_in_one_line(args: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_options_end_in_one_line(args, message, tmp_path):
     done = run("python_docs.py", "--output_dir", tmp_path / "out", *args)
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_tokenizer_gives_back_any_text(model: Path) -> None:
+def test_tokenizer_gives_back_any_text(model):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -138,7 +136,7 @@ def test_tokenizer_gives_back_any_text(model: Path) -> None:
     assert tokenizer.encode("###") == tokenizer.encode("###", add_special_tokens=False)
 
 
-def test_model_loads_and_has_a_finite_loss(model: Path) -> None:
+def test_model_loads_and_has_a_finite_loss(model):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,7 +152,7 @@ def test_model_loads_and_has_a_finite_loss(model: Path) -> None:
     assert torch.equal(llama.lm_head.weight, llama.model.embed_tokens.weight)
 
 
-def test_model_is_the_same_every_time(rows: Path, model: Path, tmp_path: Path) -> None:
+def test_model_is_the_same_every_time(rows, model, tmp_path):
     make_model(rows, tmp_path / "again")
     names = sorted(path.name for path in model.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
@@ -173,16 +171,14 @@ def test_model_is_the_same_every_time(rows: Path, model: Path, tmp_path: Path) -
         (["--output_dir", "."], "output_dir must be new or made by this recipe"),
     ],
 )
-def test_bad_sizes_end_in_one_line(
-    args: list[str], message: str, rows: Path, tmp_path: Path
-) -> None:
+def test_bad_sizes_end_in_one_line(args, message, rows, tmp_path):
     given = ["--dataset_name", rows / "train.parquet", "--output_dir", tmp_path / "m", *args]
     done = run("tiny_llama.py", *given)
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def load_recipe(name: str) -> ModuleType:
+def load_recipe(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -190,7 +186,7 @@ def load_recipe(name: str) -> ModuleType:
     return module
 
 
-def write_metrics(arguments: tuple[object, ...], found: dict[str, Any]) -> None:
+def write_metrics(arguments, found):
     """Write what a recipe would have, at the flags that it was given."""
     words = [*map(str, arguments)]
     flags = {a[2:]: b for a, b in pairwise(words) if a.startswith("--")}
@@ -202,12 +198,10 @@ def write_metrics(arguments: tuple[object, ...], found: dict[str, Any]) -> None:
     (folder / "metrics.json").write_text(json.dumps(about | {"device": "cpu, 2 threads"} | found))
 
 
-def test_the_demo_puts_its_runs_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_puts_its_runs_side_by_side(tmp_path, monkeypatch, capsys):
     demo, losses = load_recipe("demo"), iter((4.0, 5.0, 4.5))
 
-    def run(*arguments: object) -> None:
+    def run(*arguments):
         if any("alpaca_20pct" in str(a) for a in arguments):
             chosen = {"rows": 8, "bytes": 1000, "seconds": {"selection": 2.0}}
             times = {"train": 3.0, "is_resumed": False}
@@ -224,12 +218,10 @@ def test_the_demo_puts_its_runs_side_by_side(
     assert "| 20 %, dq " in capsys.readouterr().out
 
 
-def test_the_image_demo_puts_its_runs_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_image_demo_puts_its_runs_side_by_side(tmp_path, monkeypatch, capsys):
     demo = load_recipe("demo_images")
 
-    def run(*arguments: object) -> None:
+    def run(*arguments):
         if any("cifar10.py" in str(a) for a in arguments):
             chosen = {"rows": 8, "bytes": {"stored_images": 500}, "seconds": {"selection": 2.0}}
             about = {"selection": chosen, "train_seconds": 3.0, "is_resumed": False}

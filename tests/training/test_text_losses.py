@@ -8,7 +8,7 @@ from small_gguf import small_llama, write_gguf
 
 from dq_multimodal import InputError
 from dq_multimodal.models.locate import load_tokenizer
-from dq_multimodal.training.text_losses import mean_losses, measure_losses, to_token_rows
+from dq_multimodal.training.text_losses import measure_losses, to_token_rows, token_losses
 
 ROWS = [
     {"instruction": "Add", "input": "1 2", "output": "3"},
@@ -45,9 +45,19 @@ def test_tokens_are_those_of_fine_tuning(tokenizer):
     assert (len(none["ids"]), none["n_prompt"]) == (10, 10)
     plain = to_token_rows(Dataset.from_list([{"text": "the text</s>"}]), tokenizer, None, 100)[0]
     assert (tokenizer.decode(plain["ids"]), plain["n_prompt"]) == ("the text</s>", 0)
+
+
+def test_tokens_of_chats_are_those_of_the_template(tokenizer, monkeypatch):
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant")]
+    chat = Dataset.from_list([{"messages": turns}])
     with pytest.raises(InputError, match="no chat template"):
-        chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-        to_token_rows(Dataset.from_list([{"messages": chat}]), tokenizer, None, 100)
+        to_token_rows(chat, tokenizer, None, 100)
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    (row,) = to_token_rows(chat, tokenizer, None, 100)
+    assert tokenizer.decode(row["ids"][: row["n_prompt"]]) == "[user]u</s>[assistant]"
+    assert tokenizer.decode(row["ids"][row["n_prompt"] :]) == "a</s>"
 
 
 def test_losses_with_and_without_the_instruction(tokenizer):
@@ -75,9 +85,24 @@ def test_a_plain_text_is_all_response(tokenizer):
     np.testing.assert_allclose(got, [[wanted, wanted]], rtol=1e-5)
 
 
-def test_texts_of_one_pass_do_not_touch():
-    model = small_llama(n_layers=1).eval()
-    rng = np.random.default_rng(0)
-    texts = [(rng.integers(0, 250, n).tolist(), at) for n, at in ((9, 3), (4, 1), (7, 6))]
-    got = mean_losses(model, texts, "cpu")
-    np.testing.assert_allclose(got, [nats(model, *text) for text in texts], rtol=1e-5)
+def small_gemma():
+    """A model with a window of attention, whose logits are bent after the last layer."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=8, initializer_range=0.2,
+        final_logit_softcapping=2.0,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [small_llama, small_gemma])
+def test_texts_of_one_pass_do_not_touch(make):
+    model, rng = make().eval(), np.random.default_rng(0)
+    texts = [(rng.integers(0, 250, n).tolist(), at) for n, at in ((9, 3), (4, 1), (17, 6), (3, 3))]
+    losses, number = token_losses(model, texts, "cpu")
+    assert number.tolist() == [k for k, (ids, at) in enumerate(texts) for _ in ids[at:]]
+    for k, text in enumerate(texts[:3]):
+        assert losses[number == k].mean().item() == pytest.approx(nats(model, *text), rel=1e-5)

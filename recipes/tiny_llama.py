@@ -7,18 +7,13 @@ load the folder like any model of the Hub. The same rows and options give the sa
 tiny_llama.json in the folder records them.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from typing import Any
 
 PAD, BOS, EOS = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 HEAD_DIM = 64
@@ -34,31 +29,25 @@ def read_texts(path: Path) -> list[str]:
     """Read the rows of a parquet file, each as one text.
 
     Raises:
-        ValueError: If the file is not parquet or lacks a column.
+        ValueError: If the file is not parquet, lacks a column or has no rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    wanted = f"dataset_name must be a parquet file of rows with {', '.join(COLUMNS)}, got {path}"
     try:
         table = pq.read_table(path, columns=list(COLUMNS))
     except (FileNotFoundError, pa.ArrowInvalid) as error:
-        wanted = f"dataset_name must be a parquet file with the columns {', '.join(COLUMNS)}"
-        raise ValueError(f"{wanted}, got {path}: {str(error).splitlines()[0]}") from None
-    missing = [column for column in COLUMNS if column not in table.column_names]
-    if missing or not len(table):
-        what = f"without {', '.join(missing)}" if missing else "without rows"
-        raise ValueError(
-            f"dataset_name must have rows with {', '.join(COLUMNS)}, got {path} {what}"
-        )
+        raise ValueError(f"{wanted}: {str(error).splitlines()[0]}") from None
+    if not len(table) or len(table.column_names) < len(COLUMNS):
+        raise ValueError(f"{wanted}: {len(table)} rows of {', '.join(table.column_names)}")
     return [PROMPT.format(**row) for row in table.to_pylist()]
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocab_size: int) -> Any:
     """Train a byte-level BPE tokenizer, which can write any text.
 
-    Args:
-        texts: Training texts.
-        vocab_size: Number of tokens, special tokens and the 256 bytes among them.
+    The vocabulary holds the special tokens and the 256 bytes among others.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -75,25 +64,14 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
+        **{"pad_token": PAD, "bos_token": BOS, "eos_token": EOS},
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
 
 
-def make_model(
-    tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_hidden_layers: int, seed: int
-) -> LlamaForCausalLM:
-    """Make a Llama with random weights.
-
-    Args:
-        tokenizer: Gives the vocabulary and the special tokens.
-        hidden_size: Width, a multiple of 64 (the size of a head).
-        num_hidden_layers: Depth.
-        seed: Seed of the weights.
-    """
+def make_model(tokenizer: Any, hidden_size: int, num_hidden_layers: int, seed: int) -> Any:
+    """Make a Llama with random weights; its width is a multiple of that of a head."""
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     n_heads = hidden_size // HEAD_DIM
@@ -107,19 +85,9 @@ def make_model(
         num_key_value_heads=n_heads,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **{f"{kind}_token_id": k for k, kind in enumerate(("pad", "bos", "eos"))},
     )
     return LlamaForCausalLM(config)
-
-
-def describe_request(args: argparse.Namespace, texts: list[str]) -> str:
-    """Put in JSON all that decides the files: rows, options and versions."""
-    request = {key: getattr(args, key) for key in OPTIONS}
-    request["texts_sha256"] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    request |= {name: version(name) for name in ("tokenizers", "torch", "transformers")}
-    return json.dumps(request, indent=2)
 
 
 def make_folder(args: argparse.Namespace) -> str:
@@ -135,12 +103,14 @@ def make_folder(args: argparse.Namespace) -> str:
         raise ValueError(f"hidden_size must be a multiple of {HEAD_DIM}, got {args.hidden_size}")
     if args.num_hidden_layers < 1:
         raise ValueError(f"num_hidden_layers must be at least 1, got {args.num_hidden_layers}")
-    output_dir: Path = args.output_dir
-    texts = read_texts(args.dataset_name)
-    record = describe_request(args, texts)
-    if (output_dir / RECORD).is_file() and (output_dir / RECORD).read_text("utf-8") == record:
+    output_dir, texts = args.output_dir, read_texts(args.dataset_name)
+    request = {key: getattr(args, key) for key in OPTIONS}
+    request["texts_sha256"] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    request |= {name: version(name) for name in ("tokenizers", "torch", "transformers")}
+    record, place = json.dumps(request, indent=2), output_dir / RECORD
+    if place.is_file() and place.read_text("utf-8") == record:
         return f"{output_dir}: already complete"
-    if output_dir.exists() and not (output_dir / RECORD).is_file():
+    if output_dir.exists() and not place.is_file():
         raise ValueError(f"output_dir must be new or made by this recipe, got {output_dir}")
 
     tokenizer = train_tokenizer(texts, args.vocab_size)
@@ -152,8 +122,7 @@ def make_folder(args: argparse.Namespace) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / RECORD).write_text(record, "utf-8")
-    if output_dir.exists():
-        shutil.rmtree(output_dir)
+    shutil.rmtree(output_dir, ignore_errors=True)
     folder.rename(output_dir)
     shape = f"{args.num_hidden_layers} layers of width {args.hidden_size}"
     counts = f"{model.num_parameters():,} parameters, {shape}, {len(tokenizer):,} tokens"
@@ -162,7 +131,7 @@ def make_folder(args: argparse.Namespace) -> str:
 
 def main() -> None:
     """Read the command line and make the model."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset_name", type=Path, required=True, help="parquet file of rows")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab_size", type=int, default=8192, help="tokens, at most this many")

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from eval_scripts import load_script
+import readme
 from launching import launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,25 +28,23 @@ COMMANDS = [
 
 
 def test_tables_are_those_of_the_results_files():
-    module = load_script("readme")
-    assert set(module.PAGES) == set(PAGES)
+    assert set(readme.PAGES) == set(PAGES)
     for text in PAGES.values():
-        assert module.render(text) == text, "run python eval/readme.py"
+        assert readme.render(text) == text, "run python eval/readme.py"
     marks = re.findall(r"<!-- (\w+): (\S+) -->", ALL)
-    assert {kind for kind, _ in marks} == {*module.TABLES, "bench"}
+    assert {kind for kind, _ in marks} == {*readme.TABLES, "bench"}
     assert ALL.count("<!-- end -->") == sum(kind == "bench" for kind, _ in marks)
     shown = {ROOT / file for _, file in marks}
     assert set((ROOT / "eval" / "results").glob("*.json")) <= shown
 
 
 def test_a_number_that_is_not_of_its_file_is_found():
-    module = load_script("readme")
     for page, text in PAGES.items():
         first_cells = r"(<!-- \w+: \S+ -->\n(?:(?!<!--).*\n)*?\| --- .*\n\| )"
         changed = re.sub(first_cells, r"\g<1>7", text)
         has_tables = "| --- |" in text and "<!-- " in text
         assert (changed != text) == has_tables, page
-        assert module.render(changed) == text, page
+        assert readme.render(changed) == text, page
 
 
 @cache
@@ -105,7 +103,6 @@ def test_differences_that_the_text_tells_are_in_a_table():
 
 
 def test_the_suite_of_ones_own_has_keys_that_are_read(tmp_path):
-    load_script("measure")  # puts eval/ on the path
     from harness.prepare import TASK
     from harness.selections import check_selections
     from harness.suite import read_suite

@@ -180,9 +180,7 @@ def response_loss(trainer: "SFTTrainer", dataset: "Dataset", batch_size: int) ->
         labels = inputs.pop("labels")
         with torch.no_grad(), accelerator.autocast():
             logits = model(**inputs).logits
-        if at < len(
-            batches
-        ):  # all processes run the same number of passes; spare ones do not count
+        if at < len(batches):  # all processes make as many passes; spare ones do not count
             targets = labels[:, 1:].reshape(-1)
             losses = torch.nn.functional.cross_entropy(
                 logits[:, :-1].float().reshape(len(targets), -1), targets, reduction="sum"

@@ -19,7 +19,7 @@ import numpy as np
 from measure import DATA
 
 from dq_multimodal.config import InputError
-from dq_multimodal.files import write_text
+from dq_multimodal.files import describe_file, write_text
 from harness.results import digest
 
 PACKAGE = "package:"
@@ -143,7 +143,9 @@ def make_timm_folder(wanted: Mapping[str, Any], work_folder: Path) -> Path:
             "interpolation": "bicubic",
         },
     }
-    asked = hashlib.sha256(json.dumps([dict(wanted), hash_file(weights)]).encode()).hexdigest()
+    asked = hashlib.sha256(
+        json.dumps([dict(wanted), describe_file(Path(weights))["sha256"]]).encode()
+    ).hexdigest()
     folder = work_folder / f"{name}-{asked[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)  # it must not describe other weights
@@ -151,12 +153,6 @@ def make_timm_folder(wanted: Mapping[str, Any], work_folder: Path) -> Path:
     save_file(named, folder / "model.safetensors")
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     return folder
-
-
-def hash_file(path: str) -> str:
-    """Give the SHA-256 of a file, hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def embed(dataset: str, encoder: str, work_folder: Path, **options: Any) -> np.ndarray:

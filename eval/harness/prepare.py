@@ -11,8 +11,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.files import describe_file
 from harness.bundle import Bundle, BundleWriter, is_bundle
-from harness.encoders import embed, find_encoder, find_place, hash_file
+from harness.encoders import embed, find_encoder, find_place
 from harness.results import digest
 from harness.selections import Chooser
 from harness.suite import Suite, read_suite
@@ -144,7 +145,7 @@ class Task:
             self.pack_labels(writer, used)
         if "probe" in self.trainers:
             self.pack_features(writer, used)
-            ready = [hash_file(self.embeddings)] if self.embeddings else []
+            ready = [describe_file(Path(self.embeddings))["sha256"]] if self.embeddings else []
             digests["probe"] = digest(self.pins, *ready)
         if self.trainers - {"probe"}:
             digests |= self.pack(writer, used)

@@ -11,16 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from eval_scripts import load_script
+from harness import encoders
+from harness.encoders import embed, find_encoder, find_place
 from PIL import Image
 
-load_script("measure")  # puts eval/ on the path
-
-from harness import encoders  # noqa: E402
-from harness.encoders import embed, find_encoder, find_place  # noqa: E402
-
-from dq_multimodal.config import InputError  # noqa: E402
-from dq_multimodal.models.image import load_image_model  # noqa: E402
+from dq_multimodal.config import InputError
+from dq_multimodal.models.image import load_image_model
 
 ARCHITECTURE = "test_efficientnet"
 SIZE = 32

@@ -8,25 +8,22 @@ import subprocess
 import sys
 from typing import Any
 
+import bench
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from eval_scripts import EVAL, load_script
+from harness.bundle import Bundle
+from harness.prepare import TextTask, prepare
+from harness.results import read_lines
+from harness.selections import read_row_list
+from harness.suite import EVAL, read_suite
+from harness.texts import split_held_out
 from PIL import Image
 
-load_script("measure")  # puts eval/ on the path
-
-from harness.bundle import Bundle  # noqa: E402
-from harness.prepare import TextTask, prepare  # noqa: E402
-from harness.results import read_lines  # noqa: E402
-from harness.selections import read_row_list  # noqa: E402
-from harness.suite import read_suite  # noqa: E402
-from harness.texts import split_held_out  # noqa: E402
-
-from dq_multimodal import compress  # noqa: E402
-from dq_multimodal.config import InputError  # noqa: E402
+from dq_multimodal import compress
+from dq_multimodal.config import InputError
 
 N_TRAIN, N_TEST, SIDE = 90, 30, 16
 SELECTIONS: dict[str, dict[str, Any]] = {
@@ -260,7 +257,7 @@ def test_prepared_moved_trained_without_the_data_and_laid_out(
     few = group_of("random", "dq", keep_ratios=[0.3], draws=2)
     probe = {**few, "protocol": "probe", "nets": ["logistic regression"]}
     suite = write(folder, tmp_path / "moved.yaml", few, probe)
-    bench, results = load_script("bench"), ("--results", tmp_path / "moved.jsonl")
+    results = ("--results", tmp_path / "moved.jsonl")
     flags = {
         "prepare": ("--bundle", folder / "few", "--work", folder / "work"),
         "run": ("--bundle", tmp_path / "few", *results),
@@ -396,7 +393,9 @@ def test_held_out_rows_are_in_no_selection(tmp_path, small_encoder):
     task["models"] = {"tiny": str(small_encoder)}
     suite, work = write_texts(tmp_path, task, selections, whole, listed, **rows)
     lines = TextTask(read_suite(suite), "rows", work).choose_all()
-    assert len(kept) == 40 and not set(kept) & set(held)
+    assert len(kept) == 40 and sorted([*kept, *held]) == list(range(n_rows))
+    with pytest.raises(InputError, match=r"held_out must lie in \[0, 60\), got 60"):
+        split_held_out(n_rows, n_rows)
     found = {(line["selection"], line["keep"]): kept[line["rows"]] for line in lines}
     assert set(found[("dq", "1.0")]) == set(kept)
     assert found[("even", "even")].tolist() == [row for row in kept if row % 2 == 0]

@@ -11,24 +11,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bench
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 import yaml
-from eval_scripts import EVAL, load_script
+from harness import runner
+from harness.bundle import Bundle, BundleWriter
+from harness.results import key_of, read_lines
+from harness.runner import Choices
+from harness.suite import EVAL, Job, Suite, read_suite
+from harness.texts import SCHEMA, add_model
 from small_gguf import small_llama
 
-load_script("measure")  # puts eval/ on the path
-
-from harness import runner  # noqa: E402
-from harness.bundle import Bundle, BundleWriter  # noqa: E402
-from harness.results import key_of, read_lines  # noqa: E402
-from harness.runner import Choices  # noqa: E402
-from harness.suite import Job, Suite, read_suite  # noqa: E402
-from harness.texts import SCHEMA, add_model  # noqa: E402
-
-from dq_multimodal.config import InputError  # noqa: E402
+from dq_multimodal.config import InputError
 
 CLASSES, FEATURES = 4, 16
 HEAVY = {"rows": 3000, "features": 200, "draws": 60}
@@ -520,7 +517,6 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(
     tmp_path, monkeypatch, capsys, flags, said
 ):
     make(tmp_path)
-    bench = load_script("bench")
     change(tmp_path, compare=lambda groups: [{**groups[0], "draws": 3}])
     for given, wanted in (((), "prepare it anew"), (flags, said)):
         monkeypatch.setattr(sys, "argv", ["bench.py", *words(tmp_path, *given)])

@@ -8,13 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from eval_scripts import EVAL, load_script
-
-load_script("measure")  # puts eval/ on the path
-
-from harness.bundle import PART_BYTES, Bundle, BundleWriter  # noqa: E402
-from harness.results import appending, key_of, read_lines  # noqa: E402
-from harness.suite import (  # noqa: E402
+from harness.bundle import PART_BYTES, Bundle, BundleWriter
+from harness.results import appending, key_of, read_lines
+from harness.suite import (
+    EVAL,
     at_ratio,
     is_same_rows,
     read_suite,
@@ -23,7 +20,7 @@ from harness.suite import (  # noqa: E402
     trainer_of,
 )
 
-from dq_multimodal.config import InputError  # noqa: E402
+from dq_multimodal.config import InputError
 
 SUITE: dict[str, Any] = {
     "decides": "Whether it works.",

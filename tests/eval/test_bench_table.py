@@ -5,9 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from eval_scripts import load_script
-
-table = load_script("harness/table")
+from harness import table
 
 
 def make_line(value, *, selection="dq", keep_ratio=0.1, draw=0, seed=0, **changed):

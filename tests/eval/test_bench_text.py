@@ -11,18 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from eval_scripts import load_script
+from harness import text, texts
+from harness.bundle import Bundle, BundleWriter
+from harness.suite import Job
 from small_gguf import small_llama, write_gguf
 
-load_script("measure")  # puts eval/ on the path
-
-from harness import text, texts  # noqa: E402
-from harness.bundle import Bundle, BundleWriter  # noqa: E402
-from harness.suite import Job  # noqa: E402
-
-from dq_multimodal.config import InputError  # noqa: E402
-from dq_multimodal.models.locate import load_tokenizer  # noqa: E402
-from dq_multimodal.training.sft import response_loss  # noqa: E402
+from dq_multimodal.config import InputError
+from dq_multimodal.models.locate import load_tokenizer
+from dq_multimodal.training.sft import response_loss
 
 CPU = torch.device("cpu")
 PLAIN = {"batch_size": 4, "learning_rate": 1e-3, "steps": 6, "precision": "float32"}
@@ -164,14 +160,6 @@ def test_weights_are_chances_where_the_suite_says_so(bundle):
     assert drawn == loss_of(train(bundle, **given, is_sampled=True)) != in_loss
 
 
-def test_passes_hold_rows_of_like_length():
-    lengths = [3, 9, 4, 30, 9, 1]
-    passes = text.cut_passes(lengths, 20)
-    assert sorted(np.concatenate(passes)) == list(range(6))
-    widths = [[lengths[k] for k in part] for part in passes]
-    assert widths == [[30], [9, 9], [4, 3, 1]]
-
-
 def test_it_learns_and_the_same_job_gives_the_same_numbers(bundle):
     settings = {"learning_rate": 0.02, "steps": 60, "batch_size": 8}
     before = loss_of(train(bundle, steps=1, learning_rate=1e-12))
@@ -286,15 +274,6 @@ def test_rows_that_are_cut(gguf, capsys):
     assert "note: 1 of 4 rows have no response left at 100 tokens" in capsys.readouterr().err
     assert len(texts.pack_texts(rows, tokenizer, max_length=100, is_test=True)) == 3
     assert "note: 1 of 4 rows are left out at 100 tokens" in capsys.readouterr().err
-
-
-def test_held_out_rows_are_never_among_those_to_choose_from():
-    chosen, held_out = texts.split_held_out(1000, 100)
-    assert len(held_out) == 100 and sorted([*chosen, *held_out]) == list(range(1000))
-    assert len(set(held_out) & set(range(500))) in range(30, 71)  # from everywhere
-    assert set(held_out) < set(texts.split_held_out(1000, 200)[1])
-    with pytest.raises(InputError, match=r"held_out must lie in \[0, 1000\), got 1000"):
-        texts.split_held_out(1000, 1000)
 
 
 def test_a_test_from_nested_records(tmp_path):

@@ -13,9 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import instruction
 import pytest
-from eval_scripts import load_script
 from small_language_model import write_language_model
+from tasks import loaders
 
 pytest.importorskip("lm_eval", reason="lm-eval comes with the extra `eval`")
 peft = pytest.importorskip("peft")
@@ -34,10 +35,6 @@ needs_real_data = pytest.mark.skipif(
     not all((REAL_DATA / name).is_dir() for name in ("bbh", "drop", "mmlu")),
     reason=f"no bbh, drop and mmlu in {REAL_DATA}; DQ_TEST_DATA names another folder",
 )
-
-
-instruction = load_script("instruction")
-loaders = load_script("tasks/loaders")
 
 
 @pytest.fixture(scope="module")

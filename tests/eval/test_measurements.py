@@ -6,19 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import figures
+import label_noise
+import measure
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import readme
+import selection_benchmark as benchmark
 import yaml
-from eval_scripts import EVAL, load_script
 from PIL import Image
 
 from dq_multimodal.core import make_bins, partition_rows
-
-measure = load_script("measure")
-benchmark = load_script("selection_benchmark")
-readme = load_script("readme")
 
 
 def start(script, monkeypatch, **flags):
@@ -174,8 +174,8 @@ def test_what_is_extrapolated_is_told_from_what_was_measured():
 def test_what_parts_lose_is_measured_and_laid_out(real_data, tmp_path):
     output = tmp_path / "loss.json"
     flags = ("--rows", 400, "--parts", 1, 3, "--seeds", 2, "--output", output)
-    command = [sys.executable, str(EVAL / "partition_loss.py"), *map(str, flags)]
-    done = subprocess.run(command, cwd=EVAL.parent, capture_output=True, text=True)
+    command = [sys.executable, "eval/partition_loss.py", *map(str, flags)]
+    done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text())
     exact, parted, random = document["lines"]
@@ -192,7 +192,7 @@ def test_what_parts_lose_is_measured_and_laid_out(real_data, tmp_path):
 
 
 def test_wrongly_labelled_rows_of_low_margin_are_left_out(tmp_path, monkeypatch):
-    script, n_rows, n_classes, n_wrong = load_script("label_noise"), 400, 4, 40
+    n_rows, n_classes, n_wrong = 400, 4, 40
     rng = np.random.default_rng(0)
     centres = 3 * rng.normal(size=(n_classes, 8))
     true, tests = rng.integers(0, n_classes, n_rows), rng.integers(0, n_classes, 100)
@@ -206,14 +206,14 @@ def test_wrongly_labelled_rows_of_low_margin_are_left_out(tmp_path, monkeypatch)
     own = np.where(given == true, 0.8, 0.1) + rng.uniform(-0.05, 0.05, (5, n_rows))
     other = (1 - own) / 2
     dynamics = np.stack([own, other, np.sqrt((1 - own) ** 2 + 2 * other**2)], axis=2)
-    monkeypatch.setattr(script, "DATA", tmp_path)
+    monkeypatch.setattr(label_noise, "DATA", tmp_path)
     names = {"embeddings": tmp_path / "train.npy", "test_embeddings": tmp_path / "test.npy"}
     args = argparse.Namespace(**names, draws=3)
-    lines = script.compare(args, dynamics.astype(np.float16), given, true)
+    lines = label_noise.compare(args, dynamics.astype(np.float16), given, true)
     found = {(x["selection"], x["noise_ratio"], x["keep_ratio"]): x for x in lines}
-    assert len(found) == 4 * len(script.NOISE_RATIOS) * len(script.KEEP_RATIOS)
+    assert len(found) == 4 * len(label_noise.NOISE_RATIOS) * len(label_noise.KEEP_RATIOS)
     for name in ("random", "coverage", "coverage, cad", "ccs"):
-        assert all(found[name, 0.1, keep]["wrong"] == 0 for keep in script.KEEP_RATIOS)
+        assert all(found[name, 0.1, keep]["wrong"] == 0 for keep in label_noise.KEEP_RATIOS)
         assert found[name, 0.0, 0.5]["wrong"] > 0.05
     assert found["random", 0.0, 0.5]["wrong"] == pytest.approx(n_wrong / n_rows, abs=0.03)
     assert found["random", 0.1, 0.1]["accuracy"] > 60
@@ -254,7 +254,7 @@ def make_run(folder, labels, n=60):
 
 def test_every_figure_and_the_same_bytes_again(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    script, results = load_script("figures"), make_results(tmp_path / "results")
+    results = make_results(tmp_path / "results")
     pictures = make_run(tmp_path / "pictures", ["cat", "dog"])
     text = make_run(tmp_path / "text", [""])
     runs = ["--run", f"cifar10={pictures}", "--run", f"alpaca={text}", "--results", str(results)]
@@ -262,7 +262,7 @@ def test_every_figure_and_the_same_bytes_again(tmp_path, monkeypatch, capsys):
     for name in ("a", "b"):
         words = ["figures.py", *runs, "--output_dir", str(tmp_path / name)]
         monkeypatch.setattr(sys, "argv", words)
-        script.main()
+        figures.main()
         made.append({path.stem: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert sorted(made[0]) == ["bins_alpaca", "bins_cifar10", "scores", "selection"]
     assert made[0] == made[1]
@@ -271,11 +271,11 @@ def test_every_figure_and_the_same_bytes_again(tmp_path, monkeypatch, capsys):
         assert Image.open(tmp_path / "a" / f"{name}.png").width == 1200, name
     assert capsys.readouterr().err == ""
     (results / "adq_scores.json").unlink()
-    start(script, monkeypatch, results=results, output_dir=tmp_path / "c")
+    start(figures, monkeypatch, results=results, output_dir=tmp_path / "c")
     assert [path.stem for path in (tmp_path / "c").iterdir()] == ["selection"]
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("scores.png: no ") and "by `python eval/adq_scores.py`" in first
     assert second.startswith("bins_NAME.png: no --run")
     with pytest.raises(SystemExit) as stopped:
-        start(script, monkeypatch, run=f"alpaca={Path('none')}")
+        start(figures, monkeypatch, run=f"alpaca={Path('none')}")
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1

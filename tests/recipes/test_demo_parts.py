@@ -1,12 +1,13 @@
 """The dataset and the model of `make demo`, made small by the real scripts."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
+import demo
+import demo_images
 import pyarrow.parquet as pq
 import pytest
 
@@ -178,14 +179,6 @@ def test_bad_sizes_end_in_one_line(args, message, rows, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_metrics(arguments, found):
     """Write what a recipe would have, at the flags that it was given."""
     words = [*map(str, arguments)]
@@ -199,7 +192,7 @@ def write_metrics(arguments, found):
 
 
 def test_the_demo_puts_its_runs_side_by_side(tmp_path, monkeypatch, capsys):
-    demo, losses = load_recipe("demo"), iter((4.0, 5.0, 4.5))
+    losses = iter((4.0, 5.0, 4.5))
 
     def run(*arguments):
         if any("alpaca_20pct" in str(a) for a in arguments):
@@ -219,8 +212,6 @@ def test_the_demo_puts_its_runs_side_by_side(tmp_path, monkeypatch, capsys):
 
 
 def test_the_image_demo_puts_its_runs_side_by_side(tmp_path, monkeypatch, capsys):
-    demo = load_recipe("demo_images")
-
     def run(*arguments):
         if any("cifar10.py" in str(a) for a in arguments):
             chosen = {"rows": 8, "bytes": {"stored_images": 500}, "seconds": {"selection": 2.0}}
@@ -229,9 +220,9 @@ def test_the_image_demo_puts_its_runs_side_by_side(tmp_path, monkeypatch, capsys
         elif any("train_" in str(a) for a in arguments):
             write_metrics(arguments, {"seconds": 10.0})
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo_images, "run", run)
     monkeypatch.setattr(sys, "argv", ["demo", "--output_dir", str(tmp_path), "--seeds", "2"])
-    demo.main()
+    demo_images.main()
     lines = [json.loads(text) for text in (tmp_path / "results.jsonl").open()]
     spent = {(line["selection"], line["keep_ratio"]): line["seconds"]["proxy"] for line in lines}
     assert list(spent.values()) == [0, 0, 10, 20]

@@ -1,11 +1,10 @@
 """recipes/score_text.py on a tiny model: checkpoints, adapters, and a run that goes on."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+import score_text
 import torch
 from datasets import Dataset
 from small_gguf import small_llama, write_gguf
@@ -13,18 +12,12 @@ from small_gguf import small_llama, write_gguf
 from dq_multimodal.models.locate import load_tokenizer
 from dq_multimodal.training import text_losses
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "score_text.py"
-
 
 @pytest.fixture
 def recipe(monkeypatch):
-    spec = importlib.util.spec_from_file_location("score_text", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "score_text", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(score_text, "BLOCK_ROWS", 3)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    return module
+    return score_text
 
 
 @pytest.fixture

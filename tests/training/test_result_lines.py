@@ -2,18 +2,16 @@
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from harness.results import read_lines
+from harness.table import summarise
 from PIL import Image
 
 from dq_multimodal.config import InputError
 from dq_multimodal.training.result_lines import lay_out, read_line, write_lines
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "eval"))
 
 ASKED = {"method": "dq", "keep_ratio": 0.2, "selection_seed": 3, "seed": 3, "max_steps": 40}
 
@@ -85,9 +83,6 @@ def test_an_unfinished_run_is_named(tmp_path):
 
 
 def test_the_table_writer_takes_the_lines_and_the_short_table_agrees(tmp_path):
-    from harness.results import read_lines
-    from harness.table import summarise
-
     lines = []
     for method, losses in {"random": (5.0, 5.5), "dq": (4.0, 4.75)}.items():
         for seed, loss in enumerate(losses):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import DATA, dq, flags, known_model, need, save
+from measure import DATA, dq, flags, known_model, need, save, save_untrained
 
 COST_ROWS = 10_000
 SCORED_RATIO = 0.98  # of Alpaca: its last rows are held out of selections
@@ -118,12 +118,9 @@ def models_of(name: str, args: argparse.Namespace) -> list[str | None]:
     """Give the encoders with which the cost is measured; None is the default of text."""
     if name.startswith("alpaca"):
         return [None]
-    from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
-
-    folder, labels, half = args.work_dir / "resnet18", tuple(map(str, range(10))), (0.5, 0.5, 0.5)
-    untrained = Classifier("resnet18", 32, len(labels), labels, half, half)
+    folder = args.work_dir / "resnet18"
     if not folder.is_dir():
-        save_classifier(build_classifier("resnet18", len(labels), 32), untrained, folder)
+        save_untrained("resnet18", 32, folder)
     return [args.classifier, str(folder)]
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import DATA, flags, need, save, timed
+from measure import DATA, flags, need, save, save_untrained, timed
 
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.data.source import load_source
-from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
 from dq_multimodal.stages.embedding import FILE, embed_rows
 
 BATCH = 64
@@ -46,18 +45,13 @@ def measure(
     name: str, path: str, n_rows: int, model: str, size: int, *, rounds: int
 ) -> dict[str, Any]:
     """Time stage, bare model and maps by turns."""
-    import torch
-
     from dq_multimodal.patches import GradCamPlusPlus
 
     dataset = load_source(path).dataset
     dataset = dataset.select(range(min(n_rows, len(dataset))))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model"
-        torch.manual_seed(0)
-        plain = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-        described = Classifier(model, size, 10, tuple("0123456789"), **plain)
-        save_classifier(build_classifier(model, 10, size), described, checkpoint)
+        save_untrained(model, size, checkpoint)
         adapter = ImageAdapter(dataset, None, "none", str(checkpoint))
         starts = range(0, len(dataset), BATCH)
         batches = [

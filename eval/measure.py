@@ -116,8 +116,10 @@ def gauge(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     Its memory is the peak of the process above what was resident before; run in a process of its
     own, it has a peak of its own.
     """
-    load, before, seconds, used = os.getloadavg()[0], resident_bytes(), list[float](), list[float]()
-    reset_peak()
+    seconds, used = list[float](), list[float]()
+    load, before = os.getloadavg()[0], _status("VmRSS") or peak_bytes()
+    if (place := Path("/proc/self/clear_refs")).exists():
+        place.write_text("5")  # the peak begins anew
     while len(seconds) < (5 if sum(seconds) < 8 else 3 if sum(seconds) < 30 else 1):
         started, began = time.perf_counter(), time.process_time()
         found = work()
@@ -134,21 +136,9 @@ def gauge(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     return about, found
 
 
-def resident_bytes() -> int:
-    """Give the memory of this process that is resident now; its peak where that is not known."""
-    return _status("VmRSS") or peak_bytes()
-
-
 def peak_bytes() -> int:
-    """Give the largest resident memory of this process since `reset_peak`, on Linux."""
+    """Give the largest resident memory of this process since the peak began anew, on Linux."""
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-
-
-def reset_peak() -> None:
-    """Let the peak begin anew, where the system can."""
-    place = Path("/proc/self/clear_refs")
-    if place.exists():
-        place.write_text("5")
 
 
 def _status(name: str, process: int | str = "self") -> int:
@@ -204,6 +194,17 @@ def dq(*arguments: object, output_dir: Path | None = None) -> Done:
             raise SystemExit(child.returncode)
         out.seek(0)
         return Done(json.load(out), seconds, usage.ru_maxrss * RSS_UNIT, anonymous)
+
+
+def save_untrained(model: str, side: int, folder: Path) -> None:
+    """Write a classifier of ten classes with random weights, which change no time."""
+    import torch
+
+    from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
+
+    torch.manual_seed(0)
+    about = Classifier(model, side, 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+    save_classifier(build_classifier(model, 10, side), about, folder)
 
 
 def known_model(folder: str) -> str:

@@ -4,23 +4,22 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.data.source import Source, load_source, pin_of
 from dq_multimodal.files import describe_file
+from dq_multimodal.models.locate import hash_weights
 from harness.bundle import Bundle, BundleWriter, is_bundle
 from harness.encoders import embed, find_encoder, find_place
 from harness.results import digest
 from harness.selections import Chooser
 from harness.suite import Suite, read_suite
 from harness.texts import add_texts, load_test, split_held_out
-
-if TYPE_CHECKING:
-    from dq_multimodal.data.source import Source
 
 BOTH = {
     *("kind", "dataset", "split", "config_name", "test", "test_split", "encoder", "embeddings"),
@@ -99,9 +98,13 @@ class Task:
         name: Name of the task in it.
         work: Folder for runs and files between.
         spec: What the suite says of the task.
-        which: Which part of the dataset the rows to choose from are.
         columns: The columns that the suite names, as `compress` takes them.
-        numbers: The numbers of these rows in row lists; None if these are 0 ... n-1.
+        encoder: What embeds the rows.
+        whole: All rows, those held out among them.
+        source: The rows to choose from; they are at `place`, part `which`.
+        numbers: Their numbers in row lists; None if these are 0 ... n-1.
+        embeddings: File of their embeddings, where the suite names one.
+        target: The options of `compress` that name the target rows; empty if there are none.
         restored: Rows, and their images with filled patches, which follow the used rows.
     """
 
@@ -113,7 +116,13 @@ class Task:
         self.columns = {key: self.spec[key] for key in names if key in self.spec}
         split = self.spec.get("split", "train")
         self.which = {"split": split, "config_name": self.spec.get("config_name")}
+        self.place = find_place(self.spec["dataset"])
+        self.whole = self.source = load_source(self.place, **self.which)
+        encoder, ready = self.spec.get("encoder"), self.spec.get("embeddings")
+        self.encoder = None if encoder is None else find_encoder(encoder, work)
+        self.embeddings = None if ready is None else find_place(ready)
         self.numbers: np.ndarray | None = None
+        self.target: dict[str, Any] = {}
         self.restored: list[tuple[np.ndarray, np.ndarray]] = []
 
     def prepare(self, writer: BundleWriter) -> dict[str, Any]:
@@ -154,47 +163,12 @@ class Task:
     @property
     def pins(self) -> list[Any]:
         """What says which rows, columns and encoder these are, wherever they lie."""
-        from dq_multimodal.data.source import pin_of
-        from dq_multimodal.models.locate import hash_weights
-
         sources = [self.whole, *([self.test_source] if "test" in self.spec else [])]
         spec = {key: value for key, value in self.spec.items() if key not in PLACES}
         about = Path(self.encoder or "") / "config.json"
         config = about.read_text() if about.is_file() else None
         model = [hash_weights(self.encoder) or self.encoder, config]
         return [[pin_of(source.origin, has_names=False) for source in sources], spec, model]
-
-    @cached_property
-    def encoder(self) -> str | None:
-        """What embeds the rows."""
-        return find_encoder(self.spec["encoder"], self.work) if "encoder" in self.spec else None
-
-    @cached_property
-    def place(self) -> str:
-        """Where the rows to choose from are."""
-        return find_place(self.spec["dataset"])
-
-    @cached_property
-    def embeddings(self) -> str | None:
-        """File of their embeddings, where the suite names one."""
-        return find_place(self.spec["embeddings"]) if "embeddings" in self.spec else None
-
-    @cached_property
-    def target(self) -> dict[str, Any]:
-        """The options of `compress` that name the target rows; empty if there are none."""
-        return {}
-
-    @cached_property
-    def source(self) -> "Source":
-        """The rows to choose from."""
-        from dq_multimodal.data.source import load_source
-
-        return load_source(self.place, **self.which)
-
-    @property
-    def whole(self) -> "Source":
-        """All rows, those held out among them."""
-        return self.source
 
     @property
     def n_rows(self) -> int:
@@ -211,10 +185,8 @@ class Task:
         return place, self.spec.get("test_split", usual)
 
     @cached_property
-    def test_source(self) -> "Source":
+    def test_source(self) -> Source:
         """The test rows."""
-        from dq_multimodal.data.source import load_source
-
         place, split = self.test
         return load_source(place, split=split, config_name=self.spec.get("config_name"))
 
@@ -340,47 +312,20 @@ class TextTask(Task):
 
     def __init__(self, suite: Suite, name: str, work: Path) -> None:
         super().__init__(suite, name, work)
-        self.of_whole = self.which
-        if self.spec.get("held_out"):  # the others are then a file in the work folder
-            self.numbers, self.which = self.split_rows[0], {}
-
-    @cached_property
-    def whole(self) -> "Source":
-        """All rows, the held-out ones among them."""
-        from dq_multimodal.data.source import load_source
-
-        return load_source(find_place(self.spec["dataset"]), **self.of_whole)
-
-    @cached_property
-    def split_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows to choose from and those held out."""
-        return split_held_out(len(self.whole.dataset), self.spec.get("held_out", 0))
-
-    @cached_property
-    def place(self) -> str:
-        """Where the rows to choose from are: without held-out ones the dataset, else a file."""
-        if self.numbers is None:
-            return find_place(self.spec["dataset"])
-        return self.write("rows.parquet", self.whole.dataset.select(self.numbers))
-
-    @cached_property
-    def embeddings(self) -> str | None:
-        """File of their embeddings, where the suite names one."""
-        if "embeddings" not in self.spec or self.numbers is None:
-            return Task.embeddings.func(self)
-        path = self.work / "rows.npy"
-        self.work.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.load(find_place(self.spec["embeddings"]))[self.numbers])
-        return str(path.absolute())
-
-    @cached_property
-    def target(self) -> dict[str, Any]:
-        """The target rows, as a file in the work folder, and their columns."""
-        if "target" not in self.spec:
-            return {}
-        rows, columns = load_test("target", self.spec["target"])
-        place = self.write(f"target-{digest(self.spec['target'])}.parquet", rows)
-        return {"target": place, "target_columns": columns}
+        whole = self.whole.dataset
+        kept, held = split_held_out(len(whole), self.spec.get("held_out", 0))
+        self.held_out = whole.select(held)
+        if len(held):  # the others are then a file in the work folder
+            self.numbers, self.which = kept, {}
+            self.place = self.write("rows.parquet", whole.select(kept))
+            self.source = load_source(self.place)
+            if self.embeddings is not None:
+                np.save(work / "rows.npy", np.load(self.embeddings)[kept])
+                self.embeddings = str((work / "rows.npy").absolute())
+        if "target" in self.spec:
+            rows, columns = load_test("target", self.spec["target"])
+            place = self.write(f"target-{digest(self.spec['target'])}.parquet", rows)
+            self.target = {"target": place, "target_columns": columns}
 
     def write(self, name: str, rows: Any) -> str:
         """Write rows into a file of the work folder, and give its place."""
@@ -396,9 +341,8 @@ class TextTask(Task):
         """
         trainer_of = {cell.net: self.suite.settings[cell.protocol] for cell in self.cells}
         nets = [net for net, settings in trainer_of.items() if settings["trainer"] == "text"]
-        held_out = self.whole.dataset.select(self.split_rows[1])
         rows = self.source.dataset.select(used)
-        add_texts(writer, self.name, self.spec, rows, held_out, nets)
+        add_texts(writer, self.name, self.spec, rows, self.held_out, nets)
         found = {}
         for net in dict.fromkeys(cell.net for cell in self.cells):
             starts = (f"{self.name}/test/{net}/", f"models/{net}/")

@@ -113,20 +113,14 @@ def train_classifier(
     if dynamics is not None:
         steps_per_epoch = math.ceil(n_seen / batch_size)
     n_seen = min(n_seen, steps_per_epoch * batch_size)
-    n_steps = args.num_train_epochs * steps_per_epoch
-    if args.max_steps > 0:
-        n_steps = args.max_steps
+    n_steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * steps_per_epoch
     n_epochs = math.ceil(n_steps / steps_per_epoch)
     is_decayed = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": is_decayed}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=args.learning_rate,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.momentum > 0,
-    )
+    how: dict[str, Any] = {"momentum": args.momentum, "nesterov": args.momentum > 0}
+    how |= {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+    optimizer = torch.optim.SGD(groups, **how)
     n_warmup = round(args.warmup_ratio * n_steps)
 
     def rate(step: int) -> float:
@@ -162,9 +156,8 @@ def train_classifier(
             order = np.random.default_rng((args.seed, epoch)).permutation(train.rows)[:n_seen]
             if is_sampled and weights is not None:
                 order = draw_rows(weights, n_seen, args.seed, epoch)
-            for pixels, rows in _epoch_batches(
-                train, args, accelerator, epoch, np.array_split(order, steps_per_epoch)
-            ):
+            batches = np.array_split(order, steps_per_epoch)
+            for pixels, rows in _epoch_batches(train, args, accelerator, epoch, batches):
                 if step >= n_steps:
                     break
                 pixels = pixels.to(accelerator.device, non_blocking=True)

@@ -63,7 +63,6 @@ class Pictures:
         read: Where the pictures come from.
         classes: Class of every row, -1 where it has none.
         size: Side of the squares in pixels.
-        crop: Central share of the shorter side that evaluation looks at.
         name: What the progress bar and messages call them.
 
     Attributes:
@@ -72,22 +71,13 @@ class Pictures:
     """
 
     def __init__(
-        self,
-        read: Reader,
-        classes: Int[ndarray, " n"],
-        size: int,
-        *,
-        crop: float = 1.0,
-        name: str = "pictures",
-        memory_bytes: int = MEMORY_BYTES,
+        self, read: Reader, classes: Int[ndarray, " n"], size: int, *, name: str = "pictures"
     ) -> None:
-        self.read, self.size, self.crop = read, size, crop
-        self.classes = classes
-        self.is_augmented = False
-        self.seed = (0, 0)
+        self.read, self.size, self.classes = read, size, classes
+        self.is_augmented, self.seed = False, (0, 0)
         usable = classes >= 0
         self._pixels: UInt8[ndarray, "n size size 3"] | None = None
-        if size <= SMALL_SIDE and len(classes) * size * size * 3 <= memory_bytes:
+        if size <= SMALL_SIDE and len(classes) * size * size * 3 <= MEMORY_BYTES:
             self._pixels, found = self._decode_all(name)
             usable &= found
         self.rows = np.flatnonzero(usable)
@@ -102,16 +92,13 @@ class Pictures:
         n_rows = len(self.classes)
         pixels = np.zeros((n_rows, self.size, self.size, 3), dtype=np.uint8)
         found = np.zeros(n_rows, dtype=bool)
-        blocks = [
-            list(range(start, min(start + BLOCK_ROWS, n_rows)))
-            for start in range(0, n_rows, BLOCK_ROWS)
-        ]
+        starts = range(0, n_rows, BLOCK_ROWS)
+        blocks = [list(range(start, min(start + BLOCK_ROWS, n_rows))) for start in starts]
         with ThreadPoolExecutor(2) as pool, tqdm(total=n_rows, desc=name, unit="row") as bar:
             for rows, images in zip(blocks, pool.map(self.read, blocks), strict=True):
                 for row, image in zip(rows, images, strict=True):
                     if image is not None:
-                        pixels[row] = to_square(image, self.size, self.crop)
-                        found[row] = True
+                        pixels[row], found[row] = to_square(image, self.size), True
                 bar.update(len(rows))
         return pixels, found
 
@@ -121,18 +108,15 @@ class Pictures:
         """Give the pictures of some rows, and which rows: unreadable pictures are left out."""
         if self._pixels is not None:
             return self._pixels[rows], np.asarray(rows, dtype=np.int64)
-        cut = self._random_square if self.is_augmented else self._central_square
-        made = [
-            (cut(image, row), row)
-            for row, image in zip(rows, self.read(rows), strict=True)
-            if image is not None
-        ]
-        shape = (0, self.size, self.size, 3)
-        pixels = np.stack([pixel for pixel, _ in made]) if made else np.zeros(shape, np.uint8)
-        return pixels, np.array([row for _, row in made], dtype=np.int64)
-
-    def _central_square(self, image: "Image", row: int) -> UInt8[ndarray, "size size 3"]:
-        return to_square(image, self.size, self.crop)
+        read = zip(rows, self.read(rows), strict=True)
+        there = [(row, image) for row, image in read if image is not None]
+        pixels = np.zeros((len(there), self.size, self.size, 3), np.uint8)
+        for k, (row, image) in enumerate(there):
+            if self.is_augmented:
+                pixels[k] = self._random_square(image, row)
+            else:
+                pixels[k] = to_square(image, self.size)
+        return pixels, np.array([row for row, _ in there], dtype=np.int64)
 
     def _random_square(self, image: "Image", row: int) -> UInt8[ndarray, "size size 3"]:
         """Cut out 8 to 100 % of the area at a random place, as ImageNet training does."""
@@ -145,18 +129,15 @@ class Pictures:
             if w <= width and h <= height:
                 left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
                 box = (left, top, left + w, top + h)
-                square = image.resize((self.size, self.size), 3, box=box, reducing_gap=3.0)
-                return np.asarray(square)
+                size = (self.size, self.size)
+                return np.asarray(image.resize(size, 3, box=box, reducing_gap=3.0))
         return to_square(image, self.size)
 
 
 def draw_shifts(n: int, generator: Any, padding: int) -> tuple[Any, Any]:
     """Draw (2, n) shifts down and right, from 0 to 2 x padding, and (n,) whether to mirror.
 
-    Args:
-        n: How many pictures.
-        generator: torch.Generator on the CPU: the same draws on every device.
-        padding: Width of the border that `shift_and_flip` adds.
+    The torch.Generator is one of the CPU: the same draws on every device.
     """
     import torch
 
@@ -165,22 +146,14 @@ def draw_shifts(n: int, generator: Any, padding: int) -> tuple[Any, Any]:
 
 
 def shift_and_flip(images: Any, moves: Any, is_mirrored: Any, padding: int) -> Any:
-    """Move every picture over a black border, and mirror some.
-
-    Args:
-        images: (b, h, w, 3) tensor, channels last.
-        moves: (2, b), from `draw_shifts`.
-        is_mirrored: (b,), likewise.
-        padding: Width of the border.
-    """
+    """Move pictures, (b, h, w, 3), over a black border of so many pixels, and mirror some."""
     import torch
 
     n, height, width, _ = images.shape
     framed = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
-    rows = moves[0][:, None] + torch.arange(height)
-    columns = torch.arange(width).expand(n, width)
-    mirrored = is_mirrored[:, None]
-    columns = moves[1][:, None] + torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = torch.arange(height).expand(n, height), torch.arange(width).expand(n, width)
+    columns = torch.where(is_mirrored[:, None], columns.flip(1), columns)
+    rows, columns = moves[0][:, None] + rows, moves[1][:, None] + columns
     rows, columns = rows.to(images.device), columns.to(images.device)
     at = torch.arange(n, device=images.device)[:, None, None]
     return framed[at, rows[:, :, None], columns[:, None, :]]

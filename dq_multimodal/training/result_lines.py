@@ -71,8 +71,8 @@ def read_line(
         "draw": asked["selection_seed"],
         "seed": asked["seed"],
         "is_fixed": False,
-        "data": digest(asked.get("source")),
-        "digest": digest(asked),
+        "data": _digest(asked.get("source")),
+        "digest": _digest(asked),
         "steps": found["steps"],
         "metrics": {name: {"last": value, "best": None} for name, value in metrics.items()},
         "seconds": {
@@ -89,13 +89,12 @@ def read_line(
     }
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def _given(asked: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: asked[name] for name in names if asked.get(name) is not None}
-
-
-def digest(value: Any) -> str:
-    """Give 12 hexadecimal digits of what JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def count_image_bytes(selection: Path, sizes: dict[str, Any]) -> int | None:

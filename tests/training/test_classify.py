@@ -93,9 +93,10 @@ def test_rows_without_picture_or_class_are_named(tmp_path):
         Pictures(pictures.read, np.full(96, -1), 8)
 
 
-def test_pictures_from_memory_and_from_disk_are_the_same():
+def test_pictures_from_memory_and_from_disk_are_the_same(monkeypatch):
     cached, pixels = make_pictures()
-    fresh = Pictures(cached.read, cached.classes, 8, memory_bytes=0)
+    monkeypatch.setattr("dq_multimodal.training.pictures.MEMORY_BYTES", 0)
+    fresh = Pictures(cached.read, cached.classes, 8)
     for made in (cached, fresh):
         got, rows = made.__getitems__([5, 2, 80])
         np.testing.assert_array_equal(got, pixels[[5, 2, 80]])

@@ -62,18 +62,16 @@ def record(labels: np.ndarray, n_epochs: int, folder: Path) -> np.ndarray:
     from dq_multimodal.data.source import load_source
     from dq_multimodal.training.classify import ClassifierArguments, train_classifier
     from dq_multimodal.training.dynamics import FILE, Dynamics
-    from dq_multimodal.training.pictures import Pictures, pixel_statistics, read_files
+    from dq_multimodal.training.pictures import Pictures, read_files
     from dq_multimodal.training.record import make_accelerator
 
     if not (folder / FILE).is_file():
         rows = load_source(str(DATA / "cifar10" / "train-*.parquet")).dataset
         pictures = Pictures(read_files(rows, "img"), labels, SIDE)
         settings = ClassifierArguments(num_train_epochs=n_epochs)
-        recorder, (mean, std) = Dynamics(folder), pixel_statistics(pictures)
-        net, accelerator = build_net(NET, N_CLASSES, SIDE), make_accelerator()
-        train_classifier(
-            net, pictures, None, settings, accelerator, folder, mean, std, dynamics=recorder
-        )
+        recorder, net = Dynamics(folder), build_net(NET, N_CLASSES, SIDE)
+        where = (make_accelerator(), folder)
+        train_classifier(net, pictures, None, settings, *where, dynamics=recorder)
         recorder.finish({"net": NET})
     return np.load(folder / FILE)
 

@@ -63,7 +63,6 @@ def train(
 
     from dq_multimodal.data.source import pin_of
     from dq_multimodal.models.classifiers import Classifier, build_classifier, save_classifier
-    from dq_multimodal.training.pictures import pixel_statistics
 
     is_recorded = extractor.record_dynamics
     if is_recorded and training.max_steps > 0:
@@ -86,17 +85,15 @@ def train(
         held_out, _ = data.pictures(dataset, size, order[:n_held_out], name="decode held-out")
     if len(labels) < 2:
         raise InputError(f"training needs labels of at least two classes, found {len(labels)}")
-    mean, std = pixel_statistics(pictures)
     set_seed(training.seed)
     net = build_classifier(extractor.model, len(labels), size)
     dynamics = Dynamics(output_dir) if is_recorded else None
     found = train_classifier(
-        net, pictures, held_out, training, accelerator, output_dir, mean, std, dynamics=dynamics
+        net, pictures, held_out, training, accelerator, output_dir, dynamics=dynamics
     )
     if accelerator.is_main_process:
-        description = Classifier(
-            extractor.model, size, len(labels), labels, tuple(mean), tuple(std)
-        )
+        about = (extractor.model, size, len(labels), labels)
+        description = Classifier(*about, *pictures.statistics)
         save_classifier(net, description, output_dir / "model")
         parts = [part for part in (pictures, held_out) if part is not None]
         found |= {

@@ -62,7 +62,7 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
     from dq_multimodal.data.source import pin_of
     from dq_multimodal.patches.grid import default_patch_size
     from dq_multimodal.patches.mae import make_small_mae, save_mae
-    from dq_multimodal.training.pictures import Pictures, pixel_statistics, read_files
+    from dq_multimodal.training.pictures import Pictures, read_files
 
     accelerator = record.make_accelerator()
     output_dir = Path(args.output_dir)
@@ -79,16 +79,15 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
     order = np.random.default_rng(args.seed).permutation(pictures.rows)
     n_held_out = min(HELD_OUT_ROWS, max(1, len(order) // 50))
     held_out, pictures.rows = order[:n_held_out], np.sort(order[n_held_out:])
-    mean, std = pixel_statistics(pictures)
     patch_size = args.patch_size or default_patch_size(size)
     set_seed(args.seed)
     encoder = (args.hidden_size, args.num_hidden_layers)
     decoder = (args.decoder_hidden_size, args.decoder_num_hidden_layers)
     model = make_small_mae(size, patch_size, *encoder, *decoder, args.mask_ratio)
     n_parameters = sum(p.numel() for p in model.parameters())
-    found = optimise(model, pictures, args, accelerator, output_dir, mean, std)
+    found = optimise(model, pictures, args, accelerator)
     if accelerator.is_main_process:
-        save_mae(accelerator.unwrap_model(model), tuple(mean), tuple(std), output_dir / "model")
+        save_mae(accelerator.unwrap_model(model), *pictures.statistics, output_dir / "model")
         pixels, _ = pictures.__getitems__(held_out.tolist())
         psnr = measure(output_dir / "model", pixels, patch_size)
         found |= {"psnr_of_holes": psnr, "rows_held_out": len(held_out)}
@@ -101,21 +100,11 @@ def train(data: ImageDataArguments, args: MaeArguments) -> None:
         )
 
 
-def optimise(
-    model: Any,
-    pictures: Any,
-    args: MaeArguments,
-    accelerator: Any,
-    output_dir: Path,
-    mean: list[float],
-    std: list[float],
-) -> dict[str, Any]:
+def optimise(model: Any, pictures: Any, args: MaeArguments, accelerator: Any) -> dict[str, Any]:
     """Run the epochs that are left; masks and batches follow from the seed and the epoch."""
     import numpy as np
     import torch
     from tqdm import tqdm
-
-    from dq_multimodal.training.pictures import standardiser
 
     batch_size = args.per_device_train_batch_size * accelerator.num_processes
     n_steps = max(1, len(pictures.rows) // batch_size)
@@ -132,9 +121,9 @@ def optimise(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
-    checkpoints = record.Checkpoints(accelerator, output_dir, args.num_train_epochs)
+    checkpoints = record.Checkpoints(accelerator, Path(args.output_dir), args.num_train_epochs)
     first, device, losses = checkpoints.first, accelerator.device, []
-    standardise = standardiser(mean, std, device)
+    standardise = pictures.standardiser(device)
     n_patches = (pictures.size // accelerator.unwrap_model(model).config.patch_size) ** 2
     model.train()
     is_quiet = not accelerator.is_main_process

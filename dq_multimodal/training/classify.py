@@ -16,7 +16,7 @@ from dq_multimodal.config import InputError, check_count
 from dq_multimodal.models.classifiers import SMALL_SIDE
 from dq_multimodal.training import record
 from dq_multimodal.training.dynamics import Dynamics
-from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip, standardiser
+from dq_multimodal.training.pictures import Pictures, draw_shifts, shift_and_flip
 from dq_multimodal.training.weights import draw_rows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-BATCH_SIZE = 128
+BATCH_SIZE, TEST_BATCH = 128, 500
 
 
 @dataclass
@@ -67,8 +67,6 @@ def train_classifier(
     args: ClassifierArguments,
     accelerator: "Accelerator",
     output_dir: Path,
-    mean: list[float],
-    std: list[float],
     *,
     weights: Float[ndarray, " n"] | None = None,
     is_sampled: bool = False,
@@ -95,8 +93,6 @@ def train_classifier(
         args: How.
         accelerator: Where.
         output_dir: Holds the checkpoints.
-        mean: Of r, g, b in [0, 1].
-        std: Likewise.
         weights: Of all rows of `train`, at least 0.
         is_sampled: Draw rows by the weights, and leave the loss as it is.
         dynamics: Takes down what the net says of each row in each epoch.
@@ -144,7 +140,7 @@ def train_classifier(
             factors = torch.from_numpy(weights * len(train.rows) / weights.sum()).float()
     if dynamics is not None:
         dynamics.open(first_epoch, n_epochs, len(train), accelerator)
-    standardise = standardiser(mean, std, accelerator.device)
+    standardise = train.standardiser(accelerator.device)
     step = first_epoch * steps_per_epoch
     started = time.perf_counter()
     loss = None
@@ -198,29 +194,23 @@ def train_classifier(
         raise InputError(f"training diverged (loss {loss.item()}): lower the learning_rate")
     if test is not None:
         started = time.perf_counter()
-        found |= measure_accuracy(net, test, accelerator, mean, std)
+        found |= measure_accuracy(net, test, accelerator, standardise)
         found["eval_seconds"] = round(time.perf_counter() - started, 2)
     return found
 
 
 def measure_accuracy(
-    net: "nn.Module",
-    test: Pictures,
-    accelerator: "Accelerator",
-    mean: list[float],
-    std: list[float],
-    batch_size: int = 500,
+    net: "nn.Module", test: Pictures, accelerator: "Accelerator", standardise: Any
 ) -> dict[str, Any]:
     """Give the share of test pictures whose class has the largest logit; every one counts once."""
     import torch
 
     net.eval()
-    standardise = standardiser(mean, std, accelerator.device)
     own = test.rows[accelerator.process_index :: accelerator.num_processes]
     counts = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
-        for start in range(0, len(own), batch_size):
-            pixels, rows = test.__getitems__(own[start : start + batch_size].tolist())
+        for start in range(0, len(own), TEST_BATCH):
+            pixels, rows = test.__getitems__(own[start : start + TEST_BATCH].tolist())
             batch = standardise(torch.from_numpy(pixels).to(accelerator.device))
             with accelerator.autocast():
                 logits = net(batch)

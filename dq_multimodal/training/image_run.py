@@ -9,7 +9,7 @@ from dq_multimodal.config import InputError
 from dq_multimodal.training import record
 from dq_multimodal.training.arguments import flags_of, load_rows, options_in
 from dq_multimodal.training.classify import BATCH_SIZE, ClassifierArguments, train_classifier
-from dq_multimodal.training.pictures import ImageDataArguments, pixel_statistics
+from dq_multimodal.training.pictures import ImageDataArguments
 from dq_multimodal.training.selecting import FULL, HOW, RowArguments, choose_rows
 from dq_multimodal.training.weights import find_use, read_weights
 
@@ -103,20 +103,19 @@ def train_on_subset(
         raise InputError(
             f"the test rows have labels that the kept rows lack: {', '.join(strange[:10])}"
         )
-    mean, std = pixel_statistics(pictures)
     set_seed(training.seed)
     net = build_classifier(run.model, len(labels), size, is_pretrained=run.is_pretrained)
     n_parameters = sum(p.numel() for p in net.parameters())
     weights = read_weights(kept)
     use_weights = find_use(run.use_weights, weights)
     found = train_classifier(
-        *(net, pictures, test, training, accelerator, output_dir, mean, std),
+        *(net, pictures, test, training, accelerator, output_dir),
         weights=None if use_weights == "none" else weights,
         is_sampled=use_weights == "sample",
     )
     if not accelerator.is_main_process:
         return
-    description = Classifier(run.model, size, len(labels), labels, tuple(mean), tuple(std))
+    description = Classifier(run.model, size, len(labels), labels, *pictures.statistics)
     save_classifier(accelerator.unwrap_model(net), description, output_dir / "model")
     found |= {
         "seed": training.seed,

@@ -6,6 +6,7 @@ They are decoded once into memory when they are small, else as they are needed.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 4_000_000_000
 """Pictures that take no more than this as 8-bit squares are decoded once."""
 BLOCK_ROWS = 512
+STATISTICS_ROWS = 10_000
 PROBED_ROWS = 64
 
 Reader = Callable[[list[int]], "list[Image | None]"]
@@ -118,6 +120,29 @@ class Pictures:
                 pixels[k] = to_square(image, self.size)
         return pixels, np.array([row for row, _ in there], dtype=np.int64)
 
+    @cached_property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of r, g, b in [0, 1], of evenly spaced rows."""
+        rows = self.rows[:: max(1, len(self.rows) // STATISTICS_ROWS)][:STATISTICS_ROWS]
+        sums, squares, n_pixels = np.zeros(3), np.zeros(3), 0
+        for start in range(0, len(rows), BLOCK_ROWS):
+            pixels, _ = self.__getitems__(rows[start : start + BLOCK_ROWS].tolist())
+            values = pixels.reshape(-1, 3).astype(np.float64) / 255
+            sums, squares = sums + values.sum(axis=0), squares + np.square(values).sum(axis=0)
+            n_pixels += len(values)
+        mean = sums / max(1, n_pixels)
+        std = np.sqrt(np.maximum(squares / max(1, n_pixels) - mean**2, 1e-6))
+        return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
+
+    def standardiser(self, device: Any) -> Any:
+        """Give the function that makes (b, 3, h, w) inputs of a net from (b, h, w, 3) pixels."""
+        import torch
+
+        mean, std = self.statistics
+        scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+        return lambda pixels: (pixels.float() * scale + shift).permute(0, 3, 1, 2)
+
     def _random_square(self, image: "Image", row: int) -> UInt8[ndarray, "size size 3"]:
         """Cut out 8 to 100 % of the area at a random place, as ImageNet training does."""
         rng = np.random.default_rng((*self.seed, row))
@@ -157,30 +182,6 @@ def shift_and_flip(images: Any, moves: Any, is_mirrored: Any, padding: int) -> A
     rows, columns = rows.to(images.device), columns.to(images.device)
     at = torch.arange(n, device=images.device)[:, None, None]
     return framed[at, rows[:, :, None], columns[:, None, :]]
-
-
-def pixel_statistics(pictures: Pictures, n_rows: int = 10_000) -> tuple[list[float], list[float]]:
-    """Give mean and standard deviation of r, g, b in [0, 1], of evenly spaced rows."""
-    step = max(1, len(pictures.rows) // n_rows)
-    rows = pictures.rows[::step][:n_rows]
-    sums, squares, n_pixels = np.zeros(3), np.zeros(3), 0
-    for start in range(0, len(rows), BLOCK_ROWS):
-        pixels, _ = pictures.__getitems__(rows[start : start + BLOCK_ROWS].tolist())
-        values = pixels.reshape(-1, 3).astype(np.float64) / 255
-        sums, squares = sums + values.sum(axis=0), squares + np.square(values).sum(axis=0)
-        n_pixels += len(values)
-    mean = sums / max(1, n_pixels)
-    std = np.sqrt(np.maximum(squares / max(1, n_pixels) - mean**2, 1e-6))
-    return mean.round(4).tolist(), std.round(4).tolist()
-
-
-def standardiser(mean: list[float], std: list[float], device: Any) -> Any:
-    """Give the function that makes (b, 3, h, w) inputs of a net from (b, h, w, 3) 8-bit pixels."""
-    import torch
-
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    return lambda pixels: (pixels.float() * scale + shift).permute(0, 3, 1, 2)
 
 
 ImageFlags: Any = flags_of(*SOURCE, "image_column", "label_column", dataset="uoft-cs/cifar10")

@@ -12,7 +12,6 @@ from dq_multimodal.training.classify import ClassifierArguments, train_classifie
 from dq_multimodal.training.pictures import (
     Pictures,
     draw_shifts,
-    pixel_statistics,
     shift_and_flip,
 )
 from dq_multimodal.training.record import make_accelerator
@@ -40,10 +39,9 @@ def arguments(**more):
 def train(folder, args, **more):
     pictures, _ = make_pictures(**more)
     test, _ = make_pictures(n=60, seed=1)
-    mean, std = pixel_statistics(pictures)
     torch.manual_seed(0)
     net = build_classifier("resnet10-narrow", 3, 8)
-    found = train_classifier(net, pictures, test, args, make_accelerator(), folder, mean, std)
+    found = train_classifier(net, pictures, test, args, make_accelerator(), folder)
     return net, found
 
 
@@ -124,7 +122,7 @@ def test_shift_and_flip_against_a_loop():
 
 def test_statistics_against_numpy():
     pictures, pixels = make_pictures()
-    mean, std = pixel_statistics(pictures)
+    mean, std = pictures.statistics
     values = pixels.reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, values.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(std, values.std(axis=0), atol=1e-4)

@@ -45,13 +45,9 @@ def train(folder, net=None):
     args = ClassifierArguments(
         num_train_epochs=N_EPOCHS, per_device_train_batch_size=BATCH, learning_rate=0.05, seed=5
     )
-    dynamics, net = Dynamics(folder), net or small_net()
-    colours = [0.5] * 3, [0.25] * 3
-    accelerator = make_accelerator()
-    pictures = make_pictures()
-    found = train_classifier(
-        net, pictures, None, args, accelerator, folder, *colours, dynamics=dynamics
-    )
+    dynamics, pictures, net = Dynamics(folder), make_pictures(), net or small_net()
+    where = (make_accelerator(), folder)
+    found = train_classifier(net, pictures, None, args, *where, dynamics=dynamics)
     dynamics.finish({})
     return found, np.load(folder / "dynamics.npy")
 

@@ -71,8 +71,9 @@ def train(folder, weights=None, *, batch_size=N_ROWS, is_sampled=False):
         seed=7,
     )
     net, pictures = linear_net(), make_pictures()[0]
+    pictures.statistics = [0.5] * 3, [0.25] * 3
     train_classifier(
-        *(net, pictures, None, args, make_accelerator(), folder, [0.5] * 3, [0.25] * 3),
+        *(net, pictures, None, args, make_accelerator(), folder),
         weights=weights,
         is_sampled=is_sampled,
     )

@@ -99,40 +99,40 @@ def measure_losses(
     Returns:
         (n, 2) float32; NaN where a row has no response.
     """
+    import torch
+
     found = np.full((len(rows), len(COLUMNS)), np.nan, dtype=np.float32)
-    texts: list[tuple[int, int, list[int], int]] = []  # row, column, tokens, where the response is
+    places, texts = [], []
     for number, row in enumerate(rows):
         ids, n_prompt = row["ids"], row["n_prompt"]
         if n_prompt < len(ids):
-            alone = [start, *ids[n_prompt:]]
-            is_plain = n_prompt == 0
-            texts.append((number, 0, alone if is_plain else ids, 1 if is_plain else n_prompt))
-            texts.append((number, 1, alone, 1))
-    texts.sort(key=lambda text: -len(text[2]))
-    while texts:
-        n_texts = max(1, pass_tokens // len(texts[0][2]))
-        part, texts = texts[:n_texts], texts[n_texts:]
-        losses = mean_losses(net, [(ids, at) for *_, ids, at in part], device)
-        for (number, column, *_), loss in zip(part, losses, strict=True):
-            found[number, column] = loss
+            alone = ([start, *ids[n_prompt:]], 1)
+            places += [(number, 0), (number, 1)]
+            texts += [alone if n_prompt == 0 else (ids, n_prompt), alone]
+    for part in cut_passes([len(ids) for ids, _ in texts], pass_tokens):
+        with torch.inference_mode():
+            losses, text_of = token_losses(net, [texts[k] for k in part], device)
+        sums = torch.zeros(len(part), dtype=torch.float64)
+        sums.index_add_(0, text_of.cpu(), losses.double().cpu())
+        for k, total in zip(part, sums.tolist(), strict=True):
+            ids, first = texts[k]
+            found[places[k]] = total / (len(ids) - first)
     return found
 
 
-def mean_losses(net: "nn.Module", texts: list[tuple[list[int], int]], device: Any) -> list[float]:
-    """Give the mean negative log-likelihood, in nats, of the tokens of each text from a place on.
+def cut_passes(lengths: list[int], n_tokens: int) -> list[np.ndarray]:
+    """Put rows of like length together, longest first, up to so many tokens with the padding.
 
-    Args:
-        net: In evaluation mode.
-        texts: Tokens, and the place of the first that counts, from 1 to their number - 1.
-        device: Where the net is.
+    Returns:
+        Positions of the rows of each pass; a row that is longer than that goes alone.
     """
-    import torch
-
-    with torch.inference_mode():
-        losses, number = token_losses(net, texts, device)
-    sums = torch.zeros(len(texts), dtype=torch.float64)
-    sums.index_add_(0, number.cpu(), losses.double().cpu())
-    return [s / (len(ids) - at) for s, (ids, at) in zip(sums.tolist(), texts, strict=True)]
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    passes, start = [], 0
+    while start < len(order):
+        n_rows = max(1, n_tokens // lengths[order[start]])
+        passes.append(order[start : start + n_rows])
+        start += n_rows
+    return passes
 
 
 def token_losses(

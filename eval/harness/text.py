@@ -25,7 +25,7 @@ from torch import nn
 from dq_multimodal.config import InputError
 from dq_multimodal.models.locate import load_language_model
 from dq_multimodal.options import NEEDED, Request, check_count, in_range, option
-from dq_multimodal.training.text_losses import token_losses
+from dq_multimodal.training.text_losses import cut_passes, token_losses
 from harness.bundle import Bundle
 from harness.images import is_bf16, own_state
 from harness.suite import ABOVE_0, COUNTS, SHARE, Job, at_ratio
@@ -212,21 +212,6 @@ def draw_batches(
             left = np.concatenate([left, drawn])
         yield left[:batch_size]
         left = left[batch_size:]
-
-
-def cut_passes(lengths: list[int], n_tokens: int) -> list[np.ndarray]:
-    """Put rows of like length together, longest first, up to so many tokens with the padding.
-
-    Returns:
-        Positions of the rows of each pass; a row that is longer than that goes alone.
-    """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    passes, start = [], 0
-    while start < len(order):
-        n_rows = max(1, n_tokens // lengths[order[start]])
-        passes.append(order[start : start + n_rows])
-        start += n_rows
-    return passes
 
 
 def count_response(row: tuple[np.ndarray, int]) -> int:

@@ -44,14 +44,14 @@ def render(text: str) -> str:
     return BENCH_MARK.sub(fill_bench, MARK.sub(fill, text))
 
 
-def pivot(corner: str, cells: Iterable[tuple[str, str, str]]) -> str:
+def pivot(corner: tuple[str, ...], cells: Iterable[tuple[tuple[str, ...], str, str]]) -> str:
     """Lay out cells, each with its row and its column, both in the order in which they come."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[tuple[str, ...], dict[str, str]] = {}
     for row, head, cell in cells:
         found.setdefault(row, {})[head] = cell
     heads = list(dict.fromkeys(head for row in found.values() for head in row))
-    rows = [(name, *(row.get(head, "") for head in heads)) for name, row in found.items()]
-    return grid([(corner, *heads), *rows])
+    rows = [(*names, *(row.get(head, "") for head in heads)) for names, row in found.items()]
+    return grid([(*corner, *heads), *rows])
 
 
 def stored(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -63,11 +63,11 @@ def stored(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def stores(document: dict[str, Any]) -> str:
     """Lay out the lossless lines of eval/patch_bytes.py, a column for each data and patch size."""
     cells = (
-        (x["coding"], f"{name}, {x['patch_size']} px, {x['masks']}", f"{x['ratio']:.3f}")
+        ((x["coding"],), f"{name}, {x['patch_size']} px, {x['masks']}", f"{x['ratio']:.3f}")
         for name, x in stored(document)
         if x["is_lossless"]
     )
-    return pivot("coding", cells)
+    return pivot(("coding",), cells)
 
 
 def frontier(document: dict[str, Any]) -> str:
@@ -78,8 +78,8 @@ def frontier(document: dict[str, Any]) -> str:
         if not line["is_lossless"] and line["masks"] == "random" and of_size:
             coding, quality = line["coding"].split(", quality ")
             shown = f"{line['ratio']:.3f} at {line['psnr']:.1f} dB"
-            cells.append((coding, f"{name}, quality {quality}", shown))
-    return pivot("coding", cells)
+            cells.append(((coding,), f"{name}, quality {quality}", shown))
+    return pivot(("coding",), cells)
 
 
 def speeds(document: dict[str, Any]) -> str:
@@ -190,10 +190,10 @@ def label_noise(document: dict[str, Any]) -> str:
     for line in sorted(document["lines"], key=lambda line: line["keep_ratio"]):
         accuracy = line.get("accuracy")
         known = "" if accuracy is None else f" (accuracy {accuracy:.1f})"
-        row = f"{100 * line['keep_ratio']:g} % | {line['selection']}"
+        row = (f"{100 * line['keep_ratio']:g} %", line["selection"])
         head = f"{100 * line['noise_ratio']:g} % put last"
         cells.append((row, head, f"{100 * line['wrong']:.1f} %{known}"))
-    return pivot("kept | selection", cells).replace("| --- ", "| --- | --- ", 1)
+    return pivot(("kept", "selection"), cells)
 
 
 def large(document: dict[str, Any]) -> str:

@@ -71,6 +71,7 @@ WHOLE = {
 }
 """Folders that a run replaces or removes as a whole, and what it writes into them."""
 PICKS = f"{targeting.FOLDER}/{targeting.PICKS}"
+KEPT_FILES = f"{subset.FOLDER}/{subset.FILE_NAMES}"
 STAGES = {
     "embeddings": (embedding.FILE,),
     "selection": (SELECTION_FILE, BINS_FILE, targeting.FOLDER),
@@ -365,7 +366,7 @@ def finish(target: Path, config: Config, manifest: Manifest) -> None:
 
 def seal(target: Path, manifest: Manifest) -> None:
     """Write the manifest of a finished run, with a record of its files."""
-    names = [CONFIG, SELECTION_FILE, BINS_FILE, embedding.FILE, PICKS, *SHOWN]
+    names = [CONFIG, SELECTION_FILE, BINS_FILE, embedding.FILE, PICKS, KEPT_FILES, *SHOWN]
     names.remove(report.FILE)  # tells how long the work took
     parts = [path.relative_to(target).as_posix() for path in subset.subset_files(target)]
     names = [name for name in names if (target / name).is_file()]
@@ -383,13 +384,13 @@ def find_damage(folder: Path, manifest: Manifest, *, is_deep: bool = False) -> d
     """
     record = manifest.files
     parts = {path.relative_to(folder).as_posix() for path in folder.glob(subset.FOLDER + "/*")}
-    parts.discard(f"{subset.FOLDER}/{subset.FILE_NAMES}")  # says where rows came from, no more
+    parts.discard(KEPT_FILES)  # which runs of earlier releases did not record
     parts |= {name for name in record if re.fullmatch(f"{subset.FOLDER}/{subset.PART}", name)}
     known = {CONFIG, SELECTION_FILE, BINS_FILE, *parts}
     found = {}
     for name in sorted(known | record.keys()):
         path, written = folder / name, record.get(name)
-        if written is None or name not in known | {embedding.FILE, PICKS, *SHOWN}:
+        if written is None or name not in known | {embedding.FILE, PICKS, KEPT_FILES, *SHOWN}:
             found[name] = "was not recorded"
         elif not path.is_file():
             found[name] = "is missing"

@@ -248,7 +248,7 @@ class Run:
         found = folder.find_damage(self.path, self.manifest, is_deep=True)
         optional = {embedding.FILE, *folder.SHOWN}
         if _is_of_hub(self.path / CONFIG):  # there are fewer
-            optional.add(folder.PICKS)
+            optional |= {folder.PICKS, folder.KEPT_FILES}
         found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
         if not self.manifest.is_sealed:
             found[MANIFEST] = "has another content"

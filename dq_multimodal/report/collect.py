@@ -145,12 +145,9 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     seed, n_left, kept = request.seed, count_left(facts.config), selection.kept
     vectors = Vectors(embeddings, request.similarity, n_left)
     facts.n_blank = int(vectors.is_blank.sum())
-    with tqdm(total=1, desc="map", unit="map") as bar:
-        facts.map = make_map(vectors, kept, MAX_POINTS[facts.reader.kind], seed)
-        bar.update()
+    facts.map = make_map(vectors, kept, MAX_POINTS[facts.reader.kind], seed)
     strata = strata_to_share(selection.stratum, request.partition)
-    rows = selection.marks.readable(len(selection))
-    draws = draw_random(strata, selection.n_kept, seed, rows)
+    draws = draw_random(strata, selection.n_kept, seed, selection.marks.readable(len(selection)))
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
         facts.coverage = measure_coverage(
             vectors, kept, draws, request.method, seed, on_pairs=bar.update
@@ -187,9 +184,6 @@ def _read_target(folder: Path, selection: Selection, share: float) -> Target | N
 
     Of K kept rows the first ceil(share * K) in the targeted order were picked for the target; the
     others are there by the untargeted order.
-
-    Raises:
-        InputError: If picks.json is not what a run writes.
     """
     path = folder / TARGET_FOLDER / PICKS
     rank, row = selection.marks.target_rank, selection.marks.target_row
@@ -220,18 +214,17 @@ def _choose_gallery(
     selection: Selection, seed: int
 ) -> list[tuple[int | None, list[int], list[int]]]:
     """Draw some kept rows and some others of every bin; of at most 30 bins, evenly spread."""
-    if selection.bin is None:
-        parts: list[tuple[int | None, ndarray]] = [(None, np.arange(len(selection)))]
-    else:
-        shown = np.arange(selection.n_bins)
-        if len(shown) > MAX_GALLERY_BINS:
-            shown = np.unique(np.linspace(0, len(shown) - 1, MAX_GALLERY_BINS).round().astype(int))
-        parts = [(int(b), np.flatnonzero(selection.bin == b)) for b in shown]
-    chosen = []
-    for number, rows in parts:
-        is_kept = selection.kept[rows]
-        picks = [sample_rows(rows[m], GALLERY_ROWS, seed) for m in (is_kept, ~is_kept)]
-        chosen.append((number, picks[0].tolist(), picks[1].tolist()))
+    shown = np.arange(max(1, selection.n_bins))
+    if len(shown) > MAX_GALLERY_BINS:
+        shown = np.unique(np.linspace(0, len(shown) - 1, MAX_GALLERY_BINS).round().astype(int))
+    chosen: list[tuple[int | None, list[int], list[int]]] = []
+    for number in shown.tolist():
+        is_in = True if selection.bin is None else selection.bin == number
+        ours, others = (
+            sample_rows(np.flatnonzero(is_in & rows), GALLERY_ROWS, seed).tolist()
+            for rows in (selection.kept, ~selection.kept)
+        )
+        chosen.append((None if selection.bin is None else number, ours, others))
     return chosen
 
 
@@ -247,16 +240,13 @@ def _read_rows(facts: Facts) -> None:
     reader = facts.reader
     if reader.kind == "none":
         return
-    wanted: dict[int, None] = {}
-    for _, ours, others in facts.gallery:
-        wanted |= dict.fromkeys([*ours, *others])
+    wanted = {row for _, ours, others in facts.gallery for row in (*ours, *others)}
     for members in (facts.groups.members if facts.groups else [])[:MAX_GROUPS]:
-        wanted |= dict.fromkeys(group_sample(members, facts.selection.kept))
+        wanted.update(group_sample(members, facts.selection.kept))
     if facts.map is not None:
-        wanted |= dict.fromkeys(facts.map.rows.tolist())
-        wanted |= dict.fromkeys(facts.map.near[facts.map.near >= 0].tolist())
+        wanted.update(facts.map.rows.tolist(), facts.map.near[facts.map.near >= 0].tolist())
     for target in facts.target.rows if facts.target else []:
-        wanted |= dict.fromkeys(row for row, _ in target.picks)
+        wanted.update(row for row, _ in target.picks)
     with tqdm(total=len(wanted), desc="rows to show", unit="row") as bar:
         if reader.kind == "image":
             facts.pictures = reader.pictures(sorted(wanted), bar.update)

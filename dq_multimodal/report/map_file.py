@@ -24,34 +24,31 @@ def write_map(facts: Facts, folder: Path) -> None:
         (folder / FILE).unlink(missing_ok=True)
         return
     rows = shown.rows
-    bins = [None] * len(rows) if selection.bin is None else selection.bin[rows].tolist()
+    pairs = zip(shown.neighbour_ids.tolist(), shown.neighbour_distances.tolist(), strict=True)
     neighbours = [
         {"ids": [at, *ids], "distances": [0.0, *distances]}
-        for at, (ids, distances) in enumerate(
-            zip(shown.neighbour_ids.tolist(), shown.neighbour_distances.tolist(), strict=True)
-        )
+        for at, (ids, distances) in enumerate(pairs)
     ]
+    lists = {"ids": List(Value("int64")), "distances": List(Value("float32"))}
     columns: dict[str, tuple[Any, list[Any]]] = {
         "row": (Value("int64"), rows.tolist()),
         "x": (Value("float32"), list(shown.places[:, 0])),
         "y": (Value("float32"), list(1 - shown.places[:, 1])),  # upwards, as plots have it
-        "bin": (Value("int32"), bins),
+        "bin": (
+            Value("int32"),
+            [None] * len(rows) if selection.bin is None else selection.bin[rows].tolist(),
+        ),
         "kept": (Value("bool"), selection.kept[rows].tolist()),
         "label": (Value("string"), [facts.label(row) if facts.labels else None for row in rows]),
-        "neighbors": (
-            {"ids": List(Value("int64")), "distances": List(Value("float32"))},
-            neighbours,
-        ),
+        "neighbors": (lists, neighbours),
     }
     if facts.reader.kind == "text":
-        texts = [" ".join(text for text in facts.texts[row] if text) for row in rows]
+        texts = [" ".join(filter(None, facts.texts[row])) for row in rows]
         columns["text"] = Value("string"), texts
     elif facts.reader.kind == "image":
         pictures = [facts.pictures[row] for row in rows]
-        columns["image"] = (
-            Image(),
-            [picture and {"bytes": picture.large, "path": None} for picture in pictures],
-        )
+        files = [picture and {"bytes": picture.large, "path": None} for picture in pictures]
+        columns["image"] = Image(), files
     schema = Features({name: feature for name, (feature, _) in columns.items()}).arrow_schema
     values = {name: found for name, (_, found) in columns.items()}
     write_table(pa.table(values, schema=schema), folder / FILE)

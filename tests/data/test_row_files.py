@@ -27,6 +27,7 @@ from datasets import (
     load_from_disk,
 )
 from fake_hub import FakeHub
+from forging import seal
 
 from dq_multimodal import Run, compress, resample
 from dq_multimodal.config import InputError
@@ -241,6 +242,18 @@ def test_kept_files_are_listed_row_by_row(pictures, tmp_path):
         wanted = [row["image"]["bytes"] for row in stored(drawn.path)]
         assert [file.read_bytes() for file in files] == wanted
         assert len(load_dataset(str(drawn.path), split="train")) == len(files)
+    listed = made.path / "subset" / "kept_files.txt"
+    assert verify(made)[-1].result == "passed"
+    listed.write_text(listed.read_text()[1:])
+    assert "subset/kept_files.txt has" in verify(made)[-1].detail
+    listed.unlink()
+    assert "subset/kept_files.txt is missing" in verify(made)[-1].detail
+    assert run(str(pictures), tmp_path / "run", keep_ratio=0.75) and listed.is_file()
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    del manifest["files"]["subset/kept_files.txt"]  # as in a run of before
+    (made.path / "manifest.json").write_text(json.dumps(seal(manifest)))
+    listed.write_text("")
+    assert verify(made)[-1].result == "passed"
     inside = run(write(tmp_path / "d.parquet", rows("x")[:5]), tmp_path / "inside")
     assert not (inside.path / "subset" / "kept_files.txt").exists()
 

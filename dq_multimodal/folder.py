@@ -96,7 +96,11 @@ def claim_folder(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_lock(folder / LOCK)
+        lock_file = folder / LOCK  # ours is an empty file
+        if lock_file.is_symlink() or (
+            lock_file.exists() and not (lock_file.is_file() and not lock_file.stat().st_size)
+        ):
+            raise _strange(folder, LOCK)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise InputError(f"another process is writing to {folder}") from error
@@ -106,7 +110,8 @@ def claim_folder(folder: Path) -> Iterator[None]:
                 f"cannot write to the output folder {folder}: {error.strerror}"
             ) from error
     try:
-        _check_ours(folder)
+        if (names := _names(folder)) and not is_ours(folder):
+            raise _strange(folder, names[0])
         yield
     except FileNotFoundError as error:
         if folder.exists() and f"'{folder}{os.sep}" not in str(error):
@@ -126,26 +131,15 @@ def claim_folder(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
-def _check_lock(path: Path) -> None:
-    """Raise if there is something by the name of our lock that is none: ours is an empty file."""
-    if path.is_symlink() or (path.exists() and not (path.is_file() and not path.stat().st_size)):
-        raise InputError(
-            f"the output folder {path.parent} is not a run folder and holds other files "
-            f"({path.name}): name an empty or new one"
-        )
+def _strange(folder: Path, name: str) -> InputError:
+    return InputError(
+        f"the output folder {folder} is not a run folder and holds other files ({name}): name an "
+        "empty or new one"
+    )
 
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
-
-
-def _check_ours(folder: Path) -> None:
-    names = _names(folder)
-    if names and not is_ours(folder):
-        raise InputError(
-            f"the output folder {folder} is not a run folder and holds other files "
-            f"({names[0]}): name an empty or new one"
-        )
 
 
 def is_ours(folder: Path) -> bool:
@@ -161,13 +155,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def check_apart(target: Path, place: Path, name: str) -> None:
-    """Raise if something that a run reads lies in its output folder, wherever links lead.
-
-    Args:
-        target: The output folder.
-        place: A file, or a folder with all that is in it.
-        name: What the message calls it.
-    """
+    """Raise if a file, or a folder and what is in it, lies in the output folder by any link."""
     if not target.exists() or not _names(target):
         return  # nothing lies in it
     links = (
@@ -218,11 +206,7 @@ def share_folder(folder: Path, world: World) -> None:
 
 
 def check_folder(folder: str, token: str, rank: int) -> None:
-    """Make sure that this process sees the folder that rank 0 writes to.
-
-    Raises:
-        InputError: If it lies on a disk of another machine.
-    """
+    """Raise unless this process sees the folder that rank 0 writes to, on a shared disk."""
     until = time.monotonic() + SHARED_SECONDS
     while True:
         with suppress(OSError):
@@ -352,9 +336,9 @@ def _differences(before: Config, config: Config) -> list[str]:
 def finish(target: Path, config: Config, manifest: Manifest) -> None:
     """Write the card and the manifest that says that all is there."""
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
-    kept = int(read_selection(target)[1]["kept"].sum())
-    versions = {"dq-multimodal": __version__, **{name: version(name) for name in PACKAGES}}
-    manifest.finish(kept, sum(sizes), versions)
+    manifest.complete, manifest.kept = True, int(read_selection(target)[1]["kept"].sum())
+    manifest.versions = {"dq-multimodal": __version__, **{p: version(p) for p in PACKAGES}}
+    manifest.set_bytes(subset_files=sum(sizes))
     card.write_card(target, config, manifest)
     for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE, TOKEN):
         (target / name).unlink(missing_ok=True)
@@ -377,10 +361,7 @@ def seal(target: Path, manifest: Manifest) -> None:
 def find_damage(folder: Path, manifest: Manifest, *, is_deep: bool = False) -> dict[str, str]:
     """Say which files of a finished run are gone or not what was written, and how.
 
-    Args:
-        folder: The run folder.
-        manifest: Its manifest.
-        is_deep: Compare SHA-256 and not only bytes.
+    Bytes are compared, and where it is to be deep, SHA-256.
     """
     record = manifest.files
     parts = {path.relative_to(folder).as_posix() for path in folder.glob(subset.FOLDER + "/*")}

@@ -167,33 +167,19 @@ class Patches(Record):
 
 @dataclass(kw_only=True)
 class Config(Record):
-    """config.yaml.
-
-    Attributes:
-        request: The settings.
-        source: The rows.
-        rows: What of them is embedded; None where there is neither text nor an image.
-        label_column: What makes strata.
-        embedding: What embeds them; None if nothing does.
-        bins: What kind of bins there are.
-        dynamics: SHA-256 of the file of training dynamics.
-        target: The target.
-        scoring: The model that scores bins, beside ready embeddings.
-        patches: How patches are dropped.
-        model_folders: Hashes of the weights of models that are folders.
-    """
+    """config.yaml."""
 
     request: CompressConfig
     source: Origin
-    rows: Columns | None
-    label_column: str | None
-    embedding: Model | None
+    rows: Columns | None  # what of them is embedded; None where there is neither text nor an image
+    label_column: str | None  # makes strata
+    embedding: Model | None  # None if nothing is embedded
     bins: BinsKind
-    dynamics: str | None = None
+    dynamics: str | None = None  # SHA-256 of the file of training dynamics
     target: Target | None = None
-    scoring: Model | None = None
+    scoring: Model | None = None  # scores bins, beside ready embeddings
     patches: Patches | None = None
-    model_folders: dict[str, str | None] = field(default_factory=dict)
+    model_folders: dict[str, str | None] = field(default_factory=dict)  # hashes of the weights
 
     @classmethod
     def read(cls, folder: Path) -> "Config | None":
@@ -287,45 +273,26 @@ class PatchFacts(Record):
 
 @dataclass(kw_only=True)
 class Manifest(Record):
-    """manifest.json; changed by its methods only.
+    """manifest.json."""
 
-    Attributes:
-        complete: Whether the run has finished.
-        state: "done" for every stage that is.
-        rows: Source rows.
-        kept: Kept ones, of a finished run.
-        labels: Label of every stratum.
-        notes: What a user has to be told, one line each.
-        selection_notes: Those of them that the selection made.
-        problems: Rows with something odd.
-        bytes: Sizes.
-        seconds: What every stage took.
-        resumed: Stages that were stopped on the way and went on.
-        scores: Which rows were scored.
-        patches: What dropping patches did.
-        versions: Of the packages.
-        files: What a finished run wrote.
-        digest: SHA-256 of all of this but for how the work went.
-        is_sealed: Whether the digest in the file was right when it was read.
-    """
-
-    complete: bool = False
-    state: dict[str, str] = field(default_factory=dict)
+    complete: bool = False  # the run has finished
+    state: dict[str, str] = field(default_factory=dict)  # "done" for every stage that is
     rows: int
-    labels: list[str]
-    notes: list[str] = field(default_factory=list)
+    labels: list[str]  # of every stratum
+    notes: list[str] = field(default_factory=list)  # what a user has to be told, one line each
     problems: dict[str, Problem] = field(default_factory=dict)
     bytes: Sizes
     seconds: dict[str, float] = field(default_factory=dict)
-    resumed: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)  # stages that were stopped and went on
     scores: ScoreFacts | None = None
     patches: PatchFacts | None = None
-    selection_notes: list[str] = field(default_factory=list)
-    kept: int = 0
+    selection_notes: list[str] = field(default_factory=list)  # those notes that the selection made
+    kept: int = 0  # of a finished run
     versions: dict[str, str] = field(default_factory=dict)
-    files: dict[str, Written] = field(default_factory=dict)
-    digest: str | None = None
+    files: dict[str, Written] = field(default_factory=dict)  # what a finished run wrote
+    digest: str | None = None  # SHA-256 of all of this but for how the work went
     is_sealed: bool = field(default=True, init=False, compare=False, repr=False)
+    """Whether the digest in the file was right when it was read."""
 
     def __post_init__(self) -> None:
         kept, n_strata = self.kept if self.complete else 1, len(self.labels)
@@ -375,28 +342,16 @@ class Manifest(Record):
 
     def end_stage(self, stage: Stage, seconds: float, *, is_resumed: bool = False) -> None:
         """Note that a stage is done, and what it took."""
-        self.note_seconds(stage, seconds)
+        self.seconds[stage] = round(seconds, 3)
         if is_resumed:
             self.resumed = sorted({*self.resumed, stage})
         self.state[stage] = "done"
-
-    def note_seconds(self, what: str, seconds: float) -> None:
-        """Note what a piece of work took."""
-        self.seconds[what] = round(seconds, 3)
 
     def reopen(self, stages: Iterable[str]) -> None:
         """Make a finished run one that has these stages to do again."""
         for stage in stages:
             self.state.pop(stage, None)
         self.complete, self.files, self.digest = False, {}, None
-
-    def describe_rows(self, problems: dict[str, Problem], notes: list[str]) -> None:
-        """Note what is odd about the rows."""
-        self.problems, self.notes = problems, notes
-
-    def set_labels(self, labels: list[str]) -> None:
-        """Note the labels of other strata, those of a partition."""
-        self.labels = labels
 
     def add_notes(self, notes: Iterable[str]) -> None:
         """Add notes that are not there yet."""
@@ -406,14 +361,6 @@ class Manifest(Record):
         """Put the notes of a selection in the place of those of the one before."""
         self.notes = [note for note in self.notes if note not in self.selection_notes] + notes
         self.selection_notes = notes
-
-    def set_scores(self, scores: ScoreFacts) -> None:
-        """Note which rows were scored."""
-        self.scores = scores
-
-    def set_patches(self, patches: PatchFacts) -> None:
-        """Note what dropping patches did."""
-        self.patches = patches
 
     def set_bytes(self, **sizes: Any) -> None:
         """Note sizes."""
@@ -446,11 +393,6 @@ class Manifest(Record):
         public = replace(self, notes=notes, problems=problems, files=files)
         public.digest = _digest({"format": FORMAT, **public.as_dict()})
         return public
-
-    def finish(self, kept: int, subset_files: int, versions: dict[str, str]) -> None:
-        """Note what came out."""
-        self.complete, self.kept, self.versions = True, kept, versions
-        self.set_bytes(subset_files=subset_files)
 
     def record_files(self, folder: Path, names: Iterable[str]) -> None:
         """Note bytes and SHA-256 of the files of a finished run, and the digest of all of this."""

@@ -136,7 +136,7 @@ def embed(job: Job, place: Path, manifest: Manifest, world: World) -> None:
             by_cosine = given is None or request.similarity == "cosine"
             vectors = embedding.open_embeddings(place)
             notes = embedding.note_alike(vectors, by_cosine=by_cosine) + notes
-        manifest.describe_rows(problems, notes)
+        manifest.problems, manifest.notes = problems, notes
 
 
 def select(job: Job, place: Path, manifest: Manifest, world: World) -> None:
@@ -153,8 +153,7 @@ def select(job: Job, place: Path, manifest: Manifest, world: World) -> None:
         if vectors is not None and config.bins != "none":
             strata = job.strata
             if request.partition is not None:
-                strata, labels = part_rows(vectors, request.partition, request.similarity)
-                manifest.set_labels(labels)
+                strata, manifest.labels = part_rows(vectors, request.partition, request.similarity)
             n_left = count_left(config)
             if config.bins in ("dq", "graphcut"):
                 can_part = len(manifest.labels) == 1 and not n_left
@@ -168,9 +167,8 @@ def select(job: Job, place: Path, manifest: Manifest, world: World) -> None:
         if request.method == "adq" and job.adapter is not None:
             started = time.perf_counter()
             n_left = count_left(config, "scoring" if request.ready_embeddings else "embedding")
-            scores, facts = score_bins(job.adapter, place, bins, request, n_left, world)
-            manifest.set_scores(facts)
-            manifest.note_seconds("scores", time.perf_counter() - started)
+            scores, manifest.scores = score_bins(job.adapter, place, bins, request, n_left, world)
+            manifest.seconds["scores"] = round(time.perf_counter() - started, 3)
         if job.target is not None:
             found = pick_targets(
                 place, job.source.dataset, job.adapter, vectors, job.target, request
@@ -264,7 +262,7 @@ def write_patches(
         )
     originals = {what: len(which) for what, which in found["originals"].items()}
     facts = {**found, "originals": originals, "fill": dropper.fill_name}
-    manifest.set_patches(make(PatchFacts, facts))
+    manifest.patches = make(PatchFacts, facts)
 
 
 @contextmanager

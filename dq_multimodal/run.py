@@ -52,16 +52,10 @@ MAX_NAME_BYTES = 200
 
 
 class Run:
-    """A finished run folder.
-
-    Attributes:
-        path: The folder.
-        config: What config.yaml holds; see `dq_multimodal.manifest.Config`.
-        manifest: What manifest.json holds; see `dq_multimodal.manifest.Manifest`.
-        was_complete: Whether the call that gave it found it finished already.
-    """
+    """A finished run folder: its path, and config and manifest, see `dq_multimodal.manifest`."""
 
     was_complete = False
+    """Whether the call that gave it found it finished already."""
 
     def __init__(self, path: str | Path) -> None:
         """Open a run folder, whoever wrote it.
@@ -76,11 +70,10 @@ class Run:
             raise InputError(f"{path} is not a run folder: it has no {CONFIG}")
         if _is_of_hub(self.path):  # whoever pushed it knows no path of this machine
             config.source = replace(config.source, path=None, image_folder=None)
-        self.config = config
         manifest = Manifest.read(self.path)
         if manifest is None or not manifest.complete:
             raise InputError(f"the run in {path} has not finished: run the same command again")
-        self.manifest = manifest
+        self.config, self.manifest = config, manifest
         files = (SELECTION_FILE, BINS_FILE, subset.FOLDER)
         missing = [name for name in files if not (self.path / name).exists()]
         if missing:
@@ -156,15 +149,14 @@ class Run:
         return push(self, repo_id, private=private)
 
     def write_report(self, embeddings_of: str | Path | None = None) -> Path:
-        """Write report.html, map.parquet and the figures of the card again.
+        """Write report.html, map.parquet and the figures of the card again; give the report.
+
+        It shows no rows where the source cannot be read, and no map, coverage or duplicates
+        without embeddings.
 
         Args:
             embeddings_of: Run folder whose embeddings.npy to show, for a run that was resampled
                 from it; None is this run's own, if it has one.
-
-        Returns:
-            The report. It shows no rows where the source cannot be read, and no map, coverage or
-            duplicates without embeddings.
         """
         place = expand_home(embeddings_of or self.path)
         has_rows = (place / embedding.FILE).is_file()
@@ -186,35 +178,21 @@ class Run:
         return self.path / report.FILE
 
     def open_source(self) -> "Dataset":
-        """Load the source again.
-
-        Raises:
-            InputError: If it cannot be had, or has changed.
-        """
+        """Load the source again; InputError if it cannot be had, or has changed."""
         origin = self.config.source.as_dict()
         return reload_source(origin, streaming=self.request.streaming).dataset
 
     def check_whole(self) -> None:
-        """Raise unless the files are those that the run wrote, and none of them is a link.
-
-        Raises:
-            InputError: If they are not.
-        """
-        damage = self.find_damage()
-        for name in sorted(damage):
-            raise InputError(f"the run in {self.path} is damaged: {name} {damage[name]}")
-        links = [path for path in self.path.rglob("*") if path.is_symlink()]
-        links = [path for path in links if not _is_of_hub(path)]
-        if links:
-            raise InputError(f"{links[0]} is a link: what it leads to was not written by the run")
+        """Raise unless the files are those that the run wrote, and none of them is a link."""
+        for name, what in sorted(self.find_damage().items()):
+            raise InputError(f"the run in {self.path} is damaged: {name} {what}")
+        for path in self.path.rglob("*"):
+            if path.is_symlink() and not _is_of_hub(path):
+                raise InputError(f"{path} is a link: what it leads to was not written by the run")
         self.check_tables()
 
     def check_tables(self) -> None:
-        """Raise unless selection.parquet and bins.parquet fit each other and the documents.
-
-        Raises:
-            InputError: If they do not, or cannot be read.
-        """
+        """Raise unless selection.parquet and bins.parquet fit each other and the documents."""
         numbers = set(read_table(self.path, BINS_FILE)["bin"].to_pylist())
         if numbers - ({None} if self.config.bins == "none" else {*self.bins.bin.tolist()}):
             raise InputError(f"{self.path / BINS_FILE} has other bins than {SELECTION_FILE}")
@@ -226,10 +204,9 @@ class Run:
             InputError: If it does not hold a finite vector for every row.
         """
         place = place or self.path
-        n_left = count_left(self.config)
         try:
             rows = embedding.open_embeddings(place)
-            if rows.dtype != np.float32 or n_left >= rows.shape[1]:
+            if rows.dtype != np.float32 or count_left(self.config) >= rows.shape[1]:
                 raise ValueError(f"it holds {rows.dtype} of shape {rows.shape}")
             as_matrix(rows)
         except (OSError, ValueError, EOFError, IndexError) as error:
@@ -287,20 +264,10 @@ def found_complete(target: Path) -> Run:
 
 
 def push(run: Run | str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Push a run as one commit; see `dq_multimodal.hub.push`.
-
-    Args:
-        run: A run or its folder.
-        repo_id: OWNER/NAME; made if it does not exist.
-        private: Make a new repository private.
-
-    Returns:
-        The address of the commit.
+    """Push a run, or the one in a folder, as one commit; see `dq_multimodal.hub.push`.
 
     Raises:
-        InputError: If the run is damaged, the Hub is out of reach, refuses the token, or fails; if
-            the repository holds other things, changes meanwhile, or is public and a private one
-            was asked for.
+        InputError: If the run is damaged, or as `hub.push` does.
     """
     run = Run(run.path if isinstance(run, Run) else run)  # as it is now
     run.check_whole()
@@ -317,9 +284,6 @@ def open_run(name: str | Path, revision: str | None = None) -> Run:
     Args:
         name: Folder, or OWNER/NAME.
         revision: Branch, tag or commit of the repository.
-
-    Raises:
-        InputError: If it is neither, or the Hub is out of reach.
     """
     return Run(name if expand_home(name).exists() else hub.download(str(name), revision))
 
@@ -329,9 +293,6 @@ def blaming_damage(run: Run) -> Iterator[None]:
     """Say of a run that was changed since it was made that this is why something failed.
 
     What a file of anybody may hold has no end: whatever it makes of the code ends in one line.
-
-    Raises:
-        InputError: In place of any other error, if a file is not what the run wrote.
     """
     try:
         yield
@@ -432,17 +393,11 @@ def _rows_from(
     if run.request.drop_ratio and has_old_records(subset.subset_files(run.path)):
         raise InputError(f"{run.path} cannot be resampled: {OLD_STORE}")
     if not len(missing):
-        held = run.subset
-        return subset.drop_own(held), np.searchsorted(numbers, kept), run.path
+        return subset.drop_own(run.subset), np.searchsorted(numbers, kept), run.path
+    gone = f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
     if run.request.drop_ratio:
-        raise InputError(
-            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
-            "their patches were not dropped: compress the source anew"
-        )
+        raise InputError(gone + "their patches were not dropped: compress the source anew")
     try:
         return run.open_source(), kept, None
     except InputError as error:
-        raise InputError(
-            f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
-            f"the source cannot give them: {error}"
-        ) from error
+        raise InputError(f"{gone}the source cannot give them: {error}") from error

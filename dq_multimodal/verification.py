@@ -46,17 +46,11 @@ BLOCK_ROWS = 1000
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that `verify` looked at.
-
-    Attributes:
-        name: What was compared.
-        result: "passed", "failed", or "skipped" when what it needs is not there.
-        detail: What was found, or why it was skipped.
-    """
+    """One thing that `verify` looked at; it is skipped when what it needs is not there."""
 
     name: str
     result: Literal["passed", "failed", "skipped"]
-    detail: str
+    detail: str  # what was found, or why it was skipped
 
 
 Found = tuple[list[str], str]

@@ -18,7 +18,7 @@ from dq_multimodal.data.local import last_part, short_name
 from dq_multimodal.data.source import LICENCE
 from dq_multimodal.data.splits import base_split
 from dq_multimodal.files import open_parquet, parse_yaml, read_text, write_text
-from dq_multimodal.manifest import Config, Manifest, Origin, Sizes
+from dq_multimodal.manifest import Config, Manifest, Origin
 from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.stages.subset import files_by_split, subset_files
 
@@ -31,89 +31,11 @@ MARKING = ("keep_rows", "difficulty", "noise_ratio", "drop_duplicates", "cap_by"
 REPO_ID = "OWNER/NAME"
 """Stands for the repository until the card is pushed to one."""
 
-CITATIONS = """\
-```bibtex
-@inproceedings{zhou2023dataset,
-  title     = {Dataset Quantization},
-  author    = {Zhou, Daquan and Wang, Kai and Gu, Jianyang and Peng, Xiangyu and Lian, Dongze and
-               Zhang, Yifan and You, Yang and Feng, Jiashi},
-  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year      = {2023},
-  note      = {arXiv:2308.10524}
-}
-@inproceedings{adq2025,
-  title     = {Adaptive Dataset Quantization},
-  booktitle = {AAAI Conference on Artificial Intelligence},
-  year      = {2025},
-  note      = {arXiv:2412.16895}
-}
-```"""
-
-LOADING = """\
-```python
-from datasets import load_dataset
-
-subset = load_dataset({repo}{part})
-selection = load_dataset({repo}, "selection", split={split})  # one row a source row{restore}
-```"""
-RESTORE = """
-
-from dq_multimodal.patches import restore
-
-subset = restore(subset, fill="mean")  # images again; or fill="mae", mae_model=..."""
-WEIGHING = """\
-## Train with the weights
-
-`dq_weight` says how many rows of the source a row stands for; its mean is 1. Without the weights \
-the subset shows a model more of what is rare than the source does. As loss weights:
-
-```python
-losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-loss = (batch["dq_weight"] * losses).mean()
-loss.backward()
-```
-
-Or, with the usual loss, as the chance of a row to be drawn:
-
-```python
-weights = load_dataset({repo}{part})["dq_weight"]
-sampler = torch.utils.data.WeightedRandomSampler(weights, len(weights))
-loader = torch.utils.data.DataLoader(subset, batch_size=64, sampler=sampler)
-```"""
-
 FIGURES = "figures"
 FIGURE_TEXTS = {
     "map.png": "Map of the rows by their embeddings, coloured by bin, kept rows marked",
     "bins.png": "Scores of the bins, and how many of their rows were kept",
     "coverage.png": "How far every row is from its nearest kept row, beside random selection",
-}
-
-UNTOUCHED = "Every row is an untouched row of the source; nothing was rewritten or generated."
-DROPPED = (
-    "Its images keep their most important patches only, as records of kept patches and a mask; "
-    "the other columns are those of the source."
-)
-
-TARGETED = (
-    " A share of the rows was picked for a target, whose rows took turns to pick their nearest row "
-    "that was left."
-)
-METHODS = {
-    "adq": "Adaptive Dataset Quantization: the rows were parted into disjoint bins by greedy "
-    "GraphCut gains, every bin was scored for representativeness and diversity, and gave a share "
-    "that grows with its importance",
-    "dq": "Dataset Quantization: the rows were parted into disjoint bins by greedy GraphCut gains, "
-    "and every bin gave the same share of its rows",
-    "graphcut": "GraphCut: one greedy run over all rows, the first picks were kept",
-    "random": "seeded random selection, the baseline of every coreset method",
-    "blocks": "balanced random selection: of every part of similar rows, however small, the same "
-    "share is drawn",
-    "coverage": "coverage (facility location, as in CRAIG, arXiv:1906.01827): each row picked is "
-    "the one that brings all rows of its stratum nearest to a picked row",
-    "ccs": "coverage-centric selection (CCS, arXiv:2210.15809): rows likely to be labelled wrong "
-    "go last, and every level of the area under the margin gives as many rows as the others",
-    "dual": "DUAL (arXiv:2502.06905): a random sample that favours rows which are hard and "
-    "uncertain in training, the less so the smaller the sample",
 }
 
 BEGIN = "<!-- dq-multimodal: begin -->"
@@ -124,14 +46,8 @@ WROTE = "<!-- front matter: {} -->"
 READ_WROTE = re.compile("^{}(.*){}$".format(*WROTE.split("{}")), re.MULTILINE)
 HEAD = re.compile(r"\ufeff?---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
-SIZE_CATEGORIES = (
-    (1e3, "n<1K"),
-    (1e4, "1K<n<10K"),
-    (1e5, "10K<n<100K"),
-    (1e6, "100K<n<1M"),
-    (1e7, "1M<n<10M"),
-    (1e8, "10M<n<100M"),
-)
+SIZES = "n<1K 1K<n<10K 10K<n<100K 100K<n<1M 1M<n<10M 10M<n<100M 100M<n<1B".split()
+"""Categories of the Hub by the digits of the number of rows, from three digits on."""
 
 Matter = dict[str, Any]
 
@@ -153,19 +69,14 @@ def clear_card(run_folder: Path) -> None:
     path = run_folder / CARD
     if not path.is_file():
         return
-    left = open_card(run_folder).without_section()
-    if left.strip():
+    if (left := open_card(run_folder).without_section()).strip():
         write_text(path, left)
     else:
         path.unlink()
 
 
 def open_card(run_folder: Path) -> "Card":
-    """Read the card beside a run.
-
-    Raises:
-        InputError: If it is no text file, or too large.
-    """
+    """Read the card beside a run; InputError if it is no text file, or too large."""
     try:
         return read_card(read_text(run_folder / CARD, MAX_BYTES))
     except FileNotFoundError:
@@ -184,7 +95,7 @@ def make_matter(run_folder: Path, config: Config, manifest: Manifest) -> Matter:
         matter |= {key: source[key] for key in LICENCE if source[key]}
     if source.kind == "hub":
         matter["source_datasets"] = [source.name]
-    size = next((name for top, name in SIZE_CATEGORIES if kept < top), "100M<n<1B")
+    size = SIZES[min(max(len(str(kept)) - 3, 0), len(SIZES) - 1)]
     split = base_split(source.split)
     files: dict[str, Any] = {split: "subset/*.parquet"}
     if source.splits is not None:
@@ -213,65 +124,50 @@ def _title(config: Config, manifest: Manifest) -> str:
 
 
 def make_body(run_folder: Path, config: Config, manifest: Manifest, repo_id: str = REPO_ID) -> str:
-    """Write our section of the card, all but the front matter."""
-    request, source, sizes = config.request, config.source, manifest.bytes
-    repo, split = (json.dumps(clean(text)) for text in (repo_id, base_split(source.split)))
-    part = "" if source.splits else f", split={split}"  # without it a DatasetDict
-    seen = "embeddings of the rows, never at a trained model's results"
-    if config.dynamics:
-        seen = "how a model learned the rows, never at what one learns from the subset"
-    whole = f"**{manifest.kept:,} of the {manifest.rows:,} rows**"
-    notes = "\n".join(f"- {escape(note)}" for note in manifest.notes)
-    figures = [name for name in FIGURE_TEXTS if (run_folder / FIGURES / name).is_file()]
-    parts = [
-        f"# {escape(_title(config, manifest))}",
-        f"{whole} of {_name_source(source)}, a smaller set to train on. "
-        + (DROPPED if request.drop_ratio else UNTOUCHED)
-        + " Dataset quantization has nothing to do with the quantization of model weights.",
-        "## How to load it",
-        LOADING.format(
-            repo=repo, part=part, split=split, restore=RESTORE if request.drop_ratio else ""
-        ),
-        f"Other sizes and methods, without an encoder: "
-        f"`dq-multimodal resample {repo_id} --keep-ratio 0.05`.",
-        "`dq_row` is the number of the row in the source, `dq_bin` and `dq_rank` tell its place.",
-        WEIGHING.format(repo=repo, part=part) if _has_weights(run_folder) else "",
-        "## How it was made",
-        METHODS[request.method] + "." + (TARGETED if request.target else ""),
-        table(["setting", "value"], _settings(config)),
-        "## Before and after",
-        table(["", "source", "subset"], _sizes(manifest.rows, manifest.kept, sizes)),
-        "## Rows by bin",
-        _bin_table(run_folder),
-        "## Figures" if figures else "",
-        *(f"![{FIGURE_TEXTS[name]}]({FIGURES}/{name})" for name in figures),
-        f"## Notes on the rows\n\n{notes}" if notes else "",
-        "## Limits",
-        f"The selection looks at {seen}. "
-        "Whether the subset trains as well as the whole has to be measured for each model and "
-        "task; random selection of the same size is a strong baseline. Errors and biases of the "
-        "source are still here.",
-        "## Licence",
-        _licence(source),
-        "## Citation",
-        CITATIONS,
-    ]
-    return "\n\n".join(filter(None, parts))
+    """Write our section of the card, all but the front matter; see report/templates/card.md."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("dq_multimodal", "report/templates")
+    page = Environment(  # names are escaped for Markdown here
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source, split = config.source, json.dumps(clean(base_split(config.source.split)))
+    with open_parquet(subset_files(run_folder)[0]) as file:
+        has_weights = "dq_weight" in file.schema_arrow.names
+    return page.get_template("card.md").render(
+        request=config.request,
+        manifest=manifest,
+        table=table,
+        title=escape(_title(config, manifest)),
+        source=_name_source(source),
+        repo_id=repo_id,
+        repo=json.dumps(clean(repo_id)),
+        split=split,
+        part="" if source.splits else f", split={split}",  # without it a DatasetDict
+        has_weights=has_weights,
+        has_dynamics=bool(config.dynamics),
+        settings=_settings(config),
+        sizes=_sizes(manifest),
+        bins=_bin_table(run_folder),
+        figures=[f for f in FIGURE_TEXTS.items() if (run_folder / FIGURES / f[0]).is_file()],
+        notes=[escape(note) for note in manifest.notes],
+        licence=_licence(source),
+    )
 
 
-def _sizes(rows: int, kept: int, sizes: Sizes) -> list[list[str]]:
+def _sizes(manifest: Manifest) -> list[list[str]]:
     """Compare source and subset; of dropped patches, source files against patch records."""
+    sizes = manifest.bytes
     compared = {
-        "rows": (rows, kept),
+        "rows": (manifest.rows, manifest.kept),
         "bytes (source columns, uncompressed Arrow)": (sizes.source_data, sizes.subset_data),
         "bytes of the images of the kept rows": (sizes.source_images, sizes.stored_images),
         "bytes of the files": (sizes.source_files, sizes.subset_files),
     }
-    if sizes.stored_images is None:
-        del compared["bytes of the images of the kept rows"]
     return [
         [what, "not known" if before is None else f"{before:,}", f"{after:,}"]
         for what, (before, after) in compared.items()
+        if after is not None
     ]
 
 
@@ -283,11 +179,6 @@ def _name_source(source: Origin) -> str:
     if source.kind == "memory":
         return "a dataset that was given in memory"
     return f"the local {code(Path(source.name).name)}, split {split}"
-
-
-def _has_weights(run_folder: Path) -> bool:
-    with open_parquet(subset_files(run_folder)[0]) as file:
-        return "dq_weight" in file.schema_arrow.names
 
 
 def _settings(config: Config) -> list[list[str]]:
@@ -333,16 +224,13 @@ def _bin_table(run_folder: Path) -> str:
     totals = [("size", "sum"), ("kept", "sum"), *((name, "min") for name in SCORES)]
     by_bin = bins.group_by("bin").aggregate(totals).sort_by("bin")
     has_scores = any(by_bin[f"{name}_min"].null_count < len(by_bin) for name in SCORES)
+    shown = SCORES if has_scores else ()
     lines = [
         [str(row["bin"]), f"{row['size_sum']:,}", f"{row['kept_sum']:,}"]
-        + [_number(row[f"{name}_min"]) for name in SCORES if has_scores]
+        + ["" if x is None else f"{x:.4g}" for x in (row[f"{s}_min"] for s in shown)]
         for row in by_bin.to_pylist()
     ]
-    return table(["bin", "rows", "kept", *(SCORES if has_scores else ())], lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return table(["bin", "rows", "kept", *shown], lines)
 
 
 def _licence(source: Origin) -> str:
@@ -364,23 +252,13 @@ def _licence(source: Origin) -> str:
 
 @dataclass(frozen=True)
 class Card:
-    """A card in parts.
+    """A card in parts."""
 
-    Attributes:
-        head: Text of the front matter, without its rules.
-        matter: What it says.
-        before: Text before our section.
-        after: Text after it; all of the text where there is none.
-        wrote: The front matter that we wrote there, so that what was typed in since is known.
-        has_section: Whether there is a section of ours.
-    """
-
-    head: str = ""
-    matter: Matter = field(default_factory=dict)
-    before: str = ""
-    after: str = ""
-    wrote: Matter = field(default_factory=dict)
-    has_section: bool = False
+    head: str = ""  # text of the front matter, without its rules
+    matter: Matter = field(default_factory=dict)  # what it says
+    before: str = ""  # text before our section
+    after: str = ""  # after it; all of the text where there is none
+    wrote: Matter = field(default_factory=dict)  # by us, so that what was typed in since is known
 
     def merge(self, matter: Matter) -> Matter:
         """Give our front matter with what was typed into this one; see `with_section`."""
@@ -396,11 +274,7 @@ class Card:
 
         Of the front matter stay the entries that are not ours and those that were typed in since
         we wrote it; our tags and configs go beside others. The licence is ours if we name one.
-
-        Args:
-            matter: Our front matter.
-            body: Our section.
-            typed: Our front matter with what was typed into it elsewhere.
+        Typed is our front matter with what was typed into it elsewhere.
         """
         wrote = json.dumps(matter, default=str).replace("<", "\\u003c").replace(">", "\\u003e")
         section = f"{BEGIN}\n{WROTE.format(wrote)}\n\n{body}\n\n{END}"
@@ -437,8 +311,7 @@ def read_card(text: str) -> Card:
     if section is None:
         return Card(head, matter or {}, after=text)
     before, after = text[: section.start()], text[section.end() :]
-    wrote = _read_wrote(section.group(1))
-    return Card(head, matter or {}, before, after, wrote, has_section=True)
+    return Card(head, matter or {}, before, after, _read_wrote(section.group(1)))
 
 
 def _parse_head(head: str) -> Matter | None:
@@ -502,15 +375,15 @@ def _merge(theirs: Matter, ours: Matter, wrote: Matter) -> Matter:
 
 def _unite(mine: list[Any], now: list[Any], old: list[Any]) -> list[Any]:
     """Put our entries beside those of others; configs are told apart by their names."""
-    names = [_name(entry) for entry in mine]
-    others = [entry for entry in now if entry not in old and _name(entry) not in names]
+
+    def name(entry: Any) -> Any:
+        return entry.get("config_name") if isinstance(entry, dict) else entry
+
+    names = [name(entry) for entry in mine]
+    others = [entry for entry in now if entry not in old and name(entry) not in names]
     # in their order, so that a card that says all already does not change
     found = [entry for entry in now if entry in mine or entry in others]
     return found + [entry for entry in mine if entry not in found]
-
-
-def _name(entry: Any) -> Any:
-    return entry.get("config_name") if isinstance(entry, dict) else entry
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -60,33 +60,18 @@ Kind = Literal["dataset", "model"]
 
 @dataclass(frozen=True)
 class Remote:
-    """What a repository holds before a push.
+    """What a repository holds before a push."""
 
-    Attributes:
-        repo_id: OWNER/NAME.
-        kind: Of repository.
-        commit: Its head.
-        files: Their paths.
-    """
-
-    repo_id: str
+    repo_id: str  # OWNER/NAME
     kind: Kind
-    commit: str
+    commit: str  # its head
     files: set[str]
 
 
 def check_push(repo_id: str, *, private: bool = False, kind: Kind = "dataset") -> str:
-    """Raise unless a push to a repository may be tried: its name, the token, what is there.
-
-    Returns:
-        The repository with its owner.
-
-    Raises:
-        InputError: If the Hub is out of reach or refuses the token; if the repository holds
-            other things than a push of ours, or is public and a private one was asked for.
-    """
+    """Raise unless a push may be tried, as `push` does; give the repository with its owner."""
     with hub_errors(f"push to {repo_id}", "try the same again", also=CLIENT_ERRORS):
-        repo_id = _check_right(repo_id, kind)
+        repo_id = _check_right(repo_id)
         _find(repo_id, private, kind)
     return repo_id
 
@@ -143,15 +128,9 @@ def push(
 
 
 def push_model(model_folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Push the files of a trained model or adapter, as one commit.
+    """Push the files of a trained model or adapter as `push` does, and give the same.
 
     A card that is in the repository stays. Folders of this machine are left out.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        InputError: As `push` does.
     """
     contents: dict[str, Path | bytes] = {
         path.name: path
@@ -188,19 +167,14 @@ def _push(
 ) -> str:
     """Make one commit.
 
-    Args:
-        repo_id: Where to.
-        kind: Of repository.
-        private: Make a new one private.
-        contents: The files.
-        fill: Sets those that depend on what is there, and gives those to delete.
-        message: Of the commit.
+    Before it, `fill` sets those contents that depend on what is there, and gives the files to
+    delete.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     advice = "the repository is as it was, or whole and new; try the same again"
     with hub_errors(f"push to {repo_id}", advice, also=CLIENT_ERRORS):
-        api, repo_id = HfApi(), _check_right(repo_id, kind)
+        api, repo_id = HfApi(), _check_right(repo_id)
         remote = _find(repo_id, private, kind)
         if remote is None:
             api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
@@ -266,12 +240,8 @@ def _seconds_to_wait(error: "HfHubHTTPError") -> float:
     return limit.reset_in_seconds if limit is not None else WAIT_SECONDS
 
 
-def _check_right(repo_id: str, kind: Kind) -> str:
-    """Give a repository with its owner.
-
-    Raises:
-        InputError: If it is no name, or the token cannot write there.
-    """
+def _check_right(repo_id: str) -> str:
+    """Give a repository with its owner, if it is a name and the token can write there."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -285,25 +255,26 @@ def _check_right(repo_id: str, kind: Kind) -> str:
         repo_id = f"{me['name']}/{repo_id}"
     owner = repo_id.split("/")[0]
     token = (me.get("auth") or {}).get("accessToken") or {}
+    refused = f"cannot push to {repo_id}: "
     if token.get("role") == "read" or not _may_write(token.get("fineGrained"), owner, repo_id):
         raise InputError(
-            f"cannot push to {repo_id}: this token has no right to write there; make one with "
-            "write access and log in with `hf auth login`"
+            refused + "this token has no right to write there; make one with write access and log "
+            "in with `hf auth login`"
         )
     if owner.lower() == me["name"].lower():
         return repo_id
-    for group in me.get("orgs") or []:
-        if group["name"].lower() == owner.lower():
-            if group.get("roleInOrg") in NO_WRITING and not group.get("resourceGroups"):
-                raise InputError(
-                    f"cannot push to {repo_id}: {me['name']} has no right to write there, only "
-                    f"the role {group['roleInOrg']} in {owner}"
-                )
-            return repo_id
-    raise InputError(
-        f"cannot push to {repo_id}: {owner} is neither {me['name']}, whose token this is, nor an "
-        "organization of theirs"
-    )
+    groups = [g for g in me.get("orgs") or [] if g["name"].lower() == owner.lower()]
+    if not groups:
+        raise InputError(
+            f"{refused}{owner} is neither {me['name']}, whose token this is, nor an organization "
+            "of theirs"
+        )
+    if groups[0].get("roleInOrg") in NO_WRITING and not groups[0].get("resourceGroups"):
+        raise InputError(
+            f"{refused}{me['name']} has no right to write there, only the role "
+            f"{groups[0]['roleInOrg']} in {owner}"
+        )
+    return repo_id
 
 
 def _may_write(rights: dict[str, Any] | None, owner: str, repo_id: str) -> bool:
@@ -319,11 +290,7 @@ def _may_write(rights: dict[str, Any] | None, owner: str, repo_id: str) -> bool:
 
 
 def _find(repo_id: str, private: bool, kind: Kind) -> Remote | None:
-    """Look at a repository; None where there is none yet.
-
-    Raises:
-        InputError: If it is nothing to push to.
-    """
+    """Look at a repository, if it may be pushed to; None where there is none yet."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -347,11 +314,9 @@ def _find(repo_id: str, private: bool, kind: Kind) -> Remote | None:
 
 def _is_ours(remote: Remote) -> bool:
     """Say whether a repository has our mark."""
-    mark = MANIFEST if remote.kind == "dataset" else MODEL_MARK
-    if mark not in remote.files:
-        return False
-    path = _download(remote, mark)
-    return has_mark(path, FORMAT if remote.kind == "dataset" else MODEL_FORMAT)
+    is_run = remote.kind == "dataset"
+    mark, form = (MANIFEST, FORMAT) if is_run else (MODEL_MARK, MODEL_FORMAT)
+    return mark in remote.files and has_mark(_download(remote, mark), form)
 
 
 def _download(remote: Remote, name: str) -> Path:

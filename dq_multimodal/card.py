@@ -46,7 +46,7 @@ WROTE = "<!-- front matter: {} -->"
 READ_WROTE = re.compile("^{}(.*){}$".format(*WROTE.split("{}")), re.MULTILINE)
 HEAD = re.compile(r"\ufeff?---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
-SIZES = "n<1K 1K<n<10K 10K<n<100K 100K<n<1M 1M<n<10M 10M<n<100M 100M<n<1B".split()
+SIZES = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"]
 """Categories of the Hub by the digits of the number of rows, from three digits on."""
 
 Matter = dict[str, Any]

@@ -44,10 +44,6 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     Row texts and names are data: the templates escape them, or they go into one JSON element
     that the script puts on the page as text. The policy of the page runs its own script by hash
     and nothing else, and lets nothing be fetched.
-
-    Args:
-        facts: What there is to say.
-        has_figures: Whether the figures were drawn.
     """
     loader = PackageLoader("dq_multimodal", "report/templates")
     environment = Environment(
@@ -133,12 +129,12 @@ def _source_name(config: Config) -> str:
 def _decided(facts: Facts) -> list[dict[str, Any]]:
     """Count what decided of kept rows and of those left out, the most frequent first."""
     kinds, kept = facts.decisions.kind, facts.selection.kept
-    counts = [np.bincount(kinds[rows], minlength=len(KINDS)) for rows in (kept, ~kept)]
-    found = [
-        {"kind": KINDS[k], "n_kept": int(counts[0][k]), "n_left_out": int(counts[1][k])}
-        for k in np.argsort(-(counts[0] + counts[1]), kind="stable")
+    ours, others = (np.bincount(kinds[rows], minlength=len(KINDS)) for rows in (kept, ~kept))
+    return [
+        {"kind": KINDS[k], "n_kept": int(ours[k]), "n_left_out": int(others[k])}
+        for k in np.argsort(-(ours + others), kind="stable")
+        if ours[k] or others[k]
     ]
-    return [one for one in found if one["n_kept"] or one["n_left_out"]]
 
 
 def _settings(facts: Facts) -> list[tuple[str, str]]:
@@ -198,15 +194,10 @@ def _strips(found: Coverage) -> list[dict[str, Any]]:
         numbers = np.array([ours, mean, low, high])
         width = 1.5 * float(np.ptp(numbers)) or 1.0
         middle = (numbers.min() + numbers.max()) / 2
-        verdict = "better" if ours < low else "worse" if ours > high else "no different"
-        strips.append(
-            {
-                "name": name,
-                "numbers": [f"{number:.4f}" for number in numbers],
-                "places": (50 + 100 * (numbers - middle) / width).round(1).tolist(),
-                "verdict": verdict,
-            }
-        )
+        places = (50 + 100 * (numbers - middle) / width).round(1).tolist()
+        strip = {"name": name, "numbers": [f"{x:.4f}" for x in numbers], "places": places}
+        strip["verdict"] = "better" if ours < low else "worse" if ours > high else "no different"
+        strips.append(strip)
     return strips
 
 

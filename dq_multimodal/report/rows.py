@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,13 +105,9 @@ class RowReader:
     ) -> dict[int, list[str]]:
         """Read the texts of rows, one for each column, cut to 500 characters together."""
         found = {}
-        numbers = list(rows)
-        for start, stop in self._cut(numbers):
-            part = numbers[start:stop]
-            for row, values in zip(part, self._read(part), strict=True):
+        for part, read in self._blocks(list(rows), on_rows):
+            for row, values in zip(part, read, strict=True):
                 found[row], self.lengths[row] = _fields(values)
-            if on_rows is not None:
-                on_rows(len(part))
         return found
 
     def pictures(
@@ -119,26 +115,24 @@ class RowReader:
     ) -> dict[int, Picture | None]:
         """Read the pictures of rows, small; None for what cannot be read."""
         found: dict[int, Picture | None] = {}
-        numbers = list(rows)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start, stop in self._cut(numbers):
-                part = numbers[start:stop]
-                files = [None if values is None else values[0] for values in self._read(part)]
+            for part, read in self._blocks(list(rows), on_rows):
+                files = [None if values is None else values[0] for values in read]
                 found |= dict(zip(part, pool.map(_draw_small, files), strict=True))
-                self.lengths |= {
-                    row: picture.n_pixels for row in part if (picture := found[row]) is not None
-                }
-                if on_rows is not None:
-                    on_rows(len(part))
+        self.lengths |= {row: shown.n_pixels for row, shown in found.items() if shown is not None}
         return found
 
-    def _cut(self, rows: list[int]) -> Iterable[tuple[int, int]]:
-        """Cut rows into blocks to read at once."""
-        if self.kind == "none" or not hasattr(self._source, "data"):
-            sizes = np.zeros(len(rows), dtype=np.int64)
-        else:
+    def _blocks(
+        self, rows: list[int], on_rows: Callable[[int], object] | None
+    ) -> Iterator[tuple[list[int], list[list[Any] | None]]]:
+        """Read rows in blocks."""
+        sizes = np.zeros(len(rows), dtype=np.int64)
+        if self.kind != "none" and hasattr(self._source, "data"):
             sizes = measure_rows(self._source)[rows]
-        return cut_rows(sizes, READ_ROWS)
+        for start, stop in cut_rows(sizes, READ_ROWS):
+            yield rows[start:stop], self._read(rows[start:stop])
+            if on_rows is not None:
+                on_rows(stop - start)
 
     def _read(self, rows: list[int]) -> list[list[Any] | None]:
         """Read the columns of rows; None for a row that cannot be read."""

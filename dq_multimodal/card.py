@@ -302,16 +302,14 @@ class Card:
 def read_card(text: str) -> Card:
     """Part a card; a front matter that is no mapping, or none of ours, counts as text."""
     text = text.replace("\r\n", "\n")
-    head, matter, found = "", None, HEAD.match(text)
-    if found:
-        matter = _parse_head(found.group(1))
-    if found and matter is not None:
-        head, text = found.group(1), text[found.end() :]
+    head, matter, found = "", {}, HEAD.match(text)
+    if found and (parsed := _parse_head(found.group(1))) is not None:
+        head, matter, text = found.group(1), parsed, text[found.end() :]
     section = SECTION.search(text)
     if section is None:
-        return Card(head, matter or {}, after=text)
+        return Card(head, matter, after=text)
     before, after = text[: section.start()], text[section.end() :]
-    return Card(head, matter or {}, before, after, _read_wrote(section.group(1)))
+    return Card(head, matter, before, after, _read_wrote(section.group(1)))
 
 
 def _parse_head(head: str) -> Matter | None:

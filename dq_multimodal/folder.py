@@ -249,12 +249,9 @@ def is_finished(target: Path, config: Config, *, with_report: bool = False) -> b
 
 
 def begin(target: Path, config: Config, overwrite: bool) -> Manifest | None:
-    """Start a run in a claimed folder, or go on with the same one.
+    """Start a run in a claimed folder, or go on with the same one: give its manifest, if any.
 
     What a finished run has lost, or what is not as long as it was, counts as not done.
-
-    Returns:
-        The manifest to go on with, if there is one.
 
     Raises:
         InputError: If another run is there and may not be overwritten, or others put something

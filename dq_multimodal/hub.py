@@ -42,16 +42,8 @@ NO_WRITING = ("no_access", "read")
 ROW_NAMES = ("label_column", "image_column", "text_columns", "columns", "column", "template")
 """Settings that name what is in the rows, never a place."""
 PLACES = (
-    "dynamics",
-    "target",
-    "target_model",
-    "ready_embeddings",
-    "embedding_model",
-    "attribution_model",
-    "mae_model",
-    "image_folder",
-    "model",
-    "file",
+    *("dynamics", "target", "target_model", "ready_embeddings", "embedding_model"),
+    *("attribution_model", "mae_model", "image_folder", "model", "file"),
 )
 PATH = re.compile(r"(?<![\w.:/])~?/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 
@@ -90,11 +82,8 @@ def push(
     the card. Folders of this machine are left out of what is pushed.
 
     Args:
-        folder: The run folder.
-        config: Its config.yaml.
-        manifest: Its manifest.json.
-        repo_id: OWNER/NAME; made if it does not exist.
-        private: Make a new repository private.
+        folder: The run folder, with its config and manifest.
+        repo_id: OWNER/NAME; made if it does not exist, private if it is to be.
 
     Returns:
         The address of the commit.
@@ -104,8 +93,14 @@ def push(
             holds other things, changes meanwhile, or is public and a private one was asked for.
     """
     places = sorted({str(Path(place).parent) + "/" for place in _places(config.as_dict())}, key=len)
+
+    def shorten(text: str) -> str:
+        for place in reversed(places):
+            text = text.replace(place, "")
+        return PATH.sub(r"\1", text)
+
     config = public_config(config)
-    manifest = _public_manifest(manifest, places, config.format())
+    manifest = manifest.make_public(shorten, config.format())
     figures = [folder / FIGURES / name for name in FIGURE_TEXTS]
     paths = [*(folder / name for name in PUSHED), *subset.subset_files(folder)]
     paths += [path for path in figures if path.is_file()]
@@ -353,19 +348,6 @@ def _strip(value: Any, key: str = "") -> Any:
     return last_part(value) if key in PLACES or value.startswith(("/", "~")) else value
 
 
-def _public_manifest(manifest: Manifest, places: list[str], config: str) -> Manifest:
-    """Give the manifest without the folders of this machine that its notes name."""
-
-    def shorten(text: str) -> str:
-        for place in reversed(places):
-            text = text.replace(place, "")
-        return PATH.sub(r"\1", text)
-
-    notes = [shorten(note) for note in manifest.notes]
-    problems = {shorten(what): found for what, found in manifest.problems.items()}
-    return manifest.make_public(notes, problems, config)
-
-
 def _places(value: Any) -> Iterator[str]:
     """Find all absolute paths in settings."""
     if isinstance(value, dict | list):
@@ -376,11 +358,7 @@ def _places(value: Any) -> Iterator[str]:
 
 
 def download(name: str, revision: str | None = None) -> Path:
-    """Download a run that `push` made, and give its folder.
-
-    Raises:
-        InputError: If there is no such repository, it is no run, or the Hub is out of reach.
-    """
+    """Download a run that `push` made, and give its folder."""
     from huggingface_hub import snapshot_download
 
     advice = "give a run folder, or check the name and the network"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -69,11 +69,7 @@ def _as_plain(value: Any) -> Any:
 
 
 def make(kind: type[T], values: dict[str, Any]) -> T:
-    """Make a part of a document of plain values.
-
-    Raises:
-        InputError: If one is missing or of another type.
-    """
+    """Make a part of a document of plain values, if none is missing or of another type."""
     return check_type(kind.__name__, values, kind)
 
 
@@ -183,11 +179,7 @@ class Config(Record):
 
     @classmethod
     def read(cls, folder: Path) -> "Config | None":
-        """Read the config.yaml of a folder; None where there is none.
-
-        Raises:
-            InputError: If it cannot be read or is not what a run writes, whoever wrote it.
-        """
+        """Read the config.yaml of a folder, whoever wrote it; None where there is none."""
         path = folder / CONFIG
         if not path.is_file():
             return None
@@ -307,11 +299,7 @@ class Manifest(Record):
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """Read the manifest.json of a folder; None where it is not there or no more than a mark.
-
-        Raises:
-            InputError: If it cannot be read or is not what a run writes, whoever wrote it.
-        """
+        """Read the manifest.json of a folder, whoever wrote it; None if it is a mark or none."""
         path = folder / MANIFEST
         with _reading(path):
             try:
@@ -383,10 +371,10 @@ class Manifest(Record):
             seconds={"resample": round(seconds, 3)},
         )
 
-    def make_public(
-        self, notes: list[str], problems: dict[str, Problem], config: str
-    ) -> "Manifest":
-        """Give a manifest for others, with other texts and for another text of config.yaml."""
+    def make_public(self, shorten: Callable[[str], str], config: str) -> "Manifest":
+        """Give a manifest for others, without folders, for another text of config.yaml."""
+        notes = [shorten(note) for note in self.notes]
+        problems = {shorten(what): found for what, found in self.problems.items()}
         content = config.encode()
         written = Written(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         files = self.files | {CONFIG: written}

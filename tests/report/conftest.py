@@ -1,10 +1,18 @@
 """One browser for all tests of the page, and a folder of nasty rows."""
 
+import io
 import os
 import shutil
 
+import numpy as np
 import pytest
+from datasets import Dataset, Image
+from PIL import Image as Pillow
 from report_runs import TEXT_ROWS, clusters, write_run
+
+from dq_multimodal.report import write_report
+from dq_multimodal.report.collect import Map, collect
+from dq_multimodal.report.page import make_page
 
 EVIL_NAME = "</title><script>window.pwned=1</script>\u202eevil"
 EVIL_LABELS = (
@@ -39,10 +47,6 @@ EVIL_TEXTS = [
 
 def write_text_report(folder):
     """Write a report of 240 rows of text with scores and two labels."""
-    from datasets import Dataset
-
-    from dq_multimodal.report import write_report
-
     values = clusters(240)
     values[50:53] = values[10]
     config, manifest = write_run(
@@ -72,10 +76,6 @@ def text_report(tmp_path_factory):
 @pytest.fixture(scope="session")
 def evil_report(tmp_path_factory):
     """The folder of a report in which every text and name is hostile."""
-    from datasets import Dataset
-
-    from dq_multimodal.report import write_report
-
     folder = tmp_path_factory.mktemp("evil")
     values = clusters(120)
     values[7] = 0
@@ -99,14 +99,6 @@ def evil_report(tmp_path_factory):
 @pytest.fixture(scope="session")
 def image_report(tmp_path_factory):
     """The folder of a report of 90 pictures, some of which cannot be read."""
-    import io
-
-    import numpy as np
-    from datasets import Dataset, Image
-    from PIL import Image as Pillow
-
-    from dq_multimodal.report import write_report
-
     folder = tmp_path_factory.mktemp("image")
     values = clusters(90)
     files = []
@@ -128,12 +120,6 @@ def image_report(tmp_path_factory):
 @pytest.fixture(scope="session")
 def large_report(tmp_path_factory):
     """The folder of a page alone: 6,000 rows, of which 4,000 are on the map, of very long texts."""
-    import numpy as np
-    from datasets import Dataset
-
-    from dq_multimodal.report.collect import Map, collect
-    from dq_multimodal.report.page import make_page
-
     folder, n_rows = tmp_path_factory.mktemp("large"), 6000
     config, manifest = write_run(folder, clusters(n_rows), method="random", rows=TEXT_ROWS)
     long = "<\U0001f469\u200d\U0001f469\u200d\U0001f467&" * 300

@@ -2,11 +2,9 @@
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import EVIL_TEXTS, write_text_report
@@ -18,6 +16,7 @@ from dq_multimodal.report import FILES, collect, write_report
 from dq_multimodal.report.page import as_json, make_page
 from dq_multimodal.report.patched import Example
 from dq_multimodal.report.rows import RowReader
+from dq_multimodal.stages.marks import Marks
 
 FIGURES = ("map.png", "bins.png", "coverage.png")
 
@@ -251,14 +250,8 @@ def test_many_bins_and_labels_are_capped(tmp_path):
 
 def test_near_duplicates_that_the_run_found_are_shown_as_they_are(tmp_path):
     values = clusters(60)
-    config, manifest = write_run(tmp_path, values)
-    config.request = replace(config.request, drop_duplicates=0.8)
-    path = tmp_path / "selection.parquet"
-    repeated = [None, 0, 0, *[None] * 57]
-    table = pq.read_table(path).append_column("duplicate_of", pa.array(repeated, pa.int64()))
-    pq.write_table(table, path)
-    write_report(tmp_path, config, manifest, embeddings=values, dataset=None)
-    text = plain(read(tmp_path))
+    marks = Marks(duplicate_of=np.array([-1, 0, 0, *[-1] * 57]))
+    text = plain(page_of(tmp_path, values, marks=marks, drop_duplicates=0.8))
     assert "from a cosine similarity of 0.8 on; each group is a row with those after it" in text
     assert "1 group holds 3 rows" in text
 

@@ -2,11 +2,8 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import EVIL_TEXTS
 from datasets import Dataset
@@ -17,6 +14,7 @@ from dq_multimodal import InputError
 from dq_multimodal.report import write_report
 from dq_multimodal.report.collect import collect
 from dq_multimodal.report.decisions import picked_rows
+from dq_multimodal.stages.marks import Marks
 
 
 def test_the_first_of_the_targeted_order_are_there_for_the_target():
@@ -33,15 +31,13 @@ def targeted(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("target")
     values = clusters(40)
     kept = np.isin(np.arange(40), [0, 1, 2, 3, 4, 5, 20, 21, 22, 23])
-    config, manifest = write_run(tmp_path, values, rows=TEXT_ROWS, kept=kept)
-    config.request = replace(config.request, target_share=0.6)
-    selection = pq.read_table(tmp_path / "selection.parquet")
     rank = np.arange(40)
     row = np.where(rank % 2 == 0, 0, 1)
     row[5] = 0
-    selection = selection.append_column("target_rank", pa.array(rank))
-    selection = selection.append_column("target_row", pa.array(row.astype(np.int32)))
-    pq.write_table(selection, tmp_path / "selection.parquet")
+    marks = Marks(target_rank=rank, target_row=row)
+    config, manifest = write_run(
+        tmp_path, values, rows=TEXT_ROWS, kept=kept, marks=marks, target_share=0.6
+    )
     picks = [
         {"text": "What is 1 + 1?", "picks": [[0, 0.93], [2, 0.8], [30, 0.75], [4, 0.7], [5, 0.6]]},
         {"text": EVIL_TEXTS[0], "picks": [[1, 0.5]]},

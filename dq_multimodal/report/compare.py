@@ -1,14 +1,18 @@
 """Many pairs of rows compared, never all at once: nearest kept rows, coverage, near-duplicates."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
+from threadpoolctl import threadpool_limits
 
 from dq_multimodal.config import Similarity
 from dq_multimodal.core import one_bin, order_rows
+from dq_multimodal.core.bins import count_threads
 from dq_multimodal.core.hashing import hash_numbers, row_hash
 
 READ_ROWS = 4096
@@ -31,7 +35,9 @@ IMAGE_THRESHOLD = 0.99
 MAX_SEARCHED = 60_000
 """Rows of up to 384 numbers among which near-duplicates are searched; beyond, rows are sampled."""
 LEFT_ROWS, RIGHT_ROWS = 512, 1024
-"""Rows that are compared at once: their products stay in the cache of a core."""
+"""Rows that a thread compares at once: their products stay in the cache of a core."""
+AT_ONCE = 16
+"""So many parts are compared before their pairs are merged."""
 TRIED_ROWS = 512
 """Rows by which it is tried how many pairs some directions leave open."""
 N_DIRECTIONS = (31, 63, 127)
@@ -420,10 +426,7 @@ def find_groups(
     rows = sample_rows(readable, size, seed)
     component = np.arange(len(rows))
     if len(rows) > 1:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1):  # on small tiles, threads wait for one another
-            component = _join(vectors.take(rows), threshold, on_pairs)
+        component = _join(vectors.take(rows), threshold, on_pairs)
     return Groups(_group(rows, component), len(rows), len(readable), threshold)
 
 
@@ -457,39 +460,43 @@ def _shorten(block: Block, threshold: float) -> Float[ndarray, "n k"] | None:
 def _join(block: Block, threshold: float, on_pairs: OnPairs | None) -> Int[ndarray, " n"]:
     """Number the connected components of rows."""
     component, short = np.arange(len(block)), _shorten(block, threshold)
+
+    def look(start: int, other: int) -> tuple[Int[ndarray, " k"], Int[ndarray, " k"]]:
+        """Find alike pairs of two parts, but those that are known to be of one component."""
+        left, right = slice(start, start + LEFT_ROWS), slice(other, other + RIGHT_ROWS)
+        mine, theirs = component[left], component[right]
+        if (mine == mine[0]).all() and (theirs == mine[0]).all():
+            return mine[:0], mine[:0]
+        is_sure = short is None
+        if short is None:
+            is_near = block[left].products(block[right]) >= threshold
+        else:
+            is_near = short[left] @ short[right].T >= threshold - SLACK
+        if np.count_nonzero(is_near) > MANY * is_near.size:
+            is_near &= mine[:, None] != theirs
+            if not is_sure and np.count_nonzero(is_near) > MANY * is_near.size:
+                is_near &= block[left].products(block[right]) >= threshold
+                is_sure = True
+        places = np.flatnonzero(is_near)  # many times faster than in two dimensions
+        rows, others = np.divmod(places, is_near.shape[1])
+        rows, others = rows + start, others + other
+        is_open = rows < others
+        if not is_sure:
+            values = block.factors[0]
+            is_open &= np.vecdot(values[rows], values[others]) >= threshold
+        return rows[is_open], others[is_open]
+
     waiting: list[tuple[ndarray, ndarray]] = []  # alike pairs that are not merged yet
-    n_waiting = 0
-    for start in range(0, len(block), LEFT_ROWS):
-        left = slice(start, start + LEFT_ROWS)
-        for other in range(start, len(block), RIGHT_ROWS):
-            right = slice(other, other + RIGHT_ROWS)
-            first = component[start]
-            if (component[left] == first).all() and (component[right] == first).all():
-                continue  # all of them are one group already
-            is_sure = short is None
-            if short is None:
-                is_near = block[left].products(block[right]) >= threshold
-            else:
-                is_near = short[left] @ short[right].T >= threshold - SLACK
-            if on_pairs is not None:
-                on_pairs(is_near.size)
-            if np.count_nonzero(is_near) > MANY * is_near.size:
-                component, n_waiting = _merge(component, waiting), 0
-                is_near &= component[left][:, None] != component[right]
-                if not is_sure and np.count_nonzero(is_near) > MANY * is_near.size:
-                    is_near &= block[left].products(block[right]) >= threshold
-                    is_sure = True
-            places = np.flatnonzero(is_near)  # many times faster than in two dimensions
-            rows, others = np.divmod(places, is_near.shape[1])
-            rows, others = rows + start, others + other
-            is_open = rows < others
-            if not is_sure:
-                values = block.factors[0]
-                is_open &= np.vecdot(values[rows], values[others]) >= threshold
-            waiting.append((rows[is_open], others[is_open]))
-            n_waiting += int(is_open.sum())
-            if n_waiting > MERGED_PAIRS:
-                component, n_waiting = _merge(component, waiting), 0
+    with threadpool_limits(1), ThreadPoolExecutor(count_threads(AT_ONCE)) as pool:
+        for start in range(0, len(block), LEFT_ROWS):
+            for first in range(start, len(block), RIGHT_ROWS * AT_ONCE):
+                stop = min(first + RIGHT_ROWS * AT_ONCE, len(block))
+                found = pool.map(partial(look, start), range(first, stop, RIGHT_ROWS))
+                waiting += [pairs for pairs in found if len(pairs[0])]
+                if on_pairs is not None:
+                    on_pairs(min(LEFT_ROWS, len(block) - start) * (stop - first))
+                if sum(len(rows) for rows, _ in waiting) > MERGED_PAIRS:
+                    component = _merge(component, waiting)
     return _merge(component, waiting)
 
 

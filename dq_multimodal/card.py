@@ -146,7 +146,7 @@ def make_body(run_folder: Path, config: Config, manifest: Manifest, repo_id: str
         part="" if source.splits else f", split={split}",  # without it a DatasetDict
         has_weights=has_weights,
         has_dynamics=bool(config.dynamics),
-        settings=_settings(config),
+        settings=[[escape(name), code(v)] for name, v in list_settings(config).items()],
         sizes=_sizes(manifest),
         bins=_bin_table(run_folder),
         figures=[f for f in FIGURE_TEXTS.items() if (run_folder / FIGURES / f[0]).is_file()],
@@ -181,7 +181,8 @@ def _name_source(source: Origin) -> str:
     return f"the local {code(Path(source.name).name)}, split {split}"
 
 
-def _settings(config: Config) -> list[list[str]]:
+def list_settings(config: Config) -> dict[str, str]:
+    """Give the settings that counted, by name, without folders of this machine."""
     request, rows, model = config.request, config.rows, config.embedding
     asked = request.as_dict()
     shown = ["method", "keep_ratio", "seed"]
@@ -214,7 +215,7 @@ def _settings(config: Config) -> list[list[str]]:
         names = ("drop_ratio", "attribution", "patch_coding", "min_psnr")
         settings |= {name: asked[name] for name in names if asked[name] is not None}
         settings["patch_size"] = f"{config.patches.patch_size} px"
-    return [[escape(name), code(str(value))] for name, value in settings.items()]
+    return {name: str(value) for name, value in settings.items()}
 
 
 def _bin_table(run_folder: Path) -> str:

@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dq_multimodal import __version__
+from dq_multimodal.card import list_settings
 from dq_multimodal.config import format_bytes
-from dq_multimodal.data.local import is_local, short_name
+from dq_multimodal.data.local import short_name
 from dq_multimodal.files import count
 from dq_multimodal.manifest import Config
 from dq_multimodal.report.collect import Facts, group_sample
@@ -32,10 +33,6 @@ MAX_GROUPS = 20
 N_SHADES = 32
 """Colours for the length of a row."""
 MEASURES = {"mean": "mean", "median": "median", "p95": "95th percentile", "max": "largest"}
-ADAPTIVE = ("alpha", "importance", "norm")
-MARKING = ("difficulty", "noise_ratio", "drop_duplicates", "cap_by", "cap")
-OF_BINS = ("draw", "n_bins", "partition", "similarity", *ADAPTIVE)
-SETTINGS = ("method", "keep_ratio", "keep_rows", "seed", *MARKING, *OF_BINS)
 
 
 def make_page(facts: Facts, has_figures: bool) -> str:
@@ -139,30 +136,12 @@ def _decided(facts: Facts) -> list[dict[str, Any]]:
 
 def _settings(facts: Facts) -> list[tuple[str, str]]:
     """Give the settings that counted, by name."""
-    config, request = facts.config, facts.config.request
-    found = [("source", f"{_source_name(config)}, split {clean_name(config.source.split)}")]
-    for name in SETTINGS:
-        is_unused = name in OF_BINS and facts.selection.bin is None
-        is_unused |= name in ADAPTIVE and request.method != "adq"
-        value = getattr(request, name)
-        if value is not None and not is_unused:
-            found.append((name, clean_name(value)))
-    if config.label_column:
-        labels = count(len(facts.labels), "label")
-        found.append(("strata", f"{clean_name(config.label_column)}, {labels}"))
-    elif facts.labels:
-        found.append(("parts", f"{len(facts.labels):,}"))
-    model = {
-        key: clean_name(short_name(value) if isinstance(value, str) and is_local(value) else value)
-        for key, value in (config.embedding.as_dict() if config.embedding else {}).items()
-        if isinstance(value, str | int | float) and key != "sha256_of_float32"
-    }
-    if model:
-        found.append(("embedding", ", ".join(f"{key} {value}" for key, value in model.items())))
-    if config.rows:
-        what = config.rows.template or ", ".join(config.rows.columns)
-        found.append((f"embedded {config.rows.modality}", clean_name(what, 200)))
-    return found
+    config = facts.config
+    found = {"source": f"{_source_name(config)}, split {clean_name(config.source.split)}"}
+    found |= list_settings(config)
+    if facts.labels:
+        found["strata" if config.label_column else "parts"] = f"{len(facts.labels):,}"
+    return [(clean_name(name), clean_name(value, 200)) for name, value in found.items()]
 
 
 def _bins(facts: Facts) -> list[dict[str, Any]]:

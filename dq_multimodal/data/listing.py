@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.files import count
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -28,8 +29,6 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = ("parquet", "arrow", "json", "csv")
 BESIDE = ("text", "xml", "harbor")
 """Readers of what lies beside pictures: lists, annotations. They win over fewer pictures only."""
-FAVOURITES = (".csv", ".json", ".jsonl", ".arrow", ".vortex", ".lance", ".parquet")
-"""Endings that `datasets` prefers, the last ones most, where as many files have others."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,17 @@ def list_data(root: Path, name: str) -> DataFiles:
     files, closed = list_files(root, name)
     pictures = list(filter(is_picture, files))
     n_pictures = sum(map(_is_image, pictures))
+    n_found = 0
     try:
         found = _choose(root, files)
-        n_found = sum(map(len, found[2].values())) if found and found[0] in BESIDE else 0
-        is_beside = found is None or n_found > 0
+        is_beside = found is None
+        if found and found[0] in BESIDE:
+            n_found = sum(map(len, found[2].values()))
+            is_beside = n_found > 0
     except ValueError:  # its splits hold files of different kinds
         if not n_pictures or _count_readers(files).keys() & set(TABLES):
             raise
-        is_beside, n_found = True, 0
+        is_beside = True
     if is_beside and n_pictures and n_pictures >= n_found:
         found = _choose(root, pictures)
     files = [file for file in files if _name_of(file) not in FILES_TO_IGNORE]
@@ -89,16 +91,12 @@ def list_data(root: Path, name: str) -> DataFiles:
     read = {file for part in by_split.values() for file in part}
     if len(files) >= PROBED_FILES:
         _check_share(len(read), files, name)
-    rest = [file for file in files if file not in read]
     notes = []
-    if rest:
-        what = "file" if len(rest) == 1 else "files"
-        notes.append(f"{len(rest):,} {what} of the folder not read: {_describe(rest)}")
+    if rest := [file for file in files if file not in read]:
+        notes.append(f"{count(len(rest), 'file')} of the folder not read: {_describe(rest)}")
     if closed:
-        what = "folder" if len(closed) == 1 else "folders"
-        notes.append(
-            f"{len(closed):,} {what} in it not entered (links, runs, or not readable): {closed[0]}"
-        )
+        what = f"{count(len(closed), 'folder')} in it not entered (links, runs, or not readable)"
+        notes.append(f"{what}: {closed[0]}")
     by_split = {split: [f"{root}/{file}" for file in part] for split, part in by_split.items()}
     return DataFiles(reader, dict(options), by_split, root, "; ".join(notes) or None)
 
@@ -116,51 +114,35 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
 
     files: list[str] = []
     closed: list[str] = []
-    pending, n_probed, until = [""], PROBED_FILES, time.monotonic() + PROBED_SECONDS
-    with tqdm(desc="list", unit="file", delay=1) as bar:
-        while pending:
-            place = pending.pop()
-            try:
-                entries = list(os.scandir(root / place))
-            except OSError:  # not ours to read
-                closed.append(place)
-                continue
-            if place and _is_run(root / place, entries):
-                closed.append(place)
-                continue
-            n_before = len(files)
-            for entry in entries:
-                path = place + entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    if not entry.name.startswith("__"):
-                        pending.append(path + "/")
-                elif _can_reach(entry.is_file):
-                    files.append(path)
-                elif entry.is_symlink() and _can_reach(entry.is_dir):
-                    closed.append(path)
-            bar.update(len(files) - n_before)
-            if len(files) >= n_probed or time.monotonic() > until:
-                _check_share(max(_count_readers(files).values(), default=0), files, name)
-                n_probed, until = 2 * len(files), time.monotonic() + PROBED_SECONDS
+    n_probed, until = PROBED_FILES, time.monotonic() + PROBED_SECONDS
+
+    def relative(place: str) -> str:
+        return f"{os.path.relpath(place, root)}/".removeprefix("./")
+
+    walk = os.walk(root, onerror=lambda error: closed.append(relative(error.filename)))
+    for place, folders, names in tqdm(walk, desc="list", unit="folder", delay=1):
+        at = relative(place)
+        if at and _is_run(Path(place)):
+            closed.append(at)
+            folders.clear()
+            continue
+        folders[:] = [folder for folder in folders if not folder.startswith((".", "__"))]
+        closed += [at + folder for folder in folders if os.path.islink(f"{place}/{folder}")]  # noqa: PTH114
+        shown = (name for name in names if not name.startswith("."))
+        files += [at + name for name in shown if os.path.isfile(f"{place}/{name}")]  # noqa: PTH113
+        if len(files) >= n_probed or time.monotonic() > until:
+            _check_share(max(_count_readers(files).values(), default=0), files, name)
+            n_probed, until = 2 * len(files), time.monotonic() + PROBED_SECONDS
     return sorted(files), sorted(closed)
 
 
-def _is_run(place: Path, entries: list[os.DirEntry[str]]) -> bool:
+def _is_run(place: Path) -> bool:
     """Say whether a folder is a run of ours: what came out of the data is not part of it."""
-    files = {entry.name for entry in entries if _can_reach(entry.is_file)}
-    if not {"config.yaml", "manifest.json"} <= files:
+    config = place / "config.yaml"
+    if not (config.is_file() and (place / "manifest.json").is_file()):
         return False
-    with (place / "config.yaml").open("rb") as file:
+    with config.open("rb") as file:
         return b"dq-multimodal" in file.readline(200)
-
-
-def _can_reach(test: Callable[[], bool]) -> bool:
-    try:
-        return test()
-    except OSError:  # a link to where we may not look
-        return False
 
 
 def _check_share(n_read: int, files: list[str], name: str) -> None:
@@ -176,9 +158,9 @@ def _count_readers(files: list[str]) -> Counter[str]:
     from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
     found: Counter[str] = Counter()
-    for ending, count in Counter(map(_ending, files)).items():
+    for ending, n_files in Counter(map(_ending, files)).items():
         if ending in _EXTENSION_TO_MODULE:
-            found[_EXTENSION_TO_MODULE[ending][0]] += count
+            found[_EXTENSION_TO_MODULE[ending][0]] += n_files
     return found
 
 
@@ -191,58 +173,24 @@ def _choose(
         ValueError: If splits hold files of different kinds.
     """
     from datasets import packaged_modules as packaged
-    from datasets.data_files import _get_data_files_patterns
+    from datasets.data_files import DataFilesDict, DataFilesList, _get_data_files_patterns
+    from datasets.load import infer_module_for_data_files
 
     match = _Matcher(files)
+    allowed = frozenset(packaged._ALL_ALLOWED_EXTENSIONS)
+    found, places = DataFilesDict(), DataFilesDict()
     try:
-        patterns_of = _get_data_files_patterns(match)
+        for split, patterns in _get_data_files_patterns(match).items():
+            part = [f for p in patterns for f in match(p) if _has_ending(f, allowed)]
+            found[str(split)] = DataFilesList(part, [])
+            places[str(split)] = DataFilesList([f"{root}/{file}" for file in part], [])
+        reader, options = infer_module_for_data_files(places)  # looks into zip files
     except FileNotFoundError:
         return None
-    allowed = frozenset(packaged._ALL_ALLOWED_EXTENSIONS)
-    by_split = {
-        str(split): [f for pattern in patterns for f in match(pattern) if _has_ending(f, allowed)]
-        for split, patterns in patterns_of.items()
-    }
-    readers = {split: _infer_reader(root, part) for split, part in by_split.items()}
-    first = next(iter(readers.values()))
-    if any(reader != first for reader in readers.values()):
-        shown = ", ".join(f"{split}: {r and r[0]}" for split, r in readers.items())
-        raise ValueError(f"its splits hold files of different kinds ({shown})")
-    if first is None:
-        return None
-    reader, options = first
     endings = packaged._MODULE_TO_EXTENSIONS[reader]
-    endings = {*endings, *packaged._MODULE_TO_METADATA_EXTENSIONS[reader]}
-    names = tuple(packaged._MODULE_TO_METADATA_FILE_NAMES[reader])
-    chosen = {
-        split: [f for f in part if _has_ending(f, endings) or (names and f.endswith(names))]
-        for split, part in by_split.items()
-    }
-    return reader, options, chosen
-
-
-def _infer_reader(root: Path, files: list[str]) -> tuple[str, dict[str, Any]] | None:
-    """Choose a reader by the most frequent ending, as `datasets` does, which is slow for many."""
-    from datasets import packaged_modules as packaged
-    from datasets.load import infer_module_for_data_files_list_in_archives
-
-    described = set(packaged._ALL_METADATA_FILENAMES)
-    counts: Counter[tuple[bool, str]] = Counter()
-    for name in map(_name_of, files):
-        counts.update((name not in described, f".{part.lower()}") for part in name.split(".")[1:])
-
-    def rank(found: tuple[bool, str]) -> tuple[Any, ...]:
-        favour = FAVOURITES.index(found[1]) if found[1] in FAVOURITES else -1
-        return found[0], counts[found], favour, found[1]
-
-    for _, ending in sorted(counts, key=rank, reverse=True):
-        if ending in packaged._EXTENSION_TO_MODULE:
-            return packaged._EXTENSION_TO_MODULE[ending]
-        if ending == ".zip":
-            paths = [f"{root}/{file}" for file in files]
-            reader, options = infer_module_for_data_files_list_in_archives(paths)
-            return (reader, options) if reader else None
-    return None
+    endings = [*endings, *packaged._MODULE_TO_METADATA_EXTENSIONS[reader]]
+    names = packaged._MODULE_TO_METADATA_FILE_NAMES[reader]
+    return reader, options, dict(found.filter(extensions=endings, file_names=names))
 
 
 class _Matcher:
@@ -256,11 +204,11 @@ class _Matcher:
         from fsspec.utils import glob_translate
 
         if pattern not in self._found:
-            fits = re.compile(glob_translate(pattern)).match
             found = self.files
             for word in re.findall("[a-z]{2,}", pattern):  # quick to look for, and most have none
                 found = [file for file in found if word in file]
-            found = found if pattern == "**" else list(filter(fits, found))
+            if pattern != "**":
+                found = list(filter(re.compile(glob_translate(pattern)).match, found))
             ignored = set(FILES_TO_IGNORE) - {_name_of(pattern)}
             self._found[pattern] = [f for f in found if _name_of(f) not in ignored]
         return self._found[pattern]
@@ -270,7 +218,7 @@ def _name_of(file: str) -> str:
     return file.rpartition("/")[2]
 
 
-def _has_ending(file: str, endings: Any) -> bool:
+def _has_ending(file: str, endings: frozenset[str]) -> bool:
     return any("." + part in endings for part in _name_of(file).split(".")[1:])
 
 
@@ -298,6 +246,6 @@ def is_picture(file: str) -> bool:
 def _describe(files: list[str]) -> str:
     """Name the endings of files, the most frequent first, and one of the files."""
     endings = Counter(_ending(file).lower() or "without ending" for file in files)
-    shown = [f"{count:,} {ending}" for ending, count in endings.most_common(5)]
+    shown = [f"{n_files:,} {ending}" for ending, n_files in endings.most_common(5)]
     more = f" and {len(endings) - 5:,} other kinds" if len(endings) > 5 else ""
     return f"{', '.join(shown)}{more}, such as {files[0]}"

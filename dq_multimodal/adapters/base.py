@@ -1,6 +1,7 @@
 """What the pipeline asks of one kind of data."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,10 @@ class Adapter(ABC):
     def middle_dimension(self) -> int:
         """Size k of the middle features, 0 where the model has none."""
         return 0
+
+    def contents(self, rows: Int[ndarray, " b"]) -> Iterator[bytes]:
+        """Give the text, white space apart, or the image file of rows, empty if there is none."""
+        raise NotImplementedError
 
     def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
         """Give the mean surprisal of the tokens of each bin, in bits; text only."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -55,7 +55,6 @@ class ImageAdapter(Adapter):
     factors are stored, side by side; `core.make_bins` multiplies their inner products.
 
     Args:
-        dataset: The rows.
         image_column: The column; None finds the only one.
         label_column: The column of labels; None finds it, "none" stands for none.
         model: See `models.image.load_image_model`.
@@ -140,9 +139,7 @@ class ImageAdapter(Adapter):
     def check_images(
         self, blocks: Iterable[Int[ndarray, " b"]] | None = None, seconds: float = math.inf
     ) -> int:
-        """Find the images that cannot be decoded, where the rows are not embedded.
-
-        They become `problems`, as embedding would have it.
+        """Find the images that cannot be decoded, for `problems`, where rows are not embedded.
 
         Args:
             blocks: Row numbers to look at, some at a time; None is all rows.
@@ -165,6 +162,10 @@ class ImageAdapter(Adapter):
                 if time.monotonic() - started > seconds:
                     break
         return n_checked
+
+    def contents(self, rows: Int[ndarray, " b"]) -> Iterator[bytes]:
+        """Give the image files."""
+        return (read_bytes(v) or b"" for v in self._files[rows.tolist()][self.column])
 
     def file_names(self, rows: list[int]) -> list[str | None]:
         """Give the names of the image files of some rows, without their folders."""
@@ -236,10 +237,8 @@ def measure_texture(images: "list[Image]") -> Float[ndarray, "b 2"]:
         Level and number of patches of each image.
     """
     found = np.zeros((len(images), 2), dtype=np.float32)
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for k, image in enumerate(images):
-        by_size.setdefault(image.size, []).append(k)
-    for (width, height), members in by_size.items():
+    for width, height in {image.size for image in images}:
+        members = [k for k, image in enumerate(images) if image.size == (width, height)]
         divisor = 1
         while (width // divisor) * (height // divisor) > MAX_PIXELS:
             divisor += 1

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
 from jaxtyping import Int
 from numpy import ndarray
 
@@ -12,40 +13,32 @@ from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.adapters.text import TextAdapter
 from dq_multimodal.config import CompressConfig
-from dq_multimodal.data.pixels import read_bytes, undecoded
+from dq_multimodal.data.pixels import undecoded
 from dq_multimodal.data.row_files import measure_outside
 from dq_multimodal.data.row_sizes import cut_rows
 from dq_multimodal.data.stream import Stream
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from dq_multimodal.files import count
 
 BLOCK_ROWS, IMAGE_ROWS = 4096, 64
 N_SHOWN = 8
 
 
 def note_repeats(
-    dataset: "Dataset | Stream", adapter: Adapter | None, request: CompressConfig
+    dataset: Dataset | Stream, adapter: Adapter | None, request: CompressConfig
 ) -> list[str]:
-    """Say in one line how many rows repeat a row before them exactly; nothing if none does.
-
-    Args:
-        dataset: The rows.
-        adapter: What reads them; None has nothing to compare.
-        request: The settings.
-    """
+    """Say in one line how many rows repeat a row before them exactly; nothing if none does."""
     rows = find_repeats(dataset, adapter).tolist()
     if not rows:
         return []
     what = "image file" if isinstance(adapter, ImageAdapter) else "text, white space apart"
-    verb = "rows repeat a row before them" if len(rows) > 1 else "row repeats a row before it"
+    verb = count(len(rows), "row repeats a row before it", "rows repeat a row before them")
     shown = ", ".join(map(str, rows[:N_SHOWN])) + (", ..." if len(rows) > N_SHOWN else "")
-    shown = f"row{'s' * (len(rows) > 1)} {shown}"
     advice = "; --drop-duplicates puts near-duplicates last" * (request.drop_duplicates is None)
-    return [f"{len(rows):,} {verb} exactly (the same {what}): {shown}{advice}"]
+    noun = "rows" if len(rows) > 1 else "row"
+    return [f"{verb} exactly (the same {what}): {noun} {shown}{advice}"]
 
 
-def find_repeats(dataset: "Dataset | Stream", adapter: Adapter | None) -> Int[ndarray, " k"]:
+def find_repeats(dataset: Dataset | Stream, adapter: Adapter | None) -> Int[ndarray, " k"]:
     """Find the rows that repeat a row before them exactly, ascending.
 
     Texts are compared whole, but for white space, as they were read for their lengths. Of image
@@ -61,7 +54,7 @@ def find_repeats(dataset: "Dataset | Stream", adapter: Adapter | None) -> Int[nd
             sizes = _file_sizes(undecoded(dataset, adapter.column), adapter.column)
             _, code, counts = np.unique(sizes, return_inverse=True, return_counts=True)
             rows = np.flatnonzero((counts[code] > 1) & (sizes > 0))
-        found = digest_rows(dataset, adapter, rows)
+        found = digest_rows(adapter, rows)
         pairs = [(row, int.from_bytes(digest[:8], "big", signed=True)) for row, digest in found]
         rows, keys = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     else:
@@ -72,41 +65,26 @@ def find_repeats(dataset: "Dataset | Stream", adapter: Adapter | None) -> Int[nd
 
 
 def digest_rows(
-    dataset: "Dataset | Stream", adapter: Adapter, rows: Int[ndarray, " k"] | None = None
+    adapter: Adapter, rows: Int[ndarray, " k"] | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Hash the text, white space apart, or the image file of rows; those without any are left out.
+    """Give number and hash of the text or image file of rows; those without any are left out.
 
     Args:
-        dataset: The rows.
-        adapter: What reads them.
+        adapter: What reads them, see `Adapter.contents`.
         rows: Row numbers, ascending; None is all.
-
-    Yields:
-        Row number and hash.
     """
     sizes = adapter.lengths()
     rows = np.arange(len(sizes)) if rows is None else rows
-
-    def read(some: Int[ndarray, " b"]) -> Iterator[bytes | None]:
-        if isinstance(adapter, ImageAdapter):
-            return map(read_bytes, files[some.tolist()][adapter.column])
-        assert isinstance(adapter, TextAdapter)
-        return (" ".join(text.split()).encode() for text in adapter.texts(some))
-
-    most_rows = BLOCK_ROWS
-    if isinstance(adapter, ImageAdapter):
-        files, most_rows = undecoded(dataset, adapter.column), IMAGE_ROWS
+    most_rows = IMAGE_ROWS if isinstance(adapter, ImageAdapter) else BLOCK_ROWS
     for start, stop in cut_rows(sizes[rows], most_rows):
         some = rows[start:stop]
-        for row, content in zip(some.tolist(), read(some), strict=True):
+        for row, content in zip(some.tolist(), adapter.contents(some), strict=True):
             if content:
                 yield row, hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _file_sizes(files: "Dataset", column: str) -> Int[ndarray, " n"]:
+def _file_sizes(files: Dataset, column: str) -> Int[ndarray, " n"]:
     """Give the bytes of the file of every row, 0 where there is none; no file is read."""
-    import pyarrow.compute as pc
-
     inside = pc.binary_length(pc.struct_field(files.data.column(column), "bytes"))
     sizes = pc.fill_null(inside, 0).to_numpy().astype(np.int64)
     places = np.arange(len(sizes))

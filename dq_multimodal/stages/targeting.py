@@ -207,7 +207,7 @@ def pick_targets(
     if embeddings is not None and is_alike:
         rows, targets = embeddings, _embed_target(work / ROWS, embeddings, target, request)
     notes = list(target.notes)
-    leaks = find_leaks(dataset, adapter, target, rows, targets)
+    leaks = find_leaks(adapter, target, rows, targets)
     if request.target_model is not None and isinstance(adapter, TextAdapter):
         rows, targets, more = _embed_by_model(work, dataset, adapter, target, request)
         notes += more
@@ -285,7 +285,6 @@ def _embed_by_model(
 
 
 def find_leaks(
-    dataset: "Dataset",
     adapter: Adapter | None,
     target: Target,
     embeddings: Float[ndarray, "n d"] | None = None,
@@ -298,8 +297,7 @@ def find_leaks(
     space only, and images of the same file; near is a cosine of at least the threshold.
 
     Args:
-        dataset: The rows of the source.
-        adapter: What reads them; None compares embeddings only.
+        adapter: What reads the rows of the source; None compares embeddings only.
         target: The target.
         embeddings: Embeddings of the rows; None looks for equal rows only.
         targets: Embeddings of the target rows.
@@ -308,9 +306,9 @@ def find_leaks(
     equal: dict[int, int] = {}
     if adapter is not None and type(adapter) is type(target.adapter):
         known: dict[bytes, int] = {}
-        for row, digest in digest_rows(target.source.dataset, target.adapter):
+        for row, digest in digest_rows(target.adapter):
             known.setdefault(digest, row)
-        found_in = digest_rows(dataset, adapter)
+        found_in = digest_rows(adapter)
         equal = {row: known[digest] for row, digest in found_in if digest in known}
     near: dict[int, tuple[int, float]] = {}
     if embeddings is not None and targets is not None:

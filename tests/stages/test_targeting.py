@@ -145,13 +145,13 @@ def test_a_language_model_compares_rows(places, language_model, tmp_path, has_gr
 def test_leaks_by_hand(places, tmp_path):
     """Equal but for white space; near by the cosine; both are named with their target rows."""
     request = ask(places)
-    dataset, adapter = load_rows(places[0], request)
+    adapter = load_rows(places[0], request)[1]
     target = load_target(request, adapter)
     rows, targets = np.eye(64)[:60], np.eye(64)[:20] * 0
     targets[5] = rows[40] * 3 + 0.9 * rows[41]  # cosines 0.958 and 0.287
     targets[6] = rows[42] + 0.4 * rows[43]  # 0.928
     targets[7] = 7 * rows[44]
-    leaks = find_leaks(dataset, adapter, target, rows, targets)
+    leaks = find_leaks(adapter, target, rows, targets)
     assert leaks.row.tolist() == [17, 40, 44]
     assert leaks.target.tolist() == [3, 5, 7]
     assert leaks.is_equal.tolist() == [True, False, False]
@@ -162,7 +162,7 @@ def test_leaks_by_hand(places, tmp_path):
     assert notes[0].endswith("(row 17)")
     assert "2 rows of the source are near (cosine of at least 0.95) 2 of the 20" in notes[1]
     assert notes[1].endswith("(rows 40, 44)")
-    none = find_leaks(dataset, None, target, rows, targets[:5])
+    none = find_leaks(None, target, rows, targets[:5])
     assert note_leaks(none, 5) == []
     assert len(none.row) == 0
 
@@ -182,7 +182,7 @@ def test_images_are_targets_too(small_classifier, tmp_path):
     assert picks.row[[25, 26, 27, 28, 29, 0, 1, 2]].tolist() == list(range(8))
     assert sorted(picks.rank[[25, 26, 27, 28, 29, 0, 1, 2]]) == list(range(8))
     assert picks.notes[0] == "a target of 8 rows says little: 20 to 1,000 are wanted"
-    leaks = find_leaks(dataset, adapter, target)
+    leaks = find_leaks(adapter, target)
     assert leaks.row.tolist() == [0, 1, 2, 25, 26, 27, 28, 29]
     assert leaks.is_equal.all()
     with pytest.raises(InputError, match="target_model reads text"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import LONGER, Adapter, Embedded, Problems
 from dq_multimodal.config import Dtype, InputError
+from dq_multimodal.data.columns import check_columns
 from dq_multimodal.data.row_sizes import cut_rows, read_blocks
 from dq_multimodal.models.text import load_encoder
 
@@ -103,11 +105,7 @@ def detect_layout(columns: list[str], text_columns: tuple[str, ...] | None = Non
         InputError: If a named column does not exist or no known shape fits.
     """
     if text_columns is not None:
-        missing = [c for c in text_columns if c not in columns]
-        if missing:
-            raise InputError(
-                f"no column {', '.join(missing)}: the dataset has {', '.join(columns)}"
-            )
+        check_columns(columns, text_columns)
         return TextLayout("columns", text_columns)
     for shape, (wanted, optional) in KNOWN_SHAPES.items():
         if all(c in columns for c in wanted if c not in optional):
@@ -172,6 +170,10 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, dict) and bool(TURN_ROLE & value.keys())
 
 
+def _is_misread(turn: Any) -> bool:
+    return _is_turn(turn) and isinstance(turn.get("content"), int | float | dict)
+
+
 def holds_turns(feature: Any) -> bool:
     """Say whether a column holds, or may hold, chat turns."""
     if isinstance(feature, dict):
@@ -192,54 +194,40 @@ def share_out(sizes: list[int], total: int) -> list[int]:
 
 
 def share_tokens(roles: list[str], sizes: list[int], total: int) -> list[int]:
-    """Share the tokens that an encoder reads out among the turns of a chat.
-
-    Args:
-        roles: Role of each turn.
-        sizes: Its tokens.
-        total: Tokens that the encoder reads.
-    """
+    """Share the tokens that an encoder reads out among turns: half for answers, half for others."""
     sides = [[k for k, role in enumerate(roles) if (role in ANSWER) == own] for own in (0, 1)]
+    parts = share_out([sum(sizes[k] for k in side) for side in sides], total)
     shares = [0] * len(sizes)
-    for side, part in zip(
-        sides, share_out([sum(sizes[k] for k in side) for side in sides], total), strict=True
-    ):
+    for side, part in zip(sides, parts, strict=True):
         for k, share in zip(side, share_out([sizes[k] for k in side], part), strict=True):
             shares[k] = share
     return shares
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big"
-    )
+    found = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(found, "big", signed=True)
 
 
-class SystemTurns:
-    """Notes the system turns of all rows, and finds those that many rows share."""
+def leave_out_shared(turns: Int[ndarray, "k 3"], lengths: Int[ndarray, " n"]) -> frozenset[int]:
+    """Find the system turns that many rows share, and take their characters from the lengths.
 
-    def __init__(self) -> None:
-        self._rows, self._sizes, self._digests = array("q"), array("q"), array("Q")
+    A row that has no other text keeps its own.
 
-    def note(self, row: int, text: str) -> None:
-        """Note a system turn of a row; rows come in their order."""
-        self._rows.append(row)
-        self._sizes.append(len(text) + 1)
-        self._digests.append(_digest(text))
+    Args:
+        turns: Row, characters and digest of every system turn.
+        lengths: Characters of every row, changed in place.
 
-    def find_shared(self, lengths: Int[ndarray, " n"]) -> frozenset[int]:
-        """Give the digests of the shared turns, and take their characters from the lengths.
-
-        A row that has no other text keeps its own.
-        """
-        rows, digests = np.array(self._rows), np.array(self._digests)
-        pairs = np.unique(np.stack([digests, rows.astype(np.uint64)], axis=1), axis=0)
-        found, counts = np.unique(pairs[:, 0], return_counts=True)
-        shared = found[counts >= max(SHARED_ROWS, SHARED_RATIO * len(lengths))]
-        sizes = np.where(np.isin(digests, shared), self._sizes, 0)
-        left_out = np.bincount(rows, sizes, minlength=len(lengths)).astype(np.int64)
-        lengths -= np.where(left_out <= lengths, left_out, 0)
-        return frozenset(shared.tolist())
+    Returns:
+        The digests of the shared turns.
+    """
+    rows, sizes, digests = turns.T
+    found, counts = np.unique(np.unique(turns[:, [2, 0]], axis=0)[:, 0], return_counts=True)
+    shared = found[counts >= max(SHARED_ROWS, SHARED_RATIO * len(lengths))]
+    sizes = np.where(np.isin(digests, shared), sizes, 0)
+    left_out = np.bincount(rows, sizes, minlength=len(lengths)).astype(np.int64)
+    lengths -= np.where(left_out <= lengths, left_out, 0)
+    return frozenset(shared.tolist())
 
 
 class TextAdapter(Adapter):
@@ -315,16 +303,55 @@ class TextAdapter(Adapter):
         """Give the strings that stand for rows, however long."""
         return [" ".join(text for _, text in turns) for turns in self.turns(rows)]
 
+    def contents(self, rows: Int[ndarray, " b"]) -> Iterator[bytes]:
+        """Give the texts, white space apart."""
+        return (" ".join(text.split()).encode() for text in self.texts(rows))
+
     def lengths(self) -> Int[ndarray, " n"]:
-        """Read all rows once: characters of every row, and the notes on odd rows."""
+        """Read all rows once: characters of every row, and the problems; none is dropped."""
         if self._lengths is None:
-            systems = SystemTurns() if self.is_chat else None
-            self._lengths, self.problems = scan_rows(
-                self._columns, self.layout, systems, self._hashes
-            )
-            if systems is not None:
-                self._shared = systems.find_shared(self._lengths)
+            self._lengths = self._scan()
         return self._lengths
+
+    def _scan(self) -> Int[ndarray, " n"]:
+        """Measure every row, hash its text, and note odd ones.
+
+        Odd is an empty field, a field that is not text, or a row without any text.
+        """
+        layout, start = self.layout, 0
+        sizes, systems = array("q"), array("q")
+        for block in read_blocks(self._columns, BLOCK_ROWS):
+            columns = [block[column] for column in layout.columns]
+            for row, values in enumerate(zip(*columns, strict=True), start):
+                found: list[str] = []
+                for column, value in zip(layout.columns, values, strict=True):
+                    n_found = len(found)
+                    for role, texts in split_turns(column, value):
+                        found += texts
+                        if self.is_chat and role in SYSTEM and texts:
+                            text = make_valid(" ".join(texts))
+                            systems.extend((row, len(text) + 1, _digest(text)))
+                    what = None
+                    if len(found) == n_found and column not in layout.optional:
+                        what = f"an empty {column}"
+                    elif not isinstance(value, str | list | tuple | dict | None):
+                        what = f"a {column} that is not text"
+                    elif isinstance(value, list) and any(map(_is_misread, value)):
+                        what = MISREAD
+                    if what is not None:
+                        self.problems.setdefault(what, []).append(row)
+                sizes.append(sum(len(text) + 1 for text in found))
+                self._hashes.append(hash(" ".join(" ".join(found).split())))
+            start = len(sizes)
+        lengths = np.array(sizes, dtype=np.int64)
+        without = np.flatnonzero(lengths == 0).tolist()
+        if without:
+            self.problems["no text at all"] = without
+        lengths = np.maximum(lengths - 1, 0)
+        if systems:
+            turns = np.array(systems, dtype=np.int64).reshape(-1, 3)
+            self._shared = leave_out_shared(turns, lengths)
+        return lengths
 
     @property
     def text_hashes(self) -> Int[ndarray, " n"]:
@@ -424,58 +451,3 @@ def drop_spans(text: str, seed: tuple[int, int], share: float = 0.15, longest: i
 def make_valid(text: str) -> str:
     """Give text that a tokenizer takes: JSON may hold halves of surrogate pairs."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def scan_rows(
-    dataset: "Dataset",
-    layout: TextLayout,
-    systems: SystemTurns | None = None,
-    hashes: "array[int] | None" = None,
-) -> tuple[Int[ndarray, " n"], Problems]:
-    """Measure every row and find the odd ones; none is dropped.
-
-    Args:
-        dataset: The rows.
-        layout: What of them is read.
-        systems: Takes the system turns of chats.
-        hashes: Takes a hash of the text of every row, white space apart.
-
-    Returns:
-        Characters of every row, and the row numbers of each problem: an empty field, a field
-        that is not text, or a row without any text.
-    """
-    parts = []
-    problems: Problems = {}
-    start = 0
-    for block in read_blocks(dataset, BLOCK_ROWS):
-        part = np.zeros(len(block[layout.columns[0]]), dtype=np.int64)
-        found: list[list[str]] = [[] for _ in part]
-        for column in layout.columns:
-            for row, value in enumerate(block[column], start):
-                size = 0
-                for role, texts in split_turns(column, value):
-                    size += sum(len(text) + 1 for text in texts)
-                    found[row - start] += texts
-                    if systems is not None and role in SYSTEM and texts:
-                        systems.note(row, make_valid(" ".join(texts)))
-                part[row - start] += size
-                turns = value if isinstance(value, list) else []
-                if not size and column not in layout.optional:
-                    problems.setdefault(f"an empty {column}", []).append(row)
-                elif not isinstance(value, str | list | tuple | dict | None):
-                    problems.setdefault(f"a {column} that is not text", []).append(row)
-                elif any(
-                    isinstance(turn.get("content"), int | float | dict)
-                    for turn in turns
-                    if _is_turn(turn)
-                ):
-                    problems.setdefault(MISREAD, []).append(row)
-        if hashes is not None:
-            hashes.extend(hash(" ".join(" ".join(texts).split())) for texts in found)
-        parts.append(part)
-        start += len(part)
-    lengths = np.concatenate(parts)
-    without = np.flatnonzero(lengths == 0).tolist()
-    if without:
-        problems["no text at all"] = without
-    return np.maximum(lengths - 1, 0), problems

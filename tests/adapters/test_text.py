@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from dq_multimodal import InputError
 from dq_multimodal.adapters.base import Adapter, note_problem
-from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts, scan_rows
+from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts
 from dq_multimodal.models import text as encoder
 
 
@@ -90,9 +90,9 @@ def test_odd_rows_are_counted_and_none_is_lost():
             "output": ["", "x", "", "ok"],
         }
     )
-    lengths, problems = scan_rows(rows, detect_layout(rows.column_names))
-    assert lengths.tolist() == [3, 1, 0, 5]
-    assert problems == {
+    adapter = TextAdapter(rows, detect_layout(rows.column_names), "unused")
+    assert adapter.lengths().tolist() == [3, 1, 0, 5]
+    assert adapter.problems == {
         "an empty instruction": [1, 2],
         "an empty output": [0, 2],
         "no text at all": [2],

@@ -1,7 +1,7 @@
 """Image models from timm, transformers or a folder of ours: pooled features and logits."""
 
 import json
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from numpy import ndarray
 
 from dq_multimodal.config import DEFAULT_IMAGE_MODEL, Dtype, InputError
 from dq_multimodal.data.pixels import to_square
+from dq_multimodal.files import expand_home
 from dq_multimodal.models.classifiers import DESCRIPTION, read_classifier
-from dq_multimodal.models.locate import ModelOutOfReach, find_model, loading, own_device
+from dq_multimodal.models.locate import ModelOutOfReach, accelerator, find_model, loading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +28,7 @@ class ImageModel:
     """A model that looks at square pictures.
 
     Attributes:
-        net: The module, in evaluation mode, float32.
+        net: The module, in evaluation mode.
         name: What it was asked for by.
         revision: Its commit on the Hub, where there is one.
         size: Side of its input in pixels.
@@ -41,9 +42,11 @@ class ImageModel:
         self,
         net: "nn.Module",
         name: str,
+        device: str | None,
+        dtype: Dtype,
         *,
-        revision: str | None = None,
         size: int,
+        revision: str | None = None,
         mean: Any = IMAGENET[0],
         std: Any = IMAGENET[1],
         crop: float = 1.0,
@@ -52,25 +55,15 @@ class ImageModel:
     ) -> None:
         import torch
 
-        self.device = torch.device(own_device() or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = torch.float32
-        self.net = net.eval().float().to(self.device)
+        self.device = torch.device(accelerator(device) or "cpu")
+        self.dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        self.net = net.eval().to(device=self.device, dtype=self.dtype)
         self.net.to(memory_format=torch.channels_last)
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.labels = name, revision, labels
         self.size, self.crop, self.resample = size, crop, resample
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        self.labels = labels
         self._head = find_head(net)
         self.n_classes = self._head.out_features if self._head is not None else 0
-
-    def move(self, device: str | None, dtype: Dtype) -> "ImageModel":
-        """Move the model to a device, if one is named, and to other numbers, unless auto."""
-        import torch
-
-        self.device = torch.device(own_device(device) or self.device)
-        self.dtype = self.dtype if dtype == "auto" else getattr(torch, dtype)
-        self.net.to(device=self.device, dtype=self.dtype)
-        return self
 
     def describe(self) -> dict[str, Any]:
         """Give what config.yaml records of the model."""
@@ -112,20 +105,15 @@ class ImageModel:
         import torch
 
         seen: dict[str, Any] = {}
-        handles = []
-        if self._head is not None:
-            hook = self._head.register_forward_pre_hook(lambda _, x: seen.update(head=x[0]))
-            handles.append(hook)
         layer = find_middle(self.net) if with_middle else None
-        if layer is not None:
-            hook = layer.register_forward_hook(lambda *x: seen.update(middle=x[2]))
-            handles.append(hook)
-        try:
-            with torch.inference_mode():
-                output = self.net(self.to_input(pixels))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack, torch.inference_mode():
+            if self._head is not None:
+                hook = self._head.register_forward_pre_hook(lambda _, x: seen.update(head=x[0]))
+                stack.callback(hook.remove)
+            if layer is not None:
+                hook = layer.register_forward_hook(lambda *x: seen.update(middle=x[2]))
+                stack.callback(hook.remove)
+            output = self.net(self.to_input(pixels))
         logits = middle = None
         features = seen["head"] if "head" in seen else _pooled(output)
         if "head" in seen:
@@ -215,16 +203,19 @@ def load_image_model(name: str, device: str | None = None, dtype: Dtype = "auto"
     Raises:
         InputError: If it cannot be found, reached or read.
     """
-    return _load(name).move(device, dtype)
+    net, settings = _load(name)
+    return ImageModel(net, name, device, dtype, **settings)
 
 
-def _load(name: str) -> ImageModel:
+def _load(name: str) -> tuple["nn.Module", dict[str, Any]]:
+    """Give a model and the settings of an `ImageModel`."""
     import timm
 
-    if (Path(name).expanduser() / DESCRIPTION).is_file():
-        net, found = read_classifier(Path(name).expanduser())
+    folder = expand_home(name)
+    if (folder / DESCRIPTION).is_file():
+        net, found = read_classifier(folder)
         given = {key: getattr(found, key) for key in ("mean", "std", "crop", "labels")}
-        return ImageModel(net, name, size=found.image_size, **given)
+        return net, {"size": found.image_size, **given}
     place = name.removeprefix("hf-hub:").removeprefix("local-dir:")
     if "/" not in place and not Path(place).is_dir():
         if not timm.is_model(place.split(".")[0]):
@@ -241,8 +232,11 @@ def _load(name: str) -> ImageModel:
     with loading(name):
         config = _read_config(place, revision)
         if "architecture" in config:
-            return _load_timm(place, name, revision, config)
-        return _load_transformers(place, name, revision)
+            net, settings = _load_timm(place, revision)
+            settings["labels"] = tuple(config.get("label_names", ()))
+        else:
+            net, settings = _load_transformers(place, revision)
+    return net, {"revision": revision, **settings}
 
 
 def _hub_id(name: str) -> str:
@@ -266,27 +260,18 @@ def _read_config(place: str, revision: str | None) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _load_timm(place: str, name: str, revision: str | None, config: dict[str, Any]) -> ImageModel:
+def _load_timm(place: str, revision: str | None) -> tuple["nn.Module", dict[str, Any]]:
     import timm
 
-    is_folder = Path(place).is_dir()
-    address = f"local-dir:{place}" if is_folder else f"hf-hub:{place}@{revision}"
+    address = f"local-dir:{place}" if Path(place).is_dir() else f"hf-hub:{place}@{revision}"
     net = timm.create_model(address, pretrained=True)
     data = timm.data.resolve_model_data_config(net)
-    return ImageModel(
-        net,
-        name,
-        revision=revision,
-        size=data["input_size"][-1],
-        mean=data["mean"],
-        std=data["std"],
-        crop=data["crop_pct"],
-        resample=FILTERS.get(data["interpolation"], 3),
-        labels=tuple(config.get("label_names", ())),
-    )
+    settings = {"size": data["input_size"][-1], "mean": data["mean"], "std": data["std"]}
+    resample = FILTERS.get(data["interpolation"], 3)
+    return net, {**settings, "crop": data["crop_pct"], "resample": resample}
 
 
-def _load_transformers(place: str, name: str, revision: str | None) -> ImageModel:
+def _load_transformers(place: str, revision: str | None) -> tuple["nn.Module", dict[str, Any]]:
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -307,14 +292,11 @@ def _load_transformers(place: str, name: str, revision: str | None) -> ImageMode
     cut = processor.crop_size if getattr(processor, "do_center_crop", False) else None
     side = int(dict(cut)["height"] if cut else scaled)
     labels = getattr(config, "id2label", None) if is_classifier else None
-    return ImageModel(
-        net,
-        name,
-        revision=revision,
-        size=side,
-        mean=processor.image_mean or IMAGENET[0],
-        std=processor.image_std or IMAGENET[1],
-        crop=side / scaled,
-        resample=int(processor.resample if processor.resample is not None else 3),
-        labels=tuple(labels[k] for k in sorted(labels)) if labels else (),
-    )
+    return net, {
+        "size": side,
+        "mean": processor.image_mean or IMAGENET[0],
+        "std": processor.image_std or IMAGENET[1],
+        "crop": side / scaled,
+        "resample": int(processor.resample if processor.resample is not None else 3),
+        "labels": tuple(labels[k] for k in sorted(labels)) if labels else (),
+    }

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import threading
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,7 @@ Tokens = tuple[list[list[int]], list[int]]
 
 
 def find_language_model(name: str) -> dict[str, Any]:
-    """Find a causal language model and say which it is, without loading it.
-
-    Args:
-        name: Hub id, folder or .gguf file.
+    """Find a causal language model: Hub id, folder or .gguf file; it is not loaded.
 
     Returns:
         What config.yaml records: the name, and its commit or the hash of its weights.
@@ -72,9 +70,6 @@ def find_language_model(name: str) -> dict[str, Any]:
 
 class LanguageModel:
     """A causal language model with its tokenizer; bfloat16 on an accelerator, else float32.
-
-    Args:
-        name: Hub id, folder or .gguf file.
 
     Raises:
         InputError: If it cannot be found or loaded.
@@ -108,13 +103,11 @@ class LanguageModel:
         """Give rows of token ids as one tensor, zeros behind them, and their mask."""
         import torch
 
-        longest = max(1, *map(len, ids))
-        inputs = torch.zeros((len(ids), longest), dtype=torch.long)
-        mask = torch.zeros((len(ids), longest), dtype=torch.long)
-        for k, row in enumerate(ids):
-            inputs[k, : len(row)] = torch.tensor(row, dtype=torch.long)
-            mask[k, : len(row)] = 1
-        return {"input_ids": inputs.to(self.device), "attention_mask": mask.to(self.device)}
+        sizes = torch.tensor([len(row) for row in ids])
+        inputs = torch.zeros((len(ids), max(1, int(sizes.max()))), dtype=torch.long)
+        mask = torch.arange(inputs.shape[1]) < sizes[:, None]
+        inputs[mask] = torch.tensor([token for row in ids for token in row], dtype=torch.long)
+        return {"input_ids": inputs.to(self.device), "attention_mask": mask.long().to(self.device)}
 
 
 def split_row(layout: TextLayout, values: list[Any]) -> tuple[str, str]:
@@ -122,10 +115,6 @@ def split_row(layout: TextLayout, values: list[Any]) -> tuple[str, str]:
 
     Of a chat the last answer of the assistant is the response and all before it the prompt; a row
     of one text is all response; else the last column is the response.
-
-    Args:
-        layout: Which columns are read.
-        values: Their values in this row.
     """
     columns = [
         [(role, "\n".join(texts)) for role, texts in split_turns(name, value) if texts]
@@ -145,9 +134,7 @@ class LanguageRows:
     """What both adapters have: rows of text as tokens of a language model.
 
     Args:
-        dataset: The rows.
         adapter: What reads their text, and says how long they are.
-        model: The language model.
         ends_rows: Whether the end-of-text token is the last of a response.
     """
 
@@ -245,9 +232,7 @@ class Gradients(LanguageRows, Adapter):
     of 128 on those of attention; 1,024 projected numbers in place of 8,192.
 
     Args:
-        dataset: The rows.
-        adapter: What reads their text.
-        model: The language model with LoRA weights, see `warm_up`.
+        model: With LoRA weights, see `warm_up`.
         signs: The projection, see `make_signs`.
     """
 
@@ -320,10 +305,6 @@ def row_gradients(model: LanguageModel, batch: Tokens) -> list["torch.Tensor"]:
     $\sum_t (\partial \ell / \partial u_t) x_t^\top$, and the output in row b of the batch bears on
     the loss of that row alone.
 
-    Args:
-        model: A model with LoRA weights.
-        batch: Tokens of its rows.
-
     Raises:
         InputError: If a layer of the model mixes the rows of a batch.
     """
@@ -335,13 +316,10 @@ def row_gradients(model: LanguageModel, batch: Tokens) -> list["torch.Tensor"]:
         seen.append((given[0], found))
 
     layers = lora_layers(model.net)
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    try:
-        with torch.enable_grad():
-            total = row_losses(model, batch).sum()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.enable_grad():
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(note).remove)
+        total = row_losses(model, batch).sum()
     if len(seen) != len(layers) or any(x.ndim != 3 for x, _ in seen):
         name = model.description["model"]
         raise InputError(f"{name} mixes the rows of a batch: no gradients of rows")
@@ -365,7 +343,6 @@ def make_signs(n_weights: int, n_projected: int, seed: int) -> UInt8[ndarray, "p
     Args:
         n_weights: Numbers of a gradient.
         n_projected: Numbers that it is projected to, a multiple of 64.
-        seed: Seed of the hash.
     """
     n_words = n_projected // 64
     signs = np.empty((n_weights, n_projected // 8), dtype=np.uint8)
@@ -415,7 +392,6 @@ def warm_up(model: LanguageModel, rows: LanguageRows, seed: int, file: Path) -> 
     AdamW.
 
     Args:
-        model: The model, which gets LoRA weights.
         rows: What gives the tokens of the rows.
         seed: Seed of the weights and of the draw.
         file: .safetensors file of the trained weights.
@@ -432,19 +408,22 @@ def warm_up(model: LanguageModel, rows: LanguageRows, seed: int, file: Path) -> 
     n_rows = len(rows.lengths())
     size = min(n_rows, max(WARM_UP_ROWS[0], min(WARM_UP_ROWS[1], round(WARM_UP_RATIO * n_rows))))
     drawn = np.argsort(hash_numbers(seed, np.arange(n_rows, dtype=np.uint64)), kind="stable")[:size]
-    batches = [drawn[start : start + WARM_UP_BATCH] for start in range(0, size, WARM_UP_BATCH)]
-    loaded = _load_in_order(rows, batches)
+    tokens_of: dict[int, tuple[list[int], int]] = {}
+    for some in _batches(np.sort(drawn)):  # in the order of the dataset, which may be a stream
+        tokens_of |= zip(some.tolist(), zip(*rows.load(some)[0], strict=True), strict=True)
+    batches = [[tokens_of[row] for row in some.tolist()] for some in _batches(drawn)]
     optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=0.0)
     with tqdm(total=size, desc="warm up", unit="row") as bar:
-        for step, tokens in enumerate(loaded):
+        for step, batch in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * (1 - step / len(loaded))
-            loss = row_losses(model, tokens).mean()
+                group["lr"] = LEARNING_RATE * (1 - step / len(batches))
+            ids, n_prompt = map(list, zip(*batch, strict=True))
+            loss = row_losses(model, (ids, n_prompt)).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            bar.update(len(tokens[0]))
+            bar.update(len(batch))
     if not math.isfinite(loss.item()):
         raise InputError(f"the warm-up of {model.description['model']} ended with a loss of {loss}")
     partial = file.with_name(file.name + ".partial")
@@ -452,16 +431,5 @@ def warm_up(model: LanguageModel, rows: LanguageRows, seed: int, file: Path) -> 
     partial.replace(file)
 
 
-def _load_in_order(rows: LanguageRows, batches: list[Int[ndarray, " b"]]) -> list[Tokens]:
-    """Load the tokens of batches, reading the rows in the order of the dataset."""
-    drawn = np.concatenate(batches)
-    places = np.argsort(drawn, kind="stable")
-    found: dict[int, tuple[list[int], int]] = {}
-    for start in range(0, len(places), WARM_UP_BATCH):
-        some = drawn[places[start : start + WARM_UP_BATCH]]
-        ids, n_prompt = rows.load(some)[0]
-        found |= dict(zip(some.tolist(), zip(ids, n_prompt, strict=True), strict=True))
-    return [
-        ([found[row][0] for row in batch], [found[row][1] for row in batch])
-        for batch in (part.tolist() for part in batches)
-    ]
+def _batches(rows: Int[ndarray, " k"]) -> list[Int[ndarray, " b"]]:
+    return np.split(rows, range(WARM_UP_BATCH, len(rows), WARM_UP_BATCH))

@@ -12,6 +12,7 @@ from typing import Any
 from dq_multimodal.config import InputError
 from dq_multimodal.data.hub_errors import HubFailed, hub_errors
 from dq_multimodal.distributed.world import is_launched
+from dq_multimodal.files import expand_home
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx", ".gguf")
 
@@ -22,10 +23,9 @@ def hash_weights(name: str | None) -> str | None:
     Returns:
         None for what is no folder and no such file; what the Hub holds is pinned by its commit.
     """
-    place = Path(os.path.expanduser(name or ""))  # noqa: PTH111 - see find_model
-    if name is None or not place.exists():
-        return None
-    if place.is_file() and place.suffix not in WEIGHTS:
+    place = expand_home(name or "")
+    is_other = place.is_file() and place.suffix not in WEIGHTS
+    if name is None or not place.exists() or is_other:
         return None
     hasher = hashlib.sha256()
     for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
@@ -68,12 +68,7 @@ def accelerator(asked: str | None = None) -> str | None:
 
 @contextmanager
 def loading(name: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what the libraries raise at a model that they cannot load into one line.
-
-    Args:
-        name: What the user calls the model.
-        errors: Only these; by default all.
-    """
+    """Turn what the libraries raise (only `errors`, if given) at a bad model into one line."""
     try:
         yield
     except InputError:
@@ -81,11 +76,11 @@ def loading(name: str, *errors: type[Exception]) -> Iterator[None]:
     except Exception as error:  # a broken model fails in many ways
         if errors and not isinstance(error, errors):
             raise
-        causes: list[BaseException | None] = [error]
-        while causes[-1] is not None:
-            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UnpicklingError):
+            cause = cause.__cause__ or cause.__context__
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if any(isinstance(cause, UnpicklingError) for cause in causes):
+        if cause is not None:
             reason = (
                 "its weights are a pickle of more than weights, which could run any code, or "
                 "broken: wanted safetensors"
@@ -100,10 +95,7 @@ class ModelOutOfReach(InputError):
 
 
 def find_model(name: str) -> tuple[str, str | None]:
-    """Find a model without minutes of retries when there is no network.
-
-    Args:
-        name: Hub id, or a folder.
+    """Find a model, a Hub id or a folder, without minutes of retries when there is no network.
 
     Returns:
         What to load it by, the id or a folder, and its commit on the Hub.
@@ -115,9 +107,8 @@ def find_model(name: str) -> tuple[str, str | None]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folder = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
-    if Path(folder).is_dir():
-        return folder, None
+    if expand_home(name).is_dir():
+        return str(expand_home(name)), None
     missing = "it is neither a folder here nor a model on the Hub"
     try:
         with hub_errors(f"find model {name}", "give a folder", missing=missing):
@@ -146,7 +137,7 @@ def find_gguf(name: str, file: str | None = None) -> tuple[str, str] | None:
         InputError: If there is no such file, a folder without config.json holds several, or the
             package that reads them is missing.
     """
-    place = Path(os.path.expanduser(name))  # noqa: PTH111 - see find_model
+    place = expand_home(name)
     if place.suffix == ".gguf" and not place.is_dir():
         place, file = place.parent, place.name
     elif file is None:
@@ -166,15 +157,12 @@ def find_gguf(name: str, file: str | None = None) -> tuple[str, str] | None:
 
 
 def load_language_model(name: str, gguf_file: str | None = None, **options: Any) -> Any:
-    """Load a causal language model to be trained, in float32.
+    """Load a causal language model to be trained, in float32; InputError if it cannot be loaded.
 
     Args:
         name: A .gguf file, or a model's folder or id.
         gguf_file: Name of a .gguf file in the folder.
         options: More for `from_pretrained`, such as another dtype.
-
-    Raises:
-        InputError: If that cannot be loaded.
     """
     import torch
     import transformers

@@ -47,9 +47,11 @@ class Encoder:
 
     def encode(self, texts: list[str]) -> Float[ndarray, "b d"]:
         """Embed the texts as one batch."""
-        return self.model.encode(
-            texts, batch_size=max(1, len(texts)), show_progress_bar=False, convert_to_numpy=True
-        ).astype("float32", copy=False)
+        return self._encode(texts, convert_to_numpy=True).astype("float32", copy=False)
+
+    def _encode(self, texts: list[str], **options: Any) -> Any:
+        n_texts = max(1, len(texts))
+        return self.model.encode(texts, batch_size=n_texts, show_progress_bar=False, **options)
 
     @property
     def n_tokens(self) -> int:
@@ -114,8 +116,7 @@ class Encoder:
     def encode_scored(self, texts: list[str]) -> Embedded:
         """Embed the texts as one batch, and give the middle layer and the texture of the tokens.
 
-        The embeddings are those of `encode` bit for bit. The middle features are the mean of the
-        tokens' hidden states in the middle layer.
+        The embeddings are those of `encode` bit for bit; the middle features are means over tokens.
 
         Raises:
             InputError: If the model has no token vectors.
@@ -138,24 +139,19 @@ class Encoder:
             layers = found.pop("all_layer_embeddings")
             weights = mask[:, :, None].float()
             middle = (layers[len(layers) // 2] * weights).sum(1) / weights.sum(1).clamp(min=1)
-            kept = {name: found[name] for name in found if name != "token_embeddings"}
-            return {**kept, "token_embeddings": tokens, "texture": texture, "middle": middle}
+            return {**found, "texture": texture, "middle": middle}
 
         before = config.output_hidden_states
         config.output_hidden_states = True
         handle = first.register_forward_hook(note)
         try:
-            rows = self.model.encode(
-                texts, batch_size=max(1, len(texts)), show_progress_bar=False, output_value=None
-            )
+            rows = self._encode(texts, output_value=None)
         finally:
             handle.remove()
             config.output_hidden_states = before
-        columns = [
-            torch.stack([row[name] for row in rows]).float().cpu().numpy()
-            for name in ("sentence_embedding", "middle", "texture")
-        ]
-        return Embedded(*columns)
+        names = ("sentence_embedding", "middle", "texture")
+        columns = [torch.stack([row[name] for row in rows]).float().cpu() for name in names]
+        return Embedded(*(column.numpy() for column in columns))
 
 
 def load_encoder(name: str, device: str | None = None, dtype: Dtype = "auto") -> Encoder:

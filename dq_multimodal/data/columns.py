@@ -1,5 +1,6 @@
 """Which column holds the images, which the labels, and what the labels are."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,12 @@ LABEL_NAMES = ("label", "labels", "fine_label")
 """Columns that count as labels when they hold plain values without names."""
 
 
+def check_columns(present: list[str], asked: Iterable[str]) -> None:
+    """Raise if a column that was asked for is not there."""
+    if missing := [name for name in asked if name not in present]:
+        raise InputError(f"no column {', '.join(missing)}: the dataset has {', '.join(present)}")
+
+
 def find_image_column(dataset: "Dataset", asked: str | None = None) -> str:
     """Find the column of images.
 
@@ -28,9 +35,7 @@ def find_image_column(dataset: "Dataset", asked: str | None = None) -> str:
     """
     found = image_columns(dataset)
     if asked is not None:
-        if asked not in dataset.column_names:
-            names = ", ".join(dataset.column_names)
-            raise InputError(f"no column {asked}: the dataset has {names}")
+        check_columns(dataset.column_names, [asked])
         if asked not in found:
             kind = dataset.features[asked]
             raise InputError(f"the image column {asked} must hold images, got {kind}")
@@ -51,13 +56,9 @@ def find_label_column(dataset: "Dataset", asked: str | None = None) -> str | Non
     Raises:
         InputError: If there are several, or the named one does not exist.
     """
-    if asked == NO_LABEL:
-        return None
     if asked is not None:
-        if asked not in dataset.column_names:
-            names = ", ".join(dataset.column_names)
-            raise InputError(f"no column {asked}: the dataset has {names}")
-        return asked
+        check_columns(dataset.column_names, [] if asked == NO_LABEL else [asked])
+        return None if asked == NO_LABEL else asked
     features = dataset.features
     classes = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]
     if len(classes) > 1:

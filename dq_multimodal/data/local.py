@@ -10,34 +10,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetBuilder, IterableDataset
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.load import import_main_class
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from datasets.table import table_cast
+from datasets.utils.json import set_json_types_in_feature
+from tqdm import tqdm
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.listing import METADATA, DataFiles, is_picture, list_data
-from dq_multimodal.data.row_files import NO_FILES, RowFiles, admit, allow_folder, read_card
+from dq_multimodal.data.row_files import NO_FILES, RowFiles, admit, read_card
 from dq_multimodal.data.splits import name_split, split_parts, take_slice, take_splits
 from dq_multimodal.data.stream import Passes, Stream, stream_from
-from dq_multimodal.data.text_files import (
-    Place,
-    check_utf8,
-    find_mixed,
-    find_separator,
-    write_rows,
-)
-from dq_multimodal.files import first_line
+from dq_multimodal.data.text_files import check_utf8, find_mixed, find_separator, write_rows
+from dq_multimodal.files import expand_home, first_line
 
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder, IterableDataset
-
-READERS = {
-    ".parquet": "parquet",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-}
+READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+READERS |= dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 """Endings of compressed files that `datasets` reads through."""
 TEXT_READERS = ("json", "csv", "text")
@@ -68,7 +64,7 @@ class Source:
         note: What lies beside these files in their folder and is not read.
     """
 
-    dataset: "Dataset | Stream"
+    dataset: Dataset | Stream
     origin: dict[str, Any]
     files: tuple[str, ...] = ()
     check: Callable[[], None] = lambda: None
@@ -100,30 +96,22 @@ class PinnedFiles:
         beside: list[str] | None = None,
         is_text: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        from tqdm import tqdm
-
         self.paths, self.name = paths, name
         self._names = [path.removeprefix(f"{root}/") for path in paths]
-        self._stamps = [(path, _stamp(path)) for path in [*paths, *(beside or [])]]
-        n_threads, step = min(16, 2 * (os.cpu_count() or 1)), HASHED_TOGETHER
+        self._stamps = {path: _stamp(path) for path in [*paths, *(beside or [])]}
+        step = HASHED_TOGETHER
         batches = [paths[k : k + step] for k in range(0, len(paths), step)]
-        self._hashes: list[str] = []
-        with (
-            ThreadPoolExecutor(n_threads) as pool,
-            tqdm(total=len(paths), desc="hash", unit="file", delay=1) as bar,
-        ):
-            for found in pool.map(lambda batch: list(map(hash_file, batch)), batches):
-                self._hashes += found
-                bar.update(len(found))
+        with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+            found = pool.map(lambda batch: [*map(hash_file, batch)], batches)
+            bar = tqdm(found, total=len(batches), desc="hash", delay=1)
+            self._hashes = [*chain.from_iterable(bar)]
             list(pool.map(check_utf8, filter(is_text, paths)))
 
     def describe(self, max_listed: int) -> list[dict[str, Any]]:
         """Give name, bytes and SHA-256 of each; of more files than that, all in one entry."""
         found: list[dict[str, Any]] = [
-            {"name": name, "bytes": stamp[0], "sha256": digest}
-            for name, (_, stamp), digest in zip(
-                self._names, self._stamps, self._hashes, strict=False
-            )
+            {"name": name, "bytes": self._stamps[path][0], "sha256": digest}
+            for path, name, digest in zip(self.paths, self._names, self._hashes, strict=True)
         ]
         if len(found) <= max_listed:
             return found
@@ -138,7 +126,7 @@ class PinnedFiles:
 
     def check(self) -> None:
         """Raise if a file is not the one that was hashed."""
-        for path, stamp in self._stamps:
+        for path, stamp in self._stamps.items():
             if not os.path.exists(path) or _stamp(path) != stamp:  # noqa: PTH110
                 raise InputError(f"{self.name} has changed while it was read: {Path(path).name}")
 
@@ -158,10 +146,8 @@ def is_local(name: str) -> bool:
     """Say whether a name means something on this machine, there or not, and no Hub id."""
     if _ending_of(name) in READERS or name.startswith(("/", ".", "~")):
         return True
-    if any(c in name for c in "*?["):
-        return True
     try:
-        return Path(name).exists()
+        return any(c in name for c in "*?[") or Path(name).exists()
     except OSError:  # too long for a path
         return False
 
@@ -201,61 +187,49 @@ def short_name(name: str) -> str:
 def load_local(
     name: str,
     split: str,
-    *,
-    config_name: str | None = None,
-    field: str | None = None,
-    streaming: bool = False,
-    n_rows: int | None = None,
-    image_folder: str | None = None,
+    config_name: str | None,
+    field: str | None,
+    streaming: bool,
+    n_rows: int | None,
+    own: RowFiles,
 ) -> Source:
-    """Load local data, and pin the files that it came from; see `source.load_source`.
-
-    Raises:
-        InputError: If there is no such thing, it is of no known kind, has no such split, or names
-            files that are not its own.
-    """
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails on ~unknown
+    """Load local data, and pin the files that it came from; see `source.load_source`."""
+    path = expand_home(name)
     check_path(path)
-    own = allow_folder(image_folder)
     is_folder = path.is_dir()
-    origin: dict[str, Any] = {
-        "kind": "folder" if is_folder else "file",
-        "name": name,
-        "path": str(path.absolute()),
-        "split": split,
-        "names": NAMES,
-    }
     chosen = {"config_name": config_name, "field": field}
-    origin |= {key: value for key, value in chosen.items() if value is not None}
-    dataset: Dataset | Stream
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    origin: dict[str, Any] = {"kind": "folder" if is_folder else "file", "name": name}
+    origin |= {"path": str(path.absolute()), "split": split, "names": NAMES, **chosen}
+    note = None
+    rows: Dataset | Stream
     if is_folder and any((path / mark).is_file() for mark in SAVED_MARKS):
-        for key in chosen.keys() & origin.keys():
+        for key in chosen:
             raise InputError(f"{key} is not for a folder made by save_to_disk, and {name} is one")
         if streaming:
             raise InputError(f"{name} is memory-mapped where it is: leave out --streaming")
-        dataset, pinned = _load_saved(path, name, split)
-        note = None
+        rows, pinned = _load_saved(path, name, split)
     else:
-        found = _find_in_folder(path, name, config_name) if is_folder else _find(path, name)
         if not is_folder and config_name is not None:
             raise InputError(f"config_name is for the Hub and for folders, and {name} is neither")
-        if field is not None and (found.reader != "json" or found.make is not None):
+        found = _find_in_folder(path, name, config_name) if is_folder else _find(path, name)
+        note, is_plain = found.note, found.make is None
+        if field is not None and (found.reader != "json" or not is_plain):
             raise InputError(f"field is for .json files, and {name} has others")
         pinned = _pin(found, split_parts(split, found.by_split) if is_folder else ["train"], name)
-        if found.reader == "csv" and found.make is None:
+        if found.reader == "csv" and is_plain:
             found.options.setdefault("sep", find_separator(pinned.paths))
             if found.options["sep"] != ",":
                 origin["separator"] = found.options["sep"]
         if is_folder:
-            all_files = frozenset(file for part in found.by_split.values() for file in part)
-            own = replace(own, files=all_files, home=str(found.root))
-        dataset = _read(found, pinned, split, field, streaming, n_rows, own)
-        note = found.note
+            files = frozenset(chain.from_iterable(found.by_split.values()))
+            own = replace(own, files=files, home=str(found.root))
+        rows = _read(found, pinned, split, field, streaming, n_rows, own)
     origin["files"] = pinned.describe(MAX_LISTED)
-    if not isinstance(dataset, Stream):
-        dataset = admit(dataset, own, name)
-        origin["rows"] = len(dataset)
-    return Source(dataset, origin, tuple(pinned.paths), pinned.check, note)
+    if isinstance(rows, Dataset):
+        rows = admit(rows, own, name)
+        origin["rows"] = len(rows)
+    return Source(rows, origin, tuple(pinned.paths), pinned.check, note)
 
 
 def _find(path: Path, name: str) -> DataFiles:
@@ -266,7 +240,7 @@ def _find(path: Path, name: str) -> DataFiles:
         raise InputError(f"no such file or folder: {name} (wanted {WANTED})")
     endings = {_ending_of(file) for file in files}
     readers = {READERS.get(_ending_of(file), Path(file).suffix) for file in files}
-    if len(readers) != 1 or not readers <= set(READERS.values()):
+    if len(readers) != 1 or not readers <= {*READERS.values()}:
         shown = ", ".join(sorted(readers))
         raise InputError(f"{name} must be {WANTED} files of one kind, got {shown}")
     reader = readers.pop()
@@ -282,17 +256,15 @@ def _find(path: Path, name: str) -> DataFiles:
 
 def _find_in_folder(path: Path, name: str, config_name: str | None) -> DataFiles:
     """Find the data files of a folder, with the splits that its card or its file names tell."""
-    import datasets
-
     root = path.resolve()
     card = read_card(root, name)
-    parts = [card.get("configs") or [], card.get("dataset_info") or []]
-    parts = [part if isinstance(part, list) else [part] for part in parts]
-    names = {c["config_name"]: c for part in parts for c in part if "config_name" in c}
+    parts = [card.get(key) or [] for key in ("configs", "dataset_info")]
+    described = [c for part in parts for c in (part if isinstance(part, list) else [part])]
+    names = dict.fromkeys(c["config_name"] for c in described if "config_name" in c)
     if config_name is not None and config_name not in names:
         present = f"only {', '.join(names)}" if names else "it has none"
         raise InputError(f"{name} has no configuration {config_name!r}, {present}")
-    if not any(parts) and not (root / "dataset_infos.json").is_file():
+    if not described and not (root / "dataset_infos.json").is_file():
         return list_data(root, name)
     make = partial(datasets.load_dataset_builder, glob.escape(str(root)), config_name)
     try:
@@ -327,45 +299,52 @@ def _cache_folder() -> Path:
 
     The cache of `datasets` knows files by path and time, and gives old rows for replaced ones.
     """
-    import datasets
-
     return Path(datasets.config.HF_DATASETS_CACHE) / "by-content"
 
 
 def _read(
     found: DataFiles,
     pinned: PinnedFiles,
-    split: str,
-    field: str | None,
-    streaming: bool,
-    n_rows: int | None,
-    own: RowFiles,
-) -> "Dataset | Stream":
+    split: str = "train",
+    field: str | None = None,
+    streaming: bool = False,
+    n_rows: int | None = None,
+    own: RowFiles = NO_FILES,
+) -> Dataset | Stream:
     """Read the rows of files, or what is kept of the very same files."""
-    name, by_split = pinned.name, found.by_split
+    name, by_split, make, mixed = pinned.name, found.by_split, found.make, None
     place = _cache_folder() / pinned.key(found.reader, by_split, found.options, field)
-    if found.reader == "imagefolder" and found.make is None:
+    rows: Dataset | Stream
+    if make is None and found.reader == "imagefolder":
         listed = {key: _list_pictures(part) for key, part in by_split.items()}
         addresses = (address for part in listed.values() for address, _ in part)
         if not any(address.partition("::")[0].endswith(METADATA) for address in addresses):
             pictures = take_splits(partial(_make_pictures, listed, place), by_split, split, name)
-            return _stream_pictures(pictures, pinned, n_rows, own) if streaming else pictures
-    mixed: set[Place] | None = None
-    if found.reader == "json" and found.make is None:
-        mixed = find_mixed([file for files in by_split.values() for file in files], field)
-    if mixed is not None:
-        by_split = {
-            key: write_rows(files, mixed, place / "rows" / key, field)
-            for key, files in by_split.items()
-        }
-    make = found.make or partial(_make_builder, found.reader, by_split, found.root, found.options)
-    name_json = partial(_name_json, mixed)
-    rows: Dataset | Stream
+
+            def begin(_: list[str] | None) -> IterableDataset:
+                pinned.check()
+                return pictures.to_iterable_dataset()
+
+            return Stream(Passes(name, begin, n_rows, own)) if streaming else pictures
+    if make is None and found.reader == "json":
+        mixed = find_mixed([*chain.from_iterable(by_split.values())], field)
+        if mixed is not None:
+            by_split = {
+                key: write_rows(files, mixed, place / "rows" / key, field)
+                for key, files in by_split.items()
+            }
+    make = make or partial(_make_builder, found.reader, by_split, found.root, found.options)
+    builder_of = partial(make, str(place))
+
+    def name_json(rows: Any) -> Any:
+        """Give rows, or a pass over them, in which texts that were packed count as JSON."""
+        paths = [list(place) for place in mixed or ()]
+        return rows.cast(set_json_types_in_feature(rows.features, paths)) if paths else rows
+
     if streaming:
-        reader = partial(make, str(place))
-        rows = stream_from(name, reader, split, n_rows, pinned.check, own, name_json)
+        rows = stream_from(name, builder_of, split, n_rows, pinned.check, own, name_json)
     else:
-        builder = make(str(place))
+        builder = builder_of()
         builder.download_and_prepare()
         rows = name_json(builder.as_dataset(split))
         rows._fingerprint = _fingerprint(place, split)
@@ -375,15 +354,6 @@ def _read(
     return rows
 
 
-def _name_json(mixed: set[Place] | None, rows: Any) -> Any:
-    """Give rows, or a pass over them, in which texts that were packed count as JSON."""
-    from datasets.utils.json import set_json_types_in_feature
-
-    if not mixed:
-        return rows
-    return rows.cast(set_json_types_in_feature(rows.features, [list(place) for place in mixed]))
-
-
 def _fingerprint(place: Path, split: str) -> str:
     """Give what `datasets` knows rows by; its own would be that of all files of a kind."""
     return hashlib.sha256(f"{place.name} {split}".encode()).hexdigest()[:16]
@@ -391,34 +361,25 @@ def _fingerprint(place: Path, split: str) -> str:
 
 def _make_builder(
     reader: str, by_split: dict[str, list[str]], root: Path, options: dict[str, Any], place: str
-) -> "DatasetBuilder":
+) -> DatasetBuilder:
     """Make a reader of files that are found already."""
-    from datasets.data_files import DataFilesDict, DataFilesList
-    from datasets.load import import_main_class
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-
-    builder = import_main_class(_PACKAGED_DATASETS_MODULES[reader][0])
-    assert builder is not None
+    builder: Any = import_main_class(_PACKAGED_DATASETS_MODULES[reader][0])
     files = DataFilesDict({key: DataFilesList(part, []) for key, part in by_split.items()})
     return builder(
         cache_dir=place, data_files=files, base_path=str(root), config_id="default", **options
     )
 
 
-def read_parquet(files: list[Path]) -> "Dataset":
+def read_parquet(files: list[Path]) -> Dataset:
     """Read parquet files of one folder; never what an earlier file of the same name held."""
     paths = [str(file.absolute()) for file in files]
     found = DataFiles("parquet", {}, {"train": paths}, files[0].parent.absolute())
-    pinned = PinnedFiles(paths, found.root, str(files[0].parent))
-    rows = _read(found, pinned, "train", None, False, None, NO_FILES)
-    assert not isinstance(rows, Stream)
+    rows: Any = _read(found, PinnedFiles(paths, found.root, str(files[0].parent)))
     return rows
 
 
-def _check_rows(rows: "Dataset | Stream", name: str) -> None:
+def _check_rows(rows: Dataset | Stream, name: str) -> None:
     """Raise if a JSON file is one object that holds the rows in a list."""
-    import pyarrow as pa
-
     first = next(rows.with_format("arrow").iter(2))
     lists = [field for field in first.schema if pa.types.is_list(field.type)]
     nested = [field.name for field in lists if pa.types.is_struct(field.type.value_type)]
@@ -441,16 +402,12 @@ def _list_pictures(files: list[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _make_pictures(listed: dict[str, list[tuple[str, str]]], place: Path, split: str) -> "Dataset":
-    """Make the rows of pictures as the reader of `datasets` does, which takes minutes for many.
+def _make_pictures(listed: dict[str, list[tuple[str, str]]], place: Path, split: str) -> Dataset:
+    """Make the rows of pictures as the reader of `datasets` does, at a hundredth of its time.
 
     The names of their folders are labels if they are several, all equally deep. As there, a split
     has labels if those up to it are so, and the column is there if the last split has them.
     """
-    import datasets
-    import pyarrow as pa
-    from datasets.table import table_cast
-
     folders: set[str] = set()
     is_labelled = {}
     for key, part in listed.items():
@@ -468,28 +425,17 @@ def _make_pictures(listed: dict[str, list[tuple[str, str]]], place: Path, split:
     return datasets.Dataset(table, info, fingerprint=_fingerprint(place, split))
 
 
-def _stream_pictures(
-    pictures: "Dataset", pinned: PinnedFiles, n_rows: int | None, own: RowFiles
-) -> Stream:
-    def begin(_: list[str] | None) -> "IterableDataset":
-        pinned.check()
-        return pictures.to_iterable_dataset()
-
-    return Stream(Passes(pinned.name, begin, n_rows, own))
-
-
-def _load_saved(path: Path, name: str, split: str) -> tuple["Dataset", PinnedFiles]:
+def _load_saved(path: Path, name: str, split: str) -> tuple[Dataset, PinnedFiles]:
     """Load what save_to_disk made; a single dataset counts as the split that is asked for."""
-    import datasets
-
     path = path.absolute()
     loaded = datasets.load_from_disk(str(path))
     if not isinstance(loaded, datasets.DatasetDict):
         pinned = PinnedFiles(_saved_files(path), path, name)
         return take_slice(loaded.with_format(None), split), pinned
     bases = {name_split(loaded, part, name) for part in split_parts(split, loaded)}
-    files = [file for base in sorted(bases) for file in _saved_files(path / base)]
-    pinned = PinnedFiles(files, path, name)
+    pinned = PinnedFiles(
+        [f for base in sorted(bases) for f in _saved_files(path / base)], path, name
+    )
     return take_splits(lambda base: loaded[base].with_format(None), loaded, split, name), pinned
 
 

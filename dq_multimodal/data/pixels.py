@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
+from PIL import Image, ImageOps
 
 from dq_multimodal.data.row_files import is_file_struct
 from dq_multimodal.data.row_files import read_bytes as read_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL.Image import Image
 
 NO_IMAGE = "no image"
 EMPTY = "an empty image file"
@@ -46,7 +46,9 @@ BITS_PER_SAMPLE = 258
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_image(data: bytes | None, *, is_check: bool = False) -> "tuple[Image | None, list[str]]":
+def decode_image(
+    data: bytes | None, *, is_check: bool = False
+) -> tuple[Image.Image | None, list[str]]:
     """Decode an image file of any kind to upright 8-bit RGB.
 
     Args:
@@ -58,8 +60,6 @@ def decode_image(data: bytes | None, *, is_check: bool = False) -> "tuple[Image 
         The image, None where there is nothing that can be read to its end, and what was odd, one
         of the constants of this module each.
     """
-    from PIL import Image, ImageOps
-
     if data is None:
         return None, [NO_IMAGE]
     if not data:
@@ -93,7 +93,7 @@ def decode_image(data: bytes | None, *, is_check: bool = False) -> "tuple[Image 
     return image, odd + ([remark] if remark is not None and remark not in odd else [])
 
 
-def _is_deep(image: "Image", data: bytes) -> bool:
+def _is_deep(image: Image.Image, data: bytes) -> bool:
     """Say whether a file that was opened and not yet loaded holds more than 8 bits a channel.
 
     Pillow tells of grey ones by their mode; those with colours it cuts to 8 bits by itself.
@@ -113,10 +113,8 @@ def _is_deep(image: "Image", data: bytes) -> bool:
     return any(DEEP_MODES.search(str(tile)) for tile in tiles)
 
 
-def _to_rgb(image: "Image") -> "tuple[Image, str | None]":
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     """Convert every mode of Pillow, and say what that meant."""
-    from PIL import Image
-
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return image, None
@@ -140,8 +138,6 @@ def _to_rgb(image: "Image") -> "tuple[Image, str | None]":
 
 def count_pixels(data: bytes | None) -> int:
     """Give height x width of an image file by its header alone; 0 where it cannot be read."""
-    from PIL import Image
-
     try:
         width, height = Image.open(io.BytesIO(data or b"")).size
     except MemoryError:
@@ -152,12 +148,11 @@ def count_pixels(data: bytes | None) -> int:
 
 
 def to_square(
-    image: "Image", size: int, crop: float = 1.0, resample: int = 3
+    image: Image.Image, size: int, crop: float = 1.0, resample: int = 3
 ) -> UInt8[ndarray, "size size 3"]:
-    """Cut out the central square and scale it, as evaluation transforms do.
+    """Cut out the central square of an RGB image and scale it, as evaluation transforms do.
 
     Args:
-        image: RGB.
         size: Side of the result in pixels.
         crop: Side of the square as a share of the shorter side of the image.
         resample: Pillow's filter; 3 is bicubic.
@@ -172,19 +167,13 @@ def to_square(
 
 
 def image_columns(dataset: "Dataset") -> list[str]:
-    """List the columns that hold one image a row.
-
-    A struct of bytes and path, as parquet holds images that another writer made, counts too.
-    """
-    return [
-        name
-        for name, kind in dataset.features.items()
-        if type(kind).__name__ == "Image" or is_file_struct(kind)
-    ]
+    """List the columns that hold one image a row; plain structs of bytes and path count too."""
+    kinds = dataset.features.items()
+    return [n for n, kind in kinds if type(kind).__name__ == "Image" or is_file_struct(kind)]
 
 
 def undecoded(dataset: "Dataset", column: str) -> "Dataset":
     """Give the one column of images as files, not as pictures."""
-    from datasets import Image
+    import datasets
 
-    return dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))

@@ -1,34 +1,33 @@
 """Files that rows name: which of them a source may name, and the only place that opens them."""
 
 import hashlib
+import operator
 import os
 import re
 import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
-from dq_multimodal.files import parse_yaml, read_text
+from dq_multimodal.files import expand_home, first_line, parse_yaml, read_text
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset, Features
 
-Change = Callable[[str, "pa.StructArray", Any, Int[ndarray, " n"]], "pa.StructArray"]
-"""Changes structs of bytes and path, given their column, type and rows; gives the same object where
-nothing changes."""
-
+Change = Callable[[str, pa.StructArray, Any, Int[ndarray, " n"]], pa.StructArray]
+"""Given column, structs of bytes and path, type and rows; gives the same object if all stays."""
 BYTE_KINDS = ("binary", "large_binary", "binary_view", "null")
 TEXT_KINDS = ("string", "large_string", "string_view")
 PACKERS = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
@@ -57,16 +56,12 @@ def _is_media(kind: Any) -> bool:
     return hasattr(kind, "embed_storage")
 
 
-def _item(kind: Any) -> Any:
-    return kind[0] if isinstance(kind, list) else getattr(kind, "feature", None)
-
-
 def has_files(kind: Any) -> bool:
     """Say whether values of a type hold files, at any depth."""
-    if kind is None or _is_media(kind) or is_file_struct(kind):
-        return kind is not None
-    parts = list(kind.values()) if isinstance(kind, dict) else [_item(kind)]
-    return any(has_files(part) for part in parts)
+    if _is_media(kind) or is_file_struct(kind):
+        return True
+    parts = kind.values() if isinstance(kind, dict) else [getattr(kind, "feature", None)]
+    return any(has_files(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -127,17 +122,13 @@ def _may_open(path: str) -> bool:
 
 
 def allow_folder(image_folder: str | None) -> RowFiles:
-    """Allow files in the folder that the user gave, or none.
-
-    Raises:
-        InputError: If it is no folder.
-    """
+    """Allow files in the folder that the user gave, or none; InputError if it is no folder."""
     if image_folder is None:
         return NO_FILES
-    folder = os.path.abspath(os.path.expanduser(image_folder))  # noqa: PTH100, PTH111
-    if not Path(folder).is_dir():
+    folder = expand_home(image_folder).absolute()
+    if not folder.is_dir():
         raise InputError(f"image_folder must be a folder, got {image_folder}")
-    return RowFiles(folder=folder)
+    return RowFiles(folder=os.path.normpath(folder))
 
 
 def read_card(folder: Path, name: str, repository: str | None = None) -> dict[str, Any]:
@@ -162,30 +153,25 @@ def read_card(folder: Path, name: str, repository: str | None = None) -> dict[st
             raise InputError(f"{beside} must hold keys and values")
         found |= more
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"cannot read the card of {name}: {reason}") from error
+        raise InputError(f"cannot read the card of {name}: {first_line(error)}") from error
     configs = found.get("configs")
+    configs = [c for c in configs if isinstance(c, dict)] if isinstance(configs, list) else []
+    pending = [config.get(key) for config in configs for key in ("data_files", "data_dir")]
     n_places = 0
-
-    def check(value: Any) -> None:
-        nonlocal n_places
+    while pending:
+        value = pending.pop()
         n_places += 1
         if n_places > MAX_PLACES:  # YAML aliases make a short card name billions
             raise InputError(
                 f"the README.md of {name} names more than {MAX_PLACES:,} places of data"
             )
         if isinstance(value, dict | list):
-            for part in value.values() if isinstance(value, dict) else value:
-                check(part)
-        elif not _is_inside(str(value).replace("\\", "/"), repository):
+            pending += value.values() if isinstance(value, dict) else value
+        elif value and not _is_inside(str(value).replace("\\", "/"), repository):
             raise InputError(
                 f"the README.md of {name} names data outside it: {_show(str(value))}: give that "
                 "data itself, if you trust it"
             )
-
-    for config in configs if isinstance(configs, list) else []:
-        if isinstance(config, dict):
-            check([config[key] for key in ("data_files", "data_dir") if config.get(key)])
     return found
 
 
@@ -195,9 +181,7 @@ def _is_inside(path: str, repository: str | None) -> bool:
     of_hub = f"hf://datasets/{repository}"
     if repository and place.startswith((of_hub + "/", of_hub + "@")):
         place = place.removeprefix("hf://")
-    if place.startswith("/") or "://" in place or ".." in place.split("/"):
-        return False
-    if os.path.isabs(place):  # noqa: PTH117 - drives
+    if os.path.isabs(place) or "://" in place or ".." in place.split("/"):  # noqa: PTH117
         return False
     return all(hop.partition("://")[0] in PACKERS for hop in hops)
 
@@ -213,24 +197,19 @@ def admit(dataset: "Dataset", own: RowFiles, name: str) -> "Dataset":
     from datasets.table import InMemoryTable
 
     table, features = dataset.data.table, dataset.features
-    indices = None if dataset._indices is None else dataset._indices.column(0).to_numpy()
-    places: dict[str, str | None] = {}
-    for column, rows, paths in named_files(table, features):
-        places |= {path: own.find(path) for path in set(paths) - places.keys()}
-        bad = {int(r): p for r, p in zip(rows, paths, strict=True) if places[p] is None}
-        at = list(bad) if indices is None else np.flatnonzero(np.isin(indices, list(bad))).tolist()
-        if at:
-            raise _refuse(name, column, at[0], bad[at[0] if indices is None else indices[at[0]]])
+    numbers = np.arange(len(table))
+    if dataset._indices is not None:
+        numbers = np.full(len(table), -1)
+        numbers[dataset._indices.column(0).to_numpy()] = np.arange(len(dataset))
+    places = _check(table, features, own, name, numbers)
     if not places or not (own.folder or own.is_own):
         return dataset
 
-    def move(_: str, file: "pa.StructArray", *__: Any) -> "pa.StructArray":
+    def move(_: str, file: pa.StructArray, *__: Any) -> pa.StructArray:
         """Name the place where each file lies, in a struct that can hold its bytes."""
-        import pyarrow as pa
-
         data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
         data = data if "binary" in str(data.type) else data.cast(pa.binary())
-        moved = [places[name] for name in path.filter(is_named).to_pylist()]
+        moved = [places.get(name, name) for name in path.filter(is_named).to_pylist()]
         return _pack(file, data, _replace(path, is_named, moved))
 
     wide = widen(features)
@@ -241,33 +220,51 @@ def admit(dataset: "Dataset", own: RowFiles, name: str) -> "Dataset":
     return Dataset(moved, info, dataset.split, dataset._indices, mark)
 
 
+def _check(
+    table: pa.Table, features: "Features", own: RowFiles, name: str, numbers: Int[ndarray, " n"]
+) -> dict[str, str]:
+    """Give where the files lie that rows name; InputError for one that they may not name.
+
+    Args:
+        numbers: Number of each row in the source, for messages; -1 leaves one out.
+    """
+    places: dict[str, str] = {}
+    for column, rows, paths in named_files(table, features):
+        for row, path in zip(numbers[rows].tolist(), paths, strict=True):
+            if path in places or row < 0:
+                continue
+            place = own.find(path)
+            if place is None:
+                raise InputError(
+                    f"row {row} of {name} names a file that is none of its own, in the column "
+                    f"{column}: {_show(path)}: files in a folder that you trust are read with "
+                    "--image-folder DIR"
+                )
+            places[path] = place
+    return places
+
+
 def embed(
-    table: "pa.Table",
+    table: pa.Table,
     features: "Features",
     own: RowFiles | None = None,
     name: str = "",
     start: int = 0,
-) -> "pa.Table":
+) -> pa.Table:
     """Put the files that rows name into a table, and leave no folder of this machine in it.
 
     Args:
-        table: Of the types of features.
-        features: Its columns.
         own: Which files its rows may name; None for rows that were checked.
         name: The source, for messages.
-        start: Row number of its first row.
+        start: Number of its first row in the source.
 
     Raises:
         InputError: If a row names a file that it may not name.
     """
-    import pyarrow.compute as pc
+    numbers = np.arange(start, start + len(table))
+    places = {} if own is None else _check(table, features, own, name, numbers)
 
-    for column, rows, paths in named_files(table, features) if own is not None else ():
-        for row, path in zip(rows.tolist(), paths, strict=True):
-            if own is not None and own.find(path) is None:
-                raise _refuse(name, column, start + row, path)
-
-    def read(_: str, file: "pa.StructArray", kind: Any, __: Any) -> "pa.StructArray":
+    def read(_: str, file: pa.StructArray, kind: Any, __: Any) -> pa.StructArray:
         """Read the named files; paths become base names, in plain structs those named or rooted."""
         data, path, is_named = _field(file, "bytes"), _field(file, "path"), _is_named(file)
         is_long = pc.match_substring_regex(path, f"/|{ROOTED}" if _is_media(kind) else ROOTED)
@@ -275,8 +272,7 @@ def embed(
         if not is_long.true_count:
             return file
         named = path.filter(is_named).to_pylist()
-        places = [name if own is None else own.find(name) for name in named]
-        data = _replace(data, is_named, [read_file(place) if place else b"" for place in places])
+        data = _replace(data, is_named, [read_file(places.get(p, p)) for p in named])
         long = path.filter(is_long).to_pylist()
         short = [re.split(r"[/\\]", p.rpartition("::")[0] or p)[-1] for p in long]
         return _pack(file, data, _replace(path, is_long, short))
@@ -284,10 +280,8 @@ def embed(
     return _shorten_urls(_change_files(table, features, read))
 
 
-def _shorten_urls(table: "pa.Table") -> "pa.Table":
+def _shorten_urls(table: pa.Table) -> pa.Table:
     """Leave folders of this machine out of the column that names the tar files of webdataset."""
-    import pyarrow as pa
-
     if not {"__key__", "__url__"} <= {*table.column_names}:
         return table
     at = table.column_names.index("__url__")
@@ -298,13 +292,11 @@ def _shorten_urls(table: "pa.Table") -> "pa.Table":
     return table.set_column(at, table.schema.field(at), short)
 
 
-def hash_files(tables: "Iterable[pa.Table]", features: "Features") -> str:
+def hash_files(tables: Iterable[pa.Table], features: "Features") -> str:
     """Give one SHA-256 of all files in the rows of checked tables, and of those that they name."""
-    import pyarrow as pa
-
     found = hashlib.sha256()
 
-    def note(column: str, file: "pa.StructArray", _: Any, rows: Any) -> "pa.StructArray":
+    def note(column: str, file: pa.StructArray, _: Any, rows: Any) -> pa.StructArray:
         for row, value in zip(rows.tolist(), file, strict=True):
             data = read_bytes(value.as_py())
             found.update(f"{column} {row} {data and len(data)} ".encode())
@@ -319,25 +311,24 @@ def hash_files(tables: "Iterable[pa.Table]", features: "Features") -> str:
 
 
 def measure_outside(
-    table: "pa.Table", features: "Features", rows: Int[ndarray, " k"] | None = None
+    table: pa.Table, features: "Features", rows: Int[ndarray, " k"] | None = None
 ) -> Int[ndarray, " k"]:
     """Give the bytes of the files that each of some rows names; None is all rows."""
     sizes = np.zeros(len(table), dtype=np.int64)
-    is_asked = np.full(len(table), rows is None)
-    is_asked[[] if rows is None else rows] = True
+    asked = range(len(table)) if rows is None else {*rows.tolist()}
     for _, at, paths in named_files(table, features):
-        asked = np.flatnonzero(is_asked[at])
-        np.add.at(sizes, at[asked], [_size_of(paths[k]) for k in asked])
+        for row, path in zip(at.tolist(), paths, strict=True):
+            sizes[row] += _size_of(path) if row in asked else 0
     return sizes if rows is None else sizes[rows]
 
 
 def named_files(
-    table: "pa.Table", features: "Features"
+    table: pa.Table, features: "Features"
 ) -> list[tuple[str, Int[ndarray, " n"], list[str]]]:
     """Give column, row numbers and names of the files that lie outside a table, part by part."""
     found = []
 
-    def note(column: str, file: "pa.StructArray", _: Any, rows: Any) -> "pa.StructArray":
+    def note(column: str, file: pa.StructArray, _: Any, rows: Any) -> pa.StructArray:
         is_named = _is_named(file)
         if is_named.true_count:
             paths = _field(file, "path").filter(is_named).to_pylist()
@@ -350,23 +341,14 @@ def named_files(
 
 def widen(features: "Features") -> "Features":
     """Give plain structs of files a type that can hold their bytes."""
-    from datasets import Features, Value
+    from datasets import Value
+    from datasets.features.features import _visit
 
     def change(kind: Any) -> Any:
-        if is_file_struct(kind):
-            is_narrow = "binary" not in kind["bytes"].dtype
-            return {**kind, "bytes": Value("binary")} if is_narrow else kind
-        if _is_media(kind) or not has_files(kind):
-            return kind
-        if isinstance(kind, dict):
-            return {name: change(part) for name, part in kind.items()}
-        if isinstance(kind, list):
-            return [change(kind[0])]
-        kind = copy(kind)
-        kind.feature = change(kind.feature)
-        return kind
+        is_narrow = is_file_struct(kind) and "binary" not in kind["bytes"].dtype
+        return {**kind, "bytes": Value("binary")} if is_narrow else kind
 
-    return Features({name: change(kind) for name, kind in features.items()})
+    return cast("Features", _visit(features, change))
 
 
 def read_bytes(value: Any) -> bytes | None:
@@ -397,13 +379,14 @@ def read_file(path: str) -> bytes:
                 return _open_zip(*_pin(container)).read(member.removeprefix("zip://"))
         if path.startswith("hf://"):
             return _open_hub(path).read()
-        return Path(path).read_bytes() if stat.S_ISREG(Path(path).stat().st_mode) else b""
+        _pin(path)
+        return Path(path).read_bytes()
     except OSError as error:
         if "hf://" in path and not isinstance(error, FileNotFoundError):
             raise
-        return b""
     except _BROKEN:
-        return b""
+        pass
+    return b""
 
 
 def _size_of(path: str) -> int:
@@ -424,11 +407,7 @@ def _open_hub(path: str) -> Any:
 
 
 def _pin(path: str) -> tuple[Any, ...]:
-    """Say what an open zip file must not outlive: the file as it is, and this process.
-
-    Raises:
-        OSError: If it is no regular file.
-    """
+    """Say what an open zip file must not outlive; OSError for what is no regular file."""
     if path.startswith("hf://"):
         return path, os.getpid()
     found = Path(path).stat()
@@ -442,29 +421,17 @@ def _open_zip(path: str, *_: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(_open_hub(path) if path.startswith("hf://") else path)
 
 
-def _refuse(name: str, column: str, row: int, path: str) -> InputError:
-    return InputError(
-        f"row {row} of {name} names a file that is none of its own, in the column {column}: "
-        f"{_show(path)}: files in a folder that you trust are read with --image-folder DIR"
-    )
-
-
 def _show(path: str) -> str:
     return repr(path if len(path) <= SHOWN else path[:SHOWN] + "…")
 
 
-def _field(file: "pa.StructArray", name: str) -> "pa.Array":
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _field(file: pa.StructArray, name: str) -> pa.Array:
     found = pc.struct_field(file, name)
     return found.cast(pa.string()) if name == "path" else found
 
 
-def _is_named(file: "pa.StructArray") -> "pa.BooleanArray":
+def _is_named(file: pa.StructArray) -> pa.BooleanArray:
     """Mark the values that have a path and no bytes."""
-    import pyarrow.compute as pc
-
     is_bare = _field(file, "bytes").is_null()
     if not is_bare.true_count:
         return is_bare
@@ -472,19 +439,15 @@ def _is_named(file: "pa.StructArray") -> "pa.BooleanArray":
 
 
 def _change_files(
-    table: "pa.Table", features: Any, change: Change, wide: "Features | None" = None
-) -> "pa.Table":
+    table: pa.Table, features: Any, change: Change, wide: "Features | None" = None
+) -> pa.Table:
     """Change the structs of bytes and path in a table, which may take wider types by that."""
-    import pyarrow as pa
-
     for column, kind in features.items():
         chunks = table[column].chunks if has_files(kind) else []
-        starts = np.cumsum([0, *map(len, chunks)]).tolist()
-        changed = [
-            _change(chunk, kind, partial(change, column), np.arange(start, start + len(chunk)))
-            for chunk, start in zip(chunks, starts, strict=False)
-        ]
-        if any(new is not old for new, old in zip(changed, chunks, strict=True)):
+        rows = np.split(np.arange(len(table)), np.cumsum([len(chunk) for chunk in chunks])[:-1])
+        change_here = partial(change, column)
+        changed = [_change(c, kind, change_here, part) for c, part in zip(chunks, rows)]  # noqa: B905
+        if not all(map(operator.is_, changed, chunks)):
             field = table.schema.field(column)
             if wide is not None:
                 field = field.with_type(wide.arrow_schema.field(column).type)
@@ -495,12 +458,9 @@ def _change_files(
 
 
 def _change(
-    array: "pa.Array", kind: Any, change: Callable[..., "pa.Array"], rows: Int[ndarray, " n"]
-) -> "pa.Array":
+    array: pa.Array, kind: Any, change: Callable[..., pa.Array], rows: Int[ndarray, " n"]
+) -> pa.Array:
     """Change the structs of bytes and path in an array; the same object where nothing changes."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if _is_media(kind) or is_file_struct(kind):
         return change(array, kind, rows)
     if not has_files(kind):
@@ -508,14 +468,11 @@ def _change(
     if isinstance(kind, dict):
         names = [field.name for field in array.type]
         old = [pc.struct_field(array, name) for name in names]
-        new = [
-            _change(part, kind[name], change, rows) for name, part in zip(names, old, strict=True)
-        ]
-        if all(part is before for part, before in zip(new, old, strict=True)):
-            return array
-        return pa.StructArray.from_arrays(new, names, mask=array.is_null())
+        new = [_change(part, kind[name], change, rows) for name, part in zip(names, old)]  # noqa: B905
+        is_same = all(map(operator.is_, new, old))
+        return array if is_same else pa.StructArray.from_arrays(new, names, mask=array.is_null())
     items = pc.list_flatten(array)
-    changed = _change(items, _item(kind), change, rows[pc.list_parent_indices(array).to_numpy()])
+    changed = _change(items, kind.feature, change, rows[pc.list_parent_indices(array).to_numpy()])
     if changed is items:
         return array
     sizes = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
@@ -523,16 +480,11 @@ def _change(
     return pa.LargeListArray.from_arrays(offsets, changed, mask=array.is_null())
 
 
-def _replace(array: "pa.Array", mask: "pa.BooleanArray", values: list[Any]) -> "pa.Array":
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _replace(array: pa.Array, mask: pa.BooleanArray, values: list[Any]) -> pa.Array:
     return pc.replace_with_mask(array, mask, pa.array(values, array.type)) if values else array
 
 
-def _pack(file: "pa.StructArray", data: "pa.Array", path: "pa.Array") -> "pa.StructArray":
-    import pyarrow as pa
-
+def _pack(file: pa.StructArray, data: pa.Array, path: pa.Array) -> pa.StructArray:
     names = [field.name for field in file.type]
     parts = [data if name == "bytes" else path for name in names]
     return pa.StructArray.from_arrays(parts, names, mask=file.is_null())

@@ -4,15 +4,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int
 from numpy import ndarray
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 BLOCK_BYTES = 8_000_000
 """Blocks that become Python objects, several times as large, hold so many bytes, or one row."""
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_map)
 
 
 def measure_rows(dataset: "Dataset") -> Int[ndarray, " n"]:
@@ -51,27 +53,23 @@ def read_blocks(dataset: "Dataset", most_rows: int) -> Iterator[Any]:
         yield dataset[start:stop]
 
 
-def _measure(array: "pa.Array") -> Any:
+def _measure(array: pa.Array) -> Any:
     """Give the bytes of every value, or one number for all."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return _measure(array.storage)
     if pa.types.is_struct(kind):
         return sum(_measure(array.field(k)) for k in range(kind.num_fields))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
-        inner, offsets = _measure(array.values), array.offsets.to_numpy()
+    is_fixed = pa.types.is_fixed_size_list(kind)
+    if is_fixed or any(test(kind) for test in LISTS):
+        inner = _measure(array.values)
+        if is_fixed:
+            offsets = (array.offset + np.arange(len(array) + 1)) * kind.list_size
+        else:
+            offsets = array.offsets.to_numpy()
         if not isinstance(inner, ndarray):
             return inner * np.diff(offsets)
         return np.diff(np.concatenate([[0], np.cumsum(inner)])[offsets])
-    if pa.types.is_fixed_size_list(kind):
-        inner, first = _measure(array.values), array.offset * kind.list_size
-        if not isinstance(inner, ndarray):
-            return inner * kind.list_size
-        inner = inner[first : first + len(array) * kind.list_size]
-        return inner.reshape(len(array), kind.list_size).sum(axis=1)
     if kind in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary()):
         return pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False)
     try:

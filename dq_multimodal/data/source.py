@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets.config
+import huggingface_hub.constants
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.file_download import repo_folder_name
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.hub_errors import HubOutOfReach, hub_errors
@@ -25,11 +31,8 @@ from dq_multimodal.data.splits import ALL, count_splits, take_slice, take_splits
 from dq_multimodal.data.stream import Stream, reading, stream_from
 from dq_multimodal.files import expand_home
 
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
-
-    AnyDataset = str | os.PathLike[str] | Dataset | DatasetDict
-    """A Hub id, a local path, or a loaded dataset, of which split names what is meant."""
+AnyDataset = str | os.PathLike[str] | Dataset | DatasetDict
+"""A Hub id, a local path, or a loaded dataset, of which split names what is meant."""
 
 TABLES = ("arrow", "cache", "csv", "hdf5", "iceberg", "json", "lance", "pandas", "parquet", "sql")
 """Builders of `datasets` whose rows come from a table that another may have written."""
@@ -70,34 +73,27 @@ def load_source(
             it may not name.
     """
     with reading(name):
-        if not is_local(name):
+        own = allow_folder(image_folder)
+        if is_local(name):
+            if revision is not None:
+                raise InputError(f"revision is for the Hub, and {name} is local")
+            source = load_local(name, split, config_name, field, streaming, n_rows, own)
+        else:
             if field is not None:
                 raise InputError(f"field is for local .json files, and {name} is on the Hub")
-            own = allow_folder(image_folder)
             source = _load_from_hub(name, split, config_name, revision, streaming, n_rows, own)
-        elif revision is not None:
-            raise InputError(f"revision is for the Hub, and {name} is local")
-        else:
-            source = load_local(
-                name,
-                split,
-                config_name=config_name,
-                field=field,
-                streaming=streaming,
-                n_rows=n_rows,
-                image_folder=image_folder,
-            )
     if not streaming and not len(source.dataset):
         raise InputError(f"{name} has no rows in split {split!r}")
     if split == ALL and not isinstance(source.dataset, Stream):
         source.origin["splits"] = count_splits(source.dataset)
-    if image_folder is not None:
-        source.origin.update(_pin_folder(source.dataset, image_folder))
+    source.origin.update(_pin_folder(source.dataset, image_folder))
     return source
 
 
-def _pin_folder(dataset: "Dataset | Stream", image_folder: str) -> dict[str, str]:
+def _pin_folder(dataset: Dataset | Stream, image_folder: str | None) -> dict[str, str]:
     """Give what an origin records of the folder in which rows name files, and of these files."""
+    if image_folder is None:
+        return {}
     names = [name for name, kind in dataset.features.items() if has_files(kind)]
     files = dataset.select_columns(names).with_format("arrow")
     return {
@@ -150,7 +146,7 @@ def pin_of(origin: dict[str, Any], has_names: bool = True) -> Any:
 
 
 def from_memory(
-    dataset: "Dataset | DatasetDict", split: str = "train", image_folder: str | None = None
+    dataset: Dataset | DatasetDict, split: str = "train", image_folder: str | None = None
 ) -> Source:
     """Wrap a dataset object, or the slice of it, or of one of its splits, that is asked for.
 
@@ -159,30 +155,26 @@ def from_memory(
             not name: a dataset made in Python may name any on this machine, one that was read from
             a table or made by save_to_disk those of the folder only.
     """
-    import datasets
-
     origin: dict[str, Any] = {"kind": "memory", "name": MEMORY, "split": split}
-    if isinstance(dataset, datasets.DatasetDict):
+    if isinstance(dataset, DatasetDict):
         splits = dataset.with_format(None)
         dataset = take_splits(splits.__getitem__, splits, split, MEMORY)
         if split == ALL:
             origin["splits"] = count_splits(dataset)
-    elif isinstance(dataset, datasets.Dataset):
+    elif isinstance(dataset, Dataset):
         dataset = take_slice(dataset.with_format(None), split)
     else:
         raise InputError(
             f"dataset must be a Hub id, a path or a datasets.Dataset, got {type(dataset).__name__}"
         )
-    files = dataset.cache_files
     if not len(dataset):
         raise InputError("the dataset has no rows")
-    is_saved = any(Path(file["filename"]).with_name(SAVED_MARKS[0]).exists() for file in files)
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    is_saved = any(file.with_name(SAVED_MARKS[0]).exists() for file in files)
     is_own = not is_saved and dataset.info.builder_name not in TABLES
     admitted = admit(dataset, replace(allow_folder(image_folder), is_own=is_own), MEMORY)
     origin |= {"fingerprint": dataset._fingerprint, "rows": len(dataset)}
-    if image_folder is not None:
-        origin |= _pin_folder(admitted, image_folder)
-    return Source(admitted, origin)
+    return Source(admitted, origin | _pin_folder(admitted, image_folder))
 
 
 def _load_from_hub(
@@ -194,12 +186,10 @@ def _load_from_hub(
     n_rows: int | None,
     own: RowFiles,
 ) -> Source:
-    import datasets
-    from huggingface_hub import HfApi, hf_hub_download
-
     licence: dict[str, Any] = {}
     names = {name}
     missing = f"there is no such dataset on the Hub that this token may read, and no path {name}"
+    loaded: Dataset | Stream
     try:
         with hub_errors(f"read {name}", "try again later", missing=missing):
             info = HfApi().dataset_info(name, revision=revision)
@@ -207,47 +197,42 @@ def _load_from_hub(
             names.add(info.id)  # another where the repository was renamed
             stated = info.card_data.to_dict() if info.card_data else {}
             licence = {key: stated[key] for key in LICENCE if stated.get(key)}
-            loaded: Dataset | Stream
             for file in {file.rfilename for file in info.siblings or []} & {*CARD_FILES}:
                 card = hf_hub_download(name, file, repo_type="dataset", revision=commit)
                 read_card(Path(card).parent, name, repository=name)
             if streaming:
                 own = replace(own, roots=tuple(f"hf://datasets/{n}@{commit}/" for n in names))
-                make = partial(datasets.load_dataset_builder, name, config_name, revision=commit)
+                make = partial(load_dataset_builder, name, config_name, revision=commit)
                 loaded = stream_from(name, make, split, n_rows, own=own)
             else:
-                loaded = datasets.load_dataset(name, config_name, split=split, revision=commit)
+                loaded = load_dataset(name, config_name, split=split, revision=commit)
     except HubOutOfReach as error:
         if streaming:
             raise InputError(f"the Hub is out of reach, and {name} is to be a stream") from error
         loaded, commit = _load_from_cache(name, split, config_name, revision)
-    origin = {"kind": "hub", "name": name, "split": split, "config_name": config_name}
-    origin |= {"revision": commit, "license": None, **licence}
-    if streaming:
-        return Source(loaded, origin)
-    own = replace(own, roots=tuple(_cache_of(n, commit) for n in names))
-    loaded = admit(loaded, own, name)
-    return Source(loaded, {**origin, "rows": len(loaded)})
+    origin: dict[str, Any] = {"kind": "hub", "name": name, "split": split}
+    origin |= {"config_name": config_name, "revision": commit, "license": None, **licence}
+    if isinstance(loaded, Dataset):
+        own = replace(own, roots=tuple(_cache_of(n, commit) for n in names))
+        loaded = admit(loaded, own, name)
+        origin["rows"] = len(loaded)
+    return Source(loaded, origin)
 
 
 def _cache_of(name: str, commit: str | None) -> str:
     """Give the folder in which the cache holds the files of a commit, with a slash behind it."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
-
     repo = repo_folder_name(repo_id=name, repo_type="dataset")
-    return os.path.abspath(f"{HF_HUB_CACHE}/{repo}/snapshots/{commit}") + os.sep  # noqa: PTH100
+    place = Path(huggingface_hub.constants.HF_HUB_CACHE, repo, "snapshots", str(commit))
+    return os.path.normpath(place.absolute()) + os.sep
 
 
 def _load_from_cache(
     name: str, split: str, config_name: str | None, revision: str | None
-) -> tuple["Dataset", str | None]:
+) -> tuple[Dataset, str | None]:
     """Load what the cache holds of a Hub dataset, and read the commit off its path."""
-    import datasets
-
     try:
         with hub_offline():
-            loaded = datasets.load_dataset(name, config_name, split=split)
+            loaded = load_dataset(name, config_name, split=split)
     except (ConnectionError, FileNotFoundError, ValueError) as error:
         raise InputError(
             f"the Hub is out of reach and {name} is not in the local cache: give a local "
@@ -267,9 +252,6 @@ def _load_from_cache(
 @contextmanager
 def hub_offline() -> Iterator[None]:
     """Make the Hugging Face libraries use their caches at once, without minutes of retries."""
-    import datasets.config
-    import huggingface_hub.constants
-
     holders: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [holder.HF_HUB_OFFLINE for holder in holders]
     for holder in holders:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal.config import InputError
+from dq_multimodal.files import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,10 +28,7 @@ def rest_of_split(split: str) -> str | None:
 
 
 def split_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
-    """Say which rows of a whole split of n_rows a slice takes.
-
-    Returns:
-        Start and stop of each part, in order.
+    """Give start and stop of each part of a whole split of n_rows that a slice takes, in order.
 
     Raises:
         InputError: If the slice cannot be read, names several splits or does not fit n_rows.
@@ -42,7 +40,7 @@ def split_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
     try:
         parts = ReadInstruction.from_spec(split).to_absolute({base_split(split): n_rows})
     except (ValueError, AssertionError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "no such slice"
+        reason = first_line(error) if str(error) else "no such slice"
         raise InputError(f"cannot read the split {split!r} of {n_rows:,} rows: {reason}") from error
     return [(part.from_, part.to) for part in parts]
 
@@ -65,11 +63,7 @@ def split_parts(split: str, splits: Iterable[str]) -> list[str]:
 def take_splits(
     load: "Callable[[str], Dataset]", splits: Iterable[str], split: str, name: str
 ) -> "Dataset":
-    """Give the rows of one or several slices of splits, one after another.
-
-    Raises:
-        InputError: If there is no such split.
-    """
+    """Give the rows of one or several slices of splits, one after another."""
     from datasets import SplitDict, SplitInfo, concatenate_datasets
 
     parts = split_parts(split, splits)
@@ -94,11 +88,7 @@ def count_splits(dataset: "Dataset") -> dict[str, int] | None:
 
 
 def name_split(splits: Any, split: str, name: str) -> str:
-    """Give the name of the split that a slice is of.
-
-    Raises:
-        InputError: If there is none of that name.
-    """
+    """Give the name of the split that a slice is of; InputError if there is none of that name."""
     base = base_split(split)
     if base not in splits:
         raise InputError(f"{name} has no split {base!r}, only {', '.join(map(str, splits))}")

@@ -6,17 +6,16 @@ from contextlib import contextmanager
 from copy import copy
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetBuilder, DatasetInfo, Features, IterableDataset
+from datasets.table import InMemoryTable, table_cast
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.row_files import NO_FILES, RowFiles, embed, widen
 from dq_multimodal.files import first_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from datasets import Dataset, DatasetBuilder, Features, IterableDataset
 
 CHUNK_ROWS = 16384
 CHUNK_BYTES = 64_000_000
@@ -24,42 +23,6 @@ CHUNK_BYTES = 64_000_000
 LEAST_ROWS = 64
 N_CHUNKS = 3
 """Chunks that a view holds: threads read a little behind the foremost."""
-
-
-def stream_from(
-    name: str,
-    make: "Callable[[], DatasetBuilder]",
-    split: str,
-    n_rows: int | None = None,
-    check: Callable[[], None] = lambda: None,
-    own: RowFiles = NO_FILES,
-    change: "Callable[[IterableDataset], IterableDataset]" = lambda rows: rows,
-) -> "Stream":
-    """Open as a stream what a builder reads; one is made for every pass.
-
-    Args:
-        name: The source, for messages.
-        make: Makes the builder.
-        split: Name of a split.
-        n_rows: Its rows, where they are known.
-        check: Called before every pass: raises if the source has changed.
-        own: Which files its rows may name.
-        change: Gives the rows of a pass other types.
-
-    Raises:
-        InputError: If it cannot be read, or has no rows.
-    """
-
-    def begin(columns: list[str] | None) -> "IterableDataset":
-        check()
-        builder = make()
-        if columns is not None and hasattr(builder.config, "columns"):
-            builder.config.columns = columns  # parquet: the others are not even fetched
-        if hasattr(builder.config, "decode_num_threads"):
-            builder.config.decode_num_threads = 0  # files come as they are, not as pictures
-        return change(builder.as_streaming_dataset(split=split))
-
-    return Stream(Passes(name, begin, n_rows, own))
 
 
 class Passes:
@@ -70,26 +33,26 @@ class Passes:
         begin: Begins a pass over some columns (None is all); it may give more than these.
         n_rows: Rows of the source, where they are known; else the first whole pass counts them.
         own: Which files its rows may name.
+
+    Raises:
+        InputError: If it cannot be read, or has no rows.
     """
 
     def __init__(
         self,
         name: str,
-        begin: "Callable[[list[str] | None], IterableDataset]",
+        begin: Callable[[list[str] | None], IterableDataset],
         n_rows: int | None = None,
         own: RowFiles = NO_FILES,
     ) -> None:
-        from datasets import Features
-
         self.name, self._begin, self.n_rows, self._own = name, begin, n_rows, own
         self.n_bytes: int | None = None
         self.chunk_rows = LEAST_ROWS
         with reading(name):
             rows = begin(None)
             first = next(_read_tables(rows, LEAST_ROWS))
-            self.features: Features = rows.features or Features.from_arrow_schema(
-                first.schema.remove_metadata()
-            )
+            schema = first.schema.remove_metadata()
+            self.features: Features = rows.features or Features.from_arrow_schema(schema)
             if own.folder is not None:
                 self.features = widen(self.features)
             row_bytes = max(1, self.convert(first, self.features, 0).nbytes // len(first))
@@ -97,7 +60,7 @@ class Passes:
         while self.chunk_rows < CHUNK_ROWS and 2 * self.chunk_rows * row_bytes <= CHUNK_BYTES:
             self.chunk_rows *= 2
 
-    def tables(self, columns: list[str] | None) -> "Iterator[pa.Table]":
+    def tables(self, columns: list[str] | None) -> Iterator[pa.Table]:
         """Yield the chunks of one pass as they come; all but the last are of `chunk_rows`.
 
         A pass over all columns counts the bytes too, of files outside the table as well.
@@ -108,7 +71,6 @@ class Passes:
         n_read = n_bytes = 0
         with reading(self.name):
             for table in _read_tables(self._begin(columns), self.chunk_rows):
-                assert n_read % self.chunk_rows == 0, "a short chunk before the last"
                 self._check(len(table), n_read)
                 self.chunk_bytes = max(self.chunk_bytes, table.nbytes)
                 if columns is None:
@@ -120,19 +82,12 @@ class Passes:
         self.n_rows = n_read
         self.n_bytes = n_bytes if columns is None else self.n_bytes
 
-    def convert(self, table: "pa.Table", features: "Features", start: int) -> "pa.Table":
-        """Give a chunk the columns and types of features, files outside it read into it.
-
-        Args:
-            table: The chunk.
-            features: Some columns, which may be read as other types.
-            start: Row number of its first row.
+    def convert(self, table: pa.Table, features: Features, start: int) -> pa.Table:
+        """Give the chunk from row `start` on the columns and types of features, with its files.
 
         Raises:
             InputError: If a row names a file that it may not name.
         """
-        from datasets.table import table_cast
-
         table = table_cast(table.select(list(features)), features.arrow_schema)
         return embed(table, features, self._own, self.name, start)
 
@@ -161,9 +116,7 @@ class Stream:
     """
 
     def __init__(self, passes: Passes) -> None:
-        self.features: Features = passes.features
-        self.chunk_rows = passes.chunk_rows
-        self._passes = passes
+        self.features, self.chunk_rows, self._passes = passes.features, passes.chunk_rows, passes
         self._format: str | None = None
         self._reset()
 
@@ -187,15 +140,12 @@ class Stream:
     def __len__(self) -> int:
         if self._passes.n_rows is None:  # a pass for that alone, over what is read fastest
             plain = [name for name in self.features if getattr(self.features[name], "dtype", "")]
-            for _ in self._passes.tables((plain or self.column_names)[:1]):
-                pass
+            deque(self._passes.tables((plain or self.column_names)[:1]), maxlen=0)
         assert self._passes.n_rows is not None
         return self._passes.n_rows
 
     def select_columns(self, names: list[str]) -> "Stream":
         """Give a view of some columns."""
-        from datasets import Features
-
         return self._view(features=Features({name: self.features[name] for name in names}))
 
     def remove_columns(self, names: list[str]) -> "Stream":
@@ -204,8 +154,6 @@ class Stream:
 
     def cast_column(self, name: str, feature: Any) -> "Stream":
         """Give a view in which a column is read as another type."""
-        from datasets import Features
-
         return self._view(features=Features({**self.features, name: feature}))
 
     def with_format(self, kind: str | None) -> "Stream":
@@ -220,18 +168,12 @@ class Stream:
                 yield self._show(table.slice(start, batch_size))
             number += 1
 
-    def __getitem__(self, asked: "str | int | slice | list[int]") -> Any:
-        if isinstance(asked, int):
-            return {name: values[0] for name, values in self[[asked]].items()}
-        if isinstance(asked, str):
-            column = self.select_columns([asked])
-            return [value for block in column.iter(self.chunk_rows) for value in block[asked]]
-        rows = range(*asked.indices(len(self))) if isinstance(asked, slice) else asked
-        return self._show(self._take(np.asarray(rows, dtype=np.int64)))
+    def __getitem__(self, rows: list[int]) -> Any:
+        return self._show(self._take(rows))
 
-    def select(self, rows: Any) -> "Dataset":
+    def select(self, rows: Any) -> Dataset:
         """Read some rows into memory."""
-        return self._as_dataset(self._take(np.asarray(rows, dtype=np.int64)))
+        return self._as_dataset(self._take(rows))
 
     def finish(self) -> None:
         """Go on to the end of the pass, so that its rows and bytes are counted.
@@ -252,10 +194,9 @@ class Stream:
         """Bytes of all rows as uncompressed Arrow data; None before a whole pass over them."""
         return self._passes.n_bytes
 
-    def _take(self, rows: np.ndarray) -> "pa.Table":
+    def _take(self, asked: Any) -> pa.Table:
         """Read rows, in the order asked for."""
-        import pyarrow as pa
-
+        rows = np.asarray(asked, dtype=np.int64)
         chunks = rows // self.chunk_rows
         parts = []
         for number in np.unique(chunks).tolist():
@@ -263,21 +204,23 @@ class Stream:
             if table is None:
                 raise IndexError(f"the stream has {len(self):,} rows, asked for {rows.max():,}")
             parts.append(_take_rows(table, rows[chunks == number] - number * self.chunk_rows))
-        if len(parts) < 2:
-            return parts[0] if parts else self.features.arrow_schema.empty_table()
+        if not parts:
+            return self.features.arrow_schema.empty_table()
+        places = np.argsort(np.argsort(chunks, kind="stable"))
+        is_in_order = (np.diff(chunks) >= 0).all()
         found = pa.concat_tables(parts)
-        if (np.diff(chunks) >= 0).all():
-            return found
-        return _take_rows(found, np.argsort(np.argsort(chunks, kind="stable")))
+        return found if is_in_order else _take_rows(found, places)
 
-    def _chunk(self, number: int) -> "pa.Table | None":
+    def _chunk(self, number: int) -> pa.Table | None:
         """Give a chunk, one that was read last or by going on; None beyond the last."""
         with self._lock:
             for known, table in self._chunks:
                 if known == number:
                     return table
             if self._coming is None or number < self._n_read:
-                self._coming, self._n_read = self._tables(), 0
+                are_all = {*self.features} == {*self._passes.features}
+                self._coming = self._passes.tables(None if are_all else self.column_names)
+                self._n_read = 0
                 self._chunks.clear()
             while (table := next(self._coming, None)) is not None:
                 self._n_read += 1
@@ -289,24 +232,44 @@ class Stream:
             self._coming = None
             return None
 
-    def _tables(self) -> "Iterator[pa.Table]":
-        are_all = set(self.features) == set(self._passes.features)
-        yield from self._passes.tables(None if are_all else self.column_names)
-
-    def _show(self, table: "pa.Table") -> Any:
+    def _show(self, table: pa.Table) -> Any:
         return self._as_dataset(table).with_format(self._format)[:]
 
-    def _as_dataset(self, table: "pa.Table") -> "Dataset":
-        from datasets import Dataset, DatasetInfo
-
+    def _as_dataset(self, table: pa.Table) -> Dataset:
         # A fingerprint of its own would be computed from all the data.
         return Dataset(table, info=DatasetInfo(features=self.features), fingerprint="stream")
 
 
-def _read_tables(rows: "IterableDataset", n_rows: int) -> "Iterator[pa.Table]":
-    """Yield the rows of a pass as tables of so many; the last may have fewer."""
-    from datasets import Dataset
+def stream_from(
+    name: str,
+    make: Callable[[], DatasetBuilder],
+    split: str,
+    n_rows: int | None = None,
+    check: Callable[[], None] = lambda: None,
+    own: RowFiles = NO_FILES,
+    change: Callable[[IterableDataset], IterableDataset] = lambda rows: rows,
+) -> Stream:
+    """Open as a stream what a builder reads; one is made for every pass, see `Passes`.
 
+    Args:
+        check: Called before every pass: raises if the source has changed.
+        change: Gives the rows of a pass other types.
+    """
+
+    def begin(columns: list[str] | None) -> IterableDataset:
+        check()
+        builder = make()
+        if columns is not None and hasattr(builder.config, "columns"):
+            builder.config.columns = columns  # parquet: the others are not even fetched
+        if hasattr(builder.config, "decode_num_threads"):
+            builder.config.decode_num_threads = 0  # files come as they are, not as pictures
+        return change(builder.as_streaming_dataset(split=split))
+
+    return Stream(Passes(name, begin, n_rows, own))
+
+
+def _read_tables(rows: IterableDataset, n_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of a pass as tables of so many; the last may have fewer."""
     if rows._ex_iterable.iter_arrow or rows.features is None:
         yield from rows.with_format("arrow").iter(batch_size=n_rows)
         return
@@ -318,11 +281,8 @@ def _read_tables(rows: "IterableDataset", n_rows: int) -> "Iterator[pa.Table]":
         yield Dataset.from_dict(columns, features).data.table
 
 
-def _take_rows(table: "pa.Table", rows: np.ndarray) -> "pa.Table":
+def _take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """Give rows of a table by their numbers."""
-    import pyarrow as pa
-    from datasets.table import InMemoryTable
-
     try:
         return table.take(pa.array(rows))
     except pa.ArrowNotImplementedError:  # views, such as string_view
@@ -336,9 +296,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     except (InputError, MemoryError):
         raise
-    except StopIteration as error:
-        raise InputError(f"{name} has no rows") from error
     except Exception as error:
-        if "corresponds to no data" in str(error):
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise InputError(f"{name} has no rows") from error
         raise InputError(f"cannot read {name}: {first_line(error)}") from error

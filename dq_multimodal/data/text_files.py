@@ -5,10 +5,12 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
+
+import fsspec
 
 from dq_multimodal.config import InputError
 
@@ -16,6 +18,7 @@ CHUNK_BYTES = 1 << 20
 HEAD_CHARACTERS = 1 << 16
 PROBED_ROWS = 20
 SEPARATORS = (";", "\t", "|")
+KINDS = {list: "list", str: "text", bool: "truth value"}
 
 Place = tuple[str | int, ...]
 """Where a value stands in a row: keys of objects, 0 for any item of a list."""
@@ -23,35 +26,32 @@ Place = tuple[str | int, ...]
 
 def check_utf8(path: str) -> None:
     """Raise for a file, compressed or not, that is not UTF-8 text."""
-    import fsspec
-
     if path.lower().endswith(".zst") and "zstd" not in fsspec.available_compressions():
         raise InputError(f"{path} needs the package zstandard to be read: install or unpack it")
-    decoder, n_seen, is_16, chunk = codecs.getincrementaldecoder("utf-8")(), 0, False, b"-"
+    decoder, n_seen, wrong, other = codecs.getincrementaldecoder("utf-8")(), 0, "", "LATIN1"
     with fsspec.open(path, compression="infer") as file:
-        while chunk:
-            chunk = file.read(CHUNK_BYTES)
+        chunk = file.read(CHUNK_BYTES)
+        if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in chunk[:1000]:
+            wrong, other = "NUL bytes", "UTF-16"
+        while not wrong:
             start = n_seen - len(decoder.getstate()[0])
-            if not n_seen:
-                is_16 = chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-                is_16 = is_16 or b"\0" in chunk[:1000]
-            wrong = "NUL bytes" if is_16 else ""
             try:
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 wrong = f"byte {error.object[error.start]:#04x} at {start + error.start:,}"
-            if wrong:
-                raise InputError(
-                    f"{path} is not UTF-8 text ({wrong}): convert it, for example by "
-                    f"iconv -f {'UTF-16' if is_16 else 'LATIN1'} -t UTF-8"
-                )
+            if not chunk:
+                break
             n_seen += len(chunk)
+            chunk = file.read(CHUNK_BYTES)
+    if wrong:
+        raise InputError(
+            f"{path} is not UTF-8 text ({wrong}): convert it, for example by "
+            f"iconv -f {other} -t UTF-8"
+        )
 
 
 def open_text(path: str) -> IO[str]:
     """Open a UTF-8 file, compressed or not."""
-    import fsspec
-
     return fsspec.open(path, "rt", compression="infer", encoding="utf-8-sig", newline="").open()
 
 
@@ -87,26 +87,16 @@ def _separator_of(path: str) -> str:
 def read_rows(path: str, field: str | None = None) -> Iterator[dict[str, Any]]:
     """Read the rows of a JSON file: one a line, one list of all, or the list under a key.
 
-    Args:
-        path: The file.
-        field: The key; its list may hold texts in place of objects.
-
-    Raises:
-        InputError: If there is no list of rows under the key.
+    The list under a key may hold texts in place of objects; InputError if there is none.
     """
     with open_text(path) as file:
         if field is not None:
             yield from _rows_under(path, field, file)
-            return
-        first = file.read(1)
-        if first == "[":
+        elif (first := file.read(1)) == "[":
             yield from json.loads(first + file.read())
-            return
-        line = first + file.readline()
-        while line:
-            if line.strip():
-                yield json.loads(line)
-            line = file.readline()
+        else:
+            lines = chain([first + file.readline()], file)
+            yield from map(json.loads, filter(str.strip, lines))
 
 
 def _rows_under(path: str, field: str, file: IO[str]) -> list[dict[str, Any]]:
@@ -143,12 +133,15 @@ def find_mixed(paths: list[str], field: str | None = None) -> set[Place] | None:
     def note(value: Any, place: Place) -> None:
         if value is None or place in mixed:
             return
-        kind = frozenset(value) if isinstance(value, dict) else _kind_of(value)
+        kind = frozenset(value) if isinstance(value, dict) else KINDS.get(type(value), "number")
         if not kind or kinds.setdefault(place, kind) != kind:
             mixed.add(place)
-            return
-        for key, part in _parts_of(value):
-            note(part, (*place, key))
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                note(part, (*place, key))
+        elif isinstance(value, list):
+            for part in value:
+                note(part, (*place, 0))
 
     is_list = False
     try:
@@ -165,27 +158,11 @@ def find_mixed(paths: list[str], field: str | None = None) -> set[Place] | None:
     return mixed if mixed or is_list or field is not None else None
 
 
-def _kind_of(value: Any) -> str:
-    kinds = {list: "list", str: "text", bool: "truth value"}
-    return kinds.get(type(value), "number")
-
-
-def _parts_of(value: Any) -> "Iterable[tuple[str | int, Any]]":
-    if isinstance(value, dict):
-        return value.items()
-    return [(0, part) for part in value] if isinstance(value, list) else ()
-
-
 def write_rows(paths: list[str], mixed: set[Place], folder: Path, field: str | None) -> list[str]:
     """Write the rows of JSON files as files of one row a line, mixed values as texts of JSON.
 
-    Args:
-        paths: The files.
-        mixed: Places of these values, see `find_mixed`.
-        folder: Where to; files that are there already are kept.
-        field: Key under which the files hold their rows.
+    Files that are in the folder already are kept; see `find_mixed` and `read_rows`.
     """
-    columns = {place[0] for place in mixed}
 
     def pack(value: Any, place: Place) -> Any:
         if value is None or place in mixed:
@@ -204,7 +181,6 @@ def write_rows(paths: list[str], mixed: set[Place], folder: Path, field: str | N
         partial = target.with_suffix(f".{os.getpid()}.partial")
         with partial.open("w", encoding="utf-8") as lines:
             for row in read_rows(path, field):
-                packed = {k: pack(v, (k,)) if k in columns else v for k, v in row.items()}
-                lines.write(json.dumps(packed) + "\n")
+                lines.write(json.dumps(pack(row, ())) + "\n")
         partial.replace(target)
     return made

@@ -10,21 +10,26 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
+
+from datasets import DatasetBuilder
+from datasets import packaged_modules as packaged
+from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, _get_data_files_patterns
+from datasets.load import infer_module_for_data_files
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from fsspec.utils import glob_translate
+from tqdm import tqdm
 
 from dq_multimodal.config import InputError
 from dq_multimodal.files import count
-
-if TYPE_CHECKING:
-    from datasets import DatasetBuilder
 
 PROBED_FILES = 50_000
 PROBED_SECONDS = 15.0
 LEAST_SHARE = 0.1
 """Of so many files, or those found in so long, a larger share has to be of one kind of data, or it
 is no data folder."""
+IMAGES = frozenset(ImageFolder.EXTENSIONS)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLES = ("parquet", "arrow", "json", "csv")
 BESIDE = ("text", "xml", "harbor")
@@ -49,7 +54,7 @@ class DataFiles:
     by_split: dict[str, list[str]]
     root: Path
     note: str | None = None
-    make: "Callable[[str], DatasetBuilder] | None" = None
+    make: Callable[[str], DatasetBuilder] | None = None
 
 
 def list_data(root: Path, name: str) -> DataFiles:
@@ -62,22 +67,17 @@ def list_data(root: Path, name: str) -> DataFiles:
     Raises:
         InputError: If there are none, or hardly any among very many other files.
     """
-    from datasets.data_files import FILES_TO_IGNORE
-
     files, closed = list_files(root, name)
     pictures = list(filter(is_picture, files))
     n_pictures = sum(map(_is_image, pictures))
-    n_found = 0
     try:
         found = _choose(root, files)
-        is_beside = found is None
-        if found and found[0] in BESIDE:
-            n_found = sum(map(len, found[2].values()))
-            is_beside = n_found > 0
+        is_beside = found is None or found[0] in BESIDE
     except ValueError:  # its splits hold files of different kinds
         if not n_pictures or _count_readers(files).keys() & set(TABLES):
             raise
-        is_beside = True
+        found, is_beside = None, True
+    n_found = sum(map(len, found[2].values())) if found else 0
     if is_beside and n_pictures and n_pictures >= n_found:
         found = _choose(root, pictures)
     files = [file for file in files if _name_of(file) not in FILES_TO_IGNORE]
@@ -110,8 +110,6 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
     Raises:
         InputError: If hardly any of very many files are of a kind that can be read.
     """
-    from tqdm import tqdm
-
     files: list[str] = []
     closed: list[str] = []
     n_probed, until = PROBED_FILES, time.monotonic() + PROBED_SECONDS
@@ -155,12 +153,10 @@ def _check_share(n_read: int, files: list[str], name: str) -> None:
 
 
 def _count_readers(files: list[str]) -> Counter[str]:
-    from datasets.packaged_modules import _EXTENSION_TO_MODULE
-
     found: Counter[str] = Counter()
     for ending, n_files in Counter(map(_ending, files)).items():
-        if ending in _EXTENSION_TO_MODULE:
-            found[_EXTENSION_TO_MODULE[ending][0]] += n_files
+        if ending in packaged._EXTENSION_TO_MODULE:
+            found[packaged._EXTENSION_TO_MODULE[ending][0]] += n_files
     return found
 
 
@@ -172,25 +168,22 @@ def _choose(
     Raises:
         ValueError: If splits hold files of different kinds.
     """
-    from datasets import packaged_modules as packaged
-    from datasets.data_files import DataFilesDict, DataFilesList, _get_data_files_patterns
-    from datasets.load import infer_module_for_data_files
-
     match = _Matcher(files)
     allowed = frozenset(packaged._ALL_ALLOWED_EXTENSIONS)
-    found, places = DataFilesDict(), DataFilesDict()
+    found: dict[str, list[str]] = {}
     try:
         for split, patterns in _get_data_files_patterns(match).items():
-            part = [f for p in patterns for f in match(p) if _has_ending(f, allowed)]
-            found[str(split)] = DataFilesList(part, [])
-            places[str(split)] = DataFilesList([f"{root}/{file}" for file in part], [])
-        reader, options = infer_module_for_data_files(places)  # looks into zip files
+            found[str(split)] = [f for p in patterns for f in match(p) if _has_ending(f, allowed)]
+        places = {split: [f"{root}/{file}" for file in part] for split, part in found.items()}
+        reader, options = infer_module_for_data_files(cast(DataFilesDict, places))
     except FileNotFoundError:
         return None
     endings = packaged._MODULE_TO_EXTENSIONS[reader]
-    endings = [*endings, *packaged._MODULE_TO_METADATA_EXTENSIONS[reader]]
-    names = packaged._MODULE_TO_METADATA_FILE_NAMES[reader]
-    return reader, options, dict(found.filter(extensions=endings, file_names=names))
+    endings = frozenset((*endings, *packaged._MODULE_TO_METADATA_EXTENSIONS[reader]))
+    names = tuple(packaged._MODULE_TO_METADATA_FILE_NAMES[reader])
+    for split, part in found.items():  # `datasets` leaves out names with a line break
+        found[split] = [f for f in part if _has_ending(f, endings) or (names and f.endswith(names))]
+    return reader, options, found
 
 
 class _Matcher:
@@ -200,9 +193,6 @@ class _Matcher:
         self.files, self._found = files, dict[str, list[str]]()
 
     def __call__(self, pattern: str) -> list[str]:
-        from datasets.data_files import FILES_TO_IGNORE
-        from fsspec.utils import glob_translate
-
         if pattern not in self._found:
             found = self.files
             for word in re.findall("[a-z]{2,}", pattern):  # quick to look for, and most have none
@@ -227,15 +217,8 @@ def _ending(file: str) -> str:
     return name[name.rfind(".") :] if "." in name[1:] else ""
 
 
-@cache
-def _image_endings() -> frozenset[str]:
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    return frozenset(ImageFolder.EXTENSIONS)
-
-
 def _is_image(file: str) -> bool:
-    return _ending(file).lower() in _image_endings()
+    return _ending(file).lower() in IMAGES
 
 
 def is_picture(file: str) -> bool:

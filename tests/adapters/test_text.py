@@ -19,46 +19,28 @@ GPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image"}]}]
 
 
-@pytest.mark.parametrize(
-    ("row", "shape", "template", "text"),
-    [
-        (
-            {"instruction": "Add", "input": "1 2", "output": "3", "source": "x"},
-            "alpaca",
-            "{instruction} {input} {output}",
-            "Add 1 2 3",
-        ),
-        (
-            {"instruction": "Add", "input": "", "output": "3"},
-            "alpaca",
-            "{instruction} {input} {output}",
-            "Add 3",
-        ),
-        ({"instruction": "Go", "output": "ok"}, "alpaca", "{instruction} {output}", "Go ok"),
-        (
-            {"prompt": "Q", "completion": "A"},
-            "prompt_completion",
-            "{prompt} {completion}",
-            "Q A",
-        ),
-        (
-            {"prompt": CHAT[:1], "completion": CHAT[1:]},
-            "prompt_completion",
-            "{prompt} {completion}",
-            "Hi Hello",
-        ),
-        ({"messages": CHAT}, "messages", "{messages[*].content}", "Hi Hello"),
-        ({"messages": PARTS}, "messages", "{messages[*].content}", "Hi"),
-        (
-            {"conversations": GPT, "system": "Be kind."},
-            "conversations",
-            "{system} {conversations[*].value}",
-            "Be kind. Hi Hello",
-        ),
-        ({"conversations": GPT}, "conversations", "{conversations[*].value}", "Hi Hello"),
-        ({"text": "plain"}, "text", "{text}", "plain"),
-    ],
-)
+ALPACA, TURNS = "{instruction} {input} {output}", "{conversations[*].value}"
+PAIR = "prompt_completion"
+SHAPES = [
+    ({"instruction": "Add", "input": "1 2", "output": "3", "x": 1}, "alpaca", ALPACA, "Add 1 2 3"),
+    ({"instruction": "Add", "input": "", "output": "3"}, "alpaca", ALPACA, "Add 3"),
+    ({"instruction": "Go", "output": "ok"}, "alpaca", "{instruction} {output}", "Go ok"),
+    ({"prompt": "Q", "completion": "A"}, PAIR, "{prompt} {completion}", "Q A"),
+    ({"prompt": CHAT[:1], "completion": CHAT[1:]}, PAIR, "{prompt} {completion}", "Hi Hello"),
+    ({"messages": CHAT}, "messages", "{messages[*].content}", "Hi Hello"),
+    ({"messages": PARTS}, "messages", "{messages[*].content}", "Hi"),
+    (
+        {"system": "So.", "conversations": GPT},
+        "conversations",
+        f"{{system}} {TURNS}",
+        "So. Hi Hello",
+    ),
+    ({"conversations": GPT}, "conversations", TURNS, "Hi Hello"),
+    ({"text": "plain"}, "text", "{text}", "plain"),
+]
+
+
+@pytest.mark.parametrize(("row", "shape", "template", "text"), SHAPES)
 def test_shapes(row, shape, template, text):
     layout = detect_layout(list(row))
     assert (layout.shape, layout.template) == (shape, template)

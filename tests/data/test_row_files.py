@@ -9,6 +9,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import nasty_images
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,12 +50,7 @@ KINDS = {
 
 
 def picture(seed, kind="PNG"):
-    from PIL import Image as Pillow
-
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    Pillow.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+    return nasty_images.save(nasty_images.picture((16, 16), seed), kind)
 
 
 def zipped(n):
@@ -262,23 +258,15 @@ def test_pictures_in_zip_files_are_read_and_counted(cli, tmp_path, small_classif
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "data.zip").write_bytes(zipped(12))
     flags = ("--method", "dq", "--n-bins", 2, "--embedding-model", small_classifier, "--no-report")
+    flags += ("--keep-ratio", 0.5)
     for extra in ((), ("--streaming",)):
-        cli(
-            "compress",
-            "z",
-            *flags,
-            *extra,
-            "--keep-ratio",
-            0.5,
-            "--output-dir",
-            "run",
-            "--overwrite",
-        )
+        cli("compress", "z", *flags, *extra, "--output-dir", "run", "--overwrite")
         assert np.abs(np.load(tmp_path / "run" / "embeddings.npy")).sum(axis=1).all()
         assert all(v["image"]["bytes"] == picture(v["dq_row"]) for v in stored(tmp_path / "run"))
         assert stored(tmp_path / "run")[0]["image"]["path"].endswith(".png")
         sizes = Run(tmp_path / "run").manifest["bytes"]
-        assert sizes["source_data"] > 12 * 800 > sizes["subset_data"]
+        n_bytes = sum(len(picture(k)) for k in range(12))
+        assert sizes["source_data"] > n_bytes > sizes["subset_data"]
         assert {check.result for check in verify(tmp_path / "run")} == {"passed"}
     loaded = load_dataset(str(tmp_path / "z"), split="train")
     assert stored(run(loaded, tmp_path / "m").path)[3]["image"]["bytes"] == picture(3)
@@ -304,50 +292,51 @@ def test_files_in_lists_count_as_bytes_of_the_source(pictures, tmp_path):
     assert made.manifest["bytes"]["source_data"] > 8 * 3 * len(picture(0))
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        *("../secret.jsonl", "{folder}/secret.jsonl", "https://x.invalid/a.jsonl"),
-        *("hf://datasets/a/b/c.jsonl", "zip://*::https://x.invalid/a.zip"),
-    ],
-)
-def test_a_card_names_data_of_its_own_folder_only(tmp_path, place):
-    (tmp_path / "secret.jsonl").write_text('{"text": "secret"}\n')
+@pytest.fixture
+def folder(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.jsonl").write_text('{"text": "a"}\n' * 4)
-    place = place.format(folder=tmp_path)
-    for file, key in (("README.md", "data_files"), (".huggingface.yaml", "data_dir")):
-        for path, is_fine in ((place, False), ("a.jsonl" if key == "data_files" else ".", True)):
-            text = f"---\nconfigs:\n- config_name: default\n  {key}: '{path}'\n"
-            text += "---\n" if file == "README.md" else ""
-            (tmp_path / "d" / file).write_text(text)
-            if is_fine:
-                assert len(stored(run(str(tmp_path / "d"), tmp_path / key).path)) == 4
-            else:
-                with pytest.raises(InputError, match="names data outside it"):
-                    run(str(tmp_path / "d"), tmp_path / "no")
-        (tmp_path / "d" / file).unlink()
+    return tmp_path / "d"
+
+
+PLACES = ["../secret.jsonl", "{folder}/secret.jsonl", "https://x.invalid/a.jsonl"]
+PLACES += ["hf://datasets/a/b/c.jsonl", "zip://*::https://x.invalid/a.zip"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("file", "key", "fine"),
+    [("README.md", "data_files", "a.jsonl"), (".huggingface.yaml", "data_dir", ".")],
+)
+def test_a_card_names_data_of_its_own_folder_only(folder, place, file, key, fine, tmp_path):
+    (tmp_path / "secret.jsonl").write_text('{"text": "secret"}\n')
+
+    def describe(path):
+        text = f"configs:\n- config_name: default\n  {key}: '{path}'\n"
+        (folder / file).write_text(f"---\n{text}---\n" if file == "README.md" else text)
+
+    describe(place.format(folder=tmp_path))
+    with pytest.raises(InputError, match="names data outside it"):
+        run(str(folder), tmp_path / "no")
+    describe(fine)
+    assert len(stored(run(str(folder), tmp_path / "run").path)) == 4
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: !!int '-'\n", "a: [\n", "a: &a [x]\nb: *a\n"])
-def test_settings_beside_a_card_that_are_none_are_one_line(tmp_path, text):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "a.jsonl").write_text('{"text": "a"}\n' * 4)
-    (tmp_path / "d" / ".huggingface.yaml").write_text(text)
+def test_settings_beside_a_card_that_are_none_are_one_line(folder, tmp_path, text):
+    (folder / ".huggingface.yaml").write_text(text)
     with pytest.raises(InputError, match=r"^cannot read the card of [^\n]*$"):
-        run(str(tmp_path / "d"), tmp_path / "no")
+        run(str(folder), tmp_path / "no")
 
 
-def test_a_card_whose_aliases_multiply_is_one_line(tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "a.jsonl").write_text('{"text": "a"}\n' * 4)
+def test_a_card_whose_aliases_multiply_is_one_line(folder, tmp_path):
     card = "---\nx0: &a0 [a.jsonl, a.jsonl]\n"
     for k in range(1, 10):
         card += f"x{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n"
     card += "configs:\n- config_name: default\n  data_files: *a9\n---\n"
-    (tmp_path / "d" / "README.md").write_text(card)
+    (folder / "README.md").write_text(card)
     with pytest.raises(InputError, match="more than 100,000 places"):
-        run(str(tmp_path / "d"), tmp_path / "no")
+        run(str(folder), tmp_path / "no")
 
 
 def test_rows_from_the_hub_name_files_of_their_repository(hub, secret, cli, tmp_path):

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from functools import partial
 from itertools import count
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builder
+from datasets import Dataset, IterableDataset
 from fake_hub import FakeHub
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from nasty_images import picture, save
 
 from dq_multimodal import InputError, Run, compress, verify
 from dq_multimodal.data import stream
+from dq_multimodal.data.source import load_source
 from dq_multimodal.data.stream import Passes, Stream
 from dq_multimodal.stages import embedding
 from dq_multimodal.stages.embedding import plan_batches
@@ -107,18 +107,11 @@ def test_given_embeddings_give_the_same_run(source, tmp_path):
     assert [check.result for check in verify(streamed)] == ["passed"] * 5
     shown = [pq.read_table(run.path / "map.parquet") for run in (plain, streamed)]
     assert shown[0].equals(shown[1])
-    more = [run.resample(0.6, output_dir=tmp_path / f"more{k}").subset.to_list()
-            for k, run in enumerate((plain, streamed))]  # fmt: skip
-    assert more[0] == more[1]
+    more = [run.resample(0.6, output_dir=f"{run.path}-more").subset for run in (plain, streamed)]
+    assert more[0].to_list() == more[1].to_list()
     streamed.write_report()
-    again = compress(
-        str(source),
-        output_dir=streamed.path,
-        streaming=True,
-        n_bins=4,
-        **options,
-    )
-    assert again.was_complete
+    options |= {"n_bins": 4, "streaming": True}
+    assert compress(str(source), output_dir=streamed.path, **options).was_complete
 
 
 def test_embeddings_in_a_column(tmp_path):
@@ -185,27 +178,19 @@ def test_an_interrupted_stream_goes_on_where_it_stopped(
 def test_images_with_labels(tmp_path, small_classifier, how):
     files = [save(picture((16, 16), seed=k)) for k in range(40)]
     labels = [("cat", "dog", "emu", "cat")[k % 4] for k in range(40)]
+    place = tmp_path / ("src.parquet" if how == "parquet" else "src")
     if how == "parquet":
-        rows = {"img": [{"bytes": b"" if k == 3 else file, "path": None}
-                        for k, file in enumerate(files)], "label": labels}  # fmt: skip
-        pq.write_table(pa.table(rows), tmp_path / "src")
-        (tmp_path / "src").rename(tmp_path / "src.parquet")
+        files[3] = b""
+        rows = {"img": [{"bytes": file, "path": None} for file in files], "label": labels}
+        pq.write_table(pa.table(rows), place)
     else:
         for k, (file, label) in enumerate(zip(files, labels, strict=True)):
-            (tmp_path / "src" / label).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "src" / label / f"{k}.png").write_bytes(file)
-    place = tmp_path / ("src.parquet" if how == "parquet" else "src")
-    plain, streamed = both(
-        place,
-        tmp_path,
-        embedding_model=str(small_classifier),
-        embedding="gradients" if how == "parquet" else "features",
-        method="dq",
-        n_bins=2,
-        batch_size=40,
-        report=True,
-        **({"drop_ratio": 0.25, "patch_coding": "webp"} if how == "parquet" else {}),
-    )
+            (place / label).mkdir(parents=True, exist_ok=True)
+            (place / label / f"{k}.png").write_bytes(file)
+    options = {"embedding_model": str(small_classifier), "method": "dq", "n_bins": 2}
+    if how == "parquet":
+        options |= {"embedding": "gradients", "drop_ratio": 0.25, "patch_coding": "webp"}
+    plain, streamed = both(place, tmp_path, batch_size=40, report=True, **options)
     values = [np.load(run.path / "embeddings.npy") for run in (plain, streamed)]
     np.testing.assert_allclose(values[1], values[0], atol=1e-5)
     assert streamed.manifest["labels"] == ["cat", "dog", "emu"]
@@ -327,27 +312,20 @@ def test_another_number_of_rows_in_a_later_pass_is_an_error(later, what):
 @given(st.lists(st.lists(st.integers(0, 99), max_size=12), max_size=6))
 def test_a_stream_gives_the_rows_of_the_dataset(asked):
     """In whatever order: behind the held chunks a new pass begins."""
-    stream_rows, dataset = (
-        passes_of([100] * 99, ("a", "b")),
-        Dataset.from_dict({"a": list(range(100)), "b": list(range(100))}),
-    )
+    stream_rows = passes_of([100] * 99, ("a", "b"))
     view = stream_rows.select_columns(["b"])
     for rows in asked:
-        assert stream_rows[rows] == dataset[rows] if rows else True
+        assert stream_rows[rows] == {"a": rows, "b": rows}
         assert view[rows]["b"] == rows
-    assert [block["b"] for block in view.iter(30)] == [
-        list(range(s, min(s + 30, e))) for s, e in ((0, 32), (30, 32), (32, 62), (62, 64), (64, 94),
-                                                    (94, 96), (96, 100))
-    ]  # fmt: skip
+    blocks = [block["b"] for block in view.iter(30)]  # of chunks of 32
+    assert [len(block) for block in blocks] == [30, 2, 30, 2, 30, 2, 4]
+    assert np.concatenate(blocks).tolist() == list(range(100))
     assert stream_rows.with_format("arrow")[[3, 50]]["a"].to_pylist() == [3, 50]
 
 
 def test_forward_reading_takes_one_pass():
     numbers = passes_of([100, 100])  # the first rows, and one pass: a second has nothing to read
-    n_rows = 0
-    for block in numbers.iter(7):
-        n_rows += len(block["a"])
-    assert n_rows == len(numbers) == 100
+    assert sum(len(block["a"]) for block in numbers.iter(7)) == len(numbers) == 100
     forward = passes_of([100, 100])
     for start in range(0, 100, 9):
         rows = list(range(start, min(start + 9, 100)))[::-1]
@@ -371,15 +349,10 @@ def test_batches_of_a_stream_come_chunk_by_chunk(lengths, batch_size, chunk_rows
         assert [batch.tolist() for batch in ours] == [rows[batch].tolist() for batch in alone]
 
 
-def test_large_rows_make_small_chunks(tmp_path):
-    rows = {"text": ["x" * 1000] * 20}
-    Dataset.from_dict(rows).to_parquet(tmp_path / "d.parquet")
-    for limit, wanted in ((10**9, 32), (20_000, 16), (100, 8)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stream, "CHUNK_BYTES", limit)
-            files = [str(tmp_path / "d.parquet")]
-            make = partial(load_dataset_builder, "parquet", data_files=files)
-            found = stream.stream_from("d", make, "train")
-        assert found.chunk_rows == wanted
+@pytest.mark.parametrize(("limit", "wanted"), [(10**9, 32), (20_000, 16), (100, 8)])
+def test_large_rows_make_small_chunks(limit, wanted, tmp_path, monkeypatch):
+    Dataset.from_dict({"text": ["x" * 1000] * 20}).to_parquet(tmp_path / "d.parquet")
+    monkeypatch.setattr(stream, "CHUNK_BYTES", limit)
+    found = load_source(str(tmp_path / "d.parquet"), streaming=True).dataset
+    assert found.chunk_rows == wanted
     assert found[[19]] == {"text": ["x" * 1000]}
-    assert load_dataset("parquet", data_files=str(tmp_path / "d.parquet"), split="train")[0]

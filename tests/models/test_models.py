@@ -20,6 +20,7 @@ from dq_multimodal.models.classifiers import (
 )
 from dq_multimodal.models.image import find_middle, load_image_model
 from dq_multimodal.models.locate import hash_weights
+from dq_multimodal.models.text import load_encoder
 
 
 def pictures(n=3, size=(40, 30)):
@@ -194,3 +195,25 @@ def test_grey_and_wide_pictures_are_cut_to_squares(small_classifier):
     wide = Image.fromarray(np.zeros((10, 50, 3), dtype=np.uint8))
     assert model.prepare(wide).shape == (16, 16, 3)
     assert Classifier("x", 8, 2, ("a", "b"), (0.5,), (0.5,)).crop == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "float16"])
+def test_numbers_of_the_encoder(small_encoder, small_classifier, dtype):
+    texts, pixels = ["the quick fox"], np.full((1, 16, 16, 3), 99, dtype=np.uint8)
+    encoder = load_encoder(str(small_encoder), "cpu", dtype)
+    model = load_image_model(str(small_classifier), "cpu", dtype)
+    wanted = "float32" if dtype == "auto" else dtype
+    assert encoder.describe()["dtype"] == model.describe()["dtype"] == wanted
+    plain = load_encoder(str(small_encoder)).encode(texts)
+    plain = plain, *load_image_model(str(small_classifier)).look(pixels)[:2]
+    found = encoder.encode(texts), *model.look(pixels)[:2]
+    for is_like, exact in zip(found, plain, strict=True):
+        assert is_like.dtype == np.float32
+        np.testing.assert_allclose(is_like, exact, atol=0.05)
+        assert np.array_equal(is_like, exact) == (wanted == "float32")
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(small_encoder, small_classifier):
+    for load, place in ((load_encoder, small_encoder), (load_image_model, small_classifier)):
+        with pytest.raises(InputError, match=r"^no device gpu: .+"):
+            load(str(place), "gpu")

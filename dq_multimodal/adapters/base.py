@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset
 from jaxtyping import Float, Int
 from numpy import ndarray
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Problems = dict[str, list[int]]
 """Row numbers of odd rows, by what is odd."""
@@ -48,7 +46,7 @@ class Adapter(ABC):
         chunk_rows: Rows of a chunk, where the rows come as a stream: a batch is of one chunk.
     """
 
-    def __init__(self, dataset: "Dataset", *, is_scored: bool = False) -> None:
+    def __init__(self, dataset: Dataset, *, is_scored: bool = False) -> None:
         self.is_scored = is_scored
         self.notes: list[str] = []
         self.problems: Problems = {}

@@ -1,7 +1,9 @@
 """Which kind of data a dataset is, and so which adapter reads it."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
@@ -15,9 +17,6 @@ from dq_multimodal.config import (
 from dq_multimodal.data.columns import NO_LABEL
 from dq_multimodal.data.pixels import image_columns
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 NAME_PARTS = {
     *("id", "ids", "uid", "uuid", "key", "index", "file", "filename", "path", "filepath", "name"),
     *("url", "uri", "link", "source", "split", "hash", "sha", "md", "license", "licence"),
@@ -27,7 +26,7 @@ NAME_PARTS = {
 """Words in the names of columns whose text names a row or its kind, and says nothing of it."""
 
 
-def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | None:
+def choose_adapter(dataset: Dataset, request: CompressConfig) -> Adapter | None:
     """Choose by the features of the dataset: images where it has a column of them, else text.
 
     Returns:
@@ -70,7 +69,7 @@ def choose_adapter(dataset: "Dataset", request: CompressConfig) -> Adapter | Non
         return None
 
 
-def is_image(dataset: "Dataset", request: CompressConfig) -> bool:
+def is_image(dataset: Dataset, request: CompressConfig) -> bool:
     """Say whether the rows are to be read as images."""
     if request.modality != "auto":
         return request.modality == "image"
@@ -86,7 +85,7 @@ def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | N
     return None if request.label_column == NO_LABEL else request.label_column
 
 
-def note_text(dataset: "Dataset", adapter: ImageAdapter) -> list[str]:
+def note_text(dataset: Dataset, adapter: ImageAdapter) -> list[str]:
     """Say which text beside the images does not count, if there is any."""
     names = [
         name

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
+from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter, Embedded, Problems
@@ -24,10 +26,6 @@ from dq_multimodal.data.columns import (
 )
 from dq_multimodal.data.pixels import BLANK, decode_image, read_bytes, undecoded
 from dq_multimodal.models.image import ImageModel, load_image_model
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from PIL.Image import Image
 
 SMALL_PIXELS = 2**16
 CHECKED_ROWS = 256
@@ -66,7 +64,7 @@ class ImageAdapter(Adapter):
 
     def __init__(
         self,
-        dataset: "Dataset",
+        dataset: Dataset,
         image_column: str | None,
         label_column: str | None,
         model: str,
@@ -186,7 +184,7 @@ class ImageAdapter(Adapter):
         pixels = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
         is_read = np.zeros(len(rows), dtype=bool)
         texture = np.zeros((len(rows), 2), dtype=np.float32) if self.is_scored else None
-        small: dict[int, Image] = {}  # measured together; large ones are not held
+        small: dict[int, Image.Image] = {}  # measured together; large ones are not held
         problems: Problems = {}
         for k, value in enumerate(self._files[rows.tolist()][self.column]):
             image, odd = decode_image(read_bytes(value))
@@ -230,7 +228,7 @@ def softmax(logits: Float[ndarray, "b c"]) -> Float[ndarray, "b c"]:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def measure_texture(images: "list[Image]") -> Float[ndarray, "b 2"]:
+def measure_texture(images: list[Image.Image]) -> Float[ndarray, "b 2"]:
     """Measure the texture level of RGB images at their own size; see `core.image_texture`.
 
     Returns:
@@ -265,8 +263,6 @@ def augment(
         pixels: A picture as the model takes it.
         seed: Of the dataset and of the row; the same seed gives the same view.
     """
-    from PIL import Image, ImageEnhance
-
     rng = np.random.default_rng([number % 2**64 for number in seed])
     size = len(pixels)
     side = max(1, round(size * np.sqrt(rng.uniform(0.8, 1.0))))

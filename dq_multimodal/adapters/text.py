@@ -6,20 +6,19 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from datasets import Dataset
 from jaxtyping import Float, Int
 from numpy import ndarray
+from tqdm import tqdm
 
 from dq_multimodal.adapters.base import LONGER, Adapter, Embedded, Problems
 from dq_multimodal.config import Dtype, InputError
 from dq_multimodal.data.columns import check_columns
 from dq_multimodal.data.row_sizes import cut_rows, read_blocks
 from dq_multimodal.models.text import load_encoder
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 BLOCK_ROWS = 4096
 TOKENIZED = 1_000_000
@@ -235,7 +234,7 @@ class TextAdapter(Adapter):
 
     def __init__(
         self,
-        dataset: "Dataset",
+        dataset: Dataset,
         layout: TextLayout,
         model: str,
         *,
@@ -409,8 +408,6 @@ class TextAdapter(Adapter):
         and p its share of all tokens: a unigram model of the whole dataset, read as far as the
         encoder reads.
         """
-        from tqdm import tqdm
-
         counts = np.zeros((int(bins.max()) + 1, self._encoder.n_tokens))
         with tqdm(total=len(bins), desc="count tokens", unit="row") as bar:
             for start, stop in cut_rows(self.lengths(), BLOCK_ROWS, TOKENIZED):

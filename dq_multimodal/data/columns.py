@@ -1,18 +1,16 @@
 """Which column holds the images, which the labels, and what the labels are."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.pixels import image_columns
 from dq_multimodal.data.row_sizes import read_blocks
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 NO_LABEL = "none"
 """What to name as label column so that none is used."""
@@ -27,7 +25,7 @@ def check_columns(present: list[str], asked: Iterable[str]) -> None:
         raise InputError(f"no column {', '.join(missing)}: the dataset has {', '.join(present)}")
 
 
-def find_image_column(dataset: "Dataset", asked: str | None = None) -> str:
+def find_image_column(dataset: Dataset, asked: str | None = None) -> str:
     """Find the column of images.
 
     Raises:
@@ -47,7 +45,7 @@ def find_image_column(dataset: "Dataset", asked: str | None = None) -> str:
     return found[0]
 
 
-def find_label_column(dataset: "Dataset", asked: str | None = None) -> str | None:
+def find_label_column(dataset: Dataset, asked: str | None = None) -> str | None:
     """Find the column of class labels of an image dataset; None where there is none.
 
     It is the only `ClassLabel` column, or else a column of whole numbers, texts or booleans named
@@ -78,7 +76,7 @@ def find_label_column(dataset: "Dataset", asked: str | None = None) -> str | Non
 
 
 def read_classes(
-    dataset: "Dataset", column: str | None
+    dataset: Dataset, column: str | None
 ) -> tuple[Int[ndarray, " n"], tuple[str, ...]]:
     """Give the class of every row, -1 where it has none, and the names of the classes.
 

@@ -3,18 +3,16 @@
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING
 
+import datasets
 import numpy as np
+from datasets import Dataset
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageOps
 
 from dq_multimodal.data.row_files import is_file_struct
 from dq_multimodal.data.row_files import read_bytes as read_bytes
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 NO_IMAGE = "no image"
 EMPTY = "an empty image file"
@@ -166,14 +164,12 @@ def to_square(
     return np.asarray(image.resize((size, size), resample, box=box, reducing_gap=3.0))
 
 
-def image_columns(dataset: "Dataset") -> list[str]:
+def image_columns(dataset: Dataset) -> list[str]:
     """List the columns that hold one image a row; plain structs of bytes and path count too."""
     kinds = dataset.features.items()
     return [n for n, kind in kinds if type(kind).__name__ == "Image" or is_file_struct(kind)]
 
 
-def undecoded(dataset: "Dataset", column: str) -> "Dataset":
+def undecoded(dataset: Dataset, column: str) -> Dataset:
     """Give the one column of images as files, not as pictures."""
-    import datasets
-
     return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))

@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
+from datasets import Dataset, Features, Value
+from datasets.features.features import _visit
+from datasets.fingerprint import update_fingerprint
+from datasets.table import InMemoryTable
+from huggingface_hub import metadata_load
 from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.files import expand_home, first_line, parse_yaml, read_text
-
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
 
 Change = Callable[[str, pa.StructArray, Any, Int[ndarray, " n"]], pa.StructArray]
 """Given column, structs of bytes and path, type and rows; gives the same object if all stays."""
@@ -142,9 +146,6 @@ def read_card(folder: Path, name: str, repository: str | None = None) -> dict[st
     Raises:
         InputError: If it cannot be read, or names data outside its folder or repository.
     """
-    import yaml
-    from huggingface_hub import metadata_load
-
     card, beside = (folder / file for file in CARD_FILES)
     try:
         found = (metadata_load(card) if card.is_file() else None) or {}
@@ -186,16 +187,12 @@ def _is_inside(path: str, repository: str | None) -> bool:
     return all(hop.partition("://")[0] in PACKERS for hop in hops)
 
 
-def admit(dataset: "Dataset", own: RowFiles, name: str) -> "Dataset":
+def admit(dataset: Dataset, own: RowFiles, name: str) -> Dataset:
     """Check all files that rows name, and give the dataset with the places where these lie.
 
     Raises:
         InputError: If a row names a file that it may not name.
     """
-    from datasets import Dataset
-    from datasets.fingerprint import update_fingerprint
-    from datasets.table import InMemoryTable
-
     table, features = dataset.data.table, dataset.features
     numbers = np.arange(len(table))
     if dataset._indices is not None:
@@ -221,7 +218,7 @@ def admit(dataset: "Dataset", own: RowFiles, name: str) -> "Dataset":
 
 
 def _check(
-    table: pa.Table, features: "Features", own: RowFiles, name: str, numbers: Int[ndarray, " n"]
+    table: pa.Table, features: Features, own: RowFiles, name: str, numbers: Int[ndarray, " n"]
 ) -> dict[str, str]:
     """Give where the files lie that rows name; InputError for one that they may not name.
 
@@ -246,7 +243,7 @@ def _check(
 
 def embed(
     table: pa.Table,
-    features: "Features",
+    features: Features,
     own: RowFiles | None = None,
     name: str = "",
     start: int = 0,
@@ -292,7 +289,7 @@ def _shorten_urls(table: pa.Table) -> pa.Table:
     return table.set_column(at, table.schema.field(at), short)
 
 
-def hash_files(tables: Iterable[pa.Table], features: "Features") -> str:
+def hash_files(tables: Iterable[pa.Table], features: Features) -> str:
     """Give one SHA-256 of all files in the rows of checked tables, and of those that they name."""
     found = hashlib.sha256()
 
@@ -311,7 +308,7 @@ def hash_files(tables: Iterable[pa.Table], features: "Features") -> str:
 
 
 def measure_outside(
-    table: pa.Table, features: "Features", rows: Int[ndarray, " k"] | None = None
+    table: pa.Table, features: Features, rows: Int[ndarray, " k"] | None = None
 ) -> Int[ndarray, " k"]:
     """Give the bytes of the files that each of some rows names; None is all rows."""
     sizes = np.zeros(len(table), dtype=np.int64)
@@ -323,7 +320,7 @@ def measure_outside(
 
 
 def named_files(
-    table: pa.Table, features: "Features"
+    table: pa.Table, features: Features
 ) -> list[tuple[str, Int[ndarray, " n"], list[str]]]:
     """Give column, row numbers and names of the files that lie outside a table, part by part."""
     found = []
@@ -339,16 +336,14 @@ def named_files(
     return found
 
 
-def widen(features: "Features") -> "Features":
+def widen(features: Features) -> Features:
     """Give plain structs of files a type that can hold their bytes."""
-    from datasets import Value
-    from datasets.features.features import _visit
 
     def change(kind: Any) -> Any:
         is_narrow = is_file_struct(kind) and "binary" not in kind["bytes"].dtype
         return {**kind, "bytes": Value("binary")} if is_narrow else kind
 
-    return cast("Features", _visit(features, change))
+    return Features({name: _visit(kind, change) for name, kind in features.items()})
 
 
 def read_bytes(value: Any) -> bytes | None:
@@ -401,8 +396,6 @@ def _size_of(path: str) -> int:
 
 
 def _open_hub(path: str) -> Any:
-    import fsspec
-
     return fsspec.filesystem("hf").open(path, "rb")
 
 
@@ -439,7 +432,7 @@ def _is_named(file: pa.StructArray) -> pa.BooleanArray:
 
 
 def _change_files(
-    table: pa.Table, features: Any, change: Change, wide: "Features | None" = None
+    table: pa.Table, features: Any, change: Change, wide: Features | None = None
 ) -> pa.Table:
     """Change the structs of bytes and path in a table, which may take wider types by that."""
     for column, kind in features.items():

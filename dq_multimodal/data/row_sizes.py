@@ -1,23 +1,21 @@
 """How large each row is, from the offsets of Arrow alone; blocks of rows by their bytes."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 from jaxtyping import Int
 from numpy import ndarray
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 BLOCK_BYTES = 8_000_000
 """Blocks that become Python objects, several times as large, hold so many bytes, or one row."""
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_map)
 
 
-def measure_rows(dataset: "Dataset") -> Int[ndarray, " n"]:
+def measure_rows(dataset: Dataset) -> Int[ndarray, " n"]:
     """Give the bytes of every row, files outside the table left out; no row is read."""
     sizes = np.zeros(dataset.data.num_rows, dtype=np.int64)
     for column in dataset.data.columns:
@@ -44,7 +42,7 @@ def cut_rows(
         start = stop
 
 
-def read_blocks(dataset: "Dataset", most_rows: int) -> Iterator[Any]:
+def read_blocks(dataset: Dataset, most_rows: int) -> Iterator[Any]:
     """Read all rows of a dataset or a stream, not too many bytes at once."""
     if not hasattr(dataset, "data"):  # a stream reads chunks as they come
         yield from dataset.iter(most_rows)

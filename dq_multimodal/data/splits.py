@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, ReadInstruction, SplitDict, SplitInfo, concatenate_datasets
 
 from dq_multimodal.config import InputError
 from dq_multimodal.files import first_line
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 ALL = "all"
 """Stands for all splits one after another, as in `datasets`."""
@@ -33,8 +32,6 @@ def split_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
     Raises:
         InputError: If the slice cannot be read, names several splits or does not fit n_rows.
     """
-    from datasets import ReadInstruction
-
     if split == ALL:
         return [(0, n_rows)]
     try:
@@ -45,10 +42,8 @@ def split_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
     return [(part.from_, part.to) for part in parts]
 
 
-def take_slice(dataset: "Dataset", split: str) -> "Dataset":
+def take_slice(dataset: Dataset, split: str) -> Dataset:
     """Give the rows of a slice of a dataset that is a whole split."""
-    from datasets import concatenate_datasets
-
     ranges = split_ranges(split, len(dataset))
     if ranges == [(0, len(dataset))]:
         return dataset
@@ -61,11 +56,9 @@ def split_parts(split: str, splits: Iterable[str]) -> list[str]:
 
 
 def take_splits(
-    load: "Callable[[str], Dataset]", splits: Iterable[str], split: str, name: str
-) -> "Dataset":
+    load: Callable[[str], Dataset], splits: Iterable[str], split: str, name: str
+) -> Dataset:
     """Give the rows of one or several slices of splits, one after another."""
-    from datasets import SplitDict, SplitInfo, concatenate_datasets
-
     parts = split_parts(split, splits)
     taken = [take_slice(load(name_split(splits, part, name)), part) for part in parts]
     if len(taken) == 1:
@@ -77,7 +70,7 @@ def take_splits(
     return rows
 
 
-def count_splits(dataset: "Dataset") -> dict[str, int] | None:
+def count_splits(dataset: Dataset) -> dict[str, int] | None:
     """Give the rows of each split of a dataset that holds all splits, in their order.
 
     None where there is one split only, or it is not known.

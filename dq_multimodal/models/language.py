@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 from tqdm import tqdm
@@ -29,7 +30,6 @@ from dq_multimodal.models.locate import (
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
 
 MAX_TOKENS = 512
 """Tokens of a row that are read."""
@@ -140,7 +140,7 @@ class LanguageRows:
 
     def __init__(
         self,
-        dataset: "Dataset",
+        dataset: Dataset,
         adapter: TextAdapter,
         model: LanguageModel,
         *,
@@ -194,7 +194,7 @@ class HiddenStates(LanguageRows, Adapter):
     at most 512 tokens of a row, in a plain template in place of the chat template of Tulu.
     """
 
-    def __init__(self, dataset: "Dataset", adapter: TextAdapter, model: LanguageModel) -> None:
+    def __init__(self, dataset: Dataset, adapter: TextAdapter, model: LanguageModel) -> None:
         Adapter.__init__(self, dataset)
         LanguageRows.__init__(self, dataset, adapter, model)
 
@@ -238,7 +238,7 @@ class Gradients(LanguageRows, Adapter):
 
     def __init__(
         self,
-        dataset: "Dataset",
+        dataset: Dataset,
         adapter: TextAdapter,
         model: LanguageModel,
         signs: UInt8[ndarray, "p bytes"],

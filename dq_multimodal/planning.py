@@ -414,7 +414,7 @@ class Trials:
         stages["subset"] += 4 * max(0, min(subset.BLOCK_BYTES, kept_bytes) - tried_bytes)
         more = ROW_BYTES * (self.n_rows - len(tried.rows))
         if isinstance(self.rows, Stream):
-            more += (N_CHUNKS + 1) * self.rows.chunk_bytes
+            more += (N_CHUNKS + 1) * self.rows.passes.chunk_bytes
         return Memory(self.base, {name: size + more for name, size in stages.items()}, mapped)
 
     def count_scored(self) -> int:

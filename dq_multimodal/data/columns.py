@@ -1,5 +1,6 @@
 """Which column holds the images, which the labels, and what the labels are."""
 
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,21 +91,19 @@ def read_classes(
         return np.full(len(dataset), -1, dtype=np.int64), ()
     names = getattr(dataset.features[column], "names", None)
     met: dict[Any, int] = {}
-    parts = [np.zeros(0, dtype=np.int64)]
+    codes = array("q")
     for block in read_blocks(dataset.select_columns([column]), BLOCK_ROWS):
-        values = [None if v is None or v != v else v for v in block[column]]
-        if names is not None:
-            codes = [-1 if v is None or not 0 <= v < len(names) else v for v in values]
-        else:
-            plain = (str, int, float)
-            odd = next((v for v in values if v is not None and not isinstance(v, plain)), None)
-            if odd is not None:
-                raise InputError(
-                    f"the label column {column} must hold plain values, got {type(odd).__name__}"
-                )
-            codes = [-1 if v is None else met.setdefault(v, len(met)) for v in values]
-        parts.append(np.array(codes, dtype=np.int64))
-    found = np.concatenate(parts)
+        for value in block[column]:
+            if value is None or value != value:
+                codes.append(-1)
+            elif names is not None:
+                codes.append(value if 0 <= value < len(names) else -1)
+            elif isinstance(value, str | int | float):
+                codes.append(met.setdefault(value, len(met)))
+            else:
+                kind = type(value).__name__
+                raise InputError(f"the label column {column} must hold plain values, got {kind}")
+    found = np.array(codes, dtype=np.int64)
     if names is not None:
         return found, tuple(names)
     present = sorted(met, key=lambda v: (isinstance(v, str), v))

@@ -34,6 +34,11 @@ class Passes:
         n_rows: Rows of the source, where they are known; else the first whole pass counts them.
         own: Which files its rows may name.
 
+    Attributes:
+        chunk_rows: Rows of a chunk.
+        chunk_bytes: Bytes of the largest chunk seen so far.
+        n_bytes: Those of all rows as uncompressed Arrow data; None before a whole pass over them.
+
     Raises:
         InputError: If it cannot be read, or has no rows.
     """
@@ -112,11 +117,12 @@ class Stream:
 
     Attributes:
         features: As of a Dataset.
+        passes: Its passes over the source.
         chunk_rows: Rows of a chunk; chunk k holds the rows from k * chunk_rows on.
     """
 
     def __init__(self, passes: Passes) -> None:
-        self.features, self.chunk_rows, self._passes = passes.features, passes.chunk_rows, passes
+        self.features, self.chunk_rows, self.passes = passes.features, passes.chunk_rows, passes
         self._format: str | None = None
         self._reset()
 
@@ -138,19 +144,15 @@ class Stream:
         return list(self.features)
 
     def __len__(self) -> int:
-        if self._passes.n_rows is None:  # a pass for that alone, over what is read fastest
+        if self.passes.n_rows is None:  # a pass for that alone, over what is read fastest
             plain = [name for name in self.features if getattr(self.features[name], "dtype", "")]
-            deque(self._passes.tables((plain or self.column_names)[:1]), maxlen=0)
-        assert self._passes.n_rows is not None
-        return self._passes.n_rows
+            deque(self.passes.tables((plain or self.column_names)[:1]), maxlen=0)
+        assert self.passes.n_rows is not None
+        return self.passes.n_rows
 
     def select_columns(self, names: list[str]) -> "Stream":
         """Give a view of some columns."""
         return self._view(features=Features({name: self.features[name] for name in names}))
-
-    def remove_columns(self, names: list[str]) -> "Stream":
-        """Give a view without some columns."""
-        return self.select_columns([name for name in self.features if name not in names])
 
     def cast_column(self, name: str, feature: Any) -> "Stream":
         """Give a view in which a column is read as another type."""
@@ -184,16 +186,6 @@ class Stream:
         if self._coming is not None:
             self._chunk(len(self))
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of the largest chunk seen so far."""
-        return self._passes.chunk_bytes
-
-    @property
-    def n_bytes(self) -> int | None:
-        """Bytes of all rows as uncompressed Arrow data; None before a whole pass over them."""
-        return self._passes.n_bytes
-
     def _take(self, asked: Any) -> pa.Table:
         """Read rows, in the order asked for."""
         rows = np.asarray(asked, dtype=np.int64)
@@ -218,15 +210,15 @@ class Stream:
                 if known == number:
                     return table
             if self._coming is None or number < self._n_read:
-                are_all = {*self.features} == {*self._passes.features}
-                self._coming = self._passes.tables(None if are_all else self.column_names)
+                are_all = {*self.features} == {*self.passes.features}
+                self._coming = self.passes.tables(None if are_all else self.column_names)
                 self._n_read = 0
                 self._chunks.clear()
             while (table := next(self._coming, None)) is not None:
                 self._n_read += 1
                 if self._n_read > number:  # what is passed over need not be made ready
                     start = number * self.chunk_rows
-                    table = self._passes.convert(table, self.features, start).combine_chunks()
+                    table = self.passes.convert(table, self.features, start).combine_chunks()
                     self._chunks.append((number, table))
                     return table
             self._coming = None

@@ -263,7 +263,7 @@ def count_bytes(dataset: "Dataset | Stream") -> int | None:
     None for a stream of which no whole pass has been made; `write_subset` makes one.
     """
     if isinstance(dataset, Stream):
-        return dataset.n_bytes
+        return dataset.passes.n_bytes
     if dataset._indices is None:
         outside = measure_outside(dataset.data.table, dataset.features)
         return dataset.data.nbytes + int(outside.sum())

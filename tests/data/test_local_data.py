@@ -45,7 +45,7 @@ def write_pictures(folder, names):
 
 def draw(source, folder, **options):
     options = {"method": "random", "keep_ratio": 1.0, "report": False, **options}
-    source = source if isinstance(source, Dataset) else str(source)
+    source = str(source) if isinstance(source, Path) else source
     return compress(source, output_dir=folder, **options)
 
 
@@ -311,8 +311,8 @@ def make_splits(place, kind):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved", "loaded", "pictures"])
 def test_all_splits_keep_their_share_and_load_as_splits(kind, label, tmp_path):
     source = make_splits(tmp_path / "d", kind)
-    options = {"split": "all", "method": "random", "label_column": label or "none"}
-    run = compress(source, keep_ratio=0.4, output_dir=tmp_path / "r", report=False, **options)
+    options = {"split": "all", "label_column": label or "none"}
+    run = draw(source, tmp_path / "r", keep_ratio=0.4, **options)
     sizes = run.config.source.splits
     assert dict(sizes) == {"train": N, "test": 10}
     classes = ["a", "b"] if kind == "pictures" else ["0", "1"]
@@ -321,32 +321,20 @@ def test_all_splits_keep_their_share_and_load_as_splits(kind, label, tmp_path):
     smaller = run.resample(0.2, output_dir=tmp_path / "s")
     for share, found in ((0.4, run), (0.2, smaller)):
         subset = load_dataset(str(found.path))
-        assert {k: len(data) for k, data in subset.items()} == {
-            "train": share * N,
-            "test": share * 10,
-        }
+        n_rows = {split: len(data) for split, data in subset.items()}
+        assert n_rows == {"train": share * N, "test": share * 10}
         assert max(subset["train"]["dq_row"]) < N <= min(subset["test"]["dq_row"])
-        wanted = {"rows of the subset against the source", "numbers of the subset"}
-        results = {check.name: check.result for check in verify(found)}
-        assert "failed" not in results.values()
-        assert kind == "loaded" or wanted <= {k for k, v in results.items() if v == "passed"}
+        assert "failed" not in results(found, 5)
+        assert kind == "loaded" or results(found) == ["passed"] * 3
     if kind == "jsonl":
-        texts = subset["test"]["text"]
-        assert all(text.startswith("test") for text in texts)
+        assert all(text.startswith("test") for text in subset["test"]["text"])
 
 
 def test_a_split_of_which_no_row_is_kept_has_no_files(tmp_path):
     sizes = {"train": N, "test": 1}
     splits = DatasetDict({k: Dataset.from_list(rows(k, n)) for k, n in sizes.items()})
-    run = compress(
-        splits,
-        split="all",
-        method="random",
-        keep_ratio=0.1,
-        output_dir=tmp_path / "r",
-        label_column="none",
-        report=False,
-    )
+    options = {"split": "all", "keep_ratio": 0.1, "label_column": "none"}
+    run = draw(splits, tmp_path / "r", **options)
     assert {k: len(v) for k, v in load_dataset(str(run.path)).items()} == {"train": 4}
 
 
@@ -492,9 +480,3 @@ def test_any_key_of_a_json_file_is_a_key_and_no_place(key, tmp_path):
     run = draw(tmp_path / "d.json", tmp_path / "run", field=key)
     assert run.subset.remove_columns(OWN).to_list() == found
     assert {path.name for path in tmp_path.iterdir()} == {"d.json", "run"}
-
-
-def test_a_glob_without_quotes_is_told_so(tmp_path, cli):
-    for name in ("a.jsonl", "b.jsonl"):
-        write(tmp_path / name, rows())
-    assert "put a glob in quotes" in cli("compress", "a.jsonl", "b.jsonl", code=2).stderr

@@ -29,11 +29,8 @@ NAME_PARTS = {
 def choose_adapter(dataset: Dataset, request: CompressConfig) -> Adapter | None:
     """Choose by the features of the dataset: images where it has a column of them, else text.
 
-    Returns:
-        None where nothing is to be embedded and neither images nor text were found.
-
-    Raises:
-        InputError: If what has to be embedded, or was named, is not there.
+    InputError if what has to be embedded, or was named, is not there; None where nothing has to be
+    and neither was found.
     """
     if is_image(dataset, request):
         if request.text_columns is not None:

@@ -27,11 +27,7 @@ def check_columns(present: list[str], asked: Iterable[str]) -> None:
 
 
 def find_image_column(dataset: Dataset, asked: str | None = None) -> str:
-    """Find the column of images.
-
-    Raises:
-        InputError: If there is none, several, or the one that was named is something else.
-    """
+    """Find the column of images; InputError if there is none, several, or another kind is named."""
     found = image_columns(dataset)
     if asked is not None:
         check_columns(dataset.column_names, [asked])
@@ -50,10 +46,8 @@ def find_label_column(dataset: Dataset, asked: str | None = None) -> str | None:
     """Find the column of class labels of an image dataset; None where there is none.
 
     It is the only `ClassLabel` column, or else a column of whole numbers, texts or booleans named
-    label, labels or fine_label. "none" as the asked name stands for no labels.
-
-    Raises:
-        InputError: If there are several, or the named one does not exist.
+    label, labels or fine_label; InputError if there are several. The name "none" stands for no
+    labels.
     """
     if asked is not None:
         check_columns(dataset.column_names, [] if asked == NO_LABEL else [asked])
@@ -82,10 +76,7 @@ def read_classes(
     """Give the class of every row, -1 where it has none, and the names of the classes.
 
     Classes of a `ClassLabel` column keep their numbers; those of other columns are numbered in
-    sorted order.
-
-    Raises:
-        InputError: If a label is no plain value.
+    sorted order. InputError if a label is no plain value.
     """
     if column is None:
         return np.full(len(dataset), -1, dtype=np.int64), ()

@@ -106,9 +106,6 @@ def list_files(root: Path, name: str) -> tuple[list[str], list[str]]:
 
     Returns:
         Relative paths of the files, sorted, and of the folders that were not entered.
-
-    Raises:
-        InputError: If hardly any of very many files are of a kind that can be read.
     """
     files: list[str] = []
     closed: list[str] = []
@@ -163,11 +160,7 @@ def _count_readers(files: list[str]) -> Counter[str]:
 def _choose(
     root: Path, files: list[str]
 ) -> tuple[str, dict[str, Any], dict[str, list[str]]] | None:
-    """Choose the reader, its options and the files of each split as `datasets` does.
-
-    Raises:
-        ValueError: If splits hold files of different kinds.
-    """
+    """Choose reader, options and files of each split as `datasets`; ValueError if kinds differ."""
     match = _Matcher(files)
     allowed = frozenset(packaged._ALL_ALLOWED_EXTENSIONS)
     found: dict[str, list[str]] = {}

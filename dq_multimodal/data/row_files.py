@@ -190,8 +190,7 @@ def _is_inside(path: str, repository: str | None) -> bool:
 def admit(dataset: Dataset, own: RowFiles, name: str) -> Dataset:
     """Check all files that rows name, and give the dataset with the places where these lie.
 
-    Raises:
-        InputError: If a row names a file that it may not name.
+    InputError if a row names a file that it may not name.
     """
     table, features = dataset.data.table, dataset.features
     numbers = np.arange(len(table))
@@ -361,11 +360,7 @@ def read_bytes(value: Any) -> bytes | None:
 def read_file(path: str) -> bytes:
     """Read a file, a member of a zip file, or a file of a repository on the Hub.
 
-    Returns:
-        Its bytes; none where it is missing or broken, or no regular file.
-
-    Raises:
-        OSError: If the Hub fails.
+    Its bytes are none where it is missing or broken, or no regular file; OSError if the Hub fails.
     """
     member, _, container = path.rpartition("::")
     try:

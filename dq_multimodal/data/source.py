@@ -105,10 +105,8 @@ def _pin_folder(dataset: Dataset | Stream, image_folder: str | None) -> dict[str
 def reload_source(origin: dict[str, Any], *, streaming: bool = False) -> Source:
     """Load the rows that a config.yaml recorded, and make sure that they are the same.
 
-    Of a stream, the number of rows is checked by every whole pass over it.
-
-    Raises:
-        InputError: If they cannot be had or have changed.
+    InputError if they cannot be had or have changed; the number of rows of a stream is checked by
+    every whole pass over it.
     """
     if origin["kind"] == "memory":
         raise InputError("the source was a dataset in memory, which is not recorded")

@@ -29,8 +29,7 @@ def rest_of_split(split: str) -> str | None:
 def split_ranges(split: str, n_rows: int) -> list[tuple[int, int]]:
     """Give start and stop of each part of a whole split of n_rows that a slice takes, in order.
 
-    Raises:
-        InputError: If the slice cannot be read, names several splits or does not fit n_rows.
+    InputError if the slice cannot be read, names several splits or does not fit n_rows.
     """
     if split == ALL:
         return [(0, n_rows)]
@@ -71,10 +70,7 @@ def take_splits(
 
 
 def count_splits(dataset: Dataset) -> dict[str, int] | None:
-    """Give the rows of each split of a dataset that holds all splits, in their order.
-
-    None where there is one split only, or it is not known.
-    """
+    """Give the rows of each split of a dataset of all splits; None if it is one, or not known."""
     sizes = {split.name: split.num_examples for split in (dataset.info.splits or {}).values()}
     sizes = {name: size for name, size in sizes.items() if size}
     return sizes if len(sizes) > 1 and sum(sizes.values()) == len(dataset) else None

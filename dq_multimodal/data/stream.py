@@ -38,9 +38,6 @@ class Passes:
         chunk_rows: Rows of a chunk.
         chunk_bytes: Bytes of the largest chunk seen so far.
         n_bytes: Those of all rows as uncompressed Arrow data; None before a whole pass over them.
-
-    Raises:
-        InputError: If it cannot be read, or has no rows.
     """
 
     def __init__(
@@ -68,10 +65,8 @@ class Passes:
     def tables(self, columns: list[str] | None) -> Iterator[pa.Table]:
         """Yield the chunks of one pass as they come; all but the last are of `chunk_rows`.
 
-        A pass over all columns counts the bytes too, of files outside the table as well.
-
-        Raises:
-            InputError: If rows cannot be read, or are not as many as in the pass before.
+        A pass over all columns counts the bytes too, of files outside the table as well. InputError
+        if rows cannot be read, or are not as many as in the pass before.
         """
         n_read = n_bytes = 0
         with reading(self.name):
@@ -88,11 +83,7 @@ class Passes:
         self.n_bytes = n_bytes if columns is None else self.n_bytes
 
     def convert(self, table: pa.Table, features: Features, start: int) -> pa.Table:
-        """Give the chunk from row `start` on the columns and types of features, with its files.
-
-        Raises:
-            InputError: If a row names a file that it may not name.
-        """
+        """Give the chunk from row `start` on the columns and types of features, with its files."""
         table = table_cast(table.select(list(features)), features.arrow_schema)
         return embed(table, features, self._own, self.name, start)
 
@@ -178,11 +169,7 @@ class Stream:
         return self._as_dataset(self._take(rows))
 
     def finish(self) -> None:
-        """Go on to the end of the pass, so that its rows and bytes are counted.
-
-        Raises:
-            InputError: If they are not as many as in the pass before.
-        """
+        """Go on to the end of the pass, so that its rows and bytes are counted and checked."""
         if self._coming is not None:
             self._chunk(len(self))
 

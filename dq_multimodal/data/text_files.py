@@ -59,10 +59,7 @@ def find_separator(paths: list[str]) -> str:
     """Find what separates the columns of .csv files: a comma, unless it is clearly another.
 
     It is another if the header has no comma, and the first rows have as many cells as the header,
-    at least two.
-
-    Raises:
-        InputError: If the files differ.
+    at least two. InputError if the files differ.
     """
     found = {_separator_of(path): path for path in paths}
     if len(found) > 1:

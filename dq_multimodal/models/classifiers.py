@@ -63,7 +63,6 @@ def build_classifier(
 
     Args:
         model: See `Classifier`.
-        n_classes: Number of classes.
         image_size: Side in pixels.
         is_pretrained: Start from timm's weights (needs the Hub or its cache).
 
@@ -142,11 +141,7 @@ def save_classifier(net: "nn.Module", description: Classifier, folder: Path) -> 
 
 
 def read_classifier(folder: Path) -> tuple["nn.Module", Classifier]:
-    """Read what `save_classifier` wrote.
-
-    Raises:
-        InputError: If it is not whole.
-    """
+    """Read what `save_classifier` wrote; InputError if it is not whole."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

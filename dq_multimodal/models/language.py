@@ -51,13 +51,9 @@ Tokens = tuple[list[list[int]], list[int]]
 
 
 def find_language_model(name: str) -> dict[str, Any]:
-    """Find a causal language model: Hub id, folder or .gguf file; it is not loaded.
+    """Find a causal language model (Hub id, folder or .gguf file), and give what is recorded of it.
 
-    Returns:
-        What config.yaml records: the name, and its commit or the hash of its weights.
-
-    Raises:
-        InputError: If there is no such model, or it is out of reach.
+    That is the name, and its commit or the hash of its weights. InputError if it cannot be had.
     """
     if find_gguf(name):
         return {"model": name, "revision": None, "weights": hash_weights(name)}
@@ -69,11 +65,7 @@ def find_language_model(name: str) -> dict[str, Any]:
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer; bfloat16 on an accelerator, else float32.
-
-    Raises:
-        InputError: If it cannot be found or loaded.
-    """
+    """A causal language model with its tokenizer; bfloat16 on an accelerator, else float32."""
 
     def __init__(self, name: str, device: str | None = None, dtype: str = "auto") -> None:
         import torch

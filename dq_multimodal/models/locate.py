@@ -38,8 +38,7 @@ def hash_weights(name: str | None) -> str | None:
 def own_device(asked: str | None = None) -> str | None:
     """Give the device of this process among those of its machine; None leaves it to the library.
 
-    Raises:
-        InputError: If the one that is asked for is not there.
+    InputError if the one that is asked for is not there.
     """
     import torch
 

@@ -46,6 +46,12 @@ def text_rows(rows=ROWS, columns=None):
     return dataset, TextAdapter(dataset, detect_layout(dataset.column_names, columns), "none")
 
 
+def load_all(model, rows=ROWS):
+    """The tokens of all rows, with the end of each."""
+    tokens = LanguageRows(*text_rows(rows), model, ends_rows=True)
+    return tokens.load(np.arange(len(rows)))[0]
+
+
 def with_lora(folder, seed=0):
     """A model whose LoRA weights are all away from zero."""
     import torch
@@ -77,10 +83,9 @@ def test_the_response_of_every_shape():
 
 
 def test_tokens_of_a_row(language_model):
-    dataset, adapter = text_rows()
     model = LanguageModel(str(language_model))
     for ends_rows in (False, True):
-        rows = LanguageRows(dataset, adapter, model, ends_rows=ends_rows)
+        rows = LanguageRows(*text_rows(), model, ends_rows=ends_rows)
         (ids, n_prompt), problems = rows.load(np.array([0, 3]))
         assert problems == {}
         prompt = TEMPLATE[0] + "Add the numbers\n\n1 2" + TEMPLATE[1]
@@ -102,8 +107,8 @@ def test_long_rows_keep_some_of_both_parts(language_model, n_prompt, n_response,
     """The template takes 33 tokens of a byte each: 17 before the prompt, 16 after it."""
     before, after = map(len, TEMPLATE)
     assert (before, after, MAX_TOKENS) == (17, 16, 512)
-    dataset, adapter = text_rows([{"prompt": "x" * n_prompt, "completion": "y" * n_response}])
-    rows = LanguageRows(dataset, adapter, LanguageModel(str(language_model)))
+    row = {"prompt": "x" * n_prompt, "completion": "y" * n_response}
+    rows = LanguageRows(*text_rows([row]), LanguageModel(str(language_model)))
     ((ids,), (start,)), problems = rows.load(np.array([0]))
     prompt = TEMPLATE[0] + "x" * kept[0] + TEMPLATE[1]
     assert rows.model.tokenizer.decode(ids) == prompt + "y" * kept[1]
@@ -116,14 +121,13 @@ def test_hidden_states_are_means_that_weigh_later_tokens_more(language_model, tm
     """Against the definition: one row at a time, one token after the other."""
     import torch
 
-    dataset, adapter = text_rows()
     model = LanguageModel(str(language_model))
-    embed_rows(HiddenStates(dataset, adapter, model), tmp_path, 3)
+    embed_rows(HiddenStates(*text_rows(), model), tmp_path, 3)
     got = open_embeddings(tmp_path)
     assert got.shape == (5, 32)
     assert got.dtype == np.float32
     for row in range(5):
-        (ids, _), _ = LanguageRows(dataset, adapter, model).load(np.array([row]))
+        (ids, _), _ = LanguageRows(*text_rows(), model).load(np.array([row]))
         with torch.no_grad():
             out = model.net(torch.tensor(ids), output_hidden_states=True)
         total, weights = torch.zeros(32), 0
@@ -144,9 +148,8 @@ def test_a_row_without_tokens_is_zeros(language_model):
 def test_losses_are_means_over_the_response(language_model):
     import torch
 
-    dataset, adapter = text_rows()
     model = LanguageModel(str(language_model))
-    batch = LanguageRows(dataset, adapter, model, ends_rows=True).load(np.arange(5))[0]
+    batch = load_all(model)
     got = row_losses(model, batch)
     for row, (ids, start) in enumerate(zip(*batch, strict=True)):
         with torch.no_grad():
@@ -160,9 +163,8 @@ def test_gradients_are_those_of_one_row_at_a_time(language_model):
     """Against autograd, which is given each row by itself."""
     import torch
 
-    dataset, adapter = text_rows()
     model = with_lora(language_model)
-    batch = LanguageRows(dataset, adapter, model, ends_rows=True).load(np.arange(5))[0]
+    batch = load_all(model)
     got = row_gradients(model, batch)
     weights = [layer.weight for layer in lora_layers(model.net)]
     n_linear = 2 * 7  # layers x (4 of attention, 3 of the perceptron)
@@ -221,12 +223,11 @@ def test_projections_keep_inner_products_on_average():
 
 
 def test_projected_gradients_have_length_1_and_keep_their_cosines(language_model, tmp_path):
-    dataset, adapter = text_rows()
     model = with_lora(language_model)
-    batch = LanguageRows(dataset, adapter, model, ends_rows=True).load(np.arange(5))[0]
-    full = np.concatenate([part.numpy() for part in row_gradients(model, batch)], axis=1)
+    gradients = row_gradients(model, load_all(model))
+    full = np.concatenate([part.numpy() for part in gradients], axis=1)
     signs = make_signs(full.shape[1], 1024, seed=0)
-    embed_rows(Gradients(dataset, adapter, model, signs), tmp_path, 2)
+    embed_rows(Gradients(*text_rows(), model, signs), tmp_path, 2)
     got = open_embeddings(tmp_path)
     assert got.shape == (5, 1024)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, rtol=1e-5)
@@ -236,12 +237,11 @@ def test_projected_gradients_have_length_1_and_keep_their_cosines(language_model
 
 def test_warm_up_lowers_the_loss_and_is_read_again(language_model, tmp_path):
     rows = [{"prompt": f"Count to {k}", "completion": "one two three"} for k in range(80)]
-    dataset, adapter = text_rows(rows)
     file = tmp_path / "lora.safetensors"
     states = []
     for attempt in range(3):
         model = LanguageModel(str(language_model))
-        tokens = LanguageRows(dataset, adapter, model, ends_rows=True)
+        tokens = LanguageRows(*text_rows(rows), model, ends_rows=True)
         before = row_losses(model, tokens.load(np.arange(8))[0]).mean().item()
         if attempt == 2:
             file.unlink()  # and so it is trained anew

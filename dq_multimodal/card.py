@@ -89,33 +89,27 @@ def make_matter(run_folder: Path, config: Config, manifest: Manifest) -> Matter:
     It makes config `default` the subset, by splits if it has several, and config `selection`
     the table of all source rows, both here and on the Hub.
     """
-    source, kept = config.source, manifest.kept
+    source, digits = config.source, len(str(manifest.kept))
     matter: Matter = {"pretty_name": clean(_title(config, manifest))}
     if source.license:
         matter |= {key: source[key] for key in LICENCE if source[key]}
     if source.kind == "hub":
         matter["source_datasets"] = [source.name]
-    size = SIZES[min(max(len(str(kept)) - 3, 0), len(SIZES) - 1)]
+    matter["size_categories"] = [SIZES[min(max(digits - 3, 0), len(SIZES) - 1)]]
+    matter["tags"] = ["dataset-quantization", "coreset", "data-selection"]
+
+    def files(paths: dict[str, Any]) -> list[Matter]:
+        return [{"split": split, "path": path} for split, path in paths.items()]
+
     split = base_split(source.split)
-    files: dict[str, Any] = {split: "subset/*.parquet"}
-    if source.splits is not None:
-        files = files_by_split(run_folder, source.splits)
-    return {
-        **matter,
-        "size_categories": [size],
-        "tags": ["dataset-quantization", "coreset", "data-selection"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": path} for name, path in files.items()],
-                "default": True,
-            },
-            {
-                "config_name": "selection",
-                "data_files": [{"split": split, "path": "selection.parquet"}],
-            },
-        ],
-    }
+    parts = files_by_split(run_folder, source.splits) if source.splits else None
+    data = files(parts or {split: "subset/*.parquet"})
+    table_of_all = files({split: "selection.parquet"})
+    matter["configs"] = [
+        {"config_name": "default", "data_files": data, "default": True},
+        {"config_name": "selection", "data_files": table_of_all},
+    ]
+    return matter
 
 
 def _title(config: Config, manifest: Manifest) -> str:

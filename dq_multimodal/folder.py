@@ -335,7 +335,7 @@ def finish(target: Path, config: Config, manifest: Manifest) -> None:
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
     manifest.complete, manifest.kept = True, int(read_selection(target)[1]["kept"].sum())
     manifest.versions = {"dq-multimodal": __version__, **{p: version(p) for p in PACKAGES}}
-    manifest.set_bytes(subset_files=sum(sizes))
+    manifest.bytes.subset_files = sum(sizes)
     card.write_card(target, config, manifest)
     for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE, TOKEN):
         (target / name).unlink(missing_ok=True)

@@ -350,12 +350,11 @@ class Manifest(Record):
         self.notes = [note for note in self.notes if note not in self.selection_notes] + notes
         self.selection_notes = notes
 
-    def set_bytes(self, **sizes: Any) -> None:
-        """Note sizes."""
-        self.bytes = replace(self.bytes, **sizes)
-
     def draw_again(self, seconds: float, subset_data: int) -> "Manifest":
         """Give the manifest of another draw from the same rows."""
+        before = self.bytes
+        sizes = Sizes(source_data=before.source_data, source_files=before.source_files)
+        sizes.subset_data = subset_data
         return Manifest(
             rows=self.rows,
             labels=self.labels,
@@ -363,11 +362,7 @@ class Manifest(Record):
             selection_notes=self.selection_notes,
             problems=self.problems,
             scores=self.scores,
-            bytes=Sizes(
-                source_data=self.bytes.source_data,
-                source_files=self.bytes.source_files,
-                subset_data=subset_data,
-            ),
+            bytes=sizes,
             seconds={"resample": round(seconds, 3)},
         )
 

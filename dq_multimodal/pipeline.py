@@ -194,12 +194,14 @@ def write(job: Job, place: Path, manifest: Manifest) -> None:
         rows, kept = job.source.dataset, read_kept(place, job.request)
         picks = kept["row"].to_numpy()
         if job.dropper is None:
-            n_bytes = subset.write_subset(rows, picks, kept, place, splits=job.config.source.splits)
-            manifest.set_bytes(subset_data=n_bytes)
+            splits = job.config.source.splits
+            manifest.bytes.subset_data = subset.write_subset(
+                rows, picks, kept, place, splits=splits
+            )
         else:
             write_patches(job, job.dropper, picks, kept, place, manifest)
         job.source.check()
-        manifest.set_bytes(source_data=subset.count_bytes(rows))
+        manifest.bytes.source_data = subset.count_bytes(rows)
 
 
 def show(job: Job, place: Path, manifest: Manifest) -> None:
@@ -251,9 +253,9 @@ def write_patches(
     except InputError:
         subset.remove_subset(place)
         raise
-    manifest.set_bytes(
-        subset_data=data_bytes, source_images=found["source_bytes"], stored_images=stored
-    )
+    sizes = manifest.bytes
+    sizes.subset_data, sizes.stored_images = data_bytes, stored
+    sizes.source_images = found["source_bytes"]
     manifest.add_notes(note_original(what, which) for what, which in found["originals"].items())
     if found["lost"]:
         parts = ", ".join(f"{what} of {n:,}" for what, n in found["lost"].items())

@@ -271,7 +271,7 @@ def test_dropped_patches_are_shown(tmp_path):
     example = Example(3, b"before", b"holed", b"filled", 0.75, 21.25)
     facts.examples = [example, Example(4, None, b"holed", b"filled", 0.5, None)]
     config.patches = Patches(patch_size=16, fill="mean", attribution_model=None)
-    manifest.set_bytes(source_images=10_000, stored_images=7_000)
+    manifest.bytes.source_images, manifest.bytes.stored_images = 10_000, 7_000
     found = {"fill": "mean", "images": 8, "coded": 7, "originals": {"a <b>reason</b>": 1}}
     found |= {"kept_share": 0.75, "psnr_of_holes": {"mean": 22.5, "lowest": 18.0}}
     found |= {"psnr_of_kept": {"mean": None, "lowest": None}}

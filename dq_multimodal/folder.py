@@ -21,7 +21,7 @@ from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.data.local import check_path
 from dq_multimodal.data.source import Source, is_same_source
 from dq_multimodal.distributed.world import World
-from dq_multimodal.files import describe_file, write_text
+from dq_multimodal.files import describe_file, expand_home, write_text
 from dq_multimodal.manifest import (
     CONFIG,
     MANIFEST,
@@ -96,10 +96,8 @@ def claim_folder(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock_file = folder / LOCK  # ours is an empty file
-        if lock_file.is_symlink() or (
-            lock_file.exists() and not (lock_file.is_file() and not lock_file.stat().st_size)
-        ):
+        own = folder / LOCK  # an empty file
+        if own.is_symlink() or (own.exists() and (not own.is_file() or own.stat().st_size)):
             raise _strange(folder, LOCK)
         lock.acquire(blocking=False)
     except Timeout as error:
@@ -158,15 +156,8 @@ def check_apart(target: Path, place: Path, name: str) -> None:
     """Raise if a file, or a folder and what is in it, lies in the output folder by any link."""
     if not target.exists() or not _names(target):
         return  # nothing lies in it
-    links = (
-        path
-        for base, folders, files in os.walk(place)
-        for path in (Path(base, part) for part in folders + files)
-        if path.is_symlink()
-    )
-    for path in (place, *links):
-        real = path.resolve()
-        if real == target.resolve() or target.resolve() in real.parents:
+    for path in (place, *(path for path in place.rglob("*") if path.is_symlink())):
+        if path.resolve().is_relative_to(target.resolve()):
             raise InputError(f"{name} lies in the output folder {target}: name another")
 
 
@@ -177,8 +168,8 @@ def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
     names += [getattr(request, name) for name in MODELS]
     names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
     for name in filter(None, names):
-        path = os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser fails on ~unknown
-        found = [path] if Path(path).exists() else glob.glob(path, recursive=True)  # noqa: PTH207
+        path = expand_home(name)
+        found = [path] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207
         for place in map(Path, found):
             check_apart(target, place, name)
 

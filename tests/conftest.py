@@ -1,7 +1,5 @@
 """Shared pieces of the tests: small models built in code, and the optional folder of real data."""
 
-import contextlib
-import io
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ import pytest
 from fake_hub import FakeHub
 from forked import run_forked
 from jaxtyping import install_import_hook
+from launching import capture
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -111,20 +110,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_here(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run_here(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process, from a folder, as a process of its own would."""
     from dq_multimodal import cli
 
-    said = {"stdout": io.StringIO(), "stderr": io.StringIO()}
-    with (
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(said["stdout"]),
-        contextlib.redirect_stderr(said["stderr"]),
-        pytest.raises(SystemExit) as end,
-    ):
-        cli.main(arguments)
-    found = {name: stream.getvalue() for name, stream in said.items()}
-    return subprocess.CompletedProcess(arguments, end.value.code or 0, **found)
+    return capture(partial(cli.main, words), words, folder)
 
 
 @pytest.fixture(scope="session")

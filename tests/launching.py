@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,19 +42,24 @@ def take_one_core():
 
 def run_here(words, env, folder):
     """Run a script in this process, as a process of its own would."""
-    said, code = {"stdout": io.StringIO(), "stderr": io.StringIO()}, 0
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(said["stdout"]),
-        contextlib.redirect_stderr(said["stderr"]),
-    ):
-        patch.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)
         patch.syspath_prepend(Path(words[0]).parent)
         for name, value in env.items():
             patch.setenv(name, value)
+        return capture(partial(runpy.run_path, words[0], run_name="__main__"), words, folder)
+
+
+def capture(call, words, folder):
+    """Call what a process would do in a folder; give its exit code and what it said."""
+    said, code = {"stdout": io.StringIO(), "stderr": io.StringIO()}, 0
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(said["stdout"]),
+        contextlib.redirect_stderr(said["stderr"]),
+    ):
         try:
-            runpy.run_path(words[0], run_name="__main__")
+            call()
         except SystemExit as end:
             code = end.code or 0
     found = {name: stream.getvalue() for name, stream in said.items()}

@@ -10,20 +10,22 @@ import demo
 import demo_images
 import pyarrow.parquet as pq
 import pytest
+from launching import ROOT, launch
 
-ROOT = Path(__file__).resolve().parents[2]
 ODD_TEXTS = ["a\tb  c\n\n", "🤗 naïve “quotes” \u200d", "<|eos|>x", "def f():\n\treturn 0\r\n", " "]
 
 
 def run(script, *args):
-    command = [sys.executable, ROOT / "recipes" / script, *args]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    """Run a script in a process of its own."""
+    command = [sys.executable, ROOT / script, *args]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def make_rows(folder, *args):
     options = ["--packages", "json,collections,argparse,email", "--eval_rows", 20, *args]
-    done = run("python_docs.py", "--output_dir", folder, *options)
-    assert done.returncode == 0, done.stderr
+    done = run("recipes/python_docs.py", "--output_dir", folder, *options)
     assert str(folder) in done.stdout and done.stdout.count("\n") == 1
     return folder
 
@@ -40,13 +42,10 @@ def model(rows, tmp_path_factory):
     return folder
 
 
-def make_model(rows, folder):
+def make_model(rows, folder, run=launch):
     sizes = ["--vocab_size", 600, "--hidden_size", 64, "--num_hidden_layers", 2]
-    done = run(
-        "tiny_llama.py", "--dataset_name", rows / "train.parquet", "--output_dir", folder, *sizes
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    flags = ["--dataset_name", rows / "train.parquet", "--output_dir", folder, *sizes]
+    return run("recipes/tiny_llama.py", *flags).stdout
 
 
 def test_rows_are_what_the_modules_document(rows):
@@ -90,12 +89,12 @@ def test_rows_are_the_same_every_time(rows, tmp_path):
 
 def test_complete_rows_are_kept(tmp_path):
     args = ["--output_dir", tmp_path, "--packages", "json", "--eval_rows", 2]
-    assert "already complete" not in run("python_docs.py", *args).stdout
+    assert "already complete" not in run("recipes/python_docs.py", *args).stdout
     before = (tmp_path / "train.parquet").stat().st_mtime_ns
-    assert "already complete" in run("python_docs.py", *args).stdout
+    assert "already complete" in run("recipes/python_docs.py", *args).stdout
     assert (tmp_path / "train.parquet").stat().st_mtime_ns == before
     (tmp_path / "heldout.parquet").write_bytes(b"cut off")
-    assert "rows from" in run("python_docs.py", *args).stdout
+    assert "rows from" in run("recipes/python_docs.py", *args).stdout
     assert len(pq.read_table(tmp_path / "heldout.parquet")) == 2
 
 
@@ -121,8 +120,8 @@ def test_no_package_outweighs_the_others(tmp_path):
     ],
 )
 def test_bad_options_end_in_one_line(args, message, tmp_path):
-    done = run("python_docs.py", "--output_dir", tmp_path / "out", *args)
-    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    done = launch("recipes/python_docs.py", "--output_dir", tmp_path / "out", *args, code=2)
+    assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
@@ -154,7 +153,7 @@ def test_model_loads_and_has_a_finite_loss(model):
 
 
 def test_model_is_the_same_every_time(rows, model, tmp_path):
-    make_model(rows, tmp_path / "again")
+    make_model(rows, tmp_path / "again", run)  # by another process
     names = sorted(path.name for path in model.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
     for name in names:
@@ -174,8 +173,8 @@ def test_model_is_the_same_every_time(rows, model, tmp_path):
 )
 def test_bad_sizes_end_in_one_line(args, message, rows, tmp_path):
     given = ["--dataset_name", rows / "train.parquet", "--output_dir", tmp_path / "m", *args]
-    done = run("tiny_llama.py", *given)
-    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    done = launch("recipes/tiny_llama.py", *given, code=2)
+    assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

@@ -89,6 +89,12 @@ def write(folder, path, *groups, task=None, selections=None, **tasks):
     return str(path)
 
 
+def keep(folder, out, **options):
+    """Keep 20 % of the images of a folder."""
+    about = {"embedding_model": str(folder / "encoder"), "keep_ratio": 0.2, "report": False}
+    return compress(str(folder / "train.parquet"), **about, **options, output_dir=out)
+
+
 @pytest.fixture(scope="module")
 def made(folder):
     """The bundle of all kinds of selections."""
@@ -113,14 +119,7 @@ def test_the_rows_are_those_that_compress_keeps(folder, made, name):
     bundle, suite = Bundle(made), read_suite(str(folder / "toy.yaml"))
     labels = np.array(pq.read_table(folder / "train.parquet")["label"])
     # scores of adq depend on the seed of a run, and a suite makes them once, with seed 0
-    start = compress(
-        str(folder / "train.parquet"),
-        **SELECTIONS[name],
-        embedding_model=str(folder / "encoder"),
-        keep_ratio=0.2,
-        report=False,
-        output_dir=folder / "runs" / name,
-    )
+    start = keep(folder, folder / "runs" / name, **SELECTIONS[name])
     for draw in (0, 1):
         line, place = chosen(bundle)[(name, "0.2", draw)], folder / "runs" / f"{name}-{draw}"
         run = start.resample(0.2, seed=suite.draw_seed(name, draw), output_dir=place)
@@ -148,14 +147,8 @@ def test_random_is_by_class_and_a_published_list_is_kept_as_it_is(folder, made):
 def test_dropped_patches_are_filled_and_the_others_as_they_were(folder, made):
     bundle, suite = Bundle(made), read_suite(str(folder / "toy.yaml"))
     line = chosen(bundle)[("patches", "0.2", 1)]
-    run = compress(
-        str(folder / "train.parquet"),
-        method="random",
-        keep_ratio=0.2,
-        seed=suite.draw_seed("patches", 1),
-        report=False,
-        output_dir=folder / "runs" / "patches",
-    )
+    seed = suite.draw_seed("patches", 1)
+    run = keep(folder, folder / "runs" / "patches", method="random", seed=seed)
     filled = bundle.array("toy/train/images")[line["rows"]]
     is_hole = (filled == 0).all(axis=3)
     assert (is_hole.mean(axis=(1, 2)) > 0.24).all() and is_hole.mean() < 0.27
@@ -182,15 +175,8 @@ def test_rows_and_weights_are_those_of_compress(folder, tmp_path):
     images = Bundle(tmp_path / "bundle").array("toy/train/images")
     for name, options in selections.items():
         line, use = lines[(name, "0.2", 0)], options.get("use_weights", "loss")
-        run = compress(
-            str(folder / "train.parquet"),
-            **{k: v for k, v in options.items() if k != "use_weights"},
-            embedding_model=str(folder / "encoder"),
-            keep_ratio=0.2,
-            seed=read.draw_seed(name, 0),
-            report=False,
-            output_dir=tmp_path / name,
-        )
+        own = {k: v for k, v in options.items() if k != "use_weights"}
+        run = keep(folder, tmp_path / name, seed=read.draw_seed(name, 0), **own)
         assert (images[line["rows"]] == pixels_of(folder, run.kept)).all()
         if name in ("coverage", "cad", "sampled", "ccs"):
             np.testing.assert_allclose(line["weights"], run.subset["dq_weight"], rtol=1e-6)

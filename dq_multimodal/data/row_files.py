@@ -281,10 +281,7 @@ def _shorten_urls(table: pa.Table) -> pa.Table:
     if not {"__key__", "__url__"} <= {*table.column_names}:
         return table
     at = table.column_names.index("__url__")
-    coded = table.column(at).combine_chunks().dictionary_encode()
-    urls = coded.dictionary.to_pylist()
-    names = [Path(url).name if Path(url).is_absolute() else url for url in urls]
-    short = pa.array(names, coded.dictionary.type).take(coded.indices)
+    short = pc.replace_substring_regex(table.column(at), r"(?s)^/.*/", "")
     return table.set_column(at, table.schema.field(at), short)
 
 

@@ -1,7 +1,5 @@
 """Images of every nasty kind become upright 8-bit RGB, or are named."""
 
-import io
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -77,15 +75,9 @@ def test_a_missing_file_is_empty_and_a_missing_value_none(tmp_path):
 
 
 def test_square_is_the_centre():
-    image = Image.fromarray(
-        np.repeat(np.arange(30, dtype=np.uint8)[None, :, None], 10, 0)[..., [0] * 3]
-    )
+    image = Image.fromarray(np.full((10, 30, 3), np.arange(30)[:, None], dtype=np.uint8))
     np.testing.assert_array_equal(to_square(image, 10)[0, :, 0], np.arange(10, 20))
     assert to_square(image, 4, crop=0.5).shape == (4, 4, 3)
     assert to_square(picture((3, 3)), 8).shape == (8, 8, 3)
-
-
-def test_square_of_the_right_size_is_untouched():
-    image = picture((16, 16))
-    np.testing.assert_array_equal(to_square(image, 16), np.asarray(image))
-    assert Image.open(io.BytesIO(save(image))).size == (16, 16)
+    right = picture((16, 16))  # of the right size, and so untouched
+    np.testing.assert_array_equal(to_square(right, 16), np.asarray(right))

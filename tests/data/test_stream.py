@@ -118,9 +118,9 @@ def test_embeddings_in_a_column(tmp_path):
     values = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
     table = make_table().append_column("vec", pa.array(values.tolist(), pa.list_(pa.float32())))
     pq.write_table(table, tmp_path / "d.parquet")
-    plain, streamed = both(tmp_path / "d.parquet", tmp_path, embeddings="vec", method="dq")
-    assert_same(plain, streamed)
-    np.testing.assert_array_equal(np.load(streamed.path / "embeddings.npy"), values)
+    runs = both(tmp_path / "d.parquet", tmp_path, embeddings="vec", method="dq")
+    assert_same(*runs)
+    np.testing.assert_array_equal(np.load(runs[1].path / "embeddings.npy"), values)
 
 
 def test_the_encoder_sees_chunks_and_gives_nearly_the_same(source, tmp_path, small_encoder):

@@ -89,7 +89,7 @@ def compare(
     embeddings, n_rows = np.load(args.embeddings), len(given)
     probe = make_probe(embeddings, np.load(args.test_embeddings), given)
     scores = {name: getattr(difficulty, name)(dynamics) for name in ("aum", "confidence", "dual")}
-    cad = difficulty.difficulty_weights("cad", difficulty.cad(dynamics, len(dynamics)))
+    cad = difficulty.difficulty_weights("cad", difficulty.cad(dynamics))
     marks = replace(Marks(), **{name: found.astype(np.float32) for name, found in scores.items()})
     hard = replace(marks, difficulty=cad.astype(np.float32))
     zeros = np.zeros(n_rows, dtype=np.int64)

@@ -271,7 +271,7 @@ def pick_by_submodlib(rows: ndarray, n_picks: int) -> ndarray:
 
 def cover(rows: ndarray, strata: ndarray | None, similarity: str) -> ndarray:
     """Order the rows by our coverage; only without strata is this one order."""
-    from dq_multimodal.core import cover_rows
+    from dq_multimodal.core.coverage import cover_rows
 
     return np.argsort(cover_rows(rows, strata).rank, kind="stable")
 

@@ -20,7 +20,8 @@ from dq_multimodal.data import local
 from dq_multimodal.data.pixels import BLANK, UNDECODED
 from dq_multimodal.models.classifiers import read_classifier, save_classifier
 from dq_multimodal.models.image import load_image_model
-from dq_multimodal.patches import GradCamPlusPlus, patch_scores, restore
+from dq_multimodal.patches import restore
+from dq_multimodal.patches.attribution import GradCamPlusPlus, patch_scores
 from dq_multimodal.patches.grid import unpack_mask
 from dq_multimodal.stages import embedding, patching, subset
 

@@ -39,17 +39,12 @@ def balance_rows(
     numbers of $2^{-52}$: the line is the same on every machine. Ties go to the lowest row.
 
     Args:
-        embeddings: (n, d) array, memory-mapped ones included, or torch tensor of finite floats.
-            Memory beside it is 4 bytes a number.
+        embeddings: See `as_matrix`. Memory beside it is 4 bytes a number.
         strata: (n,) labels of any type that sorts; None is one stratum.
         on_rows: Called now and then with the number of rows lined up since (for progress bars).
 
     Returns:
         Place of each row in the line of its stratum, from 0. There is no chance in it.
-
-    Raises:
-        ValueError: If the embeddings are not an (n, d) array of finite numbers, or if strata has
-            another length.
     """
     values = as_matrix(embeddings)
     n_rows = len(values)
@@ -98,12 +93,10 @@ def draw_balanced(
     prefix is right within a few rows, and smaller samples lie inside larger ones.
 
     Args:
-        rank: Place of each row in the line of its stratum, see `balance_rows`; some may be
-            missing.
+        rank: Place of each row in the line of its stratum, see `balance_rows`; some may be missing.
         strata: Stratum of each row.
         seed: Seed of the chances.
-        rows: Row numbers that are hashed, where these are some rows of a dataset; None is
-            0 ... n-1.
+        rows: Row numbers that are hashed, where these are some of a dataset; None is 0 ... n-1.
 
     Returns:
         Place of each row in the drawn order of its stratum, from 0.

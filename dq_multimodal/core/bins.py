@@ -58,7 +58,7 @@ def make_bins(
     claim a). The authors' code forgets the pick order; here it is kept as `rank`.
 
     Args:
-        embeddings: (n, d) array or torch tensor of finite floats; float64 is used inside.
+        embeddings: See `as_matrix`; float64 is used inside.
         n_bins: Bins in each stratum, from 1 to n.
         similarity: "cosine" (the authors' code) or "euclidean" (the paper's Eq. 1-2).
         n_left: For rows that are outer products (last-layer gradients): an embedding holds the
@@ -70,8 +70,7 @@ def make_bins(
         Bin, rank, gain and stratum code (place of the label among the sorted labels) of each row.
 
     Raises:
-        ValueError: If the embeddings are not an (n, d) array of finite numbers, if n_bins lies
-            outside 1 ... n, or if strata has another length.
+        InputError: If n_bins lies outside 1 ... n, or strata has another length.
     """
     values = as_matrix(embeddings)
     n_rows = len(values)
@@ -156,11 +155,8 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
     """Bound the memory that `make_bins` takes beside the embeddings, in bytes.
 
     About 300 bytes a row, the rows in float32 where they are held, and in 8 bits, the knots, and
-    the room for pools and products, which small strata do not fill.
-
-    Args:
-        sizes: Rows of each of the strata that are binned side by side.
-        n_columns: Numbers a row.
+    the room for pools and products, which small strata do not fill. Sizes are the rows of the
+    strata that are binned side by side.
     """
     n_bytes = 2**26
     for n_rows in map(int, sizes):
@@ -172,7 +168,13 @@ def count_working_bytes(sizes: Sequence[int], n_columns: int) -> int:
 
 
 def as_matrix(embeddings: Any) -> Float[ndarray, "n d"]:
-    """Return embeddings as a checked (n, d) array, copied only where it must be."""
+    """Return embeddings as a checked (n, d) array, copied only where it must be.
+
+    They are an array, memory-mapped ones included, or a torch tensor of finite numbers.
+
+    Raises:
+        InputError: If they are not, naming the first row that is wrong.
+    """
     if hasattr(embeddings, "detach"):
         embeddings = embeddings.detach().cpu()
         if str(embeddings.dtype) == "torch.bfloat16":  # NumPy has no such type

@@ -86,20 +86,15 @@ def cover_rows(
     between parts count as 0; the greedy of that F merges the orders of the parts by falling gain.
 
     Args:
-        embeddings: (n, d) array, memory-mapped ones included, or torch tensor of finite floats.
+        embeddings: See `as_matrix`.
         strata: (n,) labels of any type that sorts; None is one stratum.
-        weights: (n,) weights of the rows that are covered, at least 0; None is 1 for all. A row
-            of weight 0 can cover others.
+        weights: (n,) finite weights of the rows that are covered, at least 0; None is 1 for all. A
+            row of weight 0 can cover others.
         max_rows: Rows of the largest table, from 1 to 20,000; it takes 4 bytes a pair.
         on_picks: Called now and then with the number of rows picked since (for progress bars).
 
-    Returns:
-        Rank, gain and records of each row.
-
     Raises:
-        ValueError: If the embeddings are not an (n, d) array of finite numbers, if strata or
-            weights have another length, if a weight is negative or not finite, or if max_rows lies
-            outside its range.
+        InputError: If a number is wrong or out of range.
     """
     values = as_matrix(embeddings)
     n_rows = len(values)
@@ -153,7 +148,7 @@ def weigh_by_nearest(
     strata: Int[ndarray, " n"],
     is_kept: Bool[ndarray, " n"],
 ) -> Int[ndarray, " n"]:
-    """Count for every kept row the rows it stands for.
+    """Count for every kept row the rows it stands for; 0 for rows that are not kept.
 
     A row is stood for by the last kept pick of its record: by itself where it is kept, and else,
     where the kept rows are the first of the order, by the nearest of them. Where no pick of its
@@ -167,11 +162,8 @@ def weigh_by_nearest(
         strata: Stratum of each row.
         is_kept: Which rows are kept; they need not be the first of the order.
 
-    Returns:
-        Number of rows, 0 for rows that are not kept.
-
     Raises:
-        ValueError: If a record holds a rank that no row with a record can have.
+        InputError: If a record holds a rank that no row with a record can have.
     """
     offsets, ranks = nearest
     n_rows = len(rank)
@@ -253,12 +245,9 @@ def _make_table(values: Float[ndarray, "n d"], members: Int[ndarray, " k"]) -> I
 def _pick_all(
     table: Int[ndarray, "k k"], weights: Int[ndarray, " k"], tell: Callable[[int], None]
 ) -> _Picks:
-    """Pick all rows greedily.
+    """Pick all rows greedily, by a table of cosines and whole weights.
 
-    Args:
-        table: Cosines of all pairs, in units of 2^-30.
-        weights: Whole weights of the rows.
-        tell: Called with the number of rows picked since; may raise to stop.
+    Tell is called with the number of rows picked since; it may raise to stop.
     """
     n_rows = len(table)
     n_blocks = -(-n_rows // BLOCK_ROWS)

@@ -145,15 +145,10 @@ def count_sampled(size: int, n_rows: int | None = None) -> int:
 def sample_bins(
     members: Int[ndarray, " n"], key: ndarray, n_rows: int | None = None
 ) -> Int[ndarray, " k"]:
-    """Choose the rows of each bin that stand for it, in order of the key.
+    """Choose the rows of each bin that stand for it, those of the lowest keys; give them ascending.
 
-    Args:
-        members: Bin of every row; -1 leaves a row out.
-        key: A number of every row, different for different rows: the lowest are taken.
-        n_rows: Rows a bin; None takes 15 % of it, at least 100 and at most 2,000.
-
-    Returns:
-        Row numbers, ascending.
+    A bin of -1 leaves a row out; keys differ. None for n_rows takes 15 % of a bin, 100 to 2,000
+    rows.
     """
     order = np.lexsort((key, members))
     order = order[members[order] >= 0]

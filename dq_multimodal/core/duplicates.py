@@ -29,7 +29,7 @@ def find_duplicates(
     *,
     on_pairs: Callable[[int], object] | None = None,
 ) -> Int[ndarray, " n"]:
-    r"""Find the row that each row repeats, where there is one.
+    r"""Find the row that each row repeats, where there is one; -1 else.
 
     The rows are gone through in an order. A row is a duplicate of the first row before it that is
     no duplicate itself and has a cosine with it of at least the threshold. So of rows that
@@ -43,18 +43,13 @@ def find_duplicates(
     by k-means; pairs between two parts are missed.
 
     Args:
-        embeddings: (n, d) array, memory-mapped ones included, or torch tensor of finite floats.
-            Memory beside it is 8 bytes a number of the largest part.
+        embeddings: See `as_matrix`. Memory beside it is 8 bytes a number of the largest part.
         order: Place of each row.
         threshold: Least cosine, in (0, 1].
         on_pairs: Called now and then with the number of pairs compared since (for progress bars).
 
-    Returns:
-        The row that each row is a duplicate of, -1 if it is none.
-
     Raises:
-        ValueError: If the embeddings are not an (n, d) array of finite numbers, if order has
-            another length, or if the threshold is out of range.
+        InputError: If order has another length, or the threshold is out of range.
     """
     values = as_matrix(embeddings)
     if order.shape != (len(values),):

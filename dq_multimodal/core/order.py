@@ -86,12 +86,15 @@ def put_one_of_each_first(
     All other rows follow as they were. It is an order still: subsets nest, and any of at least as
     many rows as there are strata holds a row of each.
     """
+    return put_last(order, find_repeated(order, strata))
+
+
+def find_repeated(order: Int[ndarray, " n"], groups: Int[ndarray, " n"]) -> Bool[ndarray, " n"]:
+    """Mark all but the first row of every group."""
     rows = np.argsort(order)
-    is_other = np.ones(len(rows), dtype=bool)
-    is_other[np.unique(strata[rows], return_index=True)[1]] = False
-    moved = np.empty_like(order)
-    moved[rows[np.argsort(is_other, kind="stable")]] = np.arange(len(rows))
-    return moved
+    found = np.ones(len(rows), dtype=bool)
+    found[rows[np.unique(groups[rows], return_index=True)[1]]] = False
+    return found
 
 
 def put_last(order: Int[ndarray, " n"], is_last: Bool[ndarray, " n"]) -> Int[ndarray, " n"]:

@@ -45,9 +45,8 @@ def partition_rows(
     not change with a release either: no library's k-means promises that.
 
     Args:
-        embeddings: (n, d) array, memory-mapped ones included, or torch tensor of finite floats.
-            Read block by block; memory beside it is that of the sample (16,384 rows, or 64 for
-            each part if that is more) and one number a row.
+        embeddings: See `as_matrix`. Read block by block; memory beside it is that of the sample
+            (16,384 rows, or 64 for each part if that is more) and one number a row.
         n_parts: Number of parts K, from 1 to n.
         similarity: "cosine" or "euclidean".
         seed: Seed of the sample and of the first centres.
@@ -55,10 +54,6 @@ def partition_rows(
 
     Returns:
         Part of every row, 0 ... k - 1 with k <= n_parts, none of them empty.
-
-    Raises:
-        ValueError: If the embeddings are not an (n, d) array of finite numbers, or n_parts lies
-            outside 1 ... n.
     """
     values = as_matrix(embeddings)
     n_rows, width = values.shape
@@ -93,12 +88,10 @@ def partition_rows(
 def find_centres(
     sample: Float[ndarray, "s d"], uniform: Float[ndarray, " k"], *, is_spherical: bool
 ) -> Float[ndarray, "c d"]:
-    """Find the centres of k-means, at most one for each uniform number.
+    """Find the centres of k-means, at most one for each number in [0, 1) that draws a first centre.
 
-    Args:
-        sample: Rows on the grid, of length at most 1.
-        uniform: Numbers in [0, 1) that draw the first centres.
-        is_spherical: Whether centres have unit length; rows of zeros are left out then.
+    Rows lie on the grid, of length at most 1; spherical centres have unit length, and rows of zeros
+    are left out then.
     """
     if is_spherical:
         sample = sample[sample.any(axis=1)]
@@ -163,10 +156,8 @@ def nearest(
 ) -> Int[ndarray, " b"]:
     """Give the number of the nearest centre of each row, the lowest of those equally near.
 
-    Args:
-        rows: Rows on the grid, of length at most 1.
-        centres: The same.
-        unit: Power of two by which each row was divided beyond the centres; None is 1 for all.
+    Both lie on the grid, of length at most 1; unit is the power of two by which each row was
+    divided beyond the centres, None is 1 for all.
     """
     half = np.vecdot(centres, centres) / 2
     codes = np.empty(len(rows), dtype=np.int64)

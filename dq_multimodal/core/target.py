@@ -35,7 +35,7 @@ def pick_for_targets(
     turn.
 
     Args:
-        embeddings: (n, d) array, memory-mapped ones included, or torch tensor of finite floats.
+        embeddings: (n, d), see `as_matrix`.
         targets: (t, d), the same.
         depth: Near rows that each target row lists, from 1; when its list is used up it has no
             more turns. None is all n rows, but no more than 2e8 in all lists together.
@@ -45,8 +45,7 @@ def pick_for_targets(
         the target row that took it, or -1 (int32).
 
     Raises:
-        ValueError: If one of the arrays is not a matrix of finite numbers, if their widths differ,
-            or if depth is no whole number of at least 1.
+        InputError: If the widths differ, or depth is no whole number of at least 1.
     """
     rows, wanted = as_matrix(embeddings), as_matrix(targets)
     if rows.shape[1] != wanted.shape[1]:
@@ -68,21 +67,11 @@ def pick_for_targets(
 def mix_orders(
     first: Int[ndarray, " n"], second: Int[ndarray, " n"], share: float | int
 ) -> Int[ndarray, " n"]:
-    """Mix two orders of the rows, so that any prefix holds a share of picks by the first.
+    """Mix two orders of the rows, so that any prefix holds a share (0 to 1) of picks by the first.
 
     Of the first k rows, ceil(share * k) are picked by the first order, as long as it has rows
     that are left, and the others by the second; either passes over rows that the other picked.
-
-    Args:
-        first: Place of each row in the first order, -1 if it has none; places may have gaps.
-        second: Place of each row in the second.
-        share: From 0 to 1.
-
-    Returns:
-        Place of each row, a permutation of 0 ... n - 1.
-
-    Raises:
-        ValueError: If share is out of range.
+    Places of the first may have gaps, and are -1 where a row has none.
     """
     if not 0 <= share <= 1:
         raise InputError(f"share must lie in [0, 1], got {share}")

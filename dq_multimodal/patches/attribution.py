@@ -45,9 +45,8 @@ class GradCamPlusPlus:
     Args:
         model: Classifier in eval mode; `model(images)` gives logits or an object with `.logits`.
         layer: Submodule whose output, or first output, is explained; None asks `find_layer`.
-        to_grid: Turns the layer's output into (b, k, rows, columns) where it is laid out otherwise;
-            called with the output and the images' height and width.
-        eps: Added to the denominator of alpha, see `channel_weights`.
+        to_grid: Lays the layer's output out as (b, k, rows, columns), given it and the images'
+        size. eps: Added to the denominator of alpha, see `channel_weights`.
 
     Raises:
         InputError: If eps is negative or not finite, or no layer was given and none is known.
@@ -82,11 +81,8 @@ class GradCamPlusPlus:
     ) -> CamResult:
         r"""Compute the maps $ReLU(\sum_k w_k A^k)$ of a batch, bilinearly at the images' size.
 
-        Chattopadhay et al. 2018 (arXiv:1710.11063), with the weights of `channel_weights`.
-
-        Args:
-            images: What the model takes, on its device.
-            classes: Class to explain per image; -1, or None for all, means the predicted one.
+        Chattopadhay et al. 2018 (arXiv:1710.11063), with the weights of `channel_weights`. A class
+        of -1, or None for all, is the predicted one.
 
         Raises:
             InputError: If the model is in training mode, the layer does not run exactly once or the

@@ -23,13 +23,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from numpy import ndarray
 
 from dq_multimodal.config import InputError, PatchCoding
-from dq_multimodal.patches.grid import (
-    SMALL_SIDE,
-    grid_shape,
-    keep_pixels,
-    pack_mask,
-    unpack_mask,
-)
+from dq_multimodal.patches.grid import SMALL_SIDE, grid_shape, keep_pixels, pack_mask, unpack_mask
 
 PROFILE: Final = "icc_profile"
 FIELDS = {
@@ -77,19 +71,12 @@ def encode_patches(
     coding: PatchCoding = "exact",
     quality: int = 80,
 ) -> list[Record]:
-    """Store the kept patches of images of one shape.
+    """Store the kept patches of images of one shape, 8-bit, grey (c = 1) or RGB (c = 3).
 
     - exact: lossless JPEG XL of the kept patches alone, laid side by side (see `_lay_out`).
     - exact-small: the same in fewer bytes, at about ten times the time.
     - webp: lossy WebP of the whole picture, its holes filled smoothly from their rim so that they
-      cost next to nothing.
-
-    Args:
-        images: 8-bit, grey (c = 1) or RGB (c = 3).
-        keep: Which of the l patches of each are kept, row by row.
-        patch_size: Side of a patch in pixels.
-        coding: How.
-        quality: Of WebP, 0 to 100.
+      cost next to nothing; the quality is 0 to 100.
     """
     height, width, n_channels = images.shape[1:]
     if coding == "webp":
@@ -99,10 +86,8 @@ def encode_patches(
         is_small = max(height, width) <= SMALL_SIDE
         effort = SMALL if is_small or coding == "exact-small" else FAST
         grids = keep.reshape(len(keep), *grid_shape(height, width, patch_size))
-        payloads = [
-            _encode_exact(image, marks, patch_size, effort)
-            for image, marks in zip(images, grids, strict=True)
-        ]
+        pairs = zip(images, grids, strict=True)
+        payloads = [_encode_exact(image, marks, patch_size, effort) for image, marks in pairs]
     return [
         Record(
             coding="webp" if coding == "webp" else "jxl",
@@ -173,22 +158,19 @@ def _encode_exact(
     Only by columns where the shape would not tell which: a single patch, and patches of 1 px, since
     imagecodecs takes a line of pixels for a column.
     """
-    if is_small := max(image.shape[:2]) <= SMALL_SIDE:
+    is_small, pictures = max(image.shape[:2]) <= SMALL_SIDE, []
+    if is_small:
         pictures = [_lay_out(image.swapaxes(0, 1), marks.T, size, is_small).swapaxes(0, 1)]
-        if marks.sum() > 1 and size > 1:
-            pictures.append(_lay_out(image, marks, size, is_small))
-    else:
-        pictures = [_lay_out(image, marks, size, is_small)]
-    files = [
-        jpegxl_encode(
-            np.ascontiguousarray(picture[..., 0] if picture.shape[2] == 1 else picture),
-            lossless=True,
-            effort=effort,
-            usecontainer=False,
-            numthreads=1,
-        )
-        for picture in pictures
-    ]
+    if not is_small or (marks.sum() > 1 and size > 1):
+        pictures.append(_lay_out(image, marks, size, is_small))
+    how: dict[str, Any] = {
+        "lossless": True,
+        "effort": effort,
+        "usecontainer": False,
+        "numthreads": 1,
+    }
+    planes = (p[..., 0] if p.shape[2] == 1 else p for p in pictures)
+    files = [jpegxl_encode(np.ascontiguousarray(plane), **how) for plane in planes]
     return bytes(min(files, key=len))
 
 
@@ -304,10 +286,8 @@ def _halve(values: ndarray) -> ndarray:
 def _double(values: ndarray) -> ndarray:
     """Scale up by two, each pixel leaning to its neighbours by a quarter."""
     for axis in (1, 2):
-        framed = np.concatenate(
-            [values.take([0], axis), values, values.take([-1], axis)], axis=axis
-        )
         n = values.shape[axis]
+        framed = values.take([0, *range(n), n - 1], axis)
         before, after = framed.take(range(n), axis), framed.take(range(2, n + 2), axis)
         pair = np.stack([0.75 * values + 0.25 * before, 0.75 * values + 0.25 * after], axis + 1)
         shape = list(values.shape)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from dq_multimodal.config import InputError, check_count
+from dq_multimodal.config import InputError
 from dq_multimodal.models.locate import find_model, loading
 from dq_multimodal.patches.fill import Images, Marks, find_holes
 from dq_multimodal.patches.grid import grid_shape
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
 Colour = Sequence[float]
+BATCH_IMAGES = 64
 PREPROCESSOR_FILE = "preprocessor_config.json"
 IMAGENET_COLOURS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -42,8 +43,6 @@ class MaskedAutoencoder:
     mean: Colour
     std: Colour
     name: str = "the model"
-    revision: str | None = None
-    note: str | None = None
     _turn: Lock = field(default_factory=Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +54,7 @@ class MaskedAutoencoder:
         """Side of a patch in pixels."""
         return self.model.vit.embeddings.patch_embeddings.projection.kernel_size[0]
 
-    def fill(self, images: Images, keep: Marks, batch_size: int = 64) -> Images:
+    def fill(self, images: Images, keep: Marks) -> Images:
         """Fill the dropped patches with what the model makes of the kept ones, which stay as is.
 
         Grey images get the mean of the three channels predicted. Sizes that are no multiple of the
@@ -67,25 +66,23 @@ class MaskedAutoencoder:
             InputError: If shapes or types do not fit, or an image keeps no patch.
             RuntimeError: If the model masked other patches, or predicts no finite numbers.
         """
-        check_count("batch_size", batch_size)
         holes = find_holes(images, keep, self.patch_size)
         filled, n_dropped = images.copy(), (~keep).sum(axis=1)
         config = self.model.vit.embeddings.config
-        self._turn.acquire()
-        trained_ratio = config.mask_ratio
-        try:
-            for count in np.unique(n_dropped[n_dropped > 0]).tolist():
-                # The model keeps int(l * (1 - ratio)) patches of every image: half a patch more
-                # makes that l - count whatever the rounding.
-                config.mask_ratio = (count - 0.5) / keep.shape[1]
-                alike = np.flatnonzero(n_dropped == count)
-                for start in range(0, len(alike), batch_size):
-                    rows = alike[start : start + batch_size]
-                    predicted = self._predict(images[rows], keep[rows])
-                    filled[rows] = np.where(holes[rows], predicted, images[rows])
-        finally:
-            config.mask_ratio = trained_ratio
-            self._turn.release()
+        with self._turn:
+            trained_ratio = config.mask_ratio
+            try:
+                for count in np.unique(n_dropped[n_dropped > 0]).tolist():
+                    # The model keeps int(l * (1 - ratio)) patches of every image: half a patch more
+                    # makes that l - count whatever the rounding.
+                    config.mask_ratio = (count - 0.5) / keep.shape[1]
+                    alike = np.flatnonzero(n_dropped == count)
+                    for start in range(0, len(alike), BATCH_IMAGES):
+                        rows = alike[start : start + BATCH_IMAGES]
+                        predicted = self._predict(images[rows], keep[rows])
+                        filled[rows] = np.where(holes[rows], predicted, images[rows])
+            finally:
+                config.mask_ratio = trained_ratio
         return filled
 
     def _predict(self, images: Images, keep: Marks) -> Images:
@@ -149,8 +146,8 @@ def load_mae(name: Path | str, device: Any = None) -> MaskedAutoencoder:
     from transformers.utils import logging
 
     place, revision = find_model(name := str(name))
-    where: dict[str, Any] = {"revision": revision, "local_files_only": Path(place).is_dir()}
-    where["trust_remote_code"] = False
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    where["local_files_only"] = Path(place).is_dir()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is missing is said below, in one line
     try:
@@ -167,15 +164,13 @@ def load_mae(name: Path | str, device: Any = None) -> MaskedAutoencoder:
         raise InputError(f"{name} must hold a ViTMAE's encoder and decoder, but {lack}")
     if not model.decoder.decoder_pos_embed.any():
         raise InputError(f"{name} must know where patches lie: its decoder's positions are all 0")
-    note = None
     if not settings.get("do_normalize", True):
         settings = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     elif not IMAGENET_COLOURS.keys() <= settings.keys():
-        note = f"{name} has no image_mean and image_std in {PREPROCESSOR_FILE}: ImageNet's are used"
         settings = IMAGENET_COLOURS
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     mean, std = settings["image_mean"], settings["image_std"]
-    return MaskedAutoencoder(model, mean, std, name, revision, note)
+    return MaskedAutoencoder(model, mean, std, name)
 
 
 def make_small_mae(
@@ -201,14 +196,11 @@ def make_small_mae(
         sizes = {"hidden_size": width, "num_hidden_layers": depth, "intermediate_size": 4 * width}
         return {prefix + k: v for k, v in {**sizes, "num_attention_heads": heads}.items()}
 
-    config = ViTMAEConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        mask_ratio=mask_ratio,
-        norm_pix_loss=False,
-        **blocks("", hidden_size, num_hidden_layers),
-        **blocks("decoder_", decoder_hidden_size, decoder_num_hidden_layers),
-    )
+    sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
+    sizes["mask_ratio"] = mask_ratio
+    sizes |= blocks("", hidden_size, num_hidden_layers)
+    sizes |= blocks("decoder_", decoder_hidden_size, decoder_num_hidden_layers)
+    config = ViTMAEConfig(norm_pix_loss=False, **sizes)
     model = ViTMAEForPreTraining(config)
     with torch.no_grad():
         for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
-from numpy import ndarray
 
 from dq_multimodal.config import Fill, InputError, check_choice
 from dq_multimodal.data.pixels import decode_image
@@ -21,7 +19,7 @@ from dq_multimodal.patches.codec import (
     decode_patches,
     shape_of,
 )
-from dq_multimodal.patches.fill import fill_mean, fill_zero
+from dq_multimodal.patches.fill import Images, Marks, fill_mean, fill_zero
 from dq_multimodal.patches.grid import keep_pixels
 from dq_multimodal.patches.mae import load_mae
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from PIL.Image import Image
 
-Filler = Callable[[UInt8[ndarray, "b h w c"], Bool[ndarray, "b l"], int], UInt8[ndarray, "b h w c"]]
+Filler = Callable[[Images, Marks, int], Images]
 """Fills the holes of images of one shape, given marks of kept patches and the patch size."""
 
 
@@ -65,7 +63,8 @@ class _Restore:
     """The transform of `restore`; another process that gets it loads the model anew."""
 
     def __init__(self, columns: list[str], fill: Fill, mae_model: str | None) -> None:
-        self.__setstate__((columns, fill, mae_model))
+        self._columns, self._asked = columns, (fill, mae_model)
+        self._filler = make_filler(fill, mae_model)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {
@@ -73,12 +72,8 @@ class _Restore:
             for name, values in batch.items()
         }
 
-    def __getstate__(self) -> tuple[list[str], Fill, str | None]:
-        return self._columns, self._fill, self._mae_model
-
-    def __setstate__(self, state: tuple[list[str], Fill, str | None]) -> None:
-        self._columns, self._fill, self._mae_model = state
-        self._filler = make_filler(self._fill, self._mae_model)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Restore, (self._columns, *self._asked)
 
     def __deepcopy__(self, _: dict[int, Any]) -> "_Restore":
         return self  # datasets copies its formats at every step
@@ -101,9 +96,8 @@ def has_old_records(files: list[Path]) -> bool:
         with open_parquet(path) as file:
             columns = find_patch_columns(Features.from_arrow_schema(file.schema_arrow))
             codings = file.read(columns=[f"{name}.coding" for name in columns])
-        for name in columns:
-            if OLD in {row and row["coding"] for row in codings[name].to_pylist()}:
-                return True
+        if any({"coding": OLD} in codings[name].to_pylist() for name in columns):
+            return True
     return False
 
 
@@ -114,23 +108,21 @@ def make_filler(fill: Fill, mae_model: str | None = None, device: str | None = N
         InputError: If there is no such fill, or its model cannot be had.
     """
     check_choice("fill", fill, Fill)
-    if fill == "mae":
-        if mae_model is None:
-            raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
-        autoencoder = load_mae(mae_model, device)
+    if fill != "mae":
+        return fill_mean if fill == "mean" else fill_zero
+    if mae_model is None:
+        raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
+    autoencoder = load_mae(mae_model, device)
 
-        def fill_mae(
-            images: UInt8[ndarray, "b h w c"], keep: Bool[ndarray, "b l"], patch_size: int
-        ) -> UInt8[ndarray, "b h w c"]:
-            if patch_size != autoencoder.patch_size:
-                raise InputError(
-                    f"{mae_model} fills patches of {autoencoder.patch_size} px, "
-                    f"and these have {patch_size}"
-                )
-            return autoencoder.fill(images, keep)
+    def fill_mae(images: Images, keep: Marks, patch_size: int) -> Images:
+        if patch_size != autoencoder.patch_size:
+            raise InputError(
+                f"{mae_model} fills patches of {autoencoder.patch_size} px, "
+                f"and these have {patch_size}"
+            )
+        return autoencoder.fill(images, keep)
 
-        return fill_mae
-    return fill_mean if fill == "mean" else fill_zero
+    return fill_mae
 
 
 def restore_images(records: list[Record | None], fill: Filler) -> "list[Image | None]":
@@ -138,24 +130,19 @@ def restore_images(records: list[Record | None], fill: Filler) -> "list[Image | 
     from PIL import Image
 
     made: list[Image.Image | None] = [None] * len(records)
-    together: dict[Any, list[int]] = defaultdict(list)
+    together: dict[Any, list[tuple[int, Record]]] = defaultdict(list)
     for k, record in enumerate(records):
-        if record is None:
-            continue
-        if record["coding"] == ORIGINAL:
+        if record is not None and record["coding"] == ORIGINAL:
             made[k] = decode_image(record["data"])[0]
-        else:
-            together[shape_of(record)].append(k)
+        elif record is not None:
+            together[shape_of(record)].append((k, record))
     for group in together.values():
-        of_group = [record for k in group if (record := records[k]) is not None]
-        images, keep = decode_patches(of_group)
-        size = of_group[0]["patch_size"]
-        filled = images if keep.all() else fill(images, keep, size)
-        for k, image, record in zip(group, filled, of_group, strict=True):
-            picture = Image.fromarray(np.squeeze(image, axis=2) if image.shape[2] == 1 else image)
+        images, keep = decode_patches([record for _, record in group])
+        filled = images if keep.all() else fill(images, keep, group[0][1]["patch_size"])
+        for (k, record), image in zip(group, filled, strict=True):
+            made[k] = picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
             if profile := record.get(PROFILE):
                 picture.info[PROFILE] = profile
-            made[k] = picture
     return made
 
 

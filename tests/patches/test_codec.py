@@ -12,8 +12,14 @@ from imagecodecs import jpegxl_decode
 from PIL import Image
 
 from dq_multimodal import InputError
-from dq_multimodal.patches import decode_patches, encode_patches, restore
-from dq_multimodal.patches.codec import FIELDS, Record, fill_smoothly
+from dq_multimodal.patches import restore
+from dq_multimodal.patches.codec import (
+    FIELDS,
+    Record,
+    decode_patches,
+    encode_patches,
+    fill_smoothly,
+)
 from dq_multimodal.patches.grid import (
     count_dropped,
     drop_lowest,

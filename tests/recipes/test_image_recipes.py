@@ -83,7 +83,7 @@ def arguments(work, out, **more):
 
 def test_extractor_and_autoencoder_learn_and_are_ready_for_use(work):
     from dq_multimodal.models.image import load_image_model
-    from dq_multimodal.patches import load_mae
+    from dq_multimodal.patches.mae import load_mae
 
     extractor = load_image_model(str(work / "extractor" / "model"))
     assert extractor.labels == ("red", "green", "blue")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 MAX_LINE = 2000
 """A value in a message may be a whole file."""
+ANSWER = ("push_to_hub", "private", "json")
+"""What is done with the result."""
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
 WRONG_PATH = (
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -70,14 +72,13 @@ def compress(asked: dict[str, Any], world: World) -> None:
 
     Interrupted, the same command goes on where it stopped.
     """
-    answer = _take_answer(asked)
     if not world.is_main:
         from dq_multimodal.distributed.assisting import assist
 
-        return assist(world, asked)
+        return assist(world, {k: v for k, v in asked.items() if k not in ANSWER})
     from dq_multimodal.pipeline import compress as run_compress
 
-    _check_push(**answer)
+    answer = _take_answer(asked)
     _end(run_compress(asked.pop("dataset"), **asked | {"world": world}), **answer)
 
 
@@ -99,7 +100,6 @@ def resample(asked: dict[str, Any], world: World) -> None:
     from dq_multimodal.run import resample as run_resample
 
     answer = _take_answer(asked)
-    _check_push(**answer)
     _end(run_resample(open_run(asked.pop("run")), **asked), **answer)
 
 
@@ -177,16 +177,17 @@ def make_parser() -> Parser:
 
 
 def _take_answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the flags what is done with the result."""
-    return {name: asked.pop(name) for name in ("push_to_hub", "private", "json")}
+    """Take out of the flags what is done with the result.
 
-
-def _check_push(push_to_hub: str | None, private: bool, json: bool) -> None:
-    """Raise before the work if what comes out of it could not be pushed."""
-    if push_to_hub is not None:
+    Raises:
+        InputError: Before the work, if what comes out of it could not be pushed.
+    """
+    answer = {name: asked.pop(name) for name in ANSWER}
+    if answer["push_to_hub"] is not None:
         from dq_multimodal.hub import check_push
 
-        check_push(push_to_hub, private=private)
+        check_push(answer["push_to_hub"], private=answer["private"])
+    return answer
 
 
 def _end(run: "Run", push_to_hub: str | None, private: bool, json: bool) -> None:
@@ -251,21 +252,15 @@ def _fill_in(arguments: list[str]) -> list[str]:
 
     argparse would take whatever follows, such as the dataset.
     """
-    bare = CompressConfig.__dataclass_fields__["drop_duplicates"].metadata["bare"]
-    found = []
+    bare, found = CompressConfig.__dataclass_fields__["drop_duplicates"].metadata["bare"], []
     for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         found.append(argument)
-        if argument == "--drop-duplicates" and not _is_number(following):
-            found.append(str(bare))
+        if argument == "--drop-duplicates":
+            try:
+                float(following)
+            except ValueError:
+                found.append(str(bare))
     return found
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _attempt(arguments: list[str], world: World) -> tuple[int, str | None]:

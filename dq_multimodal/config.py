@@ -10,16 +10,7 @@ import math
 from dataclasses import KW_ONLY, MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import (
-    Any,
-    Literal,
-    Self,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from dq_multimodal.options import (
     NEEDED,
@@ -84,17 +75,6 @@ def check_cap(name: str, value: Any) -> None:
     """Raise unless the value is a number of rows, or a share below 1."""
     if not is_number(value) or not (0 < value < 1 or (value >= 1 and value == int(value))):
         raise InputError(f"{name} must be a number of rows, or a share below 1, got {value!r}")
-
-
-def check_bytes(name: str, value: Any) -> None:
-    """Raise unless the value is a size that `parse_bytes` knows."""
-    parse_bytes(value)
-
-
-def check_partition(name: str, value: Any) -> None:
-    """Raise unless the value is one that `count_parts` knows, or "none"."""
-    if value != "none":
-        count_parts(value, 10**18)
 
 
 @dataclass(frozen=True)
@@ -218,7 +198,7 @@ class CompressConfig(Request):
         None,
         "For very many rows without labels: bins in each of K parts of similar rows; kmeans alone "
         "takes ceil(rows / 50,000).  [default: none]",
-        check_partition,
+        lambda _, value: value == "none" or count_parts(value, 10**18),
         metavar="none|kmeans|kmeans:K",
     )
 
@@ -278,7 +258,7 @@ class CompressConfig(Request):
     max_memory: int | str | None = output(
         None,
         "Refuse, before any work, a run that needs more: 8GB, 500MB, 2GiB.",
-        check_bytes,
+        lambda _, value: parse_bytes(value),
         metavar="SIZE",
     )
 
@@ -440,12 +420,10 @@ class ResampleConfig(Request):
 def check_type(name: str, value: Any, kind: Any) -> Any:
     """Raise unless a value that was read from a file has a type, all that it holds included.
 
-    Args:
-        name: What the message calls it.
-        value: Plain values, as YAML and JSON give them.
-        kind: str, bool, int (of 64 bits), float (finite), Any, a Literal, a list,
-            tuple (a list in the file) or dict of one of them, one of them or None, or a dataclass
-            or TypedDict (a dict in the file, which may hold more keys).
+    The value is plain, as YAML and JSON give it, the name what the message calls it. The type is
+    str, bool, int (of 64 bits), float (finite), Any, a Literal, a list, tuple (a list in the file)
+    or dict of one of them, one of them or None, or a dataclass or TypedDict (a dict in the file,
+    which may hold more keys).
 
     Returns:
         The value, with dataclasses and tuples made.
@@ -470,19 +448,15 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
             needed = {part.name for part in own if part.default is part.default_factory is MISSING}
         for key in sorted(needed - value.keys()):
             raise InputError(f"{name} has no {key}")
-        return kind(
-            **{k: check_type(f"{name}.{k}", value[k], kinds[k]) for k in known if k in value}
-        )
+        made = {k: check_type(f"{name}.{k}", value[k], kinds[k]) for k in known if k in value}
+        return kind(**made)
     if origin in (list, tuple) and isinstance(value, list):
         items = (check_type(f"{name}[{k}]", item, parts[0]) for k, item in enumerate(value))
         return tuple(items) if origin is tuple else [*items]
     if origin is dict and isinstance(value, dict):
-        return {
-            check_type(f"a key of {name}", key, parts[0]): check_type(
-                f"{name}.{key}", item, parts[1]
-            )
-            for key, item in value.items()
-        }
+        keys = [check_type(f"a key of {name}", key, parts[0]) for key in value]
+        items = (check_type(f"{name}.{key}", item, parts[1]) for key, item in value.items())
+        return dict(zip(keys, items, strict=True))
     if not _is_plain(value, kind):
         wanted = getattr(kind, "__name__", str(kind).replace("typing.", ""))
         is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
@@ -501,9 +475,8 @@ def _is_plain(value: Any, kind: Any) -> bool:
         return isinstance(value, int) and -(2**63) <= value < 2**63
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300  # not NaN, not infinite
-    if get_origin(kind) is not None:  # a list, tuple or dict, which another value is not
-        return False
-    return kind is Any or isinstance(value, kind)
+    # a list, tuple or dict of something is never another value
+    return get_origin(kind) is None and (kind is Any or isinstance(value, kind))
 
 
 def count_parts(partition: Any, n_rows: int) -> int:
@@ -525,12 +498,7 @@ def count_parts(partition: Any, n_rows: int) -> int:
 
 
 def count_kept(n_rows: int, keep_ratio: float, what: str = "rows") -> int:
-    """Give the size of a subset, round(keep_ratio * n_rows).
-
-    Args:
-        n_rows: Rows that there are to choose from.
-        keep_ratio: Share of them.
-        what: What the message calls them.
+    """Give the size of a subset, round(keep_ratio * n_rows); a message calls its rows `what`.
 
     Raises:
         InputError: If not even one row would be kept.

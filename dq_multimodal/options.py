@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 First = TypeVar("First")
-Check = Callable[[str, Any], None]
+Check = Callable[[str, Any], object]
 """Takes the name of an option and a value, and raises InputError unless the value is a good one."""
 NEEDED: Any = MISSING
 """The default of an option that has none."""
@@ -93,15 +93,10 @@ def option(
 ) -> T:
     """Declare a field that is an option.
 
-    Args:
-        group: Its group in --help.
-        default: Its value where none is given.
-        help: What it does, for --help and docstrings.
-        check: What its values must meet beside their type.
-        metavar: What --help calls its value; None takes it from the type or the name.
-        bare: What its flag stands for without a value.
-        old_name: Its name in the release before, which still works.
-        is_recorded: Whether it decides what comes out, and so stands in config.yaml.
+    The group, the help and the metavar (None takes it from the type or the name) are those of
+    --help. The check is what values must meet beside their type; bare is what the flag stands for
+    without a value, old_name its name in the release before, which still works. What is recorded
+    stands in config.yaml: it decides what comes out.
     """
     return dataclasses.field(default=default, metadata=locals())
 
@@ -152,32 +147,26 @@ def _settle(each: Field, value: Any) -> Any:
     Raises:
         InputError: If it is of another type, or out of range.
     """
-    name, kind, wanted = each.name, kind_of(each), None
+    name, kind = each.name, kind_of(each)
     if value is None and kind is not each.type:
         return None
     if each.metadata["check"] is not None:
         each.metadata["check"](name, value)
-    if kind is int:
-        return int(value)  # which its check has seen to
     if get_origin(kind) is Literal:
         check_choice(name, value, kind)
-    elif kind is float and not is_number(value):
-        wanted = "a number"
-    elif kind is bool and not isinstance(value, bool):
-        wanted = "true or false"
-    elif kind is str and not isinstance(value, str | PathLike):
-        wanted = "a name or a path"
-    elif get_origin(kind) is tuple and not _is_names(value):
-        wanted = "a list of names"
-    if wanted is not None:
-        raise InputError(f"{name} must be {wanted}, got {value!r:.200}")
-    readers: dict[Any, Callable[[Any], Any]] = {float: float, str: fspath, tuple: tuple}
-    return readers.get(get_origin(kind) or kind, lambda x: x)(value)
-
-
-def _is_names(value: Any) -> bool:
+        return value
     is_list = isinstance(value, list | tuple) and len(value) > 0
-    return is_list and all(isinstance(name, str) for name in value)
+    readers: dict[Any, tuple[str, bool, Callable[[Any], Any]]] = {
+        int: ("", True, int),  # its check has seen to it
+        float: ("a number", is_number(value), float),
+        bool: ("true or false", isinstance(value, bool), bool),
+        str: ("a name or a path", isinstance(value, str | PathLike), fspath),
+        tuple: ("a list of names", is_list and all(isinstance(v, str) for v in value), tuple),
+    }
+    wanted, is_good, read = readers.get(get_origin(kind) or kind, ("", True, lambda x: x))
+    if not is_good:
+        raise InputError(f"{name} must be {wanted}, got {value!r:.200}")
+    return read(value)
 
 
 def rename(config: Any, options: dict[str, Any], *, is_told: bool = False) -> dict[str, Any]:
@@ -238,11 +227,6 @@ def add_options(
 ) -> dict[str, Any]:
     """Give a parser the options of a config as flags, in groups; only flags that are set come out.
 
-    Args:
-        parser: What reads them.
-        config: `CompressConfig` or `ResampleConfig`.
-        leave_out: Names of options that are not offered.
-
     Returns:
         The groups, by name.
     """
@@ -258,7 +242,7 @@ def add_options(
         elif kind is bool:
             how["action"] = argparse.BooleanOptionalAction if each.default else "store_true"
         else:
-            how |= {"type": _reader(kind), "metavar": metavar_of(each)}
+            how |= {"type": partial(_read, kind), "metavar": metavar_of(each)}
         if about["bare"] is not None:
             how |= {"nargs": "?", "const": about["bare"]}
         group.add_argument(flag, help=help_of(each, each.default), **how)
@@ -268,18 +252,14 @@ def add_options(
     return groups
 
 
-def _reader(kind: Any) -> Callable[[str], Any]:
-    """Give what reads the text of a flag; what it cannot read goes to the checks as it is."""
-
-    def read(text: str) -> Any:
-        if get_origin(kind) is tuple:
-            return tuple(name.strip() for name in text.split(",") if name.strip())
-        try:
-            return kind(text) if kind in (int, float) else text
-        except ValueError:
-            return text
-
-    return read
+def _read(kind: Any, text: str) -> Any:
+    """Read the text of a flag; what cannot be read goes to the checks as it is."""
+    if get_origin(kind) is tuple:
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        return kind(text) if kind in (int, float) else text
+    except ValueError:
+        return text
 
 
 def describe(options: Collection[Field]) -> str:

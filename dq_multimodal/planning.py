@@ -93,11 +93,7 @@ class Memory:
         return asdict(self) | {"need": self.need, "peak": self.peak}
 
     def check(self, limit: int | None) -> None:
-        """Raise if a run needs more memory than it may take.
-
-        Raises:
-            InputError: Naming both figures, and the stage that needs most.
-        """
+        """Raise InputError if a run needs more memory than it may take."""
         if limit is None or self.need <= limit:
             return
         name = max(self.stages, key=lambda stage: self.stages[stage], default="")
@@ -121,11 +117,10 @@ class Watch:
     def __exit__(self, *_error: object) -> None:
         self._is_over.set()
         self._thread.join()
+        self.seen.append((time.perf_counter(), resident()))
 
     def _go_on(self) -> None:
-        is_over = False
-        while not is_over:
-            is_over = self._is_over.wait(0.01)
+        while not self._is_over.wait(0.01):
             self.seen.append((time.perf_counter(), resident()))
 
     def peak(self, since: float = 0.0, until: float = np.inf) -> int:
@@ -146,8 +141,6 @@ class Trial:
         held: Bytes of each stage at its highest, beside what the process held before all trials.
         files: Bytes of each file or folder in the run folder.
         manifest: What manifest.json holds.
-        seconds: Those of each stage.
-        n_kept: Rows of the subset.
         vectors: The embeddings of the rows, if there are any.
     """
 
@@ -156,9 +149,17 @@ class Trial:
     held: dict[str, int]
     files: dict[str, int]
     manifest: dict[str, Any]
-    seconds: dict[str, float]
-    n_kept: int
     vectors: Float[ndarray, "k d"] | None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Those of each stage."""
+        return self.manifest["seconds"]
+
+    @property
+    def n_kept(self) -> int:
+        """Rows of the subset."""
+        return self.manifest["kept"]
 
 
 DEFAULTS = {field.name: field.default for field in fields(CompressConfig)}
@@ -185,10 +186,6 @@ class Trials:
         bins: The bins alone; None where none are made.
         n_targets: Rows of the target that took part.
         notes: What a user has to be told of the figures.
-
-    Args:
-        compress: `pipeline.compress`.
-        job: The request and its rows.
     """
 
     def __init__(self, compress: Callable[..., Run], job: Job) -> None:
@@ -281,35 +278,34 @@ class Trials:
         table = self.rows.select(rows).with_format("arrow")[:].combine_chunks()
         sample = Dataset(table, DatasetInfo(features=self.rows.features), fingerprint="sample")
         before, started, used = resident(), time.perf_counter(), time.process_time()
-        with Watch() as watch:
-            try:
+        try:
+            with Watch() as watch:
                 self._compress(sample, **given)
-            except InputError:
-                shutil.rmtree(folder, ignore_errors=True)  # for the next trial
-                raise
-        until = time.perf_counter()
-        used = min(until - started, time.process_time() - used)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        peaks, spent = {}, manifest["seconds"]
-        for name in ("report", "subset", "selection", "embeddings"):
-            since = until - spent.get(name, 0.0) - spent.get("scores", 0.0) * (name == "selection")
-            peaks[name], until = watch.peak(since, until), since
-        models = watch.peak(until, until) - before  # this process holds them already
-        found = Trial(
-            rows=rows,
-            used=used,
-            held={name: peaks[name] - models - self._rss for name in peaks if name in spent},
-            files={
-                path.name: sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
-                for path in folder.iterdir()
-            },
-            manifest=manifest,
-            seconds=spent,
-            n_kept=manifest["kept"],
-            vectors=np.load(folder / embedding.FILE) if self._is_embedded else None,
-        )
-        shutil.rmtree(folder)
-        return found
+            until = time.perf_counter()
+            used = min(until - started, time.process_time() - used)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            peaks, spent = {}, manifest["seconds"]
+            for name in ("report", "subset", "selection", "embeddings"):
+                since = (
+                    until - spent.get(name, 0.0) - spent.get("scores", 0.0) * (name == "selection")
+                )
+                peaks[name], until = watch.peak(since, until), since
+            models = watch.peak(until, until) - before  # this process holds them already
+            return Trial(
+                rows=rows,
+                used=used,
+                held={name: peaks[name] - models - self._rss for name in peaks if name in spent},
+                files={
+                    path.name: sum(
+                        p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file()
+                    )
+                    for path in folder.iterdir()
+                },
+                manifest=manifest,
+                vectors=np.load(folder / embedding.FILE) if self._is_embedded else None,
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # for the next trial
 
     def _spread(self, size: int) -> Int[ndarray, " k"]:
         """Give rows from all over the dataset; of a stream, the first."""
@@ -446,10 +442,8 @@ class Trials:
 def scale(trials: Sequence[tuple[int, float]], n_all: int, least: float = 1 / 3) -> float:
     """Give what grows with a count, of rows say, for all of them, from the two largest trials.
 
-    Args:
-        trials: Count and seconds, or bytes; the first is of the longest rows.
-        n_all: The count of the whole run.
-        least: Share of the value that grows with the count at least, whatever the trials show.
+    The first trial is of the longest rows. At least so large a share (`least`) of the value grows
+    with the count, whatever the trials show.
     """
     count, value = trials[-1]
     share = value / count
@@ -495,15 +489,24 @@ def make_plan(
 ) -> dict[str, Any]:
     """Make the answer of `pipeline.plan`, which describes it."""
     started = time.perf_counter()
-    job, notes = prepare_plan(dataset, options)
-    start_seconds = time.perf_counter() - started
-    request, rows, n_rows = job.request, job.source.dataset, len(job.strata)
+    job = prepare(*open_rows(dataset, options))  # as `compress` begins, but for the run folder
+    load_models(job)
+    request, rows, n_rows, notes = job.request, job.source.dataset, len(job.strata), list[str]()
+    if job.adapter is not None:
+        job.adapter.lengths()  # reads all rows, as a run does in any case
+        notes += job.adapter.notes
+    notes += job.target.notes if job.target is not None else []
+    if isinstance(rows, Stream):
+        notes += ["the figures are of the first rows of the stream, read once"]
+    if request.partition is not None and bins_kind(request.method) != "none":
+        notes += ["the seconds do not count parting the rows by k-means"]
+    seconds = {"start": time.perf_counter() - started}
     config = job.config.as_dict()
     trials = Trials(compress, job)
     n_kept = trials.count_kept()
     memory = trials.memory(n_kept)
     memory.check(request.memory_limit)
-    seconds = {"start": start_seconds} | trials.seconds(n_kept)
+    seconds |= trials.seconds(n_kept)
     disk, passing, probe, found = trials.disk(n_kept), 0, None, config["embedding"]
     if request.needs_embeddings and request.ready_embeddings is None:
         tried = trials.by_model[-1]
@@ -540,22 +543,3 @@ def make_plan(
         "notes": notes + trials.notes,
         "max_memory": request.memory_limit,
     }
-
-
-def prepare_plan(dataset: "AnyDataset", options: dict[str, Any]) -> tuple[Job, list[str]]:
-    """Do what `compress` does before its first stage, but for the run folder.
-
-    Returns:
-        The job, and notes on its rows and on what the plan leaves out.
-    """
-    job = prepare(*open_rows(dataset, options))
-    load_models(job)
-    adapter, target = job.adapter, job.target
-    if adapter is not None:
-        adapter.lengths()  # reads all rows, as a run does in any case
-    notes = [*(adapter.notes if adapter is not None else []), *(target.notes if target else [])]
-    if isinstance(job.source.dataset, Stream):
-        notes += ["the figures are of the first rows of the stream, read once"]
-    if job.request.partition is not None and bins_kind(job.request.method) != "none":
-        notes += ["the seconds do not count parting the rows by k-means"]
-    return job, notes

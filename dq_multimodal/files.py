@@ -2,9 +2,10 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,12 @@ def show_name(name: str) -> str:
 def count(n: int, one: str, many: str | None = None) -> str:
     """Give a number with its noun: "1 row", "2,000 rows", or with many "2 classes"."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def name_some(values: Iterable[object], most: int = 8) -> str:
+    """Name the first of some values: "1, 2, 3, ..."."""
+    shown = [*map(str, itertools.islice(values, most + 1))]
+    return ", ".join(shown[:most] + ["..."] * (len(shown) > most))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """compress(): load, embed, select, write, report; and plan()."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +28,6 @@ from dq_multimodal.stages.ordering import (
     count_left,
     count_subset,
     mark_duplicates,
-    note_duplicates,
     order_by_method,
     part_rows,
 )
@@ -160,25 +160,30 @@ def select(job: Job, place: Path, manifest: Manifest, world: World) -> None:
                 long = foresee_bins(vectors, strata, request, n_left, can_part=can_part)
                 if long is not None:
                     print(long, file=sys.stderr, flush=True)  # noqa: T201
-            where = {"folder": place, "world": world}
-            bins, marks = bin_by_method(
-                vectors, strata, config.bins, request, marks, n_left, where=where
-            )
+            asked = (vectors, strata, config.bins, request, marks, n_left)
+            bins, marks = bin_by_method(*asked, folder=place, world=world)
         if request.method == "adq" and job.adapter is not None:
             started = time.perf_counter()
             n_left = count_left(config, "scoring" if request.ready_embeddings else "embedding")
             scores, manifest.scores = score_bins(job.adapter, place, bins, request, n_left, world)
             manifest.seconds["scores"] = round(time.perf_counter() - started, 3)
         if job.target is not None:
-            found = pick_targets(
+            rank, row, notes = pick_targets(
                 place, job.source.dataset, job.adapter, vectors, job.target, request
             )
-            marks = replace(marks, target_rank=found.rank, target_row=found.row)
-            manifest.add_notes(found.notes)
+            marks = replace(marks, target_rank=rank, target_row=row)
+            manifest.add_notes(notes)
         if request.drop_duplicates is not None:
             assert vectors is not None
             marks = mark_duplicates(vectors, bins, request, scores, marks)
-            manifest.add_notes([note_duplicates(marks, request.drop_duplicates)])
+            assert marks.duplicate_of is not None
+            n_repeated, cosine = int((marks.duplicate_of >= 0).sum()), request.drop_duplicates
+            manifest.add_notes(
+                [
+                    f"{n_repeated:,} near-duplicates (cosine of at least {cosine:g}) of rows "
+                    "before them are at the end of the order, see duplicate_of in selection.parquet"
+                ]
+            )
         order = order_by_method(bins, request, scores, marks)
         labels = manifest.labels
         write_selection(place, bins, config.bins, order, request, labels, scores, marks)
@@ -251,7 +256,7 @@ def write_patches(
     try:
         check_smaller(found, stored)
     except InputError:
-        subset.remove_subset(place)
+        shutil.rmtree(place / subset.FOLDER)
         raise
     sizes = manifest.bytes
     sizes.subset_data, sizes.stored_images = data_bytes, stored
@@ -263,7 +268,7 @@ def write_patches(
             [f"patch records hold pixels and colour profile alone; images lose: {parts}"]
         )
     originals = {what: len(which) for what, which in found["originals"].items()}
-    facts = {**found, "originals": originals, "fill": dropper.fill_name}
+    facts = {**found, "originals": originals, "fill": dropper.fill}
     manifest.patches = make(PatchFacts, facts)
 
 

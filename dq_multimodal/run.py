@@ -393,7 +393,9 @@ def _rows_from(
     if run.request.drop_ratio and has_old_records(subset.subset_files(run.path)):
         raise InputError(f"{run.path} cannot be resampled: {OLD_STORE}")
     if not len(missing):
-        return subset.drop_own(run.subset), np.searchsorted(numbers, kept), run.path
+        held = run.subset
+        own = [name for name in subset.OWN_COLUMNS if name in held.column_names]
+        return held.remove_columns(own), np.searchsorted(numbers, kept), run.path
     gone = f"{len(missing):,} of the {len(kept):,} rows are not in the subset of {run.path}, and "
     if run.request.drop_ratio:
         raise InputError(gone + "their patches were not dropped: compress the source anew")

@@ -18,7 +18,6 @@ from dq_multimodal.distributed.shares import bin_share
 from dq_multimodal.distributed.world import World
 from dq_multimodal.folder import check_folder
 from dq_multimodal.stages import embedding
-from dq_multimodal.stages.batches import embed_batches, make_plan
 from dq_multimodal.stages.preparation import open_source, settle_method
 
 
@@ -78,7 +77,7 @@ def embed_share(
     Raises:
         InputError: If this process would embed other rows, or with another model.
     """
-    plan = make_plan(adapter, batch_size, rows, view)
+    plan = embedding.make_plan(adapter, batch_size, rows, view)
     if plan.key != key:
         raise InputError(f"rank {world.rank} sees other rows or another model than rank 0")
     mine = world.deal(key, np.flatnonzero(~is_done).tolist())
@@ -88,7 +87,5 @@ def embed_share(
     check()
     mine = chain([first], mine)
     out = plan.open_files(Path(folder))
-    for found in embed_batches(
-        adapter, plan, mine, out, view, embedding.SAVE_SECONDS, world.n_here
-    ):
+    for found in embedding.embed_batches(adapter, plan, mine, out, view, world.n_here):
         world.send(found)

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import CompressConfig, count_parts
-from dq_multimodal.core import count_working_bytes, one_bin
-from dq_multimodal.core.bins import count_threads
+from dq_multimodal.core import one_bin
+from dq_multimodal.core.bins import count_threads, count_working_bytes
 from dq_multimodal.core.coverage import MAX_ROWS as COVERAGE_ROWS
 from dq_multimodal.core.coverage import TABLE_BYTES
 from dq_multimodal.core.duplicates import MAX_ROWS as DUPLICATE_ROWS
@@ -28,12 +28,7 @@ LONG_SECONDS, MANY_ROWS = 120.0, 65_536
 
 @dataclass(frozen=True)
 class BinTimes:
-    """Seconds of bins: of fewer rows, and of more.
-
-    Attributes:
-        n_strata: Strata of the rows, side by side.
-        seconds: Rows and seconds of each trial.
-    """
+    """Rows and seconds of each trial, and the strata side by side in it: the seconds of bins."""
 
     n_strata: int
     seconds: list[tuple[int, float]]
@@ -62,16 +57,12 @@ def time_bins(
 ) -> BinTimes:
     """Time the bins of ever more rows, and the search for near-duplicates if it is asked for.
 
-    Args:
-        vectors: Embeddings of some rows.
-        sizes: Rows of each stratum.
-        request: The settings.
-        n_left: Numbers of the left factor where embeddings are outer products.
+    The vectors are embeddings of some rows; there are so many rows in each stratum (sizes).
     """
     kind, n_most, found = bins_kind(request.method), int(sizes.sum()), []
     n_strata = count_threads(int((sizes > 0).sum()))
-    if kind == "coverage" and 4 * cut_strata(sizes, request).max() ** 2 * n_strata > TABLE_BYTES:
-        n_strata = 1  # tables so large are made one after the other
+    if kind == "coverage":
+        n_strata = _side_by_side(cut_strata(sizes, request), n_strata)
     for size in (min(size, n_most) for size in TRIAL_ROWS):
         rows, strata = stretch(vectors, size), np.arange(size) % min(n_strata, size)
         bins = one_bin(strata)
@@ -89,6 +80,11 @@ def time_bins(
     return BinTimes(n_strata, found)
 
 
+def _side_by_side(parts: Float[ndarray, " p"], n_threads: int) -> int:
+    """Give how many parts coverage takes at a time: large tables are made one after the other."""
+    return 1 if 4 * parts.max() ** 2 * n_threads > TABLE_BYTES else n_threads
+
+
 def foresee_bins(
     vectors: Float[ndarray, "n d"],
     strata: Int[ndarray, " n"],
@@ -99,12 +95,7 @@ def foresee_bins(
 ) -> str | None:
     """Say in one line about how long the bins will take, where that is long.
 
-    Args:
-        vectors: All rows.
-        strata: Stratum of every row.
-        request: The settings.
-        n_left: Numbers of the left factor where rows are outer products.
-        can_part: Whether the rows may be parted instead.
+    The vectors are of all rows, `can_part` is whether these may be parted instead.
     """
     sizes = np.bincount(strata)
     if sizes.max() < MANY_ROWS:
@@ -138,8 +129,7 @@ def count_working(request: CompressConfig, sizes: Int[ndarray, " s"], width: int
     if kind in ("dq", "graphcut"):
         found = count_working_bytes(parts[:n_beside].astype(int).tolist(), width)
     elif kind == "coverage":  # a table of cosines, and the records of the nearest rows
-        if 4 * parts[0] ** 2 * n_beside > TABLE_BYTES:
-            n_beside = 1
+        n_beside = _side_by_side(parts, n_beside)
         found = float((4 * parts**2 + 8 * parts * width)[:n_beside].sum())
         found += 48 * float((parts * (1 + np.log(parts))).sum())
     elif kind == "blocks":

@@ -1,9 +1,21 @@
-"""The embedding stage: one global batch plan, saved as it goes, resumable at any moment."""
+"""The embedding stage: one global plan of batches, saved as it goes, resumable at any moment.
 
+First `embed_rows` and what it stands on: batches that are read ahead, shared, and noted when done.
+Then embeddings that are there already.
+"""
+
+import errno
 import hashlib
+import io
+import json
 import os
-from collections.abc import Iterator
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +29,18 @@ from dq_multimodal.config import InputError
 from dq_multimodal.data.row_sizes import BLOCK_BYTES, read_blocks
 from dq_multimodal.data.splits import split_ranges
 from dq_multimodal.distributed.world import ALONE, World
-from dq_multimodal.files import put_in_place
-from dq_multimodal.stages.batches import (
-    FILE,
-    FILES,
-    MIDDLE,
-    PARTIAL,
-    TEXTURE,
-    Found,
-    Progress,
-    RowsFile,
-    embed_batches,
-    make_plan,
-    plan_batches,
-)
+from dq_multimodal.files import expand_home, put_in_place, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["FILE", "FILES", "MIDDLE", "PARTIAL", "TEXTURE", "plan_batches"]
-
+FILE = "embeddings.npy"
+MIDDLE, TEXTURE = "middle.npy", "texture.npy"
+"""What the scores of the bins need beside the embeddings: (n, k) float16, (n, 2) float32."""
+FILES = (FILE, MIDDLE, TEXTURE)
+PARTIAL = ".partial"
+HALF_RANGE = (-65504.0, 65504.0)
+"""What float16 can hold: beyond it lies infinity, which would undo every score."""
 PROGRESS = "embeddings.progress.json"
 ALIKE_ROWS, ALIKE_NUMBERS = 1000, 2**23
 ALIKE_COSINE = 0.99
@@ -46,6 +50,250 @@ cosine of 0.9999 (batches of other lengths change the last bits), or rounding.""
 SAVE_SECONDS = 5.0
 """So much work at most is done again after a stop."""
 BLOCK_ROWS = 65536
+
+Found = dict[int, Problems]
+"""The odd rows of each batch."""
+
+
+class Progress:
+    """Which batches of a plan are on disk, and what was odd in them, whoever did them.
+
+    Attributes:
+        is_done: (k,) which of the k batches are done.
+    """
+
+    def __init__(self, path: Path, key: str, n_batches: int) -> None:
+        """Read what an earlier run of the very same plan (its key) left, if anything."""
+        self.path, self.key = path, key
+        self.is_done = np.zeros(n_batches, dtype=bool)
+        self._problems: Found = {}
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return
+        if before["key"] == key and "done" in before:  # written by this release
+            for start, stop in before["done"]:
+                self.is_done[start:stop] = True
+            self._problems = {int(k): found for k, found in before["problems"].items()}
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.path.unlink(missing_ok=True)
+        self.is_done[:] = False
+        self._problems.clear()
+
+    def note(self, found: Found) -> None:
+        """Take batches, which are on disk, for done."""
+        self.is_done[list(found)] = True
+        self._problems |= {number: odd for number, odd in found.items() if odd}
+
+    def save(self) -> None:
+        """Write the record."""
+        edges = np.flatnonzero(np.diff(self.is_done, prepend=False, append=False))
+        record = {"key": self.key, "done": edges.reshape(-1, 2).tolist()}
+        write_text(self.path, json.dumps({**record, "problems": self._problems}))
+
+    def problems(self) -> Problems:
+        """Give the odd rows of all batches, in the order of the plan."""
+        together: Problems = {}
+        for number in sorted(self._problems):
+            for what, odd in self._problems[number].items():
+                together.setdefault(what, []).extend(odd)
+        return together
+
+
+class RowsFile:
+    """Rows of a .npy file that is being written, maybe by several processes at once.
+
+    A memory map would not do: on a full disk it ends the process without a word. And on a file
+    system of a network, machines write back whole pages, and with them rows of others as they
+    were before. So rows are written by themselves, and the file is open for writing only and out
+    of the cache, so that no page of it is known as a whole. A new file is all zeros, its room on
+    the disk taken.
+
+    Raises:
+        OSError: If there is no room; a file that was to be made is gone then.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, int], kind: Any, *, is_new: bool = False
+    ) -> None:
+        self._kind = np.dtype(kind)
+        self._row_bytes = shape[1] * self._kind.itemsize
+        header = io.BytesIO()
+        facts = {"descr": self._kind.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, facts)  # as a memory map would begin
+        self._offset = header.tell()
+        if is_new:
+            path.unlink(missing_ok=True)
+        flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if is_new else 0)
+        self._descriptor = os.open(path, flags, 0o666)
+        weakref.finalize(self, os.close, self._descriptor)
+        if is_new:
+            try:
+                _allocate(self._descriptor, self._offset + shape[0] * self._row_bytes)
+                self._write(header.getvalue(), 0)
+                self.flush()
+            except OSError:
+                path.unlink()
+                raise
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def __setitem__(self, rows: Int[ndarray, " b"], values: ndarray) -> None:
+        values = np.ascontiguousarray(values, dtype=self._kind)
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        for row, part in zip(rows[starts].tolist(), np.split(values, starts[1:]), strict=True):
+            self._write(part.tobytes(), self._offset + row * self._row_bytes)
+
+    def _write(self, data: bytes, place: int) -> None:
+        while data:  # a full disk takes a part, and then none
+            written = os.pwrite(self._descriptor, data, place)
+            data, place = data[written:], place + written
+
+    def flush(self) -> None:
+        """Bring all to the disk."""
+        os.fsync(self._descriptor)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a new file its size and its room on the disk, as far as the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:  # not on every system
+        if getattr(error, "errno", None) not in (None, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        os.ftruncate(descriptor, size)
+
+
+def plan_batches(
+    lengths: Int[ndarray, " n"], batch_size: int, chunks: Int[ndarray, " n"] | None = None
+) -> list[Int[ndarray, " b"]]:
+    """Cut all rows, longest first, into batches of rows alike in length.
+
+    The plan depends on the lengths and the batch size alone, so an interrupted run goes on with
+    the very batches it would have had, and each row meets the same neighbours (and the same
+    padding, so the same last bits) as in an undisturbed run. Rows that come in chunks, one chunk
+    after the other (a stream), are planned chunk by chunk; `chunks` is the chunk of every row.
+    """
+    if chunks is not None:
+        parts = np.split(np.arange(len(chunks)), np.flatnonzero(np.diff(chunks)) + 1)
+        return [part[b] for part in parts for b in plan_batches(lengths[part], batch_size)]
+    rows = np.lexsort((np.arange(len(lengths)), -lengths))
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be embedded, in which batches, into which files.
+
+    Attributes:
+        rows: Row numbers in the dataset.
+        batches: Places among them.
+        shapes: Columns and type of each file.
+        key: What tells this plan from others.
+    """
+
+    rows: Int[ndarray, " k"]
+    batches: list[Int[ndarray, " b"]]
+    shapes: dict[str, tuple[int, Any]]
+    key: str
+
+    def open_files(self, folder: Path, *, is_new: bool = False) -> dict[str, RowsFile]:
+        """Open the files, or make all of them or none, for several processes to write."""
+        places = self.places(folder)
+        opened: dict[str, RowsFile] = {}
+        try:
+            for file, (size, kind) in self.shapes.items():
+                opened[file] = RowsFile(places[file], (len(self.rows), size), kind, is_new=is_new)
+        except OSError:
+            for file in opened if is_new else ():
+                places[file].unlink()
+            raise
+        return opened
+
+    def places(self, folder: Path) -> dict[str, Path]:
+        """Give the paths of the files while they are made."""
+        return {file: folder / (file + PARTIAL) for file in self.shapes}
+
+
+def make_plan(
+    adapter: Adapter, batch_size: int, rows: Int[ndarray, " k"] | None, view: int | None
+) -> Plan:
+    """Plan the embedding of rows, None for all of them, or of a view of each."""
+    lengths = adapter.lengths()
+    picked = np.arange(len(lengths)) if rows is None else rows
+    shapes: dict[str, tuple[int, Any]] = {FILE: (adapter.dimension, np.float32)}
+    if adapter.is_scored:
+        shapes[MIDDLE] = (adapter.middle_dimension, np.float16)
+        if view is None:
+            shapes[TEXTURE] = (2, np.float32)
+    chunks = picked // adapter.chunk_rows if adapter.chunk_rows else None
+    sizes = [len(picked), adapter.chunk_rows, *(size for size, _ in shapes.values())]
+    facts = json.dumps([sizes, batch_size, view, adapter.describe(), adapter.describe_model()])
+    key = hashlib.sha256(facts.encode() + lengths.tobytes() + picked.tobytes()).hexdigest()
+    return Plan(picked, plan_batches(lengths[picked], batch_size, chunks), shapes, key)
+
+
+def embed_batches(
+    adapter: Adapter,
+    plan: Plan,
+    numbers: Iterable[int],
+    out: dict[str, RowsFile],
+    view: int | None,
+    n_sharing: int = 1,
+    on_rows: Callable[[int], object] = lambda _: None,
+) -> Iterator[Found]:
+    """Embed some batches of a plan, by number; yield those that are on the disk, now and then.
+
+    The values go to `out`, by file; it is empty, so closed, at the end. A view is the seed of
+    augmented views; None is the rows themselves. So many processes share the processors here.
+    """
+    done: Found = {}
+    saved = time.monotonic()
+    batches = ((number, plan.rows[plan.batches[number]]) for number in numbers)
+    for number, batch, odd in load_ahead(adapter, batches, view, n_sharing):
+        made = adapter.embed(batch)
+        values: dict[str, Any] = {FILE: made.embedding, MIDDLE: made.middle, TEXTURE: made.texture}
+        if made.middle is not None:
+            values[MIDDLE] = np.clip(made.middle, *HALF_RANGE)
+        for file, array in out.items():
+            array[plan.batches[number]] = values[file]
+        done[number] = odd
+        on_rows(len(plan.batches[number]))
+        if time.monotonic() - saved >= SAVE_SECONDS:
+            for opened in out.values():
+                opened.flush()
+            yield done
+            done, saved = {}, time.monotonic()
+    for opened in out.values() if done else ():
+        opened.flush()
+    out.clear()
+    if done:
+        yield done
+
+
+def load_ahead(
+    adapter: Adapter,
+    batches: Iterable[tuple[int, Int[ndarray, " b"]]],
+    view: int | None,
+    n_sharing: int = 1,
+) -> Generator[tuple[int, Any, Problems], None, None]:
+    """Yield the loaded batches in their order, some of them read ahead by threads."""
+    n_threads = max(1, min(8, (os.cpu_count() or 2) // n_sharing - 1))
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="load")
+    waiting: deque[tuple[int, Future[tuple[Any, Problems]]]] = deque()
+    try:
+        for number, rows in batches:
+            waiting.append((number, pool.submit(adapter.load, rows, view)))
+            if len(waiting) > 2 * n_threads:
+                number, loaded = waiting.popleft()
+                yield number, *loaded.result()
+        while waiting:
+            number, loaded = waiting.popleft()
+            yield number, *loaded.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def embed_rows(
@@ -61,88 +309,57 @@ def embed_rows(
     """Embed rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
 
     With an adapter that is scored, the same pass fills middle.npy and, but for views, texture.npy.
-    Threads read and prepare the next batches while the model works on one. Batches are on disk,
-    and the odd rows that they held are noted, before they count as done. The files get their
-    names when they are whole. Several processes share the batches, each writes its own rows, and
-    any number of them goes on with what any other number left.
+    Threads read and prepare the next batches while the model works on one. Batches are on disk, and
+    the odd rows that they held are noted, before they count as done. The files get their names when
+    they are whole. Several processes share the batches (the others are in `assisting.embed_share`),
+    each writes its own rows, and any number of them goes on with what any other number left.
 
-    Args:
-        adapter: What reads and embeds the rows.
-        folder: Where to.
-        batch_size: Rows that go through the encoder together.
-        rows: Row numbers; None is all rows.
-        view: Seed of the augmented view of each row to embed; None is the row itself.
-        name: What the progress bar calls it.
-        world: The processes; the others have to be in `assisting.embed_share`.
+    Rows are numbers, None for all; a view is the seed of an augmented view of each to embed
+    instead.
     """
     plan = make_plan(adapter, batch_size, rows, view)
     places = plan.places(folder)
     progress = Progress(folder / PROGRESS, plan.key, len(plan.batches))
     are_there = all((folder / file).exists() or place.exists() for file, place in places.items())
-    if progress.is_done.all() and are_there:
-        _finish(adapter, folder, places, progress.problems(), is_all=rows is None)
-        return  # the run stopped just before it could say that this stage is done
-    is_new = not progress.is_done.any() or not all(place.exists() for place in places.values())
-    if is_new:
-        progress.forget()  # before the new files of zeros are there
-    out = plan.open_files(folder, is_new=is_new)
-    left = np.flatnonzero(~progress.is_done)
-    world.post(
-        "embed",
-        folder=str(folder.absolute()),
-        rows=rows,
-        view=view,
-        key=plan.key,
-        is_done=progress.is_done,
-    )
-    n_done = len(plan.rows) - sum(len(plan.batches[k]) for k in left)
-    with tqdm(total=len(plan.rows), initial=n_done, desc=name, unit="row") as bar:
+    if not (progress.is_done.all() and are_there):  # else it only was not said that all is done
+        is_new = not progress.is_done.any() or not all(place.exists() for place in places.values())
+        if is_new:
+            progress.forget()  # before the new files of zeros are there
+        out = plan.open_files(folder, is_new=is_new)
+        left = np.flatnonzero(~progress.is_done).tolist()
+        asked = {"rows": rows, "view": view, "key": plan.key, "is_done": progress.is_done}
+        world.post("embed", folder=str(folder.absolute()), **asked)
+        n_done = len(plan.rows) - sum(len(plan.batches[k]) for k in left)
+        with tqdm(total=len(plan.rows), initial=n_done, desc=name, unit="row") as bar:
 
-        def note_theirs(messages: list[tuple[int, Found]]) -> None:
-            for _, found in messages:
+            def note_theirs(messages: list[tuple[int, Found]]) -> None:
+                for _, found in messages:
+                    progress.note(found)
+                    bar.update(sum(len(plan.batches[k]) for k in found))
+
+            numbers, beside = world.deal(plan.key, left), world.n_here
+            for found in embed_batches(
+                adapter, plan, numbers, out, view, beside, on_rows=bar.update
+            ):
                 progress.note(found)
-                bar.update(sum(len(plan.batches[k]) for k in found))
-
-        parts = embed_batches(
-            adapter,
-            plan,
-            world.deal(plan.key, left.tolist()),
-            out,
-            view,
-            SAVE_SECONDS,
-            world.n_here,
-            on_rows=bar.update,
-        )
-        for found in parts:
-            progress.note(found)
-            note_theirs(world.receive())
-            progress.save()
-        while not progress.is_done.all():
-            note_theirs(world.receive(wait=True))
-            progress.save()
-    out.clear()  # closes the files
-    _finish(adapter, folder, places, progress.problems(), is_all=rows is None)
-
-
-def _finish(
-    adapter: Adapter, folder: Path, places: dict[str, Path], problems: Problems, *, is_all: bool
-) -> None:
-    """Give the files that are whole their names, and the adapter what was odd about all rows."""
+                note_theirs(world.receive())
+                progress.save()
+            while not progress.is_done.all():
+                note_theirs(world.receive(wait=True))
+                progress.save()
+        out.clear()  # closes the files
     for file, place in places.items():
         if place.exists():
             put_in_place(place, folder / file)
-    if is_all:
-        adapter.problems |= problems
+    if rows is None:
+        adapter.problems |= progress.problems()
 
 
 def note_alike(rows: Float[ndarray, "n d"], *, by_cosine: bool) -> list[str]:
     """Say, by a fixed sample of the embeddings, if nearly all of them are alike; else nothing.
 
-    Alike is a mean cosine of two rows above 0.99, or more than half of the rows equal.
-
-    Args:
-        rows: The embeddings.
-        by_cosine: Whether the cosine of two rows says how alike they are; else only equal rows do.
+    Alike is a mean cosine of two rows above 0.99 (only where cosines say how alike rows are,
+    `by_cosine`), or more than half of the rows equal.
     """
     size = min(ALIKE_ROWS, 2 + ALIKE_NUMBERS // rows.shape[1])
     places = np.unique(np.linspace(0, len(rows) - 1, size).astype(int))
@@ -167,15 +384,12 @@ def note_alike(rows: Float[ndarray, "n d"], *, by_cosine: bool) -> list[str]:
 def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]:
     """Check ready embeddings and say what they are, as config.yaml records it.
 
-    Args:
-        given: A .npy file of (n, d) float16, float32 or float64, or a column of the dataset with
-            d numbers a row.
-        dataset: The rows that the embeddings belong to.
-        split: Their split: for a slice, the file may also hold the rows of the whole split.
+    Given is a .npy file of (n, d) float16, float32 or float64, or a column of the dataset with d
+    numbers a row. For a slice, `split`, the file may also hold the rows of the whole split.
 
     Raises:
-        InputError: If there is no such file or column, or it does not hold one finite vector of
-            the same size for each row.
+        InputError: If there is no such file or column, or it does not hold one finite vector of the
+            same size for each row.
     """
     hasher = hashlib.sha256()
     size = 0
@@ -199,14 +413,10 @@ def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) ->
 
 def read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
     """Yield the blocks of ready embeddings as float32, checked."""
-    size = None
-    is_column = _is_column(given, dataset)
-    if is_column:
-        blocks = _column_blocks(given, dataset)
-    else:
-        blocks = _npy_blocks(given, len(dataset), split)
-    origin = f"column {given}" if is_column else given
-    n_read = 0
+    size, n_read, origin = None, 0, given
+    blocks = _npy_blocks(given, len(dataset), split)
+    if _is_column(given, dataset):
+        blocks, origin = _column_blocks(given, dataset), f"column {given}"
     for block in blocks:
         size = size or block.shape[1]
         if block.shape[1] != size:
@@ -231,7 +441,7 @@ def _is_column(given: str, dataset: "Dataset") -> bool:
 
 
 def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
-    path = Path(os.path.expanduser(given))  # noqa: PTH111
+    path = expand_home(given)
     if not path.is_file():
         raise InputError(f"no embeddings {given}: neither a .npy file nor a column of the dataset")
     values = _open_npy(path, given)
@@ -244,8 +454,8 @@ def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
             f"{given} must hold one vector for each of the {n_rows:,} rows, "
             f"got shape {values.shape}"
         )
+    step = max(1, BLOCK_BYTES // (4 * values.shape[1]))
     for first, stop in ranges:
-        step = max(1, BLOCK_BYTES // (4 * values.shape[1]))
         for start in range(first, stop, step):
             with np.errstate(over="ignore"):  # infinity is refused
                 block = np.asarray(values[start : min(start + step, stop)], dtype=np.float32)

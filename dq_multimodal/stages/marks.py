@@ -1,7 +1,7 @@
 """What is known of rows beside their bins: what leaves rows out, puts them last or weighs them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
@@ -72,29 +72,24 @@ class Marks:
         found = {}
         for name, kind in MARK_TYPES.items():
             values = getattr(self, name)
-            if values is None:
-                continue
-            if name == "nearest":
+            if values is not None and name == "nearest":
                 starts, ranks = (part.astype(np.int32) for part in values)
                 item = pa.field("element", pa.int32())
                 found[name] = pa.ListArray.from_arrays(starts, ranks, type=pa.list_(item))
-            elif name in NONE_IS_NULL:
-                found[name] = pa.array(values, type=kind, mask=values < 0)
-            else:
-                found[name] = pa.array(values, type=kind)
+            elif values is not None:
+                mask = values < 0 if name in NONE_IS_NULL else None
+                found[name] = pa.array(values, type=kind, mask=mask)
         return found
 
     @classmethod
     def from_table(cls, table: "pa.Table") -> "Marks":
         """Read the marks among the columns of selection.parquet."""
         found: dict[str, Any] = {}
-        for name in (field.name for field in fields(cls)):
-            if name not in table.column_names:
-                continue
+        for name in MARK_TYPES.keys() & {*table.column_names}:
             column = table[name].combine_chunks()
             if name == "nearest":
-                values = column.values.to_numpy().astype(np.int64)
-                found[name] = column.offsets.to_numpy().astype(np.int64), values
+                parts = column.offsets, column.values
+                found[name] = tuple(part.to_numpy().astype(np.int64) for part in parts)
             elif name in NONE_IS_NULL:
                 found[name] = column.fill_null(-1).to_numpy().astype(np.int64)
             else:
@@ -119,11 +114,9 @@ def make_marks(dataset: "Dataset", request: CompressConfig, n_rows: int) -> Mark
         if request.method == "dual" and len(values) < 2:
             raise InputError(f"dual needs dynamics of 2 epochs or more, got {len(values)}")
         if values.shape[2] == 3:
-            scores, some = {"aum": aum, "confidence": confidence}, values[:, known]
+            scores = {"aum": aum, "confidence": confidence}
             scores |= {"dual": dual} if len(values) > 1 else {}
-            for name, score in scores.items():
-                found[name] = np.full(n_rows, np.nan, dtype=np.float32)
-                found[name][known] = score(some)
+            found = {name: _score(values, score, np.nan) for name, score in scores.items()}
         elif request.method in ("ccs", "dual") or request.noise_ratio:
             raise InputError(
                 f"{request.method} needs training dynamics, (epochs, {n_rows}, 3), and "
@@ -135,9 +128,22 @@ def make_marks(dataset: "Dataset", request: CompressConfig, n_rows: int) -> Mark
         found["difficulty"] = read_numbers(dataset, request.difficulty)
     if "difficulty" in found and not found["difficulty"].any():
         raise InputError(f"difficulty {request.difficulty} is 0 for all rows: leave it out")
-    if request.cap_by is not None:
-        found["group"] = read_group(dataset, request.cap_by)
+    if request.cap_by is not None:  # rows without a value are a group of their own
+        column = read_column(dataset, request.cap_by, "cap_by")
+        names = ["" if value is None else f"={value}" for value in column]
+        groups = np.unique(names, return_inverse=True)[1]
+        found["group"] = groups.reshape(-1).astype(np.int64)
     return Marks(**found)
+
+
+def _score(
+    values: Float[ndarray, "t n k"], score: Callable[[ndarray], ndarray], unknown: float
+) -> Float32[ndarray, " n"]:
+    """Score the rows that have dynamics."""
+    known = ~np.isnan(values).any(axis=(0, 2))
+    found = np.full(values.shape[1], unknown, dtype=np.float32)
+    found[known] = score(values[:, known])
+    return found
 
 
 def read_dynamics(name: str, n_rows: int) -> Float[ndarray, "t n k"]:
@@ -181,20 +187,16 @@ def weigh_dynamics(values: Float[ndarray, "t n k"], request: CompressConfig) -> 
     if is_of_losses != (values.shape[2] == 2):
         wanted = "losses of responses" if is_of_losses else "training dynamics"
         raise InputError(f"difficulty {name} is of {wanted}, got dynamics of shape {values.shape}")
-    known = ~np.isnan(values).any(axis=(0, 2))
-    some = values[:, known]
     scores: dict[DifficultyName, Callable[[ndarray], ndarray]] = {
         "aum": difficulty.aum,
-        "cad": lambda v: difficulty.cad(v, len(v)),
+        "cad": difficulty.cad,
         "dual": difficulty.dual,
         "dyn-unc": difficulty.dyn_unc,
-        "el2n": lambda v: difficulty.el2n(v, len(v) - 1),
+        "el2n": difficulty.el2n,
         "forgetting": difficulty.forgetting,
         "ifd": lambda v: difficulty.ifd(v).mean(axis=0),
     }
-    found = np.zeros(values.shape[1], dtype=np.float32)
-    found[known] = difficulty.difficulty_weights(name, scores[name](some))
-    return found
+    return _score(values, lambda v: difficulty.difficulty_weights(name, scores[name](v)), 0.0)
 
 
 def read_numbers(dataset: "Dataset", column: str) -> Float32[ndarray, " n"]:
@@ -209,13 +211,6 @@ def read_numbers(dataset: "Dataset", column: str) -> Float32[ndarray, " n"]:
     if found.ndim != 1 or not np.isfinite(found).all() or (found < 0).any():
         raise InputError(f"difficulty {column} must be a column of finite numbers of at least 0")
     return clip_weights(found.astype(np.float64)).astype(np.float32)
-
-
-def read_group(dataset: "Dataset", column: str) -> Int[ndarray, " n"]:
-    """Number the values of a column; rows without one are a value of their own."""
-    values = read_column(dataset, column, "cap_by")
-    names = ["" if value is None else f"={value}" for value in values]
-    return np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def read_column(dataset: "Dataset", column: str, what: str) -> list[Any]:
@@ -235,13 +230,12 @@ def read_column(dataset: "Dataset", column: str, what: str) -> list[Any]:
 def note_marks(marks: Marks) -> list[str]:
     """Say how many rows have no dynamics, where there are some."""
     n_lost = 0 if marks.aum is None else int(np.isnan(marks.aum).sum())
-    if not n_lost:
-        return []
     verb = "row has" if n_lost == 1 else "rows have"
-    return [
+    line = (
         f"{n_lost:,} {verb} no training dynamics: they weigh nothing in coverage, and come last in "
         "ccs and dual"
-    ]
+    )
+    return [line] if n_lost else []
 
 
 def find_noise(marks: Marks, request: CompressConfig, n_rows: int) -> Bool[ndarray, " n"]:

@@ -34,7 +34,7 @@ from dq_multimodal.core.coverage import cover_rows, weigh_by_nearest
 from dq_multimodal.core.difficulty import ccs_strata, dual_propensity
 from dq_multimodal.core.duplicates import find_duplicates
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.core.order import cap_rows, count_capped, put_last
+from dq_multimodal.core.order import cap_rows, count_capped, find_repeated, put_last
 from dq_multimodal.core.target import mix_orders
 from dq_multimodal.distributed.shares import make_bins_together
 from dq_multimodal.manifest import BinsKind
@@ -43,12 +43,13 @@ from dq_multimodal.stages.marks import Marks, find_noise
 COMPILE_SECONDS = 1.0
 """Where compilation takes longer, a line says so."""
 
-"""What the bin, rank and gain columns hold: DQ's bins, one greedy run by the gains of GraphCut or
-of coverage, the leaves of a tree from left to right, or nothing."""
-
 
 def bins_kind(method: Method) -> BinsKind:
-    """Say which bins a method needs."""
+    """Say what the bin, rank and gain of a method are.
+
+    DQ's bins, one greedy run by the gains of GraphCut or of coverage, the leaves of a tree from
+    left to right, or nothing.
+    """
     if method in ("graphcut", "coverage", "blocks"):
         return method
     return "dq" if method in ("dq", "adq") else "none"
@@ -57,12 +58,9 @@ def bins_kind(method: Method) -> BinsKind:
 def part_rows(
     embeddings: ndarray, partition: str, similarity: Similarity
 ) -> tuple[Int[ndarray, " n"], list[str]]:
-    """Part the rows by k-means, with a progress bar; the parts are strata of the bins.
+    """Part the rows by k-means into strata: give the part of every row, and the label of each.
 
     They do not depend on the seed of the run: another seed is another draw from the same bins.
-
-    Returns:
-        Code of every row, and the label of every code.
     """
     from tqdm import tqdm
 
@@ -73,38 +71,8 @@ def part_rows(
 
 
 def strata_to_share(strata: Int[ndarray, " n"], partition: str | None) -> Int[ndarray, " n"]:
-    """Give the strata among which random selection shares its rows: parts of a partition are none.
-
-    Args:
-        strata: Stratum of every row as selection.parquet has it.
-        partition: That of the request.
-    """
+    """Give the strata among which random selection shares its rows: parts by k-means are none."""
     return strata if partition is None else np.zeros_like(strata)
-
-
-def bin_rows(
-    embeddings: ndarray,
-    strata: Int[ndarray, " n"],
-    kind: BinsKind,
-    n_bins: int,
-    similarity: Similarity,
-    n_left: int = 0,
-    **where: Any,
-) -> Bins:
-    """Make the bins of greedy GraphCut runs, with a progress bar; see `make_bins_together`."""
-    from tqdm import tqdm
-
-    compile_picks(embeddings.dtype)
-    with tqdm(total=len(strata), desc="select", unit="row") as bar:
-        return make_bins_together(
-            embeddings,
-            1 if kind == "graphcut" else n_bins,
-            similarity,
-            strata,
-            n_left=n_left,
-            on_picks=bar.update,
-            **where,
-        )
 
 
 def compile_picks(dtype: np.dtype) -> None:
@@ -137,52 +105,43 @@ def bin_by_method(
     request: CompressConfig,
     marks: Marks,
     n_left: int = 0,
-    where: dict[str, Any] | None = None,
+    **where: Any,
 ) -> tuple[Bins, Marks]:
     """Make the bins that a method needs, and for coverage the record of the nearest rows.
 
     Rows that cannot be read or are likely to be labelled wrong are left out of coverage: they are
     not covered, cover nothing, have a gain of NaN and the last ranks of their stratum.
 
-    Args:
-        embeddings: (n, d) numbers.
-        strata: Stratum of every row.
-        kind: Which bins.
-        request: The settings.
-        marks: What else is known of the rows.
-        n_left: Numbers of the left factor where embeddings are outer products.
-        where: What `make_bins_together` takes beside.
+    Kind says which bins; n_left is that of `make_bins`, and `make_bins_together` takes the rest.
     """
     from tqdm import tqdm
 
-    if kind in ("dq", "graphcut"):
-        bins = bin_rows(
-            embeddings, strata, kind, request.n_bins, request.similarity, n_left, **(where or {})
-        )
-        return bins, replace(marks, nearest=None)
     n_rows, marks = len(strata), replace(marks, nearest=None)
+    is_greedy = kind in ("dq", "graphcut")
+    if is_greedy:
+        compile_picks(embeddings.dtype)
     with tqdm(total=n_rows, desc="select", unit="row") as bar:
+        if is_greedy:
+            where |= {"n_left": n_left, "on_picks": bar.update}
+            n_bins = 1 if kind == "graphcut" else request.n_bins
+            bins = make_bins_together(embeddings, n_bins, request.similarity, strata, **where)
+            return bins, marks
+        zeros, gain = np.zeros(n_rows, dtype=np.int64), np.full(n_rows, np.nan)
         if kind == "blocks":
             rank = balance_rows(embeddings, strata, on_rows=bar.update)
-            gain = np.full(n_rows, np.nan)
-            return Bins(np.zeros(n_rows, dtype=np.int64), rank, gain, strata), marks
+            return Bins(zeros, rank, gain, strata), marks
         is_out = find_noise(marks, replace(request, method="coverage"), n_rows)
         is_out |= False if marks.unreadable is None else marks.unreadable
         rows = np.flatnonzero(~is_out)
         weights = None if marks.difficulty is None else marks.difficulty[rows].astype(np.float64)
         some = embeddings if len(rows) == n_rows else embeddings[rows]
         found = cover_rows(some, strata[rows], weights, on_picks=bar.update)
-    gain, rank = np.full(n_rows, np.nan), np.zeros(n_rows, dtype=np.int64)
-    gain[rows] = found.gain
-    place = np.arange(n_rows)
-    place[rows] = found.rank
+    place, rank, counts = np.arange(n_rows), zeros.copy(), zeros.copy()
+    gain[rows], place[rows], counts[rows] = found.gain, found.rank, np.diff(found.nearest[0])
     at = np.lexsort((place, is_out, strata))  # those left out come last, by row number
     rank[at] = np.arange(n_rows) - np.searchsorted(strata[at], strata[at])
-    counts = np.zeros(n_rows, dtype=np.int64)
-    counts[rows] = np.diff(found.nearest[0])
     starts = np.concatenate([[0], np.cumsum(counts)])
-    bins = Bins(np.zeros(n_rows, dtype=np.int64), rank, gain, strata)
-    return bins, replace(marks, nearest=(starts, found.nearest[1]))
+    return Bins(zeros, rank, gain, strata), replace(marks, nearest=(starts, found.nearest[1]))
 
 
 def mark_duplicates(
@@ -202,15 +161,6 @@ def mark_duplicates(
     return replace(marks, duplicate_of=found)
 
 
-def note_duplicates(marks: Marks, cosine: float) -> str:
-    """Say how many rows are near-duplicates, and where that stands."""
-    assert marks.duplicate_of is not None
-    return (
-        f"{int((marks.duplicate_of >= 0).sum()):,} near-duplicates (cosine of at least {cosine:g}) "
-        "of rows before them are at the end of the order, see duplicate_of in selection.parquet"
-    )
-
-
 def order_by_method(
     bins: Bins,
     request: CompressConfig,
@@ -225,12 +175,10 @@ def order_by_method(
     over its cap. Rows that cannot be read come last of all.
 
     Raises:
-        InputError: If the method is adq and there are no scores, or it needs dynamics and there
-            are none.
+        InputError: If scores (adq) or dynamics (ccs, dual) are needed and missing.
     """
     marks, n_rows = marks or Marks(), len(bins)
-    readable = marks.readable(n_rows)
-    is_last = find_noise(marks, request, n_rows)
+    readable, is_last = marks.readable(n_rows), find_noise(marks, request, n_rows)
     if request.method in ("ccs", "dual"):
         is_last |= np.isnan(_known(marks.aum, request))
     first, last = readable[~is_last[readable]], readable[is_last[readable]]
@@ -244,7 +192,7 @@ def order_by_method(
         found = mix_orders(picked, found, request.target_share)
     if marks.duplicate_of is not None:
         own = np.where(marks.duplicate_of < 0, np.arange(n_rows), marks.duplicate_of)[readable]
-        found = put_last(found, _is_repeated(own, found))
+        found = put_last(found, find_repeated(found, own))
     if marks.group is not None and request.cap is not None:
         found = cap_rows(found, marks.group[readable], request.cap)
     if request.keep_every_class:
@@ -269,13 +217,9 @@ def _order_rows(
         strata = strata_to_share(bins.stratum, request.partition)
         return order_rows(one_bin(strata), seed=seed, rows=rows)
     if method == "ccs":
-        found = Bins(
-            bin=ccs_strata(_known(marks.aum, request)[rows].astype(np.float64)),
-            rank=np.zeros(len(rows), dtype=np.int64),
-            gain=np.full(len(rows), np.nan),
-            stratum=np.zeros(len(rows), dtype=np.int64),
-        )
-        return order_rows(found, np.ones(len(np.unique(found.bin))), seed=seed, rows=rows)
+        strata = ccs_strata(_known(marks.aum, request)[rows].astype(np.float64))
+        found = replace(one_bin(np.zeros_like(rows)), bin=strata)
+        return order_rows(found, np.ones(len(np.unique(strata))), seed=seed, rows=rows)
     if method == "dual":
         chance = dual_propensity(
             _known(marks.dual, request)[rows].astype(np.float64),
@@ -285,7 +229,7 @@ def _order_rows(
         return _draw_by_chance(chance, seed, rows)
     if method == "blocks":
         rank = draw_balanced(bins.rank, bins.stratum, seed, rows)
-        return order_rows(Bins(bins.bin, rank, bins.gain, bins.stratum), draw="rank")
+        return order_rows(replace(bins, rank=rank), draw="rank")
     draw = "rank" if method in ("graphcut", "coverage") else request.draw
     weights = weigh_bins(bins, request, scores) if method == "adq" else None
     return order_rows(bins, weights, draw=draw, seed=seed, rows=rows)
@@ -316,14 +260,6 @@ def _draw_by_chance(
     return place
 
 
-def _is_repeated(group: Int[ndarray, " n"], place: Int[ndarray, " n"]) -> Bool[ndarray, " n"]:
-    """Mark all but the first row of every group."""
-    at = np.argsort(place)
-    found = np.ones(len(place), dtype=bool)
-    found[at[np.unique(group[at], return_index=True)[1]]] = False
-    return found
-
-
 def weigh_rows(
     bins: Bins, request: CompressConfig, marks: Marks, is_kept: Bool[ndarray, " n"]
 ) -> Float32[ndarray, " n"] | None:
@@ -348,12 +284,11 @@ def weigh_rows(
         groups = bins.stratum * (int(bins.bin.max()) + 1) + bins.bin
         if request.method == "ccs":
             groups = np.full(len(bins), -1)
-            is_first = ~find_noise(marks, request, len(bins)) & ~np.isnan(
-                _known(marks.aum, request)
-            )
+            aum = _known(marks.aum, request)
+            is_first = ~find_noise(marks, request, len(bins)) & ~np.isnan(aum)
             if marks.unreadable is not None:
                 is_first &= ~marks.unreadable
-            groups[is_first] = ccs_strata(_known(marks.aum, request)[is_first].astype(np.float64))
+            groups[is_first] = ccs_strata(aum[is_first].astype(np.float64))
         codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
         readable = marks.readable(len(bins))
         held = np.bincount(codes[readable], minlength=int(codes.max()) + 1)

@@ -31,7 +31,8 @@ from dq_multimodal.data.pixels import (
     read_bytes,
     undecoded,
 )
-from dq_multimodal.files import open_parquet, write_table
+from dq_multimodal.data.row_sizes import cut_rows
+from dq_multimodal.files import name_some, open_parquet, write_table
 from dq_multimodal.models.image import ImageModel, load_image_model
 from dq_multimodal.patches.codec import (
     FIELDS,
@@ -54,6 +55,7 @@ from dq_multimodal.patches.mae import load_mae
 from dq_multimodal.patches.store import Filler, has_old_records, make_filler
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
     from datasets import Dataset
     from PIL.Image import Image
@@ -78,17 +80,6 @@ SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 XMP_OF_PNG = "XML:com.adobe.xmp"
 
 
-def find_patch_size(dataset: "Dataset", column: str) -> int:
-    """Give the default for the largest of the first images; 16 px where none can be read."""
-    files = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), column)
-    sides = [
-        max(image.size)
-        for value in files[column]
-        if (image := decode_image(read_bytes(value))[0]) is not None
-    ]
-    return default_patch_size(max(sides, default=224))
-
-
 @dataclass
 class PatchDropper:
     """Drops patches of images as a request asks.
@@ -109,73 +100,71 @@ class PatchDropper:
     classes: Int[ndarray, " n"]
 
     def __post_init__(self) -> None:
-        fill: Fill = self.request.fill or ("mae" if self.request.mae_model else "mean")
-        self.filler: Filler = make_filler(fill, self.request.mae_model, self.request.device)
-        self.fill_name = fill
+        request = self.request
+        self.fill: Fill = request.fill or ("mae" if request.mae_model else "mean")
+        self.filler: Filler = make_filler(self.fill, request.mae_model, request.device)
 
     def describe(self) -> dict[str, Any]:
         """Say what config.yaml records of the patches."""
         shown = self.model.describe() if self.model is not None else None
-        return {"patch_size": self.patch_size, "fill": self.fill_name, "attribution_model": shown}
+        return {"patch_size": self.patch_size, "fill": self.fill, "attribution_model": shown}
 
     def drop(
         self,
         files: list[bytes | None],
-        images: "list[Image | None]",
-        odd: list[list[str]],
+        images: "tuple[Image | None, ...]",
+        odd: tuple[list[str], ...],
         rows: Int[ndarray, " b"],
     ) -> list[dict[str, Any]]:
         """Make the records of a few images, with what there is to say of each.
 
         The classifier looks at all of them in one batch; they are coded and filled shape by shape.
         """
-        made: list[dict[str, Any]] = [
-            self._original(file, TOO_LARGE if TOO_LARGE in what else NOT_PLAIN)
-            for file, what in zip(files, odd, strict=True)
-        ]
+        reasons = [TOO_LARGE if TOO_LARGE in what else NOT_PLAIN for what in odd]
         plain = []
         for k, image in enumerate(images):
             if image is not None and set(odd[k]) <= {GREY, ROTATED}:
                 if has_own_colours(image):
-                    made[k] = self._original(files[k], OWN_COLOURS)
+                    reasons[k] = OWN_COLOURS
                 else:
                     plain.append(k)
+        made = [*map(_keep_original, files, reasons)]
         if not plain:
             return made
         pixels = [np.asarray(images[k]) for k in plain]
-        maps, answers = self._look(pixels, self.classes[rows[plain]])
+        numbers = rows[plain]
+        maps, answers = self._look(pixels, self.classes[numbers])
         together: dict[Any, list[int]] = defaultdict(list)
         for place, k in enumerate(plain):
             together[(*pixels[place].shape[:2], GREY in odd[k])].append(place)
         filled: list[UInt8[ndarray, "h w c"]] = list(pixels)
         for (_, _, is_grey), group in together.items():
-            batch = np.stack([pixels[place] for place in group])
-            batch = batch[..., :1] if is_grey else batch
-            at = np.array(group)
-            numbers = rows[np.array(plain)[at]]
-            keep = self._choose(batch, None if maps is None else maps[at], numbers)
+            batch = np.stack([pixels[place] for place in group])[..., : 1 if is_grey else 3]
+            keep = self._choose(batch, None if maps is None else maps[group], numbers[group])
             coding, quality = self.request.patch_coding, self.request.patch_quality
             records = encode_patches(batch, keep, self.patch_size, coding, quality)
-            whole, psnr, psnr_of_kept = self._fill(batch, keep, records)
-            for n, place in enumerate(group):
-                k, filled[place] = plain[place], whole[n]
-                image = images[k]
+            found = zip(group, records, keep, *self._fill(batch, keep, records), strict=True)
+            for place, record, marks, filled[place], psnr, psnr_of_kept in found:
+                k, image = plain[place], images[plain[place]]
                 assert image is not None
-                records[n][PROFILE] = image.info.get(PROFILE) or None
-                facts = {
+                record[PROFILE] = image.info.get(PROFILE) or None
+                reason = self._refuse(record, psnr, len(files[k] or b""))
+                if reason is not None:
+                    made[k] = _keep_original(files[k], reason)
+                    continue
+                made[k] |= {
+                    "record": record,
+                    "reason": None,
                     "lost": name_metadata(image),
-                    "psnr": float(psnr[n]),
-                    "psnr_of_kept": float(psnr_of_kept[n]),
-                    "is_changed": None,
-                    "kept_share": float(keep[n].mean()),
-                    "source_bytes": len(files[k] or b""),
+                    "psnr": float(psnr),
+                    "psnr_of_kept": float(psnr_of_kept),
+                    "kept_share": float(marks.mean()),
                 }
-                made[k] = self._judge(files[k], records[n], facts)
         if answers is not None:
-            new = self._answer(filled)
+            is_changed = self._answer(filled) != answers
             for place, k in enumerate(plain):
                 if made[k]["reason"] is None:
-                    made[k]["is_changed"] = bool(new[place] != answers[place])
+                    made[k]["is_changed"] = bool(is_changed[place])
         return made
 
     def _look(
@@ -190,14 +179,14 @@ class PatchDropper:
             return None, self._answer(pixels)
         from dq_multimodal.patches.attribution import GradCamPlusPlus
 
-        batch = self.model.to_input(self._squares(self.model, pixels))
+        batch = self.model.to_input(_to_squares(self.model, pixels))
         with GradCamPlusPlus(self.model.net) as explain:
             found = explain(batch, torch.from_numpy(classes).to(self.model.device))
         return found.maps, found.logits.argmax(dim=1).cpu().numpy()
 
     def _answer(self, pixels: list[UInt8[ndarray, "_ _ c"]]) -> Int[ndarray, " b"]:
         assert self.model is not None
-        logits = self.model.look(self._squares(self.model, pixels))[1]
+        logits = self.model.look(_to_squares(self.model, pixels))[1]
         assert logits is not None
         return logits.argmax(axis=1)
 
@@ -228,26 +217,6 @@ class PatchDropper:
             )[:, 0]
         return drop_lowest(patch_scores(maps, self.patch_size).cpu().numpy(), n_dropped)
 
-    def _squares(
-        self, model: ImageModel, pixels: list[UInt8[ndarray, "_ _ c"]]
-    ) -> UInt8[ndarray, "b size size 3"]:
-        """Scale whole images, edges included, to the input of the model."""
-        from PIL import Image
-
-        size = (model.size, model.size)
-        return np.stack(
-            [
-                np.broadcast_to(image, (*size, 3))
-                if image.shape[:2] == size
-                else np.asarray(
-                    Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))).resize(
-                        size, model.resample
-                    )
-                )
-                for image in pixels
-            ]
-        )
-
     def _fill(
         self,
         pixels: UInt8[ndarray, "b h w c"],
@@ -272,35 +241,36 @@ class PatchDropper:
         with np.errstate(divide="ignore"):
             return filled, of_holes, 10 * np.log10(255**2 / mse)
 
-    def _judge(self, file: bytes | None, record: Record, facts: dict[str, Any]) -> dict[str, Any]:
-        gate = self.request.min_psnr
-        reason, profile = None, record.get(PROFILE)
+    def _refuse(self, record: Record, psnr: float, source_bytes: int) -> str | None:
+        """Say why an image keeps its original instead of this record, if it does."""
+        profile = record.get(PROFILE)
         size = len(record["data"]) + len(record["mask"])
         size += len(zlib.compress(profile)) if profile else 0  # as files hold it
-        if gate is not None and facts["psnr"] < gate:
-            reason = BELOW_GATE
-        elif size >= facts["source_bytes"]:
-            reason = NO_SMALLER
-        if reason is not None:
-            return self._original(file, reason)
-        return {"record": record, "reason": None, **facts}
+        if self.request.min_psnr is not None and psnr < self.request.min_psnr:
+            return BELOW_GATE
+        return NO_SMALLER if size >= source_bytes else None
 
-    def _original(self, file: bytes | None, reason: str) -> dict[str, Any]:
-        record = None
-        if file is not None:
-            record = Record(
-                coding=ORIGINAL, height=0, width=0, channels=0, patch_size=0, mask=b"", data=file
-            )
-        unknown = dict.fromkeys(("psnr", "psnr_of_kept", "is_changed"))
-        size = len(file or b"")
-        return {
-            "record": record,
-            "reason": reason,
-            **unknown,
-            "kept_share": 1.0,
-            "lost": [],
-            "source_bytes": size,
-        }
+
+def _to_squares(
+    model: ImageModel, pixels: list[UInt8[ndarray, "_ _ c"]]
+) -> UInt8[ndarray, "b size size 3"]:
+    """Scale whole images, edges included, to the input of the model."""
+    from PIL import Image
+
+    rgb = (Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))) for image in pixels)
+    size = (model.size, model.size)
+    return np.stack([np.asarray(image.resize(size, model.resample)) for image in rgb])
+
+
+def _keep_original(file: bytes | None, reason: str) -> dict[str, Any]:
+    record = None
+    if file is not None:
+        sizes = dict.fromkeys(("height", "width", "channels", "patch_size"), 0)
+        record = {"coding": ORIGINAL, **sizes, "mask": b"", "data": file}
+    unknown = dict.fromkeys(("psnr", "psnr_of_kept", "is_changed"))
+    size = len(file or b"")
+    facts = {"kept_share": 1.0, "lost": [], "source_bytes": size}
+    return {"record": record, "reason": reason, **unknown, **facts}
 
 
 def has_own_colours(image: "Image") -> bool:
@@ -330,19 +300,6 @@ def name_metadata(image: "Image") -> list[str]:
     return [name for name, is_there in found.items() if is_there]
 
 
-def _check_layer(model: ImageModel) -> None:
-    """Raise unless GradCAM++ knows where to look in a model."""
-    from dq_multimodal.patches.attribution import find_layer
-
-    try:
-        find_layer(model.net)
-    except InputError:
-        raise InputError(
-            f"gradcam++ does not know the layers of {model.name}: name another classifier with "
-            "--attribution-model, or use --attribution random"
-        ) from None
-
-
 def make_dropper(
     dataset: "Dataset", request: CompressConfig, adapter: Adapter | None
 ) -> PatchDropper:
@@ -350,45 +307,57 @@ def make_dropper(
 
     Raises:
         InputError: If a model cannot be had, or the one that is to say what matters is no
-            classifier.
+        classifier.
     """
     assert isinstance(adapter, ImageAdapter)  # choose_adapter lets drop_ratio pass for images only
+    classes = np.full(len(dataset), -1, dtype=np.int64)
     model, name = None, request.attribution_model or request.embedding_model
-    if request.attribution == "gradcam++" or name is not None:
+    is_asked = request.attribution == "gradcam++"
+    if is_asked or name is not None:
         own = name is not None and name != adapter.model_name
         model = load_image_model(str(name), request.device, request.dtype) if own else adapter.model
-        if not model.n_classes and request.attribution == "gradcam++":
-            raise InputError(
-                f"gradcam++ needs a classifier, and {model.name} has no classes: name one with "
-                "--attribution-model, or use --attribution random"
-            )
-    classes = np.full(len(dataset), -1, dtype=np.int64)
-    if model is not None:
-        if request.attribution == "gradcam++":
-            _check_layer(model)
+        if is_asked:
+            _check_classifier(model)
         found, labels = read_classes(dataset, adapter.label_column)
         classes = match_classes(found, labels, model.labels)
-        if (found >= 0).any() and (classes < 0).all() and request.attribution == "gradcam++":
+        if (found >= 0).any() and (classes < 0).all() and is_asked:
             adapter.notes.append(
                 f"{model.name} does not know the labels: patches are chosen by its own answers"
             )
     size = request.patch_size
-    filler_size = None
     if request.mae_model is not None:
         filler_size = load_mae(request.mae_model).patch_size
         if size is not None and size != filler_size:
             raise InputError(
                 f"patch_size must be that of {request.mae_model}, {filler_size}, got {size}"
             )
-    size = size or filler_size or find_patch_size(dataset, adapter.column)
+        size = filler_size
+    if size is None:  # the default for the largest of the first images
+        first = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), adapter.column)
+        images = (decode_image(read_bytes(value))[0] for value in first[adapter.column])
+        sides = (max(image.size) for image in images if image is not None)
+        size = default_patch_size(max(sides, default=224))
     return PatchDropper(request, adapter.column, size, model, classes)
+
+
+def _check_classifier(model: ImageModel) -> None:
+    """Raise unless GradCAM++ can look at a model."""
+    from dq_multimodal.patches.attribution import find_layer
+
+    advice = "name one with --attribution-model, or use --attribution random"
+    if not model.n_classes:
+        raise InputError(f"gradcam++ needs a classifier, and {model.name} has no classes: {advice}")
+    try:
+        find_layer(model.net)
+    except InputError:
+        advice = advice.replace("name one", "name another classifier")
+        raise InputError(f"gradcam++ does not know the layers of {model.name}: {advice}") from None
 
 
 def note_original(what: str, rows: list[int]) -> str:
     """Say in one line which rows keep their original file, and why."""
-    shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
     noun = "row keeps its" if len(rows) == 1 else "rows keep their"
-    return f"{len(rows):,} {noun} original, {what}: {shown}"
+    return f"{len(rows):,} {noun} original, {what}: {name_some(rows)}"
 
 
 def drop_patches(
@@ -410,10 +379,10 @@ def drop_patches(
                 continue
             values = [read_bytes(value) for value in files[rows.tolist()][column]]
             made: list[dict[str, Any]] = []
-            for first, last in _steps([count_pixels(value) for value in values]):
-                part = values[first:last]
-                images, odd = zip(*pool.map(_decode, part), strict=True)
-                made += dropper.drop(part, list(images), list(odd), rows[first:last])
+            sizes = np.array([count_pixels(value) for value in values])
+            for first, last in cut_rows(sizes, BLOCK_ROWS, STEP_PIXELS):
+                images, odd = zip(*pool.map(_decode, values[first:last]), strict=True)
+                made += dropper.drop(values[first:last], images, odd, rows[first:last])
                 bar.update(last - first)
             write_table(_to_table(rows, made), path)
     return PatchColumn(column, folder)
@@ -425,28 +394,11 @@ def _decode(file: bytes | None) -> "tuple[Image | None, list[str]]":
     return decode_image(file)
 
 
-def _steps(sizes: list[int]) -> list[tuple[int, int]]:
-    """Cut images into runs of at most STEP_PIXELS pixels, or of one image."""
-    steps, first, total = [], 0, 0
-    for k, size in enumerate(sizes):
-        if k > first and total + size > STEP_PIXELS:
-            steps.append((first, k))
-            first, total = k, 0
-        total += size
-    return [*steps, (first, len(sizes))]
-
-
-def _record_type() -> "pa.DataType":
-    import pyarrow as pa
-
-    return pa.struct([(name, getattr(pa, kind)()) for name, kind in FIELDS.items()])
-
-
 def _to_table(rows: Int[ndarray, " b"], made: list[dict[str, Any]]) -> "pa.Table":
     import pyarrow as pa
 
     types = {
-        "record": _record_type(),
+        "record": pa.struct([*FIELDS.items()]),
         "reason": pa.string(),
         "psnr": pa.float64(),
         "psnr_of_kept": pa.float64(),
@@ -488,26 +440,21 @@ class PatchColumn:
         """
         import pyarrow as pa
 
-        table = pa.concat_tables([part.drop_columns(["record"]) for part in _read(self.files)])
-        reasons = np.array(table["reason"].to_pylist(), dtype=object)
-        rows = table["row"].to_numpy()
-        is_coded = np.array([reason is None for reason in reasons])
-        coded = table.filter(pa.array(is_coded))
-        changed = [value for value in coded["is_changed"].to_pylist() if value is not None]
+        parts = [part.drop_columns(["record"]) for part in _read(self.files)]
+        table = pa.concat_tables(parts).to_pandas()
+        coded, rows = table[table.reason.isna()], table.groupby("reason").row
+        changed = coded.is_changed.dropna()
+        reasons = (NOT_PLAIN, TOO_LARGE, OWN_COLOURS, NO_SMALLER, BELOW_GATE)
         return {
             "images": len(table),
-            "coded": int(is_coded.sum()),
-            "originals": {
-                reason: rows[reasons == reason].tolist()
-                for reason in (NOT_PLAIN, TOO_LARGE, OWN_COLOURS, NO_SMALLER, BELOW_GATE)
-                if (reasons == reason).any()
-            },
-            "kept_share": float(np.mean(table["kept_share"].to_numpy())),
-            "psnr_of_holes": _mean_and_lowest(coded["psnr"].to_pylist()),
-            "psnr_of_kept": _mean_and_lowest(coded["psnr_of_kept"].to_pylist()),
-            "answers": {"compared": len(changed), "changed": sum(changed)},
-            "source_bytes": int(np.sum(table["source_bytes"].to_numpy())),
-            "lost": dict(Counter(what for lost in coded["lost"].to_pylist() for what in lost)),
+            "coded": len(coded),
+            "originals": {r: rows.get_group(r).tolist() for r in reasons if r in rows.groups},
+            "kept_share": float(np.mean(table.kept_share.to_numpy())),
+            "psnr_of_holes": _mean_and_lowest(coded.psnr),
+            "psnr_of_kept": _mean_and_lowest(coded.psnr_of_kept),
+            "answers": {"compared": len(changed), "changed": int(changed.sum())},
+            "source_bytes": int(table.source_bytes.sum()),
+            "lost": dict(Counter(what for lost in coded.lost for what in lost)),
         }
 
 
@@ -517,12 +464,13 @@ def _read(files: list[Path], columns: list[str] | None = None) -> "Iterator[pa.T
             yield file.read(columns=columns)
 
 
-def _mean_and_lowest(values: list[float | None]) -> dict[str, float | None]:
+def _mean_and_lowest(values: "pd.Series") -> dict[str, float | None]:
     """Summarise PSNRs in dB; images without any loss (infinite ones) do not count."""
-    finite = [value for value in values if value is not None and np.isfinite(value)]
-    if not finite:
+    finite = values.to_numpy(dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
         return {"mean": None, "lowest": None}
-    return {"mean": round(float(np.mean(finite)), 3), "lowest": round(min(finite), 3)}
+    return {"mean": round(float(np.mean(finite)), 3), "lowest": round(float(finite.min()), 3)}
 
 
 def stored_bytes(files: list[Path], column: str) -> int:
@@ -532,35 +480,26 @@ def stored_bytes(files: list[Path], column: str) -> int:
     for file in files:
         with open_parquet(file) as opened:
             meta = opened.metadata
-        for group in range(meta.num_row_groups):
-            for k in range(meta.num_columns):
-                leaf = meta.row_group(group).column(k)
-                if leaf.path_in_schema in leaves:
-                    total += leaf.total_compressed_size
+        groups = (meta.row_group(group) for group in range(meta.num_row_groups))
+        found = (group.column(k) for group in groups for k in range(meta.num_columns))
+        total += sum(leaf.total_compressed_size for leaf in found if leaf.path_in_schema in leaves)
     return total
 
 
-ADVICE = {
-    NO_SMALLER: "use --patch-coding webp (lossy), or leave --drop-ratio out",
-    BELOW_GATE: "lower --min-psnr, or leave --drop-ratio out",
-}
-
-
 def check_smaller(found: dict[str, Any], stored: int) -> None:
-    """Raise if no image got smaller, or all together take no less than in the source.
-
-    Args:
-        found: From `PatchColumn.summarise`.
-        stored: Bytes that the images take in the subset.
-    """
+    """Raise if no image got smaller, or all together take no less (`stored`) than in the source."""
     if found["coded"] and stored < found["source_bytes"]:
         return
     originals = found["originals"]
     reason = max(originals, key=lambda what: len(originals[what]), default=NO_SMALLER)
-    kept = sum(map(len, originals.values()))
+    advice = "leave --drop-ratio out"
+    if reason == NO_SMALLER:
+        advice = f"use --patch-coding webp (lossy), or {advice}"
+    elif reason == BELOW_GATE:
+        advice = f"lower --min-psnr, or {advice}"
     raise InputError(
         f"dropping patches would not make the images smaller: {found['source_bytes']:,} bytes in "
-        f"the source, {stored:,} stored, and {kept:,} of {found['images']:,} images keep their "
-        f"original (mostly {reason}); nothing was kept: "
-        + ADVICE.get(reason, "leave --drop-ratio out")
+        f"the source, {stored:,} stored, and {sum(map(len, originals.values())):,} of "
+        f"{found['images']:,} images keep their original (mostly {reason}); nothing was kept: "
+        + advice
     )

@@ -11,12 +11,7 @@ from numpy import ndarray
 from dq_multimodal.adapters.base import Adapter, note_problem
 from dq_multimodal.adapters.choice import choose_adapter, is_image, label_column_of
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.config import (
-    CompressConfig,
-    InputError,
-    Method,
-    count_parts,
-)
+from dq_multimodal.config import CompressConfig, InputError, Method, count_parts
 from dq_multimodal.data.local import is_table
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.repeats import note_repeats
@@ -35,7 +30,6 @@ from dq_multimodal.manifest import (
     Sizes,
     make,
 )
-from dq_multimodal.manifest import Target as TargetFacts
 from dq_multimodal.models.locate import hash_weights
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import Marks, has_epochs, hash_file, make_marks, note_marks
@@ -63,21 +57,10 @@ MAX_NAMED = 20
 
 @dataclass
 class Job:
-    """A request with all that its stages need.
+    """A request, its method settled, with all that its stages need.
 
-    Attributes:
-        request: What was asked, its method settled.
-        source: The rows.
-        adapter: What reads and embeds them; None where there is neither text nor an image.
-        target: The rows that the subset is picked for, if any.
-        label_column: Column of strata.
-        strata: Stratum of every row.
-        labels: Names of the strata.
-        unlabelled: Which rows have no label, if any.
-        marks: What else is known of every row.
-        config: What config.yaml will hold.
-        why: Why method auto is the one that it is.
-        dropper: What drops patches.
+    There is an adapter where there is text or an image. Each row has the code of its stratum, each
+    stratum a label; some rows may have been without one. Why is said of method auto.
     """
 
     request: CompressConfig
@@ -101,9 +84,18 @@ def open_rows(
 
     Returns:
         The request, the source, and why method auto is the one that it is.
+
+    Raises:
+        InputError: If there is no such option or dataset, or an option does not go with another.
     """
-    request, source = read_request(dataset, options)
-    source = source or open_source(request)
+    if isinstance(dataset, str | PathLike):
+        request = CompressConfig.from_options({"dataset": dataset, **options})
+        source = open_source(request)
+    else:
+        source = from_memory(dataset, options.get("split", "train"), options.get("image_folder"))
+        request = CompressConfig.from_options({"dataset": source.origin["name"], **options})
+        if request.streaming:
+            raise InputError("streaming is for a name or a path: this dataset is loaded already")
     subset.check_columns(source.dataset)
     request, why = settle_method(request, source.dataset)
     return request, source, why
@@ -122,22 +114,11 @@ def prepare(request: CompressConfig, source: Source, why: str | None) -> Job:
     request = request.of_rows(len(strata))
     config = make_config(request, source, adapter, label_column)
     if target is not None:
-        config.target = make(TargetFacts, describe_target(target, request))
+        config.target = describe_target(target, request)
     marks = make_marks(source.dataset, request, len(strata))
     count_subset(strata, request, marks)  # raises if a cap leaves too few
-    return Job(
-        request=request,
-        source=source,
-        adapter=adapter,
-        target=target,
-        label_column=label_column,
-        strata=strata,
-        labels=labels,
-        unlabelled=unlabelled,
-        marks=marks,
-        config=config,
-        why=why,
-    )
+    where = (request, source, adapter, target, label_column)
+    return Job(*where, strata, labels, unlabelled, marks, config, why)
 
 
 def load_models(job: Job) -> None:
@@ -149,23 +130,6 @@ def load_models(job: Job) -> None:
 
         job.dropper = make_dropper(rows, job.request, job.adapter)
         job.config.patches = make(Patches, job.dropper.describe())
-
-
-def read_request(
-    dataset: "AnyDataset", options: dict[str, Any]
-) -> tuple[CompressConfig, Source | None]:
-    """Make the request for a dataset, by name or path or loaded; of a loaded one its source too.
-
-    Raises:
-        InputError: If there is no such option, or one is wrong or does not go with another.
-    """
-    if isinstance(dataset, str | PathLike):
-        return CompressConfig.from_options({"dataset": dataset, **options}), None
-    source = from_memory(dataset, options.get("split", "train"), options.get("image_folder"))
-    request = CompressConfig.from_options({"dataset": source.origin["name"], **options})
-    if request.streaming:
-        raise InputError("streaming is for a name or a path: this dataset is loaded already")
-    return request, source
 
 
 def open_source(request: CompressConfig) -> Source:
@@ -226,9 +190,8 @@ def survey(
         raise InputError(
             "keep_every_class is for rows with labels: name their column with --label-column"
         )
-    strata, labels, unlabelled = read_strata(
-        source.dataset, label_column, source.origin.get("splits")
-    )
+    splits = source.origin.get("splits")
+    strata, labels, unlabelled = read_strata(source.dataset, label_column, splits)
     n_rows = len(strata)
     if isinstance(adapter, ImageAdapter) and has_numbered_folders(source, adapter, labels):
         adapter.notes.append(
@@ -246,24 +209,21 @@ def survey(
                 f"partition is for rows without labels, and {label_column} makes strata "
                 "already: leave out one of them (--label-column none)"
             )
-        if source.origin.get("splits"):
+        if splits:
             raise InputError("partition is for the rows of one split, and the splits are strata")
     return strata, labels, unlabelled
 
 
 def has_numbered_folders(source: Source, adapter: ImageAdapter, labels: list[str]) -> bool:
     """Say whether the classes are folders whose names are all numbers of one width."""
-    is_numbered = len({len(label) for label in labels}) == 1 and all(
-        label.isascii() and label.isdigit() for label in labels
-    )
-    if len(labels) < 2 or not is_numbered or adapter.label_column is None:
+    column = adapter.label_column
+    is_numbered = all(label.isascii() and label.isdigit() for label in labels)
+    if column is None or len(labels) < 2 or not is_numbered or len({*map(len, labels)}) > 1:
         return False
-    kind = source.dataset.features[adapter.label_column]
-    if type(kind).__name__ != "ClassLabel":
+    if type(source.dataset.features[column]).__name__ != "ClassLabel":
         return False
     if isinstance(source.dataset, Stream):  # its images have lost their folders
-        files = source.origin.get("files") or []
-        names = [file["name"] for file in files]
+        names = [file["name"] for file in source.origin.get("files") or []]
         return source.origin["kind"] == "folder" and not any(is_table(n) for n in names)
     return adapter.folder_of(0) in labels
 
@@ -296,33 +256,30 @@ def note_model(
     Raises:
         InputError: If adq has no text or images to score, or no row has anything to embed.
     """
-    is_adaptive = request.method == "adq"
+    is_adaptive, is_given = request.method == "adq", request.ready_embeddings is not None
     if adapter is None:
         if is_adaptive:
             raise InputError(
                 f"adq scores the text or images of rows, and {request.dataset} has the columns "
                 f"{', '.join(columns)}: name --text-columns, or --method dq"
             )
-    elif is_adaptive or (config.embedding is None and request.needs_embeddings):
-        if not adapter.lengths().any():
-            raise InputError(f"no row of {request.dataset} has anything to embed")
-        model = describe_model(adapter, request)
-        if is_adaptive and request.ready_embeddings is not None:
-            config.scoring = model
-        else:
-            config.embedding = model
-
-
-def describe_model(adapter: Adapter, request: CompressConfig) -> Model:
-    """Load the model and say which it is."""
+        return
+    if not is_adaptive and (config.embedding is not None or not request.needs_embeddings):
+        return
+    if not adapter.lengths().any():
+        raise InputError(f"no row of {request.dataset} has anything to embed")
     try:
-        return make(Model, adapter.describe_model())
+        model = make(Model, adapter.describe_model())
     except InputError as error:
-        if request.ready_embeddings is None:
+        if not is_given:
             raise
         raise InputError(
             f"beside ready embeddings adq needs an encoder for its scores (dq does not): {error}"
         ) from error
+    if is_adaptive and is_given:
+        config.scoring = model
+    else:
+        config.embedding = model
 
 
 def start_manifest(source: Source, labels: list[str]) -> Manifest:
@@ -336,11 +293,7 @@ def start_manifest(source: Source, labels: list[str]) -> Manifest:
 
 
 def note_rows(job: Job) -> tuple[dict[str, Problem], list[str]]:
-    """Say what is odd about the rows, and what lies beside them.
-
-    Returns:
-        The odd rows, and notes.
-    """
+    """Give the odd rows, and notes on them and on what lies beside them."""
     adapter, problems = job.adapter, {}
     if adapter is not None:
         adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
@@ -349,26 +302,18 @@ def note_rows(job: Job) -> tuple[dict[str, Problem], list[str]]:
         rows = np.flatnonzero(job.unlabelled).tolist()
         problems["no label, a stratum of their own"] = rows
     left_out = UNDECODED if leaves_out(adapter, job.request) else ()
-    notes = [
-        note_problem(
-            what,
-            rows,
-            len(job.strata),
-            "left out of the subset" if what in left_out else "still candidates",
-        )
-        for what, rows in problems.items()
-    ]
+    notes, listed = [], {}
+    for what, rows in problems.items():
+        is_out = what in left_out
+        fate = "left out of the subset" if is_out else "still candidates"
+        notes.append(note_problem(what, rows, len(job.strata), fate))
+        listed[what] = Problem(count=len(rows), rows=rows[: None if is_out else MAX_LISTED])
     if adapter is not None:
         lost = sorted(row for what in left_out for row in problems.get(what, []))
         notes = adapter.notes + note_left_out(adapter, lost) + notes
     notes += note_repeats(job.source.dataset, adapter, job.request)
     notes += [job.source.note] if job.source.note is not None else []
-    notes += note_marks(job.marks) + ([] if job.why is None else [job.why])
-    listed = {
-        what: Problem(count=len(rows), rows=rows[: None if what in left_out else MAX_LISTED])
-        for what, rows in problems.items()
-    }
-    return listed, notes
+    return listed, notes + note_marks(job.marks) + ([] if job.why is None else [job.why])
 
 
 def leaves_out(adapter: Adapter | None, request: CompressConfig) -> bool:
@@ -380,18 +325,16 @@ def note_left_out(adapter: Adapter, rows: list[int]) -> list[str]:
     """Say in one line how many rows are left out, and the first of them with their files."""
     if not rows or not isinstance(adapter, ImageAdapter):
         return []
-    some = rows[:MAX_NAMED]
-    names = zip(some, adapter.file_names(some), strict=True)
+    names = zip(rows, adapter.file_names(rows[:MAX_NAMED]), strict=False)
     shown = [f"row {row}" + (f" ({show_name(name)})" if name else "") for row, name in names]
-    more = [f"... ({len(rows) - len(some):,} more, see selection.parquet)"]
-    verb = (
-        "row whose image cannot be decoded is"
-        if len(rows) == 1
-        else ("rows whose image cannot be decoded are")
-    )
+    if len(rows) > MAX_NAMED:
+        shown.append(f"... ({len(rows) - MAX_NAMED:,} more, see selection.parquet)")
+    verb = "row whose image cannot be decoded is"
+    if len(rows) > 1:
+        verb = "rows whose image cannot be decoded are"
     return [
         f"{len(rows):,} {verb} left out of the subset (--keep-unreadable keeps such rows): "
-        + ", ".join(shown + (more if len(rows) > len(some) else []))
+        + ", ".join(shown)
     ]
 
 

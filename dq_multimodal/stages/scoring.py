@@ -1,6 +1,7 @@
 """The scores of the bins: which rows stand for a bin, and what the encoder says of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,30 +35,19 @@ def score_bins(
 
     Representativeness is the mean texture level over all patches of all rows of the bin (of a run
     with ready embeddings, of the sampled rows), or the mean surprisal; see
-    `CompressConfig.measure_of`. Diversity is that of sampled rows: a discriminator
-    is trained once on the sampled rows of all bins and one augmented view of each, and then each
-    bin is measured with it.
+    `CompressConfig.measure_of`. Diversity is that of sampled rows: a discriminator is trained once
+    on the sampled rows of all bins and one augmented view of each, and then each bin is measured
+    with it.
 
-    Args:
-        adapter: What reads and embeds the rows.
-        folder: The run folder, with embeddings.npy, and middle.npy and texture.npy unless the
-            embeddings were given.
-        bins: Bin and stratum of every row.
-        request: The settings.
-        n_left: Numbers of the left factor where embeddings are outer products.
-        world: The processes that share the embedding.
+    The folder holds embeddings.npy, and middle.npy and texture.npy unless the embeddings were
+    given; n_left is that of their bins, see `make_bins`.
 
     Returns:
         The scores, NaN where there is nothing to score, and how many rows they come from.
     """
-    measure = request.measure_of(adapter.describe()["modality"])
     embeddings = embedding.open_embeddings(folder)
-    is_blank = np.concatenate(
-        [
-            ~embeddings[start : start + BLOCK_ROWS].any(axis=1)
-            for start in range(0, len(embeddings), BLOCK_ROWS)
-        ]
-    )
+    blocks = (embeddings[k : k + BLOCK_ROWS] for k in range(0, len(embeddings), BLOCK_ROWS))
+    is_blank = np.concatenate([~block.any(axis=1) for block in blocks])
     members = np.where(is_blank, -1, bins.bin)
     numbers = np.arange(len(bins), dtype=np.uint64)
     # The draw hashes with the seed itself: the complement gives a sample that is independent of it.
@@ -66,49 +56,37 @@ def score_bins(
     if not len(picks):  # not one row that could be read
         nothing = np.full(n_bins, np.nan)
         return Scores(nothing, nothing), ScoreFacts(rows=0, rows_a_bin=[0, 0], all_rows=True)
-    work = folder / FOLDER
+
+    def embed(what: str, name: str, view: int | None) -> Path:
+        place = folder / FOLDER / what
+        place.mkdir(parents=True, exist_ok=True)
+        asked: dict[str, Any] = {"rows": picks, "view": view, "name": name, "world": world}
+        embedding.embed_rows(adapter, place, request.batch_size, **asked)
+        return place
+
+    places = np.arange(len(picks))
     if request.ready_embeddings is None:
-        rows = _features(folder, picks, n_left)
-        textures = np.load(folder / embedding.TEXTURE, mmap_mode="r")
-        scored = np.arange(len(bins))
+        rows, source, scored = _features(folder, picks, n_left), folder, np.arange(len(bins))
     else:
-        (work / "rows").mkdir(parents=True, exist_ok=True)
-        embedding.embed_rows(
-            adapter,
-            work / "rows",
-            request.batch_size,
-            rows=picks,
-            name="embed sample",
-            world=world,
-        )
-        rows = _features(work / "rows", np.arange(len(picks)), n_left)
-        textures = np.load(work / "rows" / embedding.TEXTURE)
-        scored = picks
-    (work / "views").mkdir(parents=True, exist_ok=True)
-    embedding.embed_rows(
-        adapter,
-        work / "views",
-        request.batch_size,
-        rows=picks,
-        view=request.seed,
-        name="embed views",
-        world=world,
-    )
-    views = _features(work / "views", np.arange(len(picks)), n_left)
+        source, scored = embed("rows", "embed sample", None), picks
+        rows = _features(source, places, n_left)
+    views = _features(embed("views", "embed views", request.seed), places, n_left)
 
     with tqdm(total=count_steps(len(picks)), desc="score", unit="step") as bar:
         rows, views = learn_directions(rows, views, seed=request.seed, on_steps=bar.update)
     of_bin = [bins.bin[picks] == b for b in range(n_bins)]
     div = np.array([diversity(rows[part], views[part]) for part in of_bin])
-    if measure == "surprisal":
+    is_all = request.measure_of(adapter.describe()["modality"]) == "surprisal"
+    if is_all:
         rep = adapter.surprisal(bins.bin)
     else:
+        textures = np.load(source / embedding.TEXTURE, mmap_mode="r")
         rep = mean_texture(textures, bins.bin[scored], n_bins)
     counts = [int(part.sum()) for part in of_bin]
     return Scores(rep, div), ScoreFacts(
         rows=len(picks),
         rows_a_bin=[min(counts), max(counts)],
-        all_rows=measure == "surprisal" or len(scored) == len(bins),
+        all_rows=is_all or len(scored) == len(bins),
     )
 
 

@@ -1,7 +1,7 @@
 """The two tables that record an order: selection.parquet and bins.parquet."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -11,7 +11,14 @@ from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import Bins, Scores, bin_importance
 from dq_multimodal.core.importance import group_rows
 from dq_multimodal.data.columns import read_classes
-from dq_multimodal.files import first_line, open_parquet, show_name, write_table
+from dq_multimodal.files import (
+    count,
+    first_line,
+    name_some,
+    open_parquet,
+    show_name,
+    write_table,
+)
 from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages.marks import MARK_TYPES, NONE_IS_NULL, Marks
 from dq_multimodal.stages.ordering import count_subset, weigh_bins, weigh_rows
@@ -65,10 +72,7 @@ def read_strata(
 ) -> tuple[Int[ndarray, " n"], list[str], Bool[ndarray, " n"] | None]:
     """Number the strata of a dataset by its label column, within each split if it has several.
 
-    Args:
-        dataset: The rows.
-        column: Their labels; rows without one are the last stratum.
-        splits: Rows of each split, one after the other.
+    Rows without a label are the last stratum. Splits are their rows, one after the other.
 
     Returns:
         Code of every row, the label of every code, and which rows have no label; None where all
@@ -77,33 +81,29 @@ def read_strata(
     Raises:
         InputError: If there is no such column, or its values are not plain.
     """
-    codes, labels, unlabelled = _read_labels(dataset, column)
+    n_rows, labels, unlabelled = len(dataset), [""], None
+    codes = np.zeros(n_rows, dtype=np.int64)
+    if column is not None:
+        if column not in dataset.column_names:
+            known = ", ".join(dataset.column_names)
+            raise InputError(f"no column {column}: the dataset has {known}")
+        classes, names = read_classes(dataset, column)
+        present, codes = np.unique(np.where(classes < 0, len(names), classes), return_inverse=True)
+        none = NO_LABEL
+        while none in names:  # a label of that very text
+            none = f"({none})"
+        labels = [(*names, none)[code] for code in present]
+        unlabelled = classes < 0 if present[-1] == len(names) else None
+        codes = codes.reshape(-1).astype(np.int64)
     if splits is None:
         return codes, labels, unlabelled
-    if min(splits.values()) < 1 or sum(splits.values()) != len(codes):
-        raise InputError(f"the splits {splits} are not those of {len(codes):,} rows")
+    if min(splits.values()) < 1 or sum(splits.values()) != n_rows:
+        raise InputError(f"the splits {splits} are not those of {n_rows:,} rows")
     of_split = np.repeat(np.arange(len(splits)), [*splits.values()])
     pairs, codes = np.unique(of_split * len(labels) + codes, return_inverse=True)
-    names = [divmod(pair, len(labels)) for pair in pairs.tolist()]
-    found = [": ".join(filter(None, ([*splits][s], labels[code]))) for s, code in names]
+    parts = [divmod(pair, len(labels)) for pair in pairs.tolist()]
+    found = [": ".join(filter(None, ([*splits][s], labels[code]))) for s, code in parts]
     return codes, found, unlabelled
-
-
-def _read_labels(
-    dataset: "Dataset", column: str | None
-) -> tuple[Int[ndarray, " n"], list[str], Bool[ndarray, " n"] | None]:
-    if column is None:
-        return np.zeros(len(dataset), dtype=np.int64), [""], None
-    if column not in dataset.column_names:
-        raise InputError(f"no column {column}: the dataset has {', '.join(dataset.column_names)}")
-    classes, names = read_classes(dataset, column)
-    present, codes = np.unique(np.where(classes < 0, len(names), classes), return_inverse=True)
-    none = NO_LABEL
-    while none in names:  # a label of that very text
-        none = f"({none})"
-    labels = [(*names, none)[code] for code in present]
-    unlabelled = classes < 0 if present[-1] == len(names) else None
-    return codes.reshape(-1).astype(np.int64), labels, unlabelled
 
 
 def write_selection(
@@ -118,15 +118,7 @@ def write_selection(
 ) -> None:
     """Write selection.parquet, one row a source row, and bins.parquet, one row a (stratum, bin).
 
-    Args:
-        folder: The run folder.
-        bins: Bins of all rows.
-        kind: What they are.
-        order: Place of every row in the order of the method.
-        request: The settings.
-        labels: Label of every stratum.
-        scores: Scores of the bins.
-        marks: What else is known of the rows; there is a column for each mark.
+    Kind says what the bins are, order is the place of every row; each mark is a column.
     """
     import pyarrow as pa
 
@@ -169,9 +161,7 @@ def tabulate_bins(
     found = {name: pa.nulls(len(sizes), pa.float64()) for name in SCORES}
     if scores is not None and kind == "dq":
         importance = bin_importance(scores, request.importance, request.norm)
-        for name, values in zip(
-            SCORES, (scores.representativeness, scores.diversity, importance), strict=True
-        ):
+        for name, values in {**vars(scores), "importance": importance}.items():
             found[name] = pa.array(values[numbers], from_pandas=True)  # NaN becomes null
     groups = np.searchsorted(strata * width + numbers, bins.stratum * width + bins.bin)
     rows = marks.readable(len(bins))
@@ -218,11 +208,8 @@ def note_strata(labels: list[str], folder: Path, request: CompressConfig) -> lis
 
 def _name_strata(codes: Int[ndarray, " k"], labels: list[str]) -> str:
     """Say how many of the strata these are, and name the first of them."""
-    shown = ", ".join(show_name(labels[code]) for code in codes[:8]) + (
-        ", ..." if len(codes) > 8 else ""
-    )
-    noun = "stratum" if len(codes) == 1 else "strata"
-    return f"{len(codes):,} {noun} of {len(labels):,} ({shown})"
+    shown = name_some(show_name(labels[code]) for code in codes)
+    return f"{count(len(codes), 'stratum', 'strata')} of {len(labels):,} ({shown})"
 
 
 def read_table(folder: Path, name: str) -> "pa.Table":
@@ -245,16 +232,10 @@ def read_table(folder: Path, name: str) -> "pa.Table":
             wanted = TYPES[name] | {k: v for k, v in extra.items() if k in found}
             if list(found.items()) != list(wanted.items()):
                 raise InputError(f"the columns of {path} must be {wanted}, got {found}"[:1000])
-            n_rows = file.metadata.num_rows
-            n_numbers = max(
-                (
-                    file.metadata.row_group(k).column(c).num_values
-                    for k in range(file.metadata.num_row_groups)
-                    for c in range(file.metadata.num_columns)
-                ),
-                default=0,
-            )
-            n_most = 1000 + MAX_ROWS_A_BYTE * path.stat().st_size
+            meta, n_rows = file.metadata, file.metadata.num_rows
+            groups = (meta.row_group(k) for k in range(meta.num_row_groups))
+            counts = (g.column(c).num_values for g in groups for c in range(meta.num_columns))
+            n_numbers, n_most = max(counts, default=0), 1000 + MAX_ROWS_A_BYTE * path.stat().st_size
             if not 1 <= n_rows <= n_most or n_numbers > n_most:
                 raise InputError(f"{path} cannot hold the {n_rows:,} rows that it claims")
             table = file.read()
@@ -264,9 +245,7 @@ def read_table(folder: Path, name: str) -> "pa.Table":
         if column not in MAY_BE_NULL and table[column].null_count:
             raise InputError(f"{path} has rows without {column}")
     for column in (c for c in BELOW_ROWS[name] if c in found):
-        numbers = table[column]
-        if column == "nearest":
-            numbers = pc.list_flatten(numbers)
+        numbers = pc.list_flatten(table[column]) if column == "nearest" else table[column]
         low, high = pc.min_max(numbers).as_py().values()
         if low is not None and not 0 <= low <= high < n_rows:
             raise InputError(
@@ -299,20 +278,19 @@ def read_selection(folder: Path) -> tuple[Bins, dict[str, ndarray], Marks]:
 
 
 def _parse(table: "pa.Table", folder: Path) -> tuple[Bins, dict[str, ndarray], Marks]:
-    n_null = {name: table[name].null_count for name in ("bin", "rank", "gain")}
-    if len({*n_null.values()}) > 1 or n_null["bin"] not in (0, len(table)):
+    n_null = {table[name].null_count for name in ("bin", "rank", "gain")}
+    if len(n_null) > 1 or n_null - {0, len(table)}:
         raise InputError(f"all rows of {folder / SELECTION_FILE} must have a bin, or none")
-    columns: dict[str, Any] = {
-        name: (table[name].fill_null(0) if table[name].null_count else table[name]).to_numpy()
-        for name in ("stratum", "bin", "rank", "gain", "order", "kept")
-    }
+
+    def read(name: str, kind: type) -> ndarray:
+        column = table[name].fill_null(0) if table[name].null_count else table[name]
+        return column.to_numpy().astype(kind, copy=False)
+
     bins = Bins(
-        bin=columns["bin"].astype(np.int64),
-        rank=columns["rank"].astype(np.int64),
-        gain=columns["gain"],
-        stratum=columns["stratum"].astype(np.int64),
+        *(read("bin", np.int64), read("rank", np.int64), read("gain", np.float64)),
+        stratum=read("stratum", np.int64),
     )
-    found = {"order": columns["order"], "kept": columns["kept"].astype(bool)}
+    found = {"order": read("order", np.int64), "kept": read("kept", np.bool_)}
     return bins, found, Marks.from_table(table)
 
 
@@ -324,6 +302,6 @@ def read_kept(folder: Path, request: CompressConfig) -> "pa.Table":
     kept = table.filter(table["kept"]).select(["row", "bin", "rank"])
     bins, found, marks = _parse(table, folder)
     weights = weigh_rows(bins, request, marks, found["kept"])
-    return (
-        kept if weights is None else kept.append_column("weight", pa.array(weights[found["kept"]]))
-    )
+    if weights is None:
+        return kept
+    return kept.append_column("weight", pa.array(weights[found["kept"]]))

@@ -7,7 +7,7 @@ import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+    from dq_multimodal.stages.patching import PatchColumn
+
 FOLDER = "subset"
 PART = r"part-\d{5}\.parquet"
 """Names of its files of rows."""
@@ -38,21 +40,6 @@ SHARD_BYTES = 500_000_000
 PROBED_ROWS = 64
 BLOCK_ROWS, BLOCK_BYTES = 100_000, 64_000_000
 """Rows are read and written (as one row group) in blocks of so many at most, or of one row."""
-
-
-class RecordColumn(Protocol):
-    """A column that was made, not read."""
-
-    name: str
-
-    @property
-    def feature(self) -> Any:
-        """Its type for `datasets`."""
-        ...
-
-    def slice(self, start: int, length: int) -> "pa.ChunkedArray":
-        """Give some of its rows."""
-        ...
 
 
 def check_columns(dataset: "Dataset") -> None:
@@ -70,7 +57,7 @@ def write_subset(
     picks: Int[ndarray, " k"],
     kept: "pa.Table",
     folder: Path,
-    records: "RecordColumn | None" = None,
+    records: "PatchColumn | None" = None,
     origin: Path | None = None,
     splits: dict[str, int] | None = None,
 ) -> int:
@@ -81,8 +68,7 @@ def write_subset(
     Args:
         dataset: Where the rows are taken from.
         picks: Places of the rows in the dataset.
-        kept: Their row number in the source, bin, rank and, if they have one, weight, written as
-            dq_row, dq_bin, dq_rank, dq_weight.
+        kept: From `read_kept`; its columns are written as dq_row, dq_bin, dq_rank, dq_weight.
         folder: The run folder.
         records: A column that takes the place of one of the dataset, in the order of picks.
         origin: The run whose subset the dataset is, if it is one.
@@ -154,11 +140,7 @@ def name_files(dataset: "Dataset | Stream", origin: Path | None = None) -> list[
     """Name the file that each row came from, "" where it is unknown; nothing if all are.
 
     Of rows that name several files it is the first. Names that are no plain text are quoted as
-    JSON. The rows of a stream no longer name theirs.
-
-    Args:
-        dataset: The rows.
-        origin: The run whose subset they are, if it is one.
+    JSON. The rows of a stream no longer name theirs. Those of a subset its run names, `origin`.
     """
     if origin is not None:
         place = origin / FOLDER / FILE_NAMES
@@ -186,20 +168,10 @@ def name_files(dataset: "Dataset | Stream", origin: Path | None = None) -> list[
 
 
 def own_features(kept: "pa.Table") -> dict[str, Any]:
-    """Give the columns that a subset has beside those of the source, with their types."""
+    """Give the types of the columns that a subset has beside those of the source."""
     from datasets import Value
 
     return {f"dq_{name}": Value(OWN_TYPES[name]) for name in kept.column_names}
-
-
-def drop_own(subset: "Dataset") -> "Dataset":
-    """Give the columns of the source alone."""
-    return subset.remove_columns([name for name in OWN_COLUMNS if name in subset.column_names])
-
-
-def remove_subset(folder: Path) -> None:
-    """Remove folder/subset."""
-    shutil.rmtree(folder / FOLDER)
 
 
 def conform(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
@@ -227,15 +199,14 @@ def writer_options(schema: "pa.Schema", column: str | None) -> dict[str, Any]:
     leaves = [found.column(k).path for k in range(len(found.names))]
     coded = f"{column}.data" if column is not None else None
     packed = [leaf for leaf in leaves if leaf != coded]
-    numbers = [
-        field.name
+    is_number = {
+        field.name: pa.types.is_primitive(field.type) or pa.types.is_boolean(field.type)
         for field in schema
-        if pa.types.is_primitive(field.type) or pa.types.is_boolean(field.type)
-    ]
+    }
     return {
         "compression": {leaf: "none" if leaf == coded else "zstd" for leaf in leaves},
         "compression_level": dict.fromkeys(packed, 9),
-        "write_statistics": numbers,
+        "write_statistics": [name for name in is_number if is_number[name]],
         "use_dictionary": packed,
         "column_encoding": {coded: "DELTA_BYTE_ARRAY"} if coded is not None else None,
     }
@@ -314,12 +285,8 @@ def files_by_split(folder: Path, splits: dict[str, int]) -> dict[str, list[str]]
 def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
     """Read dq_row, dq_bin, dq_rank and, if it is there, dq_weight of folder/subset.
 
-    Args:
-        folder: The run folder.
-        n_rows: Rows that the subset has to have.
-
     Raises:
-        InputError: If it has others, or cannot be read.
+        InputError: If it does not have n rows, has other columns, or cannot be read.
     """
     import pyarrow as pa
 
@@ -327,12 +294,9 @@ def read_numbers(folder: Path, n_rows: int) -> "pa.Table":
     try:
         for path in subset_files(folder):
             with open_parquet(path) as file:
-                types = dict(
-                    zip(OWN_COLUMNS, map(pa.type_for_alias, OWN_TYPES.values()), strict=True)
-                )
-                if "dq_weight" not in file.schema_arrow.names:
-                    types.pop("dq_weight")
-                schema = pa.schema(types)
+                has_weight = "dq_weight" in file.schema_arrow.names
+                schema = pa.schema([*zip(OWN_COLUMNS, OWN_TYPES.values(), strict=True)])
+                schema = schema if has_weight else schema.remove(len(schema) - 1)
                 found = sum(map(len, tables)) + file.metadata.num_rows
                 if found > n_rows:
                     break

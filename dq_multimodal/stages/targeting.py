@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,7 +22,9 @@ from dq_multimodal.data.columns import NO_LABEL
 from dq_multimodal.data.repeats import digest_rows
 from dq_multimodal.data.row_sizes import BLOCK_BYTES
 from dq_multimodal.data.source import Source, load_source
-from dq_multimodal.files import write_text
+from dq_multimodal.files import name_some, write_text
+from dq_multimodal.manifest import Target as TargetFacts
+from dq_multimodal.manifest import make
 from dq_multimodal.models.language import (
     CUT,
     N_PROJECTED,
@@ -61,21 +65,14 @@ HIDDEN_BATCH, GRADIENT_BATCH = 32, 16
 
 @dataclass(frozen=True)
 class Target:
-    """The rows that the model shall be good at.
-
-    Attributes:
-        source: The rows and where they are from.
-        adapter: What reads and embeds them.
-        notes: What a user has to be told.
-    """
+    """The rows that the model shall be good at, what reads and embeds them, notes for the user."""
 
     source: Source
     adapter: Adapter
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Leaks:
+class Leaks(NamedTuple):
     """Rows of the source that the target holds too, or nearly.
 
     Attributes:
@@ -91,15 +88,8 @@ class Leaks:
     is_equal: Bool[ndarray, " k"]
 
 
-@dataclass(frozen=True)
-class Picks:
-    """The targeted order.
-
-    Attributes:
-        rank: Place of each row in it, -1 where it is not reached.
-        row: The target row that it was picked for, -1 where it is not reached.
-        notes: What a user has to be told, of the target and of the picks.
-    """
+class Picks(NamedTuple):
+    """Place of each row in the targeted order, target row that it is for (-1: neither), notes."""
 
     rank: Int[ndarray, " n"]
     row: Int[ndarray, " n"]
@@ -109,12 +99,8 @@ class Picks:
 def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
     """Load the target of a request: a file, a folder or a Hub id.
 
-    Its text columns are those named for it, or those named for the source where it has them too,
-    or found as those of a source are.
-
-    Args:
-        request: The request, with a target.
-        adapter: What reads the rows of the source; None where it has neither text nor images.
+    Its text columns are those named for it, or those named for the source (which the adapter reads)
+    where it has them too, or found as those of a source are.
 
     Raises:
         InputError: If it cannot be loaded, has no or too many rows, or holds nothing to compare.
@@ -137,19 +123,17 @@ def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
     modality: Modality = "text" if isinstance(adapter, TextAdapter) or texts else "auto"
     if isinstance(adapter, ImageAdapter):
         modality = "image"
+    asked = CompressConfig(
+        name,
+        method="dq",
+        modality=modality,
+        text_columns=texts,
+        image_column=request.image_column if request.image_column in columns else None,
+        label_column=NO_LABEL,
+        embedding_model=request.embedding_model,
+    )
     try:
-        own = choose_adapter(
-            source.dataset,
-            CompressConfig(
-                name,
-                method="dq",
-                modality=modality,
-                text_columns=texts,
-                image_column=request.image_column if request.image_column in columns else None,
-                label_column=NO_LABEL,
-                embedding_model=request.embedding_model,
-            ),
-        )
+        own = choose_adapter(source.dataset, asked)
     except InputError as error:
         message = str(error).replace("--text-columns", "--target-columns")
         raise InputError(f"target {name}: {message}") from error
@@ -162,17 +146,18 @@ def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
     return Target(source, own, notes)
 
 
-def describe_target(target: Target, request: CompressConfig) -> dict[str, Any]:
+def describe_target(target: Target, request: CompressConfig) -> TargetFacts:
     """Say what the target is and how rows are compared with it, as config.yaml records it.
 
     Raises:
         InputError: If the language model cannot be found.
     """
+    kind, model = "embeddings", None
+    if request.target_model is not None:
+        kind = "gradients" if request.target_gradients else "hidden states"
+        model = find_language_model(request.target_model)
     facts = {"source": target.source.origin, "rows": target.adapter.describe()}
-    if request.target_model is None:
-        return {**facts, "by": "embeddings", "model": None}
-    kind = "gradients" if request.target_gradients else "hidden states"
-    return {**facts, "by": kind, "model": find_language_model(request.target_model)}
+    return make(TargetFacts, {**facts, "by": kind, "model": model})
 
 
 def pick_targets(
@@ -185,15 +170,8 @@ def pick_targets(
 ) -> Picks:
     """Order rows by the target: every target row in turn takes its next nearest row.
 
-    What is embedded lies in folder/target, where an interrupted run goes on.
-
-    Args:
-        folder: The run folder.
-        dataset: The rows of the source.
-        adapter: What reads them.
-        embeddings: Their embeddings; may be None where a language model compares the rows.
-        target: The target.
-        request: The settings.
+    What is embedded lies in folder/target, where an interrupted run goes on. Embeddings of the
+    source may be None where a language model compares the rows.
 
     Raises:
         InputError: If ready embeddings are not of the size that the encoder gives.
@@ -252,34 +230,24 @@ def _embed_by_model(
     if request.target_model is None or not isinstance(own, TextAdapter):
         raise InputError("target_model reads text, and the rows of the target are none")
     model = LanguageModel(request.target_model, request.device, request.dtype)
-    parts: list[HiddenStates | Gradients]
+    read: Callable[..., HiddenStates | Gradients] = HiddenStates
+    size, name = HIDDEN_BATCH, "hidden states"
     if request.target_gradients:
         (work / WARM_UP).mkdir(exist_ok=True)
         tokens = LanguageRows(dataset, adapter, model, ends_rows=True)
         warm_up(model, tokens, request.seed, work / WARM_UP / WARM_UP_FILE)
         n_weights = sum(layer.weight.numel() for layer in lora_layers(model.net))
-        signs = make_signs(n_weights, N_PROJECTED, request.seed)
-        parts = [
-            Gradients(target.source.dataset, own, model, signs),
-            Gradients(dataset, adapter, model, signs),
-        ]
+        read = partial(Gradients, signs=make_signs(n_weights, N_PROJECTED, request.seed))
         size, name = GRADIENT_BATCH, "gradients"
-    else:
-        parts = [
-            HiddenStates(target.source.dataset, own, model),
-            HiddenStates(dataset, adapter, model),
-        ]
-        size, name = HIDDEN_BATCH, "hidden states"
     found, notes = [], []
-    whose = ("target rows", "rows")
-    for part, place, who in zip(parts, (LM_ROWS, LM_SOURCE), whose, strict=True):
-        (work / place).mkdir(exist_ok=True)
-        embedding.embed_rows(
-            part, work / place, min(size, request.batch_size), name=f"{name} of {who}"
-        )
-        found.append(embedding.open_embeddings(work / place))
-        n_cut = len(part.problems.get(CUT, []))
-        if n_cut:
+    for who, place, part in (
+        ("target rows", work / LM_ROWS, read(target.source.dataset, own, model)),
+        ("rows", work / LM_SOURCE, read(dataset, adapter, model)),
+    ):
+        place.mkdir(exist_ok=True)
+        embedding.embed_rows(part, place, min(size, request.batch_size), name=f"{name} of {who}")
+        found.append(embedding.open_embeddings(place))
+        if n_cut := len(part.problems.get(CUT, [])):
             notes.append(f"{n_cut:,} of {len(found[-1]):,} {who} have {CUT}")
     return found[1], np.array(found[0]), notes
 
@@ -289,47 +257,36 @@ def find_leaks(
     target: Target,
     embeddings: Float[ndarray, "n d"] | None = None,
     targets: Float[ndarray, "t d"] | None = None,
-    threshold: float = NEAR,
 ) -> Leaks:
     """Find the rows of the source that the target holds too, and those near it.
 
     A model trained on them has seen what it is tested on. Equal are texts that differ in white
-    space only, and images of the same file; near is a cosine of at least the threshold.
-
-    Args:
-        adapter: What reads the rows of the source; None compares embeddings only.
-        target: The target.
-        embeddings: Embeddings of the rows; None looks for equal rows only.
-        targets: Embeddings of the target rows.
-        threshold: Cosine from which a row is near.
+    space only, and images of the same file, where an adapter reads them; near is a cosine of at
+    least `NEAR`, where there are embeddings of both.
     """
-    equal: dict[int, int] = {}
+    same: dict[int, int] = {}
     if adapter is not None and type(adapter) is type(target.adapter):
         known: dict[bytes, int] = {}
         for row, digest in digest_rows(target.adapter):
             known.setdefault(digest, row)
         found_in = digest_rows(adapter)
-        equal = {row: known[digest] for row, digest in found_in if digest in known}
-    near: dict[int, tuple[int, float]] = {}
+        same = {row: known[digest] for row, digest in found_in if digest in known}
+    n_rows = 1 + max(same, default=-1) if embeddings is None else len(embeddings)
+    equal, cosine = np.full(n_rows, -1), np.full(n_rows, np.nan)
+    equal[[*same]] = [*same.values()]
+    near = equal.copy()
     if embeddings is not None and targets is not None:
         directions = _unit(np.asarray(targets, dtype=np.float32))
         step = max(1, BLOCK_BYTES // (4 * max(embeddings.shape[1], len(targets))))
         for start in range(0, len(embeddings), step):
-            block = np.asarray(embeddings[start : start + step], dtype=np.float32)
-            cosines = _unit(block) @ directions.T
-            for place in np.flatnonzero(cosines.max(axis=1) >= threshold).tolist():
-                nearest = int(cosines[place].argmax())
-                near[start + place] = nearest, float(cosines[place, nearest])
-            for row in equal.keys() & set(range(start, start + len(block))):
-                near[row] = equal[row], float(cosines[row - start, equal[row]])
-    rows = sorted(equal.keys() | near.keys())
-    found = [near.get(row, (equal.get(row, -1), np.nan)) for row in rows]
-    return Leaks(
-        np.array(rows, dtype=np.int64),
-        np.array([nearest for nearest, _ in found], dtype=np.int64),
-        np.array([cosine for _, cosine in found], dtype=np.float64),
-        np.array([row in equal for row in rows], dtype=bool),
-    )
+            span = slice(start, start + step)
+            cosines = _unit(np.asarray(embeddings[span], dtype=np.float32)) @ directions.T
+            nearest = np.where(equal[span] < 0, cosines.argmax(axis=1), equal[span])
+            found = cosines[np.arange(len(cosines)), nearest]
+            is_one = (equal[span] >= 0) | (found >= NEAR)
+            near[span], cosine[span] = np.where(is_one, nearest, -1), found
+    rows = np.flatnonzero(near >= 0)
+    return Leaks(rows, near[rows], cosine[rows], equal[rows] >= 0)
 
 
 def _unit(rows: Float[ndarray, "k d"]) -> Float[ndarray, "k d"]:
@@ -338,12 +295,7 @@ def _unit(rows: Float[ndarray, "k d"]) -> Float[ndarray, "k d"]:
 
 
 def note_leaks(leaks: Leaks, n_targets: int) -> list[str]:
-    """Say how many rows of the source the target holds too, and how many are near it.
-
-    Args:
-        leaks: What was found.
-        n_targets: Rows of the target.
-    """
+    """Say how many rows of the source the target holds too, and how many are near it."""
     notes = []
     kinds = (
         (leaks.is_equal, "equal to", "equals"),
@@ -354,11 +306,11 @@ def note_leaks(leaks: Leaks, n_targets: int) -> list[str]:
         if not rows:
             continue
         what = f"rows of the source are {many}" if len(rows) > 1 else f"row of the source {one}"
-        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
         n_hit = len(np.unique(leaks.target[is_one]))
         notes.append(
             f"WARNING: {len(rows):,} {what} {n_hit:,} of the {n_targets:,} target rows, and may "
-            f"be picked: do not test on these target rows (row{'s' * (len(rows) > 1)} {shown})"
+            "be picked: do not test on these target rows "
+            f"(row{'s' * (len(rows) > 1)} {name_some(rows)})"
         )
     return notes
 
@@ -373,33 +325,21 @@ def _write_picks(
     leaks: Leaks,
 ) -> None:
     """Write down what the report shows: texts of the target rows, and their first picks."""
-    order = np.flatnonzero(rank >= 0)
-    order = order[np.argsort(rank[order], kind="stable")]
     texts = [""] * len(targets)
     if isinstance(target.adapter, TextAdapter):
         texts = target.adapter.texts(np.arange(len(targets)))
-    by_target = order[np.argsort(row[order], kind="stable")]
+    by_target = np.lexsort((rank, row))[int((rank < 0).sum()) :]
     edges = np.searchsorted(row[by_target], np.arange(len(targets) + 1))
     found = []
     for number, text in enumerate(texts):
         first = by_target[edges[number] : edges[number + 1]][:N_NEAREST]
         near = np.asarray(rows[np.sort(first)], dtype=np.float32)[np.argsort(np.argsort(first))]
         cosines = _unit(near) @ _unit(targets[number : number + 1])[0]
-        found.append(
-            {
-                "text": text[:TEXT_CHARACTERS],
-                "picks": [
-                    [int(k), round(float(c), 4)] for k, c in zip(first, cosines, strict=True)
-                ],
-            }
-        )
-    listed = zip(leaks.row, leaks.target, leaks.cosine, leaks.is_equal, strict=True)
-    document = {
-        "targets": found,
-        "n_leaks": len(leaks.row),
-        "leaks": [
-            [int(k), int(t), None if np.isnan(c) else round(float(c), 4), bool(e)]
-            for k, t, c, e in list(listed)[:MAX_LISTED]
-        ],
-    }
+        picks = [[int(k), round(float(c), 4)] for k, c in zip(first, cosines, strict=True)]
+        found.append({"text": text[:TEXT_CHARACTERS], "picks": picks})
+    listed = [
+        [int(k), int(t), None if np.isnan(c) else round(float(c), 4), bool(e)]
+        for k, t, c, e in list(zip(*leaks, strict=True))[:MAX_LISTED]
+    ]
+    document = {"targets": found, "n_leaks": len(leaks.row), "leaks": listed}
     write_text(path, json.dumps(document, ensure_ascii=False))

@@ -46,17 +46,6 @@ class Coverage:
     nearest: tuple[Int[ndarray, " n_1"], Int[ndarray, " m"]]
 
 
-@dataclass(frozen=True)
-class _Picks:
-    """The run over one table: places in the run's rows, in the order of the picks."""
-
-    gain: Int[ndarray, " k"]
-    recorded: Int[ndarray, " m"]
-    """Rows that came nearer to a pick, in the order of the picks."""
-    by: Int[ndarray, " m"]
-    """The pick of each of them."""
-
-
 def cover_rows(
     embeddings: Any,
     strata: Any = None,
@@ -115,9 +104,8 @@ def cover_rows(
 
     def cover(members: Int[ndarray, " k"]) -> None:
         members = members[np.argsort(is_zero[members], kind="stable")]
-        picks = _pick_all(_make_table(values, members), units[members], tell)
-        gain[members] = picks.gain
-        records.append((members[picks.recorded], members[picks.by]))
+        gain[members], rows, by = _pick_all(_make_table(values, members), units[members], tell)
+        records.append((members[rows], members[by]))
 
     parts: list[ndarray] = []
     for members in split_strata(codes):
@@ -244,10 +232,14 @@ def _make_table(values: Float[ndarray, "n d"], members: Int[ndarray, " k"]) -> I
 
 def _pick_all(
     table: Int[ndarray, "k k"], weights: Int[ndarray, " k"], tell: Callable[[int], None]
-) -> _Picks:
+) -> tuple[Int[ndarray, " k"], Int[ndarray, " m"], Int[ndarray, " m"]]:
     """Pick all rows greedily, by a table of cosines and whole weights.
 
     Tell is called with the number of rows picked since; it may raise to stop.
+
+    Returns:
+        The gain of each row, the rows that came nearer to a pick, in the order of the picks, and
+        the pick of each of them.
     """
     n_rows = len(table)
     n_blocks = -(-n_rows // BLOCK_ROWS)
@@ -272,7 +264,7 @@ def _pick_all(
         records.append((recorded[:n_records].copy(), by[:n_records].copy()))
         tell(n_picked - before)
     rows, picks = (np.concatenate(column) for column in zip(*records, strict=True))
-    return _Picks(gain, rows, picks)
+    return gain, rows, picks
 
 
 @no_type_check

@@ -144,8 +144,8 @@ class PatchDropper:
             coding, quality = self.request.patch_coding, self.request.patch_quality
             records = encode_patches(batch, keep, self.patch_size, coding, quality)
             found = zip(group, records, keep, *self._fill(batch, keep, records), strict=True)
-            for place, record, marks, filled[place], psnr, psnr_of_kept in found:
-                k, image = plain[place], images[plain[place]]
+            for place, record, marks, whole, psnr, psnr_of_kept in found:
+                k, image, filled[place] = plain[place], images[plain[place]], whole
                 assert image is not None
                 record[PROFILE] = image.info.get(PROFILE) or None
                 reason = self._refuse(record, psnr, len(files[k] or b""))

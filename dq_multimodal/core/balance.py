@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from threading import Event
 from typing import Any, no_type_check
 
 import numpy as np
@@ -52,14 +51,10 @@ def balance_rows(
     units = whole_rows(values)
     keys = hash_numbers(SALT, np.arange(n_rows, dtype=np.uint64))
     split = partial(compile_loop(_split_nodes), units, keys)
-    is_stopped = Event()
 
-    def line_up(node: Int[ndarray, " k"]) -> None:
+    def line_up(node: Int[ndarray, " k"], tell: Callable[[int], None]) -> None:
         split(node, 2)
-        if is_stopped.is_set():
-            raise InterruptedError
-        if on_rows is not None:
-            on_rows(len(node))
+        tell(len(node))
 
     lines = split_strata(codes)
     small, large = [], list(lines)
@@ -71,7 +66,7 @@ def balance_rows(
         split(node, len(node) - 1)
         n_left = len(node) - len(node) // 2
         large += [node[:n_left], node[n_left:]]  # views: lines are changed in place
-    for_each(line_up, small, is_stopped.set)
+    for_each(line_up, small, on_rows)
     rank = np.empty(n_rows, dtype=np.int64)
     for line in lines:
         rank[line] = np.arange(len(line))

@@ -89,18 +89,10 @@ def make_bins(
         stratum=codes,
     )
 
-    is_stopped = Event()
-
-    def tell(n_picks: int) -> None:
-        if is_stopped.is_set():
-            raise InterruptedError
-        if on_picks is not None and n_picks:
-            on_picks(n_picks)
-
     strata_rows = split_strata(codes)
     n_threads = count_threads(len(strata_rows))
 
-    def bin_stratum(members: Int[ndarray, " k"]) -> None:
+    def bin_stratum(members: Int[ndarray, " k"], tell: Callable[[int], None]) -> None:
         rows = prepare_rows(values, members, similarity, n_left)
         greedy = GraphCut(rows, similarity, n_threads)
         for b in range(min(int(n_bins), len(members))):
@@ -113,7 +105,7 @@ def make_bins(
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # more threads wait longer for one another than a product takes
-        for_each(bin_stratum, strata_rows, is_stopped.set)
+        for_each(bin_stratum, strata_rows, on_picks)
     return bins
 
 
@@ -130,23 +122,37 @@ def count_threads(n_strata: int) -> int:
 
 
 def for_each(
-    work: Callable[[Any], None], strata: list[ndarray], on_stop: Callable[[], None]
+    work: Callable[[Any, Callable[[int], None]], None],
+    strata: list[ndarray],
+    on_rows: Callable[[int], object] | None = None,
 ) -> None:
-    """Do the work of every stratum, large ones first, side by side where there are cores."""
+    """Do the work of every stratum, large ones first, side by side where there are cores.
+
+    The work tells how many rows it has done since; that raises once another one has failed.
+    """
+    is_stopped = Event()
+
+    def tell(n_rows: int) -> None:
+        if is_stopped.is_set():
+            raise InterruptedError
+        if on_rows is not None and n_rows:
+            on_rows(n_rows)
+
     n_threads = count_threads(len(strata))
     if n_threads < 2:
         for members in strata:
-            work(members)
+            work(members, tell)
         return
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), ThreadPoolExecutor(n_threads) as pool:
-        running = [pool.submit(work, members) for members in sorted(strata, key=len, reverse=True)]
+        by_size = sorted(strata, key=len, reverse=True)
+        running = [pool.submit(work, members, tell) for members in by_size]
         try:
             for done in running:
                 done.result()
         except BaseException:
-            on_stop()
+            is_stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

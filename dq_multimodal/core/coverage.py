@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event
 from typing import Any, no_type_check
 
 import numpy as np
@@ -94,15 +93,8 @@ def cover_rows(
     is_zero: ndarray = np.logical_not(values.any(axis=1))
     gain = np.zeros(n_rows, dtype=np.int64)
     records: list[tuple[ndarray, ndarray]] = []
-    is_stopped = Event()
 
-    def tell(n_picks: int) -> None:
-        if is_stopped.is_set():
-            raise InterruptedError
-        if on_picks is not None:
-            on_picks(n_picks)
-
-    def cover(members: Int[ndarray, " k"]) -> None:
+    def cover(members: Int[ndarray, " k"], tell: Callable[[int], None]) -> None:
         members = members[np.argsort(is_zero[members], kind="stable")]
         gain[members], rows, by = _pick_all(_make_table(values, members), units[members], tell)
         records.append((members[rows], members[by]))
@@ -113,9 +105,9 @@ def cover_rows(
     is_large = [4 * len(part) ** 2 * count_threads(len(parts)) > TABLE_BYTES for part in parts]
     for part, alone in zip(parts, is_large, strict=True):
         if alone:
-            cover(part)
+            for_each(cover, [part], on_picks)
     beside = [part for part, alone in zip(parts, is_large, strict=True) if not alone]
-    for_each(cover, beside, is_stopped.set)
+    for_each(cover, beside, on_picks)
 
     order = np.lexsort((np.arange(n_rows), -gain, is_zero, codes))
     sizes = np.bincount(codes)

@@ -63,16 +63,11 @@ def write_subset(
 ) -> int:
     """Write rows of a dataset to folder/subset; the folder appears when it is complete.
 
-    Beside them lies kept_files.txt where rows name files that lie outside the dataset.
-
-    Args:
-        dataset: Where the rows are taken from.
-        picks: Places of the rows in the dataset.
-        kept: From `read_kept`; its columns are written as dq_row, dq_bin, dq_rank, dq_weight.
-        folder: The run folder.
-        records: A column that takes the place of one of the dataset, in the order of picks.
-        origin: The run whose subset the dataset is, if it is one.
-        splits: Source rows of each split, one after the other; a file holds rows of one split.
+    Picks are the places of the rows in the dataset; kept is from `read_kept`, and its columns are
+    written as dq_row, dq_bin, dq_rank, dq_weight. Records, in the order of picks, take the place of
+    a column. Beside the rows lies kept_files.txt where they name files that lie outside the
+    dataset, which may be the subset of another run, `origin`. Splits are the source rows of each,
+    one after the other; a file holds rows of one split.
 
     Returns:
         Bytes of the columns of the rows that are not ours, as uncompressed Arrow data.

@@ -45,7 +45,7 @@ def measure(
     name: str, path: str, n_rows: int, model: str, size: int, *, rounds: int
 ) -> dict[str, Any]:
     """Time stage, bare model and maps by turns."""
-    from dq_multimodal.patches import GradCamPlusPlus
+    from dq_multimodal.patches.attribution import GradCamPlusPlus
 
     dataset = load_source(path).dataset
     dataset = dataset.select(range(min(n_rows, len(dataset))))

@@ -25,8 +25,7 @@ from measure import DATA, flags, known_model, need, save
 from PIL import Image
 
 from dq_multimodal.config import PatchCoding
-from dq_multimodal.patches import decode_patches, encode_patches
-from dq_multimodal.patches.codec import FIELDS, fill_smoothly
+from dq_multimodal.patches.codec import FIELDS, decode_patches, encode_patches, fill_smoothly
 from dq_multimodal.patches.grid import count_dropped, drop_lowest, grid_shape, keep_pixels
 
 DROP_RATIO = 0.25
@@ -145,7 +144,7 @@ def cam_masks(
     import torch
 
     from dq_multimodal.models.image import load_image_model
-    from dq_multimodal.patches import GradCamPlusPlus, patch_scores
+    from dq_multimodal.patches.attribution import GradCamPlusPlus, patch_scores
 
     model = load_image_model(classifier)
     keep = []

@@ -77,14 +77,13 @@ def describe_run() -> dict[str, Any]:
     """Give the command, the machine, the versions and the commit."""
     import torch
 
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         commit = None
     return {
-        "command": shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *words]),
+        "command": command_line(),
         "commit": commit,
         "device": f"cpu, {torch.get_num_threads()} threads",
         "machine": {
@@ -94,6 +93,12 @@ def describe_run() -> dict[str, Any]:
         },
         "versions": versions(*PACKAGES),
     }
+
+
+def command_line() -> str:
+    """Give the command as it is typed in the root of the project, without folders of a machine."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"eval/{Path(sys.argv[0]).name}", *words])
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from measure import DATA, describe_run, dq, flags, need, write
+from measure import DATA, command_line, dq, flags, need, write
 
 FILES = {"alpaca": "alpaca.parquet", "cifar10": "cifar10/train-*.parquet"}
 
@@ -40,7 +40,8 @@ def main() -> None:
     need(*(FILES[name] for name in args.sets))
     for name in args.sets:
         for method in args.methods:
-            found = describe_run() | measure(name, method, args)
+            about = {"command": command_line(), "cores": os.cpu_count()}  # no torch: see `Done`
+            found = about | measure(name, method, args)
             before = json.loads(args.output.read_text())["sets"] if args.output.exists() else {}
             write(args.output, {"sets": before | {f"{name}, {method}": found}})
             print(name, method, json.dumps(found["ratio"]), flush=True)

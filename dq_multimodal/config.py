@@ -28,7 +28,8 @@ from dq_multimodal.options import (
     whole_number,
 )
 
-Method = Literal["auto", "random", "blocks", "coverage", "dq", "adq", "graphcut", "ccs", "dual"]
+NamedMethod = Literal["random", "blocks", "coverage", "dq", "adq", "graphcut", "ccs", "dual"]
+Method = Literal["auto", NamedMethod]
 DifficultyName = Literal["aum", "cad", "dual", "dyn-unc", "el2n", "forgetting", "ifd"]
 Draw = Literal["random", "rank"]
 Similarity = Literal["cosine", "euclidean"]
@@ -393,7 +394,7 @@ class ResampleConfig(Request):
     keep_ratio: float | None = choose(None, "Share of the source rows, in (0, 1].", check_share)
     _: KW_ONLY
     keep_rows: int | None = choose(None, "Number of rows to keep instead.", check_count)
-    method: Method | None = choose(None, "Another method, but auto.  [default: the run's]")
+    method: NamedMethod | None = choose(None, "Another method.  [default: the run's]")
     draw: Draw | None = _of_run("draw")
     seed: int | None = _of_run("seed")
     alpha: float | None = _of_run("alpha")
@@ -408,8 +409,6 @@ class ResampleConfig(Request):
         super().__post_init__()
         if (self.keep_ratio is None) == (self.keep_rows is None):
             raise InputError("resample needs a keep_ratio or keep_rows, one of them")
-        if self.method == "auto":
-            raise InputError("auto is for compress: name the method to resample by")
 
     def changes(self) -> dict[str, Any]:
         """Give the settings that are to be other ones than those of the run."""

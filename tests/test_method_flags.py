@@ -82,7 +82,7 @@ def test_wrong_values_of_resample(place, tmp_path, command):
     asked = ("compress", "d.parquet", "--method", "random", "--no-report")
     command(place, *asked, "--output-dir", tmp_path / "run")
     for flags, message in (
-        (("--method", "auto", "--keep-ratio", 0.1), "auto is for compress: name the method"),
+        (("--method", "auto", "--keep-ratio", 0.1), "method must be one of random, blocks,"),
         ((), "resample needs a keep_ratio or keep_rows, one of them"),
         (("--keep-ratio", 0.1, "--keep-rows", 3), "one of them"),
         (("--method", "ccs", "--keep-ratio", 0.1), "ccs needs the training dynamics of the rows"),

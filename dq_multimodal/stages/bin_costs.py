@@ -63,7 +63,7 @@ def time_bins(
     n_strata = count_threads(int((sizes > 0).sum()))
     if kind == "coverage":
         n_strata = _side_by_side(cut_strata(sizes, request), n_strata)
-    for size in (min(size, n_most) for size in TRIAL_ROWS):
+    for number, size in enumerate(min(size, n_most) for size in (TRIAL_ROWS[0], *TRIAL_ROWS)):
         rows, strata = stretch(vectors, size), np.arange(size) % min(n_strata, size)
         bins = one_bin(strata)
         started, used = time.perf_counter(), time.process_time()
@@ -73,6 +73,8 @@ def time_bins(
                 bins, _ = bin_by_method(rows, strata, kind, asked, Marks(), n_left)
             if request.drop_duplicates is not None:
                 mark_duplicates(rows, bins, replace(request, method="random"), None, Marks())
+        if not number:  # loads libraries, and may compile
+            continue
         found.append((size, time.perf_counter() - started))
         used = min(found[-1][1], time.process_time() - used)  # however busy the machine is
         if size == n_most or 6 * used > TRIAL_SECONDS:

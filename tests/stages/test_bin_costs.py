@@ -47,7 +47,7 @@ def test_strata_are_cut_as_the_methods_cut_them(options, parts):
 @pytest.mark.parametrize("method", ["dq", "graphcut", "coverage", "blocks", "random"])
 def test_trials_are_of_more_and_more_rows(monkeypatch, method):
     monkeypatch.setattr(bin_costs, "TRIAL_ROWS", (20, 50, 10_000))
-    monkeypatch.setattr(bin_costs, "TRIAL_SECONDS", 1e3)  # the first may compile
+    monkeypatch.setattr(bin_costs, "TRIAL_SECONDS", 1e3)
     asked = CompressConfig("d", method=method, drop_duplicates=0.9)
     found = time_bins(ROWS, np.array([100, 0, 60]), asked)
     assert [rows for rows, _ in found.seconds] == [20, 50, 160]

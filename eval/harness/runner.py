@@ -301,7 +301,7 @@ class Crew:
         try:
             return worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join(STOP_SECONDS)
+            worker.process.join(30 * STOP_SECONDS)  # it is about to end
             return "broken", f"its process ended with code {worker.process.exitcode}"
 
     def dismiss(self, worker: Worker) -> None:

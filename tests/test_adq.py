@@ -19,7 +19,7 @@ from dq_multimodal.adapters.text import TextAdapter, detect_layout, drop_spans
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
 from dq_multimodal.manifest import ScoreFacts
 from dq_multimodal.models.text import load_encoder
-from dq_multimodal.stages import embedding
+from dq_multimodal.stages import embedding, scoring
 from dq_multimodal.stages.scoring import mean_texture
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
@@ -290,6 +290,13 @@ def test_settings_of_adq_are_not_ignored_by_other_methods(run, tmp_path):
         with pytest.raises(InputError, match="is for adq, and this draws by dq"):
             run.resample(0.1, method="dq", output_dir=tmp_path / "no", **change)
     assert not (tmp_path / "no").exists()
+
+
+def test_outer_products_are_scored_by_their_right_factor(tmp_path):
+    np.save(tmp_path / "embeddings.npy", np.arange(20, dtype=np.float32).reshape(2, 10))
+    np.save(tmp_path / "middle.npy", np.full((2, 3), 7, dtype=np.float16))
+    got = scoring._features(tmp_path, np.array([1]), 4)
+    assert got.tolist() == [[14, 15, 16, 17, 18, 19, 7, 7, 7]]
 
 
 def test_middle_features_beyond_float16_stay_finite(small_encoder, tmp_path, monkeypatch):

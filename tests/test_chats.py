@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from dq_multimodal import InputError, compress, verify
 from dq_multimodal.adapters.choice import choose_adapter
-from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts
+from dq_multimodal.adapters.text import TextAdapter, detect_layout, field_texts, share_tokens
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.manifest import Problem
 from dq_multimodal.stages.embedding import note_alike
@@ -245,6 +245,18 @@ def test_rows_that_are_cut_are_counted_to_the_token(small_encoder, tmp_path, mon
 def make_adapter(rows, model="unused", named=None):
     source = Dataset.from_list(rows)
     return TextAdapter(source, detect_layout(source.column_names, named), str(model))
+
+
+@pytest.mark.parametrize(
+    ("roles", "sizes", "wanted"),
+    [
+        (["user", "assistant"], [5, 6], [5, 6]),
+        (["user", "assistant"], [50, 6], [14, 6]),
+        (["system", "user", "model", "user"], [9, 90, 90, 1], [4, 5, 10, 1]),
+    ],
+)
+def test_half_of_the_tokens_is_for_answers(roles, sizes, wanted):
+    assert share_tokens(roles, sizes, 20) == wanted
 
 
 def test_long_turns_leave_room_for_the_others(small_encoder):

@@ -173,6 +173,12 @@ def test_old_names_of_flags_still_work(cli, data):
     assert "already complete" in cli(*given, "--ready-embeddings", "emb.npy").stdout
 
 
+def test_options_beside_a_preset_win(cli, data):
+    given = ("--preset", "adq-aaai25", "--method", "random", "--no-report", "--json")
+    made = json.loads(cli("compress", "data.parquet", *given).stdout)["request"]
+    assert (made["norm"], made["method"]) == ("softmax-z", "random")
+
+
 def test_an_interrupt_exits_130(monkeypatch, cli):
     def stop(*_args, **_options):
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from nasty_images import picture
 
 from dq_multimodal import InputError, compress, plan
 from dq_multimodal.config import format_bytes, parse_bytes
+from dq_multimodal.planning import Memory
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 
@@ -47,6 +48,14 @@ def test_written_sizes_are_never_below_the_size():
     assert [format_bytes(s) for s in (7, 1000, 1_000_001, 2_340_000_000, 5 * 10**13)] == [
         *("7 bytes", "1 kB", "1.1 MB", "2.4 GB", "50,000 GB")
     ]
+
+
+def test_need_is_the_base_and_the_stage_that_takes_most():
+    memory = Memory(100, {"a": 30, "b": 50}, 1000)
+    assert (memory.need, memory.peak) == (150, 1150)
+    memory.check(150)
+    with pytest.raises(InputError, match=r"\(149\).*stage b"):
+        memory.check(149)
 
 
 MAPPED = """

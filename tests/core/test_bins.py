@@ -193,6 +193,25 @@ def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(similarity, name, m
     np.testing.assert_array_equal(got.rank, wanted_rank)
 
 
+def test_few_rows_are_multiplied(monkeypatch):
+    n_rows, counts = 30_000, []
+    project, multiply = graph_cut.GraphCut._project, graph_cut.GraphCut._multiply
+
+    def watch_project(self, pool, places):
+        counts.append(len(places))
+        return project(self, pool, places)
+
+    def watch_multiply(self, pool, places, products):
+        counts.append(products.size)
+        multiply(self, pool, places, products)
+
+    monkeypatch.setattr(graph_cut.GraphCut, "_project", watch_project)
+    monkeypatch.setattr(graph_cut.GraphCut, "_multiply", watch_multiply)
+    x = (np.random.default_rng(0).normal(size=(n_rows, 48)) + 1).astype(np.float32)
+    graph_cut.GraphCut(rows.prepare_rows(x, np.arange(n_rows), "cosine"), "cosine").pick(3000)
+    assert 0 < sum(counts) < 50 * n_rows  # the plain greedy multiplies all rows 3,000 times
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_float16_is_read_as_numpy_reads_it(similarity):
     bits = np.arange(2**16, dtype=np.uint16).view(np.float16)

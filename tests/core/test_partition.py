@@ -120,6 +120,16 @@ def test_the_parts_are_those_of_release_0_1(similarity, sizes, first):
     assert codes[:12].tolist() == first
 
 
+def test_products_of_prepared_rows_are_exact():
+    rows, _ = clouds(2, n_rows=50, width=30)
+    for place in (partition.Directions(), partition._Places(rows, np.arange(50))):
+        on_grid, _ = place(rows)
+        assert (np.rint(on_grid / GRID) == on_grid / GRID).all()
+        exact = sum(Fraction(x) * Fraction(y) for x, y in zip(*on_grid[:2], strict=True))
+        assert Fraction(float(on_grid[0] @ on_grid[1])) == exact
+        assert np.linalg.norm(on_grid, axis=1).max() < 1.001
+
+
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_centres_of_a_sample_serve_rows_outside_it(similarity, tmp_path):
     rng = np.random.default_rng(0)

@@ -205,6 +205,14 @@ def test_augmentation_is_its_definition(crop, mirror, cutout):
         np.testing.assert_array_equal(found[number].numpy(), picture)
 
 
+def test_colours_are_those_of_the_kept_rows():
+    pixels = torch.tensor(PACK.arrays["t/train/images"])
+    mean, spread = images.measure_colours(pixels, torch.tensor([1, 4, 5]))
+    kept = pixels[[1, 4, 5]].double().numpy()
+    np.testing.assert_allclose(mean, kept.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(spread, kept.std((0, 1, 2)), rtol=1e-5)
+
+
 def test_rates_follow_the_schedule():
     cosine = images.Protocol(**PLAIN)
     assert images.rate_at(cosine, 0, 200) == 1

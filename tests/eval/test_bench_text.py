@@ -302,6 +302,12 @@ def test_a_test_from_nested_records(tmp_path):
             texts.load_test("nested", spec | wrong)
 
 
+def test_held_out_rows_lie_everywhere_and_nest():
+    held = texts.split_held_out(1000, 100)[1]
+    assert set(held) < set(texts.split_held_out(1000, 200)[1])
+    assert 30 <= sum(held < 500) <= 70
+
+
 def test_from_texts_to_a_trained_gguf_model(gguf, tmp_path):
     rows = Dataset.from_list([{"prompt": f"Say {k}:", "completion": f" {k}."} for k in range(40)])
     pq.write_table(rows.with_format("arrow")[:], tmp_path / "rows.parquet")

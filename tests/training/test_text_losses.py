@@ -8,7 +8,12 @@ from small_gguf import small_llama, write_gguf
 
 from dq_multimodal import InputError
 from dq_multimodal.models.locate import load_tokenizer
-from dq_multimodal.training.text_losses import measure_losses, to_token_rows, token_losses
+from dq_multimodal.training.text_losses import (
+    cut_passes,
+    measure_losses,
+    to_token_rows,
+    token_losses,
+)
 
 ROWS = [
     {"instruction": "Add", "input": "1 2", "output": "3"},
@@ -58,6 +63,11 @@ def test_tokens_of_chats_are_those_of_the_template(tokenizer, monkeypatch):
     (row,) = to_token_rows(chat, tokenizer, None, 100)
     assert tokenizer.decode(row["ids"][: row["n_prompt"]]) == "[user]u</s>[assistant]"
     assert tokenizer.decode(row["ids"][row["n_prompt"] :]) == "a</s>"
+
+
+def test_passes_hold_rows_of_like_length():
+    passes = cut_passes([3, 9, 4, 30, 9, 1], 20)
+    assert [rows.tolist() for rows in passes] == [[3], [1, 4], [2, 0, 5]]
 
 
 def test_losses_with_and_without_the_instruction(tokenizer):

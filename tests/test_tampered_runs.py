@@ -131,6 +131,14 @@ def test_verify_finds_a_forgery_that_is_recorded_as_right(run, name):
     assert checks[at].result == "failed", checks
 
 
+@pytest.mark.parametrize("column", ["rank", "bin"])
+def test_bins_that_no_run_makes_are_seen_without_embeddings(run, column):
+    (run / "embeddings.npy").unlink()
+    selection(column, lambda c: pa.array([0] * N, c.type))(run)
+    record_again(run)
+    assert verify(run)[BINS].result == "failed"
+
+
 UNSEEN = {
     "notes": manifest(lambda m: m["notes"].append("all is well")),
     "a hash": config(lambda c: c["source"]["files"][0].update(sha256="0" * 64)),

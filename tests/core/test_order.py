@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal import InputError
@@ -199,6 +199,8 @@ def cap_slowly(order, groups, cap):
     st.one_of(st.floats(0.05, 0.95), st.integers(1, 9)),
     st.integers(0, 5),
 )
+@example([0] * 25 + [1] * 15, 0.56, 0)  # 0.56 x 25 is above 14 in floats
+@example([0] * 25 + [1] * 10, 0.56, 0)
 def test_caps_follow_the_definition(groups, cap, seed):
     codes = np.unique(groups, return_inverse=True)[1].reshape(-1)
     order = np.random.default_rng(seed).permutation(len(codes))

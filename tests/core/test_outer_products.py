@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_bins import SIZES, set_sizes
 
 from dq_multimodal import InputError
 from dq_multimodal.core import make_bins
@@ -32,6 +33,17 @@ def test_bins_are_those_of_the_multiplied_rows(seed, similarity, n_bins):
     else:
         scale = np.abs(want.gain).max()
         np.testing.assert_allclose(got.gain, want.gain, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_pools_of_outer_products(similarity, sizes, monkeypatch):
+    left, right = factors(1, n=120, k=2, d=3)
+    want = make_bins(multiplied(left, right), 4, similarity)
+    set_sizes(monkeypatch, SIZES[sizes])
+    got = make_bins(np.hstack([left, right]), 4, similarity, n_left=2)
+    np.testing.assert_array_equal(got.bin, want.bin)
+    np.testing.assert_array_equal(got.rank, want.rank)
 
 
 def test_rows_of_zeros_stay_zero():

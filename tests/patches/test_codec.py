@@ -257,6 +257,19 @@ def test_damage_is_told_in_one_line(side, change):
         decode_patches([damaged])
 
 
+HUGE = {"height": 10_000, "width": 10_000, "patch_size": 1024, "mask": b"\xff" * 13}
+OTHER = {"height": 96, "mask": b"\xff" * 4}
+
+
+@pytest.mark.parametrize(("coding", "change"), [("exact", HUGE), ("webp", HUGE), ("webp", OTHER)])
+def test_records_of_wrong_sizes_are_refused_before_they_are_decoded(coding, change, monkeypatch):
+    record = encode_patches(pictures(1, 80, 80), np.ones((1, 25), bool), 16, coding)[0]
+    for name in ("PIL.Image.Image.convert", "dq_multimodal.patches.codec.jpegxl_decode"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="record of the patch store is broken"):
+        decode_patches([Record(**{**record, **change})])
+
+
 def test_rows_stay_themselves_after_selecting_and_in_another_process():
     images = pictures(12, 9, 9)
     rows = store(encode_patches(images, marks(12, 9, 9, 4), 4))

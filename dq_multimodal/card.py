@@ -197,7 +197,9 @@ def list_settings(config: Config) -> dict[str, str]:
     if request.method == "adq":
         names = ("alpha", "representativeness", "importance", "norm")
         settings |= {name: asked[name] for name in names}
-    settings["label_column"] = config.label_column or "none: one stratum"
+    settings["label_column"] = config.label_column or (
+        "none: the splits are the strata" if config.source.splits else "none: one stratum"
+    )
     if model is not None:
         facts = model.as_dict()
         facts |= {key: last_part(facts[key]) for key in ("model", "file") if key in facts}

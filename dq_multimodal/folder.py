@@ -308,6 +308,7 @@ def _differences(before: Config, config: Config) -> list[str]:
         "its source had another content": not is_same_source(
             before.source.as_dict(), config.source.as_dict()
         ),
+        "its splits were not told apart": before.source.splits != config.source.splits,
         "its dynamics had another content": before.dynamics != config.dynamics,
         "its target had another content": before.target != config.target,
         "a model folder held other weights": any(

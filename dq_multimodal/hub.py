@@ -100,12 +100,12 @@ def push(
         return PATH.sub(r"\1", text)
 
     config = public_config(config)
-    manifest = manifest.make_public(shorten, config.format())
     figures = [folder / FIGURES / name for name in FIGURE_TEXTS]
     paths = [*(folder / name for name in PUSHED), *subset.subset_files(folder)]
     paths += [path for path in figures if path.is_file()]
     contents: dict[str, Path | bytes] = {p.relative_to(folder).as_posix(): p for p in paths}
     contents[CONFIG] = config.format().encode()
+    manifest = manifest.make_public(shorten, config.format(), contents)
     contents[MANIFEST] = manifest.format().encode()
 
     def fill(remote: Remote) -> set[str]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -112,6 +113,15 @@ class Origin(Record):
     splits: dict[str, int] | None = None  # rows of each, in order, where all were read
 
 
+def check_splits(splits: dict[str, int] | None, n_rows: int) -> None:
+    """Raise unless these can be the splits, by name, of so many rows."""
+    if splits is None:
+        return
+    is_named = all(re.fullmatch(r"\w+(\.\w+)*", name) for name in splits)
+    if not is_named or min(splits.values(), default=0) < 1 or sum(splits.values()) != n_rows:
+        raise InputError(f"config.source.splits are not those of {n_rows:,} rows")
+
+
 @dataclass(kw_only=True)
 class Columns(Record):
     """Which columns are embedded, and how."""
@@ -189,6 +199,7 @@ class Config(Record):
                 raise InputError("it has no patches")
             if found.source.rows is None:
                 raise InputError("config.source has no rows")
+            check_splits(found.source.splits, found.source.rows)
             return found
 
     def format(self) -> str:
@@ -366,13 +377,16 @@ class Manifest(Record):
             seconds={"resample": round(seconds, 3)},
         )
 
-    def make_public(self, shorten: Callable[[str], str], config: str) -> "Manifest":
-        """Give a manifest for others, without folders, for another text of config.yaml."""
+    def make_public(
+        self, shorten: Callable[[str], str], config: str, pushed: Container[str]
+    ) -> "Manifest":
+        """Give a manifest of the files that are pushed, without folders; config.yaml is another."""
         notes = [shorten(note) for note in self.notes]
         problems = {shorten(what): found for what, found in self.problems.items()}
         content = config.encode()
         written = Written(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        files = self.files | {CONFIG: written}
+        files = {name: file for name, file in self.files.items() if name in pushed}
+        files[CONFIG] = written
         public = replace(self, notes=notes, problems=problems, files=files)
         public.digest = _digest({"format": FORMAT, **public.as_dict()})
         return public

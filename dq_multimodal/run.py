@@ -224,8 +224,8 @@ class Run:
         """Say which files are not those that the run recorded, and how; see verify."""
         found = folder.find_damage(self.path, self.manifest, is_deep=True)
         optional = {embedding.FILE, *folder.SHOWN}
-        if _is_of_hub(self.path / CONFIG):  # there are fewer
-            optional |= {folder.PICKS, folder.KEPT_FILES}
+        if _is_of_hub(self.path / CONFIG):  # version 0.1 recorded what it did not push
+            optional.add(folder.PICKS)
         found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
         if not self.manifest.is_sealed:
             found[MANIFEST] = "has another content"

@@ -11,8 +11,10 @@ from datasets import Dataset
 from fake_hub import read_card as read_matter
 from forging import seal
 from markdown_it import MarkdownIt
+from nasty_images import picture, save
 
-from dq_multimodal import InputError, Run
+from dq_multimodal import InputError, Run, verify
+from dq_multimodal import compress as dq_compress
 from dq_multimodal.card import read_card
 from dq_multimodal.hub import push_model
 
@@ -397,3 +399,16 @@ def test_a_front_matter_that_does_harm_counts_as_text(head):
     assert again.matter == {"license": "mit"} and again.with_section({}, "").count("Mine.") == 1
     left = again.without_section()
     assert head.strip() in left and "Mine." in left and "license" not in left
+
+
+def test_a_pushed_folder_of_pictures_is_whole_wherever_it_is_put(hub, push, tmp_path):
+    (tmp_path / "d").mkdir()
+    for k in range(6):
+        (tmp_path / "d" / f"{k}.png").write_bytes(save(picture((8, 8), seed=k)))
+    run = dq_compress(tmp_path / "d", method="random", output_dir=tmp_path / "r", report=False)
+    assert (run.path / "subset" / "kept_files.txt").is_file()
+    push(("r", "me/pictures"))
+    for name, data in hub.files("me/pictures").items():
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / name).write_bytes(data)
+    assert verify(Run(tmp_path / "copy"))[-1].result == "passed"

@@ -431,7 +431,9 @@ def _load_saved(path: Path, name: str, split: str) -> tuple[Dataset, PinnedFiles
     loaded = datasets.load_from_disk(str(path))
     if not isinstance(loaded, datasets.DatasetDict):
         pinned = PinnedFiles(_saved_files(path), path, name)
-        return take_slice(loaded.with_format(None), split), pinned
+        rows = take_slice(loaded.with_format(None), split)
+        rows.info.splits = None  # of what they were taken from, which may have been changed
+        return rows, pinned
     bases = {name_split(loaded, part, name) for part in split_parts(split, loaded)}
     pinned = PinnedFiles(
         [f for base in sorted(bases) for f in _saved_files(path / base)], path, name

@@ -154,22 +154,23 @@ def from_memory(
             a table or made by save_to_disk those of the folder only.
     """
     origin: dict[str, Any] = {"kind": "memory", "name": MEMORY, "split": split}
-    if isinstance(dataset, DatasetDict):
-        splits = dataset.with_format(None)
-        dataset = take_splits(splits.__getitem__, splits, split, MEMORY)
-        if split == ALL:
-            origin["splits"] = count_splits(dataset)
-    elif isinstance(dataset, Dataset):
-        dataset = take_slice(dataset.with_format(None), split)
-    else:
+    if not isinstance(dataset, Dataset | DatasetDict):
         raise InputError(
             f"dataset must be a Hub id, a path or a datasets.Dataset, got {type(dataset).__name__}"
         )
+    dataset = dataset.with_format(None)
+    parts = [dataset] if isinstance(dataset, Dataset) else [*dataset.values()]
+    files = [Path(file["filename"]) for part in parts for file in part.cache_files]
+    is_saved = any(file.with_name(SAVED_MARKS[0]).exists() for file in files)
+    is_own = not is_saved and not any(part.info.builder_name in TABLES for part in parts)
+    with reading(MEMORY):
+        if isinstance(dataset, Dataset):
+            dataset = take_slice(dataset, split)
+        else:
+            dataset = take_splits(dataset.__getitem__, dataset, split, MEMORY)
+            origin["splits"] = count_splits(dataset) if split == ALL else None
     if not len(dataset):
         raise InputError("the dataset has no rows")
-    files = [Path(file["filename"]) for file in dataset.cache_files]
-    is_saved = any(file.with_name(SAVED_MARKS[0]).exists() for file in files)
-    is_own = not is_saved and dataset.info.builder_name not in TABLES
     admitted = admit(dataset, replace(allow_folder(image_folder), is_own=is_own), MEMORY)
     origin |= {"fingerprint": dataset._fingerprint, "rows": len(dataset)}
     return Source(admitted, origin | _pin_folder(admitted, image_folder))

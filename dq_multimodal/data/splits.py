@@ -51,6 +51,8 @@ def take_slice(dataset: Dataset, split: str) -> Dataset:
 
 def split_parts(split: str, splits: Iterable[str]) -> list[str]:
     """Give the slices that make up a split: train[:9]+test -> train[:9], test."""
+    if split == ALL and ALL in splits:
+        raise InputError("a split is named all, which stands for all splits: rename it")
     return list(splits) if split == ALL else [part.strip() for part in split.split("+")]
 
 
@@ -59,6 +61,8 @@ def take_splits(
 ) -> Dataset:
     """Give the rows of one or several slices of splits, one after another."""
     parts = split_parts(split, splits)
+    if not parts:
+        raise InputError(f"{name} has no rows")
     taken = [take_slice(load(name_split(splits, part, name)), part) for part in parts]
     if len(taken) == 1:
         return taken[0]

@@ -115,7 +115,7 @@ def collect(
     bins, places, marks = read_selection(folder)
     numbers = None if config.bins == "none" else bins.bin
     selection = Selection(bins.stratum, numbers, places["order"], places["kept"], marks)
-    decisions = decide(selection, config.request)
+    decisions = decide(selection, config)
     scores = _read_scores(folder, selection.n_bins)
     facts = Facts(config, manifest, selection, scores, RowReader(dataset, config.rows), decisions)
     facts.target = _read_target(folder, selection, config.request.target_share)

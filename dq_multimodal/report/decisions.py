@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from dq_multimodal.config import CompressConfig
+from dq_multimodal.manifest import Config
 from dq_multimodal.stages.marks import Marks, find_noise
 from dq_multimodal.stages.ordering import strata_to_share
 
@@ -71,7 +71,7 @@ class Decisions:
     n_kept: Int[ndarray, " g"]
     marks: Marks
     cap_by: str
-    stratum_name: str  # "class" or "part"; empty where there is one
+    stratum_name: str  # "class", "split" or "part"; empty where there is one
 
     def of(self, row: int) -> str:
         """Give the kind of one row."""
@@ -95,8 +95,9 @@ class Decisions:
         )
 
 
-def decide(selection: Selection, request: CompressConfig) -> Decisions:
+def decide(selection: Selection, config: Config) -> Decisions:
     """Find what decided of every row."""
+    request = config.request
     stratum, order, kept = selection.stratum, selection.order, selection.kept
     marks = selection.marks
     method, n_rows = request.method, len(order)
@@ -136,7 +137,8 @@ def decide(selection: Selection, request: CompressConfig) -> Decisions:
         mark("target", picked_rows(marks.target_rank, kept, request.target_share))
     if marks.unreadable is not None:
         mark("unreadable", marks.unreadable)
-    stratum_name = "" if not stratum.any() else "class" if request.partition is None else "part"
+    of_splits = "split" if config.source.splits and not config.label_column else "class"
+    stratum_name = "" if not stratum.any() else of_splits if request.partition is None else "part"
     return Decisions(kind, place, group, sizes, n_kept, marks, str(request.cap_by), stratum_name)
 
 

@@ -140,7 +140,9 @@ def _settings(facts: Facts) -> list[tuple[str, str]]:
     found = {"source": f"{_source_name(config)}, split {clean_name(config.source.split)}"}
     found |= list_settings(config)
     if facts.labels:
-        found["strata" if config.label_column else "parts"] = f"{len(facts.labels):,}"
+        found["strata" if config.label_column or config.source.splits else "parts"] = (
+            f"{len(facts.labels):,}"
+        )
     return [(clean_name(name), clean_name(value, 200)) for name, value in found.items()]
 
 

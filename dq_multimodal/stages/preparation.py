@@ -15,7 +15,7 @@ from dq_multimodal.config import CompressConfig, InputError, Method, count_parts
 from dq_multimodal.data.local import is_table
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.repeats import note_repeats
-from dq_multimodal.data.source import Source, from_memory, load_source
+from dq_multimodal.data.source import MEMORY, Source, from_memory, load_source
 from dq_multimodal.data.stream import Stream
 from dq_multimodal.files import show_name
 from dq_multimodal.manifest import (
@@ -92,10 +92,10 @@ def open_rows(
         request = CompressConfig.from_options({"dataset": dataset, **options})
         source = open_source(request)
     else:
-        source = from_memory(dataset, options.get("split", "train"), options.get("image_folder"))
-        request = CompressConfig.from_options({"dataset": source.origin["name"], **options})
+        request = CompressConfig.from_options({"dataset": MEMORY, **options})
         if request.streaming:
             raise InputError("streaming is for a name or a path: this dataset is loaded already")
+        source = from_memory(dataset, request.split, request.image_folder)
     subset.check_columns(source.dataset)
     request, why = settle_method(request, source.dataset)
     return request, source, why

@@ -11,12 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, load_dataset
+import yaml
+from datasets import Dataset, DatasetDict, Image, load_dataset
+from forging import change_document, record_again
 from nasty_images import picture, save
 
 from dq_multimodal import InputError, Run, compress, verify
 from dq_multimodal.data import listing, local
-from dq_multimodal.data.source import load_source, reload_source
+from dq_multimodal.data.source import from_memory, load_source, reload_source
 
 N = 40
 OWN = ["dq_row", "dq_bin", "dq_rank"]
@@ -336,6 +338,54 @@ def test_a_split_of_which_no_row_is_kept_has_no_files(tmp_path):
     options = {"split": "all", "keep_ratio": 0.1, "label_column": "none"}
     run = draw(splits, tmp_path / "r", **options)
     assert {k: len(v) for k, v in load_dataset(str(run.path)).items()} == {"train": 4}
+
+
+def test_splits_of_tables_name_no_file_of_this_machine(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"SECRET")
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    splits = DatasetDict()
+    for n_rows, name in enumerate("ab", 1):
+        value = {"bytes": None, "path": str(tmp_path / "secret.png")}
+        file = str(tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"image": pa.array([value] * n_rows, kind)}), file)
+        splits[name] = load_dataset("parquet", data_files=file)["train"]
+    with pytest.raises(InputError, match="secret"):
+        from_memory(splits.cast_column("image", Image(decode=False)), "all")
+
+
+@pytest.mark.parametrize("splits", [{"train": 1, "all": 2}, {}, {"train": 2, "test": "text"}])
+def test_a_loaded_dict_that_cannot_be_joined_is_refused_in_one_line(splits):
+    rows = {2: {"x": [1, 2]}, 1: {"x": [1]}, "text": {"x": ["a"]}}
+    loaded = DatasetDict({k: Dataset.from_dict(rows[v]) for k, v in splits.items()})
+    with pytest.raises(InputError):
+        from_memory(loaded, "all")
+
+
+def test_a_saved_dataset_of_all_splits_has_none(tmp_path):
+    make_splits(tmp_path / "d", "parquet")
+    joined = load_dataset(str(tmp_path / "d"), split="all").shuffle(seed=0)
+    joined.save_to_disk(tmp_path / "s")
+    assert load_source(str(tmp_path / "s"), split="all").origin["splits"] is None
+
+
+@pytest.mark.parametrize("splits", [{}, {"a": 10, "b": 5}, {"a": 51, "b": -1}, {"a\n# b": 50}])
+def test_splits_that_are_not_those_of_the_rows_are_seen(splits, tmp_path):
+    source = make_splits(tmp_path / "d", "jsonl")
+    run = draw(source, tmp_path / "r", split="all", label_column="none")
+    document = yaml.safe_load((run.path / "config.yaml").read_text())
+    document["source"]["splits"] = splits
+    (run.path / "config.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(InputError, match="splits are not those"):
+        Run(run.path)
+
+
+def test_a_run_that_did_not_tell_splits_apart_is_another_run(tmp_path):
+    source = make_splits(tmp_path / "d", "jsonl")
+    run = draw(source, tmp_path / "r", split="all", label_column="none")
+    change_document(run.path / "config.yaml", lambda document: document["source"].pop("splits"))
+    record_again(run.path)
+    with pytest.raises(InputError, match="its splits were not told apart"):
+        draw(source, tmp_path / "r", split="all", label_column="none")
 
 
 def test_all_splits_are_not_for_a_stream_or_a_partition(tmp_path):

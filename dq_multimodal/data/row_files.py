@@ -158,15 +158,15 @@ def read_card(folder: Path, name: str, repository: str | None = None) -> dict[st
     configs = found.get("configs")
     configs = [c for c in configs if isinstance(c, dict)] if isinstance(configs, list) else []
     pending = [config.get(key) for config in configs for key in ("data_files", "data_dir")]
-    n_places = 0
+    n_places = len(pending)
     while pending:
         value = pending.pop()
-        n_places += 1
-        if n_places > MAX_PLACES:  # YAML aliases make a short card name billions
-            raise InputError(
-                f"the README.md of {name} names more than {MAX_PLACES:,} places of data"
-            )
         if isinstance(value, dict | list):
+            n_places += len(value)
+            if n_places > MAX_PLACES:  # YAML aliases make a short card name billions, or itself
+                raise InputError(
+                    f"the README.md of {name} names more than {MAX_PLACES:,} places of data"
+                )
             pending += value.values() if isinstance(value, dict) else value
         elif value and not _is_inside(str(value).replace("\\", "/"), repository):
             raise InputError(

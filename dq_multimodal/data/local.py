@@ -103,8 +103,8 @@ class PinnedFiles:
         batches = [paths[k : k + step] for k in range(0, len(paths), step)]
         with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
             found = pool.map(lambda batch: [*map(hash_file, batch)], batches)
-            bar = tqdm(found, total=len(batches), desc="hash", delay=1)
-            self._hashes = [*chain.from_iterable(bar)]
+            hashes = chain.from_iterable(found)
+            self._hashes = [*tqdm(hashes, total=len(paths), desc="hash", unit="file", delay=1)]
             list(pool.map(check_utf8, filter(is_text, paths)))
 
     def describe(self, max_listed: int) -> list[dict[str, Any]]:

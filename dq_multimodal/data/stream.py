@@ -71,6 +71,7 @@ class Passes:
         n_read = n_bytes = 0
         with reading(self.name):
             for table in _read_tables(self._begin(columns), self.chunk_rows):
+                assert n_read % self.chunk_rows == 0, "a short chunk before the last"
                 self._check(len(table), n_read)
                 self.chunk_bytes = max(self.chunk_bytes, table.nbytes)
                 if columns is None:

@@ -1,6 +1,6 @@
 """What is known of rows beside their bins: what leaves rows out, puts them last or weighs them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -116,7 +116,7 @@ def make_marks(dataset: "Dataset", request: CompressConfig, n_rows: int) -> Mark
         if values.shape[2] == 3:
             scores = {"aum": aum, "confidence": confidence}
             scores |= {"dual": dual} if len(values) > 1 else {}
-            found = {name: _score(values, score, np.nan) for name, score in scores.items()}
+            found = _score(values, scores, np.nan)
         elif request.method in ("ccs", "dual") or request.noise_ratio:
             raise InputError(
                 f"{request.method} needs training dynamics, (epochs, {n_rows}, 3), and "
@@ -137,12 +137,14 @@ def make_marks(dataset: "Dataset", request: CompressConfig, n_rows: int) -> Mark
 
 
 def _score(
-    values: Float[ndarray, "t n k"], score: Callable[[ndarray], ndarray], unknown: float
-) -> Float32[ndarray, " n"]:
-    """Score the rows that have dynamics."""
+    values: Float[ndarray, "t n k"], scores: Mapping[Any, Callable[[Any], ndarray]], unknown: float
+) -> dict[str, Any]:
+    """Score the rows that have dynamics, of which one copy is made."""
     known = ~np.isnan(values).any(axis=(0, 2))
-    found = np.full(values.shape[1], unknown, dtype=np.float32)
-    found[known] = score(values[:, known])
+    some = values[:, known]
+    found = {name: np.full(len(known), unknown, dtype=np.float32) for name in scores}
+    for name, score in scores.items():
+        found[name][known] = score(some)
     return found
 
 
@@ -196,7 +198,8 @@ def weigh_dynamics(values: Float[ndarray, "t n k"], request: CompressConfig) -> 
         "forgetting": difficulty.forgetting,
         "ifd": lambda v: difficulty.ifd(v).mean(axis=0),
     }
-    return _score(values, lambda v: difficulty.difficulty_weights(name, scores[name](v)), 0.0)
+    weigh = {name: lambda v: difficulty.difficulty_weights(name, scores[name](v))}
+    return _score(values, weigh, 0.0)[name]
 
 
 def read_numbers(dataset: "Dataset", column: str) -> Float32[ndarray, " n"]:

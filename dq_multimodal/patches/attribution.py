@@ -46,7 +46,8 @@ class GradCamPlusPlus:
         model: Classifier in eval mode; `model(images)` gives logits or an object with `.logits`.
         layer: Submodule whose output, or first output, is explained; None asks `find_layer`.
         to_grid: Lays the layer's output out as (b, k, rows, columns), given it and the images'
-        size. eps: Added to the denominator of alpha, see `channel_weights`.
+            size.
+        eps: Added to the denominator of alpha, see `channel_weights`.
 
     Raises:
         InputError: If eps is negative or not finite, or no layer was given and none is known.

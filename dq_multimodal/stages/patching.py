@@ -307,7 +307,7 @@ def make_dropper(
 
     Raises:
         InputError: If a model cannot be had, or the one that is to say what matters is no
-        classifier.
+            classifier.
     """
     assert isinstance(adapter, ImageAdapter)  # choose_adapter lets drop_ratio pass for images only
     classes = np.full(len(dataset), -1, dtype=np.int64)

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict, Image, load_dataset
+from datasets.load import infer_module_for_data_files_list
 from forging import change_document, record_again
 from nasty_images import picture, save
+from tqdm import tqdm
 
 from dq_multimodal import InputError, Run, compress, verify
 from dq_multimodal.data import listing, local
@@ -247,6 +249,59 @@ def test_a_huge_tree_that_is_no_data_ends_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"is no folder of data: of the first [0-9]+ files in it"):
         draw(tmp_path / "home", tmp_path / "r")
     assert draw(one, tmp_path / "r").manifest["rows"] == N
+
+
+def test_a_folder_that_may_not_be_entered_is_left_out(tmp_path, monkeypatch):
+    write(tmp_path / "a.json", rows())
+    write(tmp_path / "shut" / "b.json", rows())
+    stat, access = os.stat, os.access
+
+    def fail_inside(path, *args, **options):
+        if os.fspath(path).startswith(f"{tmp_path}/shut/"):
+            raise PermissionError
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", fail_inside)  # as for another user, with mode 744
+    monkeypatch.setattr(os, "access", lambda path, mode: "shut" not in path and access(path, mode))
+    assert not listing._is_run(f"{tmp_path}/shut")
+    found = listing.list_data(tmp_path, "d")
+    assert found.by_split == {"train": [f"{tmp_path}/a.json"]}
+    assert found.note == "1 folder in it not entered (links, runs, or not readable): shut/"
+
+
+MIXED = [
+    *(["a.csv", "b.json"], ["a.json", "b.parquet"], ["a.xml", "b.txt"], ["a.tar.gz", "b.JSONL"]),
+    *(["metadata.jsonl", "a.csv"], ["metadata.csv", "metadata.jsonl"], ["a.b.csv", "c.txt"]),
+    *(["a.lance", "b.arrow"], ["a.tar", "b.tar", "c.csv"], ["a.npy"], ["a"], ["a.PNG", "b.csv"]),
+]
+
+
+@pytest.mark.parametrize("files", MIXED)
+def test_the_reader_is_that_of_datasets(files):
+    reader, options = infer_module_for_data_files_list(files)
+    assert listing._infer_reader(Path("d"), files) == ((reader, options) if reader else None)
+
+
+def test_splits_of_different_kinds_are_named(tmp_path):
+    write(tmp_path / "train.csv", rows())
+    (tmp_path / "test.txt").write_text("a\n")
+    with pytest.raises(InputError, match=r"files of different kinds \(train: csv, test: text\)"):
+        load_source(str(tmp_path))
+
+
+def test_hashing_counts_files(tmp_path, monkeypatch):
+    bars = []
+
+    def show(*args, **options):
+        bars.append(tqdm(*args, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(local, "tqdm", show)
+    monkeypatch.setattr(local, "HASHED_TOGETHER", 2)
+    paths = [str(write(tmp_path / f"{k}.json", rows())) for k in range(5)]
+    pinned = local.PinnedFiles(paths, tmp_path, "d")
+    assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(5, 5, "file")]
+    assert [file["name"] for file in pinned.describe(9)] == [f"{k}.json" for k in range(5)]
 
 
 def test_a_run_inside_the_folder_is_no_part_of_it(tmp_path, cli):

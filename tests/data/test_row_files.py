@@ -5,6 +5,7 @@ import io
 import json
 import os
 import threading
+import tracemalloc
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -32,6 +33,7 @@ from forging import seal
 
 from dq_multimodal import Run, compress, resample
 from dq_multimodal.config import InputError
+from dq_multimodal.data.row_files import read_card, widen
 from dq_multimodal.verification import verify
 
 SECRET = b"a secret of this machine"
@@ -339,34 +341,72 @@ def test_a_card_whose_aliases_multiply_is_one_line(folder, tmp_path):
         run(str(folder), tmp_path / "no")
 
 
-def test_rows_from_the_hub_name_files_of_their_repository(hub, secret, cli, tmp_path):
-    env = hub.env(tmp_path)
+@pytest.mark.parametrize("text", ["&a [*a, *a]", "&a {x: *a, y: *a}"])
+def test_a_card_that_refers_to_itself_is_one_line_and_little_memory(folder, text):
+    text = text.replace(", *a]", ", *a" * 999 + "]")
+    (folder / "README.md").write_text(f"---\nconfigs:\n- data_files: {text}\n---\n")
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"^the README.md of x names more than[^\n]*$"):
+        read_card(folder, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000_000
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary"])
+def test_only_structs_are_widened_and_no_columns_that_are_named_like_their_fields(kind):
+    columns = {"bytes": Value(kind), "path": Value("string")}
+    assert widen(Features(columns)) == columns
+    wide = {**columns, "bytes": Value("binary")}
+    assert widen(Features({"a": columns, "b": List(columns)})) == {"a": wide, "b": List(wide)}
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        pytest.param("images", ()),
+        pytest.param("images", ("--streaming",), marks=slow),
+        pytest.param("zip", (), marks=slow),
+        pytest.param("zip", ("--streaming",), marks=slow),
+    ],
+)
+def test_rows_from_the_hub_hold_their_files(hub, cli, tmp_path, name, extra):
     images = {f"{k}.png": picture(k) for k in range(6)}
     photo = picture(9, "JPEG")  # decoded and coded again, it would be another file
     others = {"8.png": b"no picture", "9.jpg": photo}
-    hub.add_repo("o/images", {"README.md": b"# x\n", **images, **others})
-    hub.add_repo("o/zip", {"README.md": b"# x\n", "train.zip": zipped(6)})
-    flags = ("--method", "random", "--keep-ratio", 1, "--no-report")
-    for name in ("images", "zip"):
-        for extra in ((), ("--streaming",)):
-            target = f"{name}{len(extra)}"
-            cli("compress", f"o/{name}", *flags, *extra, "--output-dir", target, env=env)
-            wanted = [*images.values(), *([photo] if name == "images" else [])]
-            assert [v["image"]["bytes"] for v in stored(tmp_path / target)] == wanted
+    files = {**images, **others} if name == "images" else {"train.zip": zipped(6)}
+    hub.add_repo("o/d", {"README.md": b"# x\n", **files})
+    flags = ("--method", "random", "--keep-ratio", 1, "--no-report", "--output-dir", "run", *extra)
+    cli("compress", "o/d", *flags, env=hub.env(tmp_path))
+    wanted = [*images.values(), *([photo] if name == "images" else [])]
+    assert [v["image"]["bytes"] for v in stored(tmp_path / "run")] == wanted
 
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files: hf://datasets/o/private/*\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "card", "message"),
+    [
+        ("hf://datasets/o/private/x.png", "# x\n", "row 5 of o/evil"),
+        pytest.param("{secret}", "# x\n", "row 5 of o/evil", marks=slow),
+        pytest.param("hf://datasets/o/evil@main/0.png", "# x\n", "row 5 of o/evil", marks=slow),
+        pytest.param("", CARD, "README.md of o/evil names data outside it", marks=slow),
+    ],
+    ids=["private", "local", "own", "card"],
+)
+def test_rows_from_the_hub_name_files_of_their_repository(
+    hub, secret, cli, tmp_path, path, card, message
+):
     hub.add_repo("o/private", {"x.png": SECRET}, private=True)
-    for path in (secret, "hf://datasets/o/private/x.png", "hf://datasets/o/images@main/0.png"):
-        data = Path(write(tmp_path / "d.parquet", rows(path))).read_bytes()
-        hub.add_repo("o/evil", {"README.md": b"# x\n", "train.parquet": data})
-        hub.requests.clear()
-        done = cli("compress", "o/evil", *flags, "--output-dir", "no", env=env, code=2)
-        assert "row 5 of o/evil" in done.stderr
-        assert not [1 for _, url, _ in hub.requests if "private" in url]
-    card = b"---\nconfigs:\n- config_name: default\n  data_files: hf://datasets/o/private/*\n---\n"
-    hub.add_repo("o/evil", {"README.md": card, "train.parquet": data})
-    hub.requests.clear()
-    done = cli("compress", "o/evil", *flags, "--output-dir", "no", env=env, code=2)
-    assert "README.md of o/evil names data outside it" in done.stderr
+    data = Path(write(tmp_path / "d.parquet", rows(path.format(secret=secret)))).read_bytes()
+    hub.add_repo("o/evil", {"README.md": card.encode(), "train.parquet": data, "0.png": picture(0)})
+    flags = ("--method", "random", "--no-report", "--output-dir", "no")
+    done = cli("compress", "o/evil", *flags, env=hub.env(tmp_path), code=2)
+    assert message in done.stderr
     assert not [1 for _, url, _ in hub.requests if "private" in url]
 
 

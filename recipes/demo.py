@@ -22,7 +22,7 @@ from dq_multimodal.training.result_lines import lay_out, read_line, write_lines
 
 RECIPES = Path(__file__).resolve().parent
 METHODS = ("full", "random", "dq")
-ROWS = 1500
+ROWS = 1000
 SMALL = (
     *("--packages", "python,numpy,scipy,sklearn,pyarrow,pandas"),
     *("--max_rows", ROWS + 500, "--max_chars", 400),

@@ -212,9 +212,9 @@ def test_two_pushes_at_once_do_not_mix(hub, cli, tmp_path):
 
 
 def test_a_busy_hub_is_asked_once_more_when_it_says(hub, cli, push, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dq_multimodal.hub.WAIT_SECONDS", 0)
+    monkeypatch.setattr("dq_multimodal.hub.WAIT_SECONDS", 1)
     compress(cli, tmp_path, "a")
-    for status, after, least in ((429, "2", 2), (503, "date", 1), (500, None, 0)):
+    for status, after, least in ((429, "2", 2), (503, "date", 1), (500, None, 1)):
         after = formatdate(time.time() + 3, usegmt=True) if after == "date" else after
         hub.fail_next("POST", "/commit/", status, **({"Retry_After": after} if after else {}))
         started = time.time()

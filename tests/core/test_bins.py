@@ -193,6 +193,20 @@ def test_thousands_of_rows_are_picked_as_by_the_plain_greedy(similarity, name, m
     np.testing.assert_array_equal(got.rank, wanted_rank)
 
 
+@pytest.mark.parametrize("name", ["uneven", "scanned"])
+def test_of_these_rows_picks_are_undone_and_rows_are_scanned(name, monkeypatch):
+    x, sizes = MANY[name]
+    set_sizes(monkeypatch, sizes)
+    greedy, n_picks = graph_cut.GraphCut(prepare(x), "cosine"), len(x) // 5
+    greedy.pick(n_picks)
+    assert min(pace.limit for pace in greedy.paces) < n_picks  # only an undone pick lowers it
+    assert any(pool.coded[0].size for pool in greedy.pools)
+
+
+def prepare(x):
+    return rows.prepare_rows(x, np.arange(len(x)), "cosine")
+
+
 def test_few_rows_are_multiplied(monkeypatch):
     n_rows, counts = 30_000, []
     project, multiply = graph_cut.GraphCut._project, graph_cut.GraphCut._multiply
@@ -208,7 +222,7 @@ def test_few_rows_are_multiplied(monkeypatch):
     monkeypatch.setattr(graph_cut.GraphCut, "_project", watch_project)
     monkeypatch.setattr(graph_cut.GraphCut, "_multiply", watch_multiply)
     x = (np.random.default_rng(0).normal(size=(n_rows, 48)) + 1).astype(np.float32)
-    graph_cut.GraphCut(rows.prepare_rows(x, np.arange(n_rows), "cosine"), "cosine").pick(3000)
+    graph_cut.GraphCut(prepare(x), "cosine").pick(3000)
     assert 0 < sum(counts) < 50 * n_rows  # the plain greedy multiplies all rows 3,000 times
 
 

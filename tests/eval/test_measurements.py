@@ -60,6 +60,22 @@ def test_the_memory_of_some_work_is_its_own_peak():
     assert measure.gauge(lambda: None)[0]["memory_bytes"] < 10_000_000
 
 
+def test_a_command_is_run_in_a_process_of_its_own(tmp_path):
+    pq.write_table(pa.table({"text": [str(k) for k in range(20)]}), tmp_path / "d.parquet")
+    asked = ("compress", tmp_path / "d.parquet", "--method", "random", "--no-report")
+    done = measure.dq(*asked, output_dir=tmp_path / "run")
+    assert done.found["kept"] == 4 and (tmp_path / "run" / "manifest.json").is_file()
+    assert done.seconds > 0 and 0 < done.anonymous < done.resident
+    with pytest.raises(SystemExit) as stopped:
+        measure.dq(*asked, "--n-bins", 0)
+    assert stopped.value.code == 2
+
+
+def test_the_script_that_measures_memory_is_small():
+    code = "import plan_accuracy, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=measure.ROOT / "eval", check=True)
+
+
 # --- selection
 
 

@@ -230,3 +230,10 @@ def test_bad_input_is_one_line(work, tmp_path):
         flags = arguments(work, out, keep_ratio=0.5, **{"method": "random", **change})
         done = run("cifar10.py", **flags, code=2)
         assert message in done.stderr.splitlines()[-1]
+
+
+def test_bad_input_under_the_launcher_is_one_line(tmp_path):
+    flags = {"dataset_name": tmp_path / "none.parquet", "output_dir": tmp_path / "out"}
+    done = run("cifar10.py", launcher=(*ONE, "--quiet"), code=1, **flags)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error:") and "none.parquet" in line

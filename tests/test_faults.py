@@ -74,15 +74,17 @@ def test_a_stop_at_any_moment_then_the_same_command(tmp_path, small_encoder, mom
     Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "data.parquet")
     options = {"embedding_model": str(small_encoder), "batch_size": 8, "score_rows": 50}
     monkeypatch.chdir(tmp_path)
-    started = time.monotonic()
-    compress("data.parquet", report=False, output_dir="whole", **options)
-    working = time.monotonic() - started
+    made = compress("data.parquet", report=False, output_dir="whole", **options)
+    working = made.manifest["seconds"]["embeddings"]
     wanted = content(tmp_path / "whole")
 
     n_stops, folder = 0, tmp_path / "run"
     for stop, moment in moments:
         process = start(tmp_path, "run", small_encoder)
         process.stderr.read(1)  # of a progress bar: it is at work
+        while not (folder / "config.yaml").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
         time.sleep(moment * working)
         if process.poll() is None:
             process.send_signal(stop)

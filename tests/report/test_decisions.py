@@ -20,7 +20,8 @@ BINS = Bins(BIN, RNG.permutation(N_ROWS), np.full(N_ROWS, np.nan), STRATUM)
 
 def config_of(request):
     source = Origin(kind="hub", name="x", split="train")
-    return Config(request, source, rows=None, label_column="y", embedding=None, bins="dq")
+    told = {"rows": None, "label_column": "y", "embedding": None, "bins": "dq"}
+    return Config(request=request, source=source, **told)
 
 
 def decide_by(marks=None, **options):

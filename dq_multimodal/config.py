@@ -46,6 +46,7 @@ Fill = Literal["mean", "zero", "mae"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
+SPLIT_NAME = r"\w+(\.\w+)*"  # what `datasets` takes for the name of a split
 MAX_PART_ROWS = 50_000  # on average, where the number of parts is not given
 COVERAGE_NOISE, CCS_NOISE = 0.05, 0.3
 """Share of the rows that go to the end by their AUM; that of ccs is its paper's for CIFAR-10."""

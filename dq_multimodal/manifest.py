@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from dq_multimodal.config import CompressConfig, Fill, InputError, check_type
+from dq_multimodal.config import SPLIT_NAME, CompressConfig, Fill, InputError, check_type
 from dq_multimodal.files import describe_file, parse_yaml, read_text, write_text
 
 CONFIG = "config.yaml"
@@ -117,7 +117,7 @@ def check_splits(splits: dict[str, int] | None, n_rows: int) -> None:
     """Raise unless these can be the splits, by name, of so many rows."""
     if splits is None:
         return
-    is_named = all(re.fullmatch(r"\w+(\.\w+)*", name) for name in splits)
+    is_named = all(re.fullmatch(SPLIT_NAME, name) for name in splits)
     if not is_named or min(splits.values(), default=0) < 1 or sum(splits.values()) != n_rows:
         raise InputError(f"config.source.splits are not those of {n_rows:,} rows")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, ReadInstruction, SplitDict, SplitInfo, concatenate_datasets
 
-from dq_multimodal.config import InputError
+from dq_multimodal.config import SPLIT_NAME, InputError
 from dq_multimodal.files import first_line
 
 ALL = "all"
@@ -51,8 +51,11 @@ def take_slice(dataset: Dataset, split: str) -> Dataset:
 
 def split_parts(split: str, splits: Iterable[str]) -> list[str]:
     """Give the slices that make up a split: train[:9]+test -> train[:9], test."""
-    if split == ALL and ALL in splits:
-        raise InputError("a split is named all, which stands for all splits: rename it")
+    for name in splits if split == ALL else ():
+        if name == ALL or not re.fullmatch(SPLIT_NAME, name):
+            raise InputError(
+                f"a split is named {name!r}: rename it to letters, digits, _ and dots, and not all"
+            )
     return list(splits) if split == ALL else [part.strip() for part in split.split("+")]
 
 

@@ -408,7 +408,9 @@ def test_splits_of_tables_name_no_file_of_this_machine(tmp_path):
         from_memory(splits.cast_column("image", Image(decode=False)), "all")
 
 
-@pytest.mark.parametrize("splits", [{"train": 1, "all": 2}, {}, {"train": 2, "test": "text"}])
+@pytest.mark.parametrize(
+    "splits", [{"train": 1, "all": 2}, {"a-b": 1, "c": 2}, {}, {"train": 2, "test": "text"}]
+)
 def test_a_loaded_dict_that_cannot_be_joined_is_refused_in_one_line(splits):
     rows = {2: {"x": [1, 2]}, 1: {"x": [1]}, "text": {"x": ["a"]}}
     loaded = DatasetDict({k: Dataset.from_dict(rows[v]) for k, v in splits.items()})

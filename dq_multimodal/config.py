@@ -43,6 +43,7 @@ Attribution = Literal["gradcam++", "random"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PatchCoding = Literal["exact", "exact-small", "webp"]
 Fill = Literal["mean", "zero", "mae"]
+Engine = Literal["local", "ray"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
@@ -71,6 +72,15 @@ choose = partial(option, "How to choose")
 model = partial(option, "Models")
 image = partial(option, "Images")
 output = partial(option, "Output", is_recorded=False)
+where = partial(option, "Where it runs", is_recorded=False)
+
+ON_RAY = ("random", "blocks", "dq", "adq", "graphcut")
+"""Methods that order each stratum by itself, as a cluster has to."""
+NOT_ON_RAY = (
+    *("streaming", "target", "dynamics", "difficulty", "drop_duplicates", "cap_by", "max_memory"),
+    *("keep_every_class", "drop_ratio"),
+)
+"""Settings that the engine ray does not know."""
 
 
 def check_cap(name: str, value: Any) -> None:
@@ -264,6 +274,16 @@ class CompressConfig(Request):
         metavar="SIZE",
     )
 
+    engine: Engine = where("local", "local: this process; ray: the machines of a Ray cluster.")
+    ray_address: str | None = where(
+        None, "Cluster to work on, or auto.  [default: one of this machine]", metavar="ADDRESS"
+    )
+    ray_storage: str | None = where(
+        None,
+        "Folder or URL that all machines see, for the parts of the work.  [default: the run folder]",
+        metavar="URL",
+    )
+
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Self:
         """Make the request of what compress() was asked; what stands beside a preset wins over it.
@@ -308,6 +328,7 @@ class CompressConfig(Request):
             )
         self._check_order()
         self._check_patches()
+        self._check_engine()
 
     def _check_order(self) -> None:
         """Raise unless the settings that decide the order of the rows go together."""
@@ -343,6 +364,22 @@ class CompressConfig(Request):
                     )
         if self.fill == "mae" and self.mae_model is None:
             raise InputError("fill mae needs a mae_model: a ViTMAE model id or folder")
+
+    def _check_engine(self) -> None:
+        """Raise unless the engine can do what is asked."""
+        if self.engine == "local":
+            for name in ("ray_address", "ray_storage"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name} is for engine ray")
+            return
+        defaults = {part.name: part.default for part in fields(self)}
+        for name in NOT_ON_RAY:
+            if getattr(self, name) != defaults[name]:
+                raise InputError(f"{name} is for engine local: leave out one of them")
+        if self.method not in ("auto", *ON_RAY):
+            raise InputError(f"engine ray has the methods {', '.join(ON_RAY)}, got {self.method}")
+        if self.image_embedding == "gradients":
+            raise InputError("engine ray has plain embeddings, not gradients")
 
     def measure_of(self, modality: str) -> Representativeness:
         """Give the measure of representativeness, chosen by the data where it was left open.

@@ -280,7 +280,7 @@ class CompressConfig(Request):
     )
     ray_storage: str | None = where(
         None,
-        "Folder or URL that all machines see, for the parts of the work.  [default: the run folder]",
+        "Folder or URL that all machines see, for parts of the work.  [default: the run folder]",
         metavar="URL",
     )
 

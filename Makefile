@@ -41,5 +41,5 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing the packages into .venv: about 6 GB, some minutes"
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[train,eval,report,demo,dev]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[train,eval,report,ray,demo,dev]"
 	touch $@

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dq_multimodal import __version__
 from dq_multimodal.config import CompressConfig, InputError, ResampleConfig
-from dq_multimodal.distributed.launch import join_world
-from dq_multimodal.distributed.world import Stopped, World
 from dq_multimodal.options import Help, add_options, suggest
 from dq_multimodal.report.summary import describe_plan, summarise
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
 INTERRUPTED = 130
+LAST_SECONDS = 5.0
+"""So long other processes of a launcher wait: until then rank 0 has said what is wrong."""
 MAX_LINE = 2000
 """A value in a message may be a whole file."""
 ANSWER = ("push_to_hub", "private", "json")
@@ -67,22 +68,18 @@ class Parser(argparse.ArgumentParser):
         _say(message.removesuffix("\n"))
 
 
-def compress(asked: dict[str, Any], world: World) -> None:
+def compress(asked: dict[str, Any]) -> None:
     """Compress a dataset to a share of its rows.
 
     Interrupted, the same command goes on where it stopped.
     """
-    if not world.is_main:
-        from dq_multimodal.distributed.assisting import assist
-
-        return assist(world, {k: v for k, v in asked.items() if k not in ANSWER})
     from dq_multimodal.pipeline import compress as run_compress
 
     answer = _take_answer(asked)
-    _end(run_compress(asked.pop("dataset"), **asked | {"world": world}), **answer)
+    _end(run_compress(asked.pop("dataset"), **asked), **answer)
 
 
-def plan(asked: dict[str, Any], world: World) -> None:
+def plan(asked: dict[str, Any]) -> None:
     """Say what compress with the same flags will take and leave, and run nothing.
 
     Time, memory, disk, rows and bytes, from runs on samples of the rows on this machine.
@@ -94,7 +91,7 @@ def plan(asked: dict[str, Any], world: World) -> None:
     _say(json.dumps(found, indent=2) if as_json else describe_plan(found))
 
 
-def resample(asked: dict[str, Any], world: World) -> None:
+def resample(asked: dict[str, Any]) -> None:
     """Draw another size or method from a finished run, without an encoder."""
     from dq_multimodal.run import open_run
     from dq_multimodal.run import resample as run_resample
@@ -103,21 +100,21 @@ def resample(asked: dict[str, Any], world: World) -> None:
     _end(run_resample(open_run(asked.pop("run")), **asked), **answer)
 
 
-def push(asked: dict[str, Any], world: World) -> None:
+def push(asked: dict[str, Any]) -> None:
     """Push a finished run to the Hub, as one commit."""
     from dq_multimodal.run import Run
 
     _say(f"pushed: {Run(asked['run']).push_to_hub(asked['repo_id'], private=asked['private'])}")
 
 
-def report(asked: dict[str, Any], world: World) -> None:
+def report(asked: dict[str, Any]) -> None:
     """Write report.html and the figures of a run again, from what its folder holds."""
     from dq_multimodal.run import Run
 
     _say(f"report   {Run(asked['run']).write_report(asked['embeddings_of'])}")
 
 
-def verify(asked: dict[str, Any], world: World) -> None:
+def verify(asked: dict[str, Any]) -> None:
     """Recompute what can be recomputed of a run, and say what was compared."""
     from dq_multimodal.run import open_run
     from dq_multimodal.verification import verify as run_verify
@@ -234,16 +231,10 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_console()
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        with join_world() as world:
-            code, line = _attempt(_fill_in(arguments) or ["--help"], world)
-            line = world.end(code, line)
-            if line:
-                with suppress(OSError):  # nobody listens
-                    print(line, file=sys.stderr)  # noqa: T201
-    except InputError as error:  # the processes did not meet
-        code = 2
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    code, line = _attempt(_fill_in(arguments) or ["--help"])
+    if line:
+        with suppress(OSError):  # nobody listens
+            print(line, file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 
@@ -263,17 +254,16 @@ def _fill_in(arguments: list[str]) -> list[str]:
     return found
 
 
-def _attempt(arguments: list[str], world: World) -> tuple[int, str | None]:
+def _attempt(arguments: list[str]) -> tuple[int, str | None]:
     """Run a command; give its exit code and, if it fails, the line to print."""
     try:
         for argument in arguments:
             argument.encode()  # before it stands in files and messages
-        if not world.is_main and "compress" not in arguments[:1]:
-            for _ in world.tasks():  # nothing to share: wait until rank 0 is done
-                pass
-            return 0, None
+        n_started = os.environ.get("WORLD_SIZE", "")
+        if n_started.isdigit() and int(n_started) > 1:
+            return 2, _refuse_launcher(arguments[0], n_started)
         asked = vars(make_parser().parse_args(arguments))
-        asked.pop("command")(asked, world)
+        asked.pop("command")(asked)
     except Answered:
         pass
     except InputError as error:
@@ -292,11 +282,20 @@ def _attempt(arguments: list[str], world: World) -> tuple[int, str | None]:
             raise
         found = error.object[max(0, error.start - 40) : error.end + 40]
         return 2, f"error: names of files and folders must be UTF-8, got {found!a}"
-    except Stopped as stop:
-        return stop.fault.code, _one_line(stop.fault.line)
     except (KeyboardInterrupt, SystemExit):  # the latter: who read our log has left
         return INTERRUPTED, "interrupted: the same command goes on where it stopped"
     return 0, None
+
+
+def _refuse_launcher(command: str, n_started: str) -> str | None:
+    """Give what the first of several processes says; the others wait until it has said it."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(LAST_SECONDS)  # a launcher ends all once one has ended
+        return None
+    line = f"{command} was started {n_started} times by a launcher: start it once"
+    if command in ("compress", "plan"):
+        line += ", with --engine ray for several GPUs or machines"
+    return _one_line(line)
 
 
 def _one_line(message: str) -> str:

@@ -4,7 +4,6 @@ import errno
 import glob
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,8 +19,7 @@ from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.data.local import check_path
 from dq_multimodal.data.source import Source, is_same_source
-from dq_multimodal.distributed.world import World
-from dq_multimodal.files import describe_file, expand_home, write_text
+from dq_multimodal.files import describe_file, expand_home
 from dq_multimodal.manifest import (
     CONFIG,
     MANIFEST,
@@ -29,6 +27,7 @@ from dq_multimodal.manifest import (
     Config,
     Manifest,
     Model,
+    Stage,
     has_mark,
     write_mark,
 )
@@ -38,19 +37,15 @@ from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE, read_selec
 
 LOCK = "run.lock"
 """There while a process writes to the folder, or after it was killed; see filelock."""
-TOKEN = "world.token"
-"""By this file other processes know the folder of rank 0 from another of the same name."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 """How file systems that have no locks answer: there, nothing keeps a second process out."""
-SHARED_SECONDS = 30.0
-"""File systems of a network tell late what is new."""
 SHOWN = (
     *(name for name in report.FILES if name != FIGURES),
     *(f"{FIGURES}/{n}" for n in FIGURE_TEXTS),
 )
 """What a report leaves."""
 OURS = (
-    TOKEN,
+    "world.token",  # of earlier releases
     CARD,
     *embedding.FILES,
     *(file + embedding.PARTIAL for file in embedding.FILES),
@@ -79,6 +74,12 @@ STAGES = {
     "report": SHOWN,
 }
 """Which stage of a run writes which files."""
+BEGUN: dict[Stage, str] = {
+    "embeddings": embedding.PROGRESS,
+    "selection": scoring.FOLDER,
+    "subset": patching.FOLDER,
+}
+"""What a stage leaves when it is stopped on its way."""
 PACKAGES = ("torch", "numpy", "datasets", "sentence-transformers", "transformers", "timm")
 
 
@@ -186,29 +187,6 @@ def check_strangers(folder: Path) -> None:
         for path in place.rglob("*"):
             if not re.fullmatch(known, path.relative_to(place).as_posix()) or path.is_symlink():
                 raise InputError(f"{path} was not written by a run: move it away")
-
-
-def share_folder(folder: Path, world: World) -> None:
-    """Tell the other processes, if there are any, which folder is written to."""
-    if not world.is_alone:
-        token = secrets.token_hex(16)
-        write_text(folder / TOKEN, token)
-        world.post("folder", folder=str(folder.absolute()), token=token)
-
-
-def check_folder(folder: str, token: str, rank: int) -> None:
-    """Raise unless this process sees the folder that rank 0 writes to, on a shared disk."""
-    until = time.monotonic() + SHARED_SECONDS
-    while True:
-        with suppress(OSError):
-            if (Path(folder) / TOKEN).read_text() == token:
-                return
-        if time.monotonic() > until:
-            raise InputError(
-                f"rank {rank} does not see the output folder {folder} of rank 0: it must lie on a "
-                "file system that all machines share"
-            )
-        time.sleep(0.1)
 
 
 def clear_folder(folder: Path) -> None:
@@ -322,6 +300,21 @@ def _differences(before: Config, config: Config) -> list[str]:
     return [what for what, is_so in other.items() if is_so][:1]
 
 
+@contextmanager
+def stage(place: Path, manifest: Manifest, name: Stage, *files: str) -> Iterator[bool]:
+    """Run a stage unless it is done and its files are there; note its seconds when it is done."""
+    is_there = all((place / file).exists() for file in files)
+    is_due = not manifest.has(name) or not is_there
+    begun = BEGUN.get(name)
+    is_resumed = is_due and begun is not None and (place / begun).exists()
+    started = time.perf_counter()
+    yield is_due
+    if is_due:
+        scored = manifest.seconds.get("scores", 0.0) if name == "selection" else 0.0
+        manifest.end_stage(name, time.perf_counter() - started - scored, is_resumed=is_resumed)
+        manifest.write(place)
+
+
 def finish(target: Path, config: Config, manifest: Manifest) -> None:
     """Write the card and the manifest that says that all is there."""
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
@@ -329,7 +322,7 @@ def finish(target: Path, config: Config, manifest: Manifest) -> None:
     manifest.versions = {"dq-multimodal": __version__, **{p: version(p) for p in PACKAGES}}
     manifest.bytes.subset_files = sum(sizes)
     card.write_card(target, config, manifest)
-    for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE, TOKEN):
+    for name in (embedding.PROGRESS, embedding.MIDDLE, embedding.TEXTURE):
         (target / name).unlink(missing_ok=True)
     shutil.rmtree(target / scoring.FOLDER, ignore_errors=True)
     shutil.rmtree(target / patching.FOLDER, ignore_errors=True)  # it is in the subset now

@@ -3,8 +3,6 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +11,14 @@ from dq_multimodal import folder
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import one_bin
-from dq_multimodal.data.source import pin_of
-from dq_multimodal.distributed.world import ALONE, World
-from dq_multimodal.manifest import Manifest, PatchFacts, Stage, make
+from dq_multimodal.folder import stage
+from dq_multimodal.manifest import Manifest, PatchFacts, make
 from dq_multimodal.options import takes
 from dq_multimodal.planning import Trials, make_plan
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, found_complete, output_folder
-from dq_multimodal.stages import embedding, patching, subset
+from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.bin_costs import foresee_bins
 from dq_multimodal.stages.ordering import (
     bin_by_method,
@@ -47,7 +44,6 @@ from dq_multimodal.stages.preparation import (
     prepare,
     start_manifest,
 )
-from dq_multimodal.stages.scoring import FOLDER as SCORES_FOLDER
 from dq_multimodal.stages.scoring import score_bins
 from dq_multimodal.stages.selection import (
     BINS_FILE,
@@ -65,16 +61,8 @@ if TYPE_CHECKING:
     from dq_multimodal.data.source import AnyDataset
 
 
-BEGUN: dict[Stage, str] = {
-    "embeddings": embedding.PROGRESS,
-    "selection": SCORES_FOLDER,
-    "subset": patching.FOLDER,
-}
-"""What a stage leaves when it is stopped on its way."""
-
-
 @takes(CompressConfig)
-def compress(dataset: "AnyDataset", *, world: World = ALONE, **options: Any) -> Run:
+def compress(dataset: "AnyDataset", **options: Any) -> Run:
     """Compress a dataset to a share of its rows, into a run folder.
 
     Interrupted at any moment, the same call goes on where it stopped and ends with the same
@@ -87,12 +75,9 @@ def compress(dataset: "AnyDataset", *, world: World = ALONE, **options: Any) -> 
         InputError: For every wrong setting and bad input, in one clear line.
     """
     request, source, why = open_rows(dataset, options)
-    if request.streaming and not world.is_alone:
-        raise InputError("streaming is for one process: leave out --streaming or the launcher")
     place = output_folder(request)
     with folder.claim_folder(place):
         folder.spare_inputs(place, request, source)
-        world.post("source", pin=pin_of(source.origin))
         job = prepare(request, source, why)
         if not request.overwrite and folder.is_finished(
             place, job.config, with_report=request.report
@@ -104,9 +89,8 @@ def compress(dataset: "AnyDataset", *, world: World = ALONE, **options: Any) -> 
             trials.memory(trials.count_kept()).check(request.memory_limit)
         manifest = folder.begin(place, job.config, request.overwrite)
         manifest = manifest or start_manifest(source, job.labels)
-        folder.share_folder(place, world)
-        embed(job, place, manifest, world)
-        select(job, place, manifest, world)
+        embed(job, place, manifest)
+        select(job, place, manifest)
         write(job, place, manifest)
         if request.report:
             show(job, place, manifest)
@@ -114,7 +98,7 @@ def compress(dataset: "AnyDataset", *, world: World = ALONE, **options: Any) -> 
         return Run(place)
 
 
-def embed(job: Job, place: Path, manifest: Manifest, world: World) -> None:
+def embed(job: Job, place: Path, manifest: Manifest) -> None:
     """Embed the rows, or copy ready embeddings, and note what is odd about the rows."""
     request, adapter, is_needed = job.request, job.adapter, job.request.needs_embeddings
     given = request.ready_embeddings
@@ -128,7 +112,7 @@ def embed(job: Job, place: Path, manifest: Manifest, world: World) -> None:
         if given is not None and is_needed:
             embedding.copy_embeddings(given, job.source.dataset, request.split, place)
         elif adapter is not None and is_needed:
-            embedding.embed_rows(adapter, place, request.batch_size, world=world)
+            embedding.embed_rows(adapter, place, request.batch_size)
         if isinstance(adapter, ImageAdapter) and not (is_needed and given is None):
             adapter.check_images()
         problems, notes = note_rows(job)
@@ -139,7 +123,7 @@ def embed(job: Job, place: Path, manifest: Manifest, world: World) -> None:
         manifest.problems, manifest.notes = problems, notes
 
 
-def select(job: Job, place: Path, manifest: Manifest, world: World) -> None:
+def select(job: Job, place: Path, manifest: Manifest) -> None:
     """Bin the rows, score the bins, and put the rows in their order."""
     request, config = job.request, job.config
     marks = replace(job.marks, unreadable=mark_left_out(manifest, job.adapter, request))
@@ -160,12 +144,11 @@ def select(job: Job, place: Path, manifest: Manifest, world: World) -> None:
                 long = foresee_bins(vectors, strata, request, n_left, can_part=can_part)
                 if long is not None:
                     print(long, file=sys.stderr, flush=True)  # noqa: T201
-            asked = (vectors, strata, config.bins, request, marks, n_left)
-            bins, marks = bin_by_method(*asked, folder=place, world=world)
+            bins, marks = bin_by_method(vectors, strata, config.bins, request, marks, n_left)
         if request.method == "adq" and job.adapter is not None:
             started = time.perf_counter()
             n_left = count_left(config, "scoring" if request.ready_embeddings else "embedding")
-            scores, manifest.scores = score_bins(job.adapter, place, bins, request, n_left, world)
+            scores, manifest.scores = score_bins(job.adapter, place, bins, request, n_left)
             manifest.seconds["scores"] = round(time.perf_counter() - started, 3)
         if job.target is not None:
             rank, row, notes = pick_targets(
@@ -270,18 +253,3 @@ def write_patches(
     originals = {what: len(which) for what, which in found["originals"].items()}
     facts = {**found, "originals": originals, "fill": dropper.fill}
     manifest.patches = make(PatchFacts, facts)
-
-
-@contextmanager
-def stage(place: Path, manifest: Manifest, name: Stage, *files: str) -> Iterator[bool]:
-    """Run a stage unless it is done and its files are there; note its seconds when it is done."""
-    is_there = all((place / file).exists() for file in files)
-    is_due = not manifest.has(name) or not is_there
-    begun = BEGUN.get(name)
-    is_resumed = is_due and begun is not None and (place / begun).exists()
-    started = time.perf_counter()
-    yield is_due
-    if is_due:
-        scored = manifest.seconds.get("scores", 0.0) if name == "selection" else 0.0
-        manifest.end_stage(name, time.perf_counter() - started - scored, is_resumed=is_resumed)
-        manifest.write(place)

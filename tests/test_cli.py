@@ -185,3 +185,42 @@ def test_an_interrupt_exits_130(monkeypatch, cli):
 
     monkeypatch.setattr("dq_multimodal.pipeline.compress", stop)
     assert "goes on where it stopped" in cli("compress", "x", code=130).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("compress", ", with --engine ray for several GPUs or machines"),
+        ("plan", ", with --engine ray for several GPUs or machines"),
+        *((other, "") for other in ("resample", "push", "report", "verify", "--help")),
+    ],
+)
+def test_several_processes_of_a_launcher_are_refused(cli, data, monkeypatch, name, hint):
+    monkeypatch.setattr("dq_multimodal.cli.LAST_SECONDS", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        done = cli(name, "data.parquet", code=2)
+        line = f"error: {name} was started 3 times by a launcher: start it once{hint}\n"
+        assert (done.stdout, done.stderr) == ("", line if rank == "0" else "")
+    assert not (data / "runs").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_is_refused_by_one_line(data):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "dq_multimodal.cli", "compress", "data.parquet"]
+    done = subprocess.run(command, cwd=data, capture_output=True, text=True)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert said == [
+        "error: compress was started 2 times by a launcher: start it once, with --engine ray for "
+        "several GPUs or machines"
+    ]
+    assert not (data / "runs").exists()
+
+
+def test_one_process_of_a_launcher_works(cli, data, monkeypatch):
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "kept     8 rows" in cli("compress", "data.parquet", "--method", "random").stdout

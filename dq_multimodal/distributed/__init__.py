@@ -1,1 +1,1 @@
-"""One job by several processes."""
+"""The stages of a run as Ray work."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.hub_errors import HubFailed, hub_errors
-from dq_multimodal.distributed.world import is_launched
 from dq_multimodal.files import expand_home
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".onnx", ".gguf")
@@ -48,8 +47,8 @@ def own_device(asked: str | None = None) -> str | None:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise InputError(f"no device {asked}: {str(error).splitlines()[0]}") from error
         return asked
-    local_rank = os.environ.get("LOCAL_RANK", "")
-    if not is_launched() or not local_rank.isdigit():
+    size, local_rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_RANK"))
+    if size in ("", "1") or not local_rank.isdigit():  # else a launcher started several processes
         return None
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
         return "cpu"

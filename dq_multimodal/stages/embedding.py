@@ -1,6 +1,6 @@
 """The embedding stage: one global plan of batches, saved as it goes, resumable at any moment.
 
-First `embed_rows` and what it stands on: batches that are read ahead, shared, and noted when done.
+First `embed_rows` and what it stands on: batches that are read ahead, and noted when done.
 Then embeddings that are there already.
 """
 
@@ -12,7 +12,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,11 +24,10 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.adapters.base import Adapter, Problems
+from dq_multimodal.adapters.base import Adapter, Embedded, Problems
 from dq_multimodal.config import InputError
 from dq_multimodal.data.row_sizes import BLOCK_BYTES, read_blocks
 from dq_multimodal.data.splits import split_ranges
-from dq_multimodal.distributed.world import ALONE, World
 from dq_multimodal.files import expand_home, put_in_place, write_text
 
 if TYPE_CHECKING:
@@ -51,65 +50,11 @@ SAVE_SECONDS = 5.0
 """So much work at most is done again after a stop."""
 BLOCK_ROWS = 65536
 
-Found = dict[int, Problems]
-"""The odd rows of each batch."""
-
-
-class Progress:
-    """Which batches of a plan are on disk, and what was odd in them, whoever did them.
-
-    Attributes:
-        is_done: (k,) which of the k batches are done.
-    """
-
-    def __init__(self, path: Path, key: str, n_batches: int) -> None:
-        """Read what an earlier run of the very same plan (its key) left, if anything."""
-        self.path, self.key = path, key
-        self.is_done = np.zeros(n_batches, dtype=bool)
-        self._problems: Found = {}
-        try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError):
-            return
-        if before["key"] == key and "done" in before:  # written by this release
-            for start, stop in before["done"]:
-                self.is_done[start:stop] = True
-            self._problems = {int(k): found for k, found in before["problems"].items()}
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self.path.unlink(missing_ok=True)
-        self.is_done[:] = False
-        self._problems.clear()
-
-    def note(self, found: Found) -> None:
-        """Take batches, which are on disk, for done."""
-        self.is_done[list(found)] = True
-        self._problems |= {number: odd for number, odd in found.items() if odd}
-
-    def save(self) -> None:
-        """Write the record."""
-        edges = np.flatnonzero(np.diff(self.is_done, prepend=False, append=False))
-        record = {"key": self.key, "done": edges.reshape(-1, 2).tolist()}
-        write_text(self.path, json.dumps({**record, "problems": self._problems}))
-
-    def problems(self) -> Problems:
-        """Give the odd rows of all batches, in the order of the plan."""
-        together: Problems = {}
-        for number in sorted(self._problems):
-            for what, odd in self._problems[number].items():
-                together.setdefault(what, []).extend(odd)
-        return together
-
 
 class RowsFile:
-    """Rows of a .npy file that is being written, maybe by several processes at once.
+    """Rows of a .npy file that is being written; a new one is all zeros, and has its room.
 
-    A memory map would not do: on a full disk it ends the process without a word. And on a file
-    system of a network, machines write back whole pages, and with them rows of others as they
-    were before. So rows are written by themselves, and the file is open for writing only and out
-    of the cache, so that no page of it is known as a whole. A new file is all zeros, its room on
-    the disk taken.
+    A memory map would not do: on a full disk it ends the process without a word.
 
     Raises:
         OSError: If there is no room; a file that was to be made is gone then.
@@ -137,8 +82,6 @@ class RowsFile:
             except OSError:
                 path.unlink()
                 raise
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def __setitem__(self, rows: Int[ndarray, " b"], values: ndarray) -> None:
         values = np.ascontiguousarray(values, dtype=self._kind)
@@ -200,7 +143,7 @@ class Plan:
     key: str
 
     def open_files(self, folder: Path, *, is_new: bool = False) -> dict[str, RowsFile]:
-        """Open the files, or make all of them or none, for several processes to write."""
+        """Open the files, or make all of them or none."""
         places = self.places(folder)
         opened: dict[str, RowsFile] = {}
         try:
@@ -235,52 +178,13 @@ def make_plan(
     return Plan(picked, plan_batches(lengths[picked], batch_size, chunks), shapes, key)
 
 
-def embed_batches(
-    adapter: Adapter,
-    plan: Plan,
-    numbers: Iterable[int],
-    out: dict[str, RowsFile],
-    view: int | None,
-    n_sharing: int = 1,
-    on_rows: Callable[[int], object] = lambda _: None,
-) -> Iterator[Found]:
-    """Embed some batches of a plan, by number; yield those that are on the disk, now and then.
-
-    The values go to `out`, by file; it is empty, so closed, at the end. A view is the seed of
-    augmented views; None is the rows themselves. So many processes share the processors here.
-    """
-    done: Found = {}
-    saved = time.monotonic()
-    batches = ((number, plan.rows[plan.batches[number]]) for number in numbers)
-    for number, batch, odd in load_ahead(adapter, batches, view, n_sharing):
-        made = adapter.embed(batch)
-        values: dict[str, Any] = {FILE: made.embedding, MIDDLE: made.middle, TEXTURE: made.texture}
-        if made.middle is not None:
-            values[MIDDLE] = np.clip(made.middle, *HALF_RANGE)
-        for file, array in out.items():
-            array[plan.batches[number]] = values[file]
-        done[number] = odd
-        on_rows(len(plan.batches[number]))
-        if time.monotonic() - saved >= SAVE_SECONDS:
-            for opened in out.values():
-                opened.flush()
-            yield done
-            done, saved = {}, time.monotonic()
-    for opened in out.values() if done else ():
-        opened.flush()
-    out.clear()
-    if done:
-        yield done
-
-
 def load_ahead(
     adapter: Adapter,
     batches: Iterable[tuple[int, Int[ndarray, " b"]]],
     view: int | None,
-    n_sharing: int = 1,
 ) -> Generator[tuple[int, Any, Problems], None, None]:
     """Yield the loaded batches in their order, some of them read ahead by threads."""
-    n_threads = max(1, min(8, (os.cpu_count() or 2) // n_sharing - 1))
+    n_threads = max(1, min(8, (os.cpu_count() or 2) - 1))
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="load")
     waiting: deque[tuple[int, Future[tuple[Any, Problems]]]] = deque()
     try:
@@ -304,55 +208,74 @@ def embed_rows(
     rows: Int[ndarray, " k"] | None = None,
     view: int | None = None,
     name: str = "embed",
-    world: World = ALONE,
 ) -> None:
     """Embed rows into folder/embeddings.npy, (n, d) float32, going on where it stopped.
 
     With an adapter that is scored, the same pass fills middle.npy and, but for views, texture.npy.
     Threads read and prepare the next batches while the model works on one. Batches are on disk, and
     the odd rows that they held are noted, before they count as done. The files get their names when
-    they are whole. Several processes share the batches (the others are in `assisting.embed_share`),
-    each writes its own rows, and any number of them goes on with what any other number left.
+    they are whole.
 
     Rows are numbers, None for all; a view is the seed of an augmented view of each to embed
     instead.
     """
     plan = make_plan(adapter, batch_size, rows, view)
-    places = plan.places(folder)
-    progress = Progress(folder / PROGRESS, plan.key, len(plan.batches))
+    places, n_batches = plan.places(folder), len(plan.batches)
+    n_done, problems = read_progress(folder, plan.key)
     are_there = all((folder / file).exists() or place.exists() for file, place in places.items())
-    if not (progress.is_done.all() and are_there):  # else it only was not said that all is done
-        is_new = not progress.is_done.any() or not all(place.exists() for place in places.values())
+    if n_done < n_batches or not are_there:  # else it only was not said that all is done
+        is_new = not n_done or not all(place.exists() for place in places.values())
         if is_new:
-            progress.forget()  # before the new files of zeros are there
+            (folder / PROGRESS).unlink(missing_ok=True)  # before the new files of zeros are there
+            n_done, problems = 0, {}
         out = plan.open_files(folder, is_new=is_new)
-        left = np.flatnonzero(~progress.is_done).tolist()
-        asked = {"rows": rows, "view": view, "key": plan.key, "is_done": progress.is_done}
-        world.post("embed", folder=str(folder.absolute()), **asked)
-        n_done = len(plan.rows) - sum(len(plan.batches[k]) for k in left)
-        with tqdm(total=len(plan.rows), initial=n_done, desc=name, unit="row") as bar:
-
-            def note_theirs(messages: list[tuple[int, Found]]) -> None:
-                for _, found in messages:
-                    progress.note(found)
-                    bar.update(sum(len(plan.batches[k]) for k in found))
-
-            numbers, beside = world.deal(plan.key, left), world.n_here
-            for found in embed_batches(
-                adapter, plan, numbers, out, view, beside, on_rows=bar.update
-            ):
-                progress.note(found)
-                note_theirs(world.receive())
-                progress.save()
-            while not progress.is_done.all():
-                note_theirs(world.receive(wait=True))
-                progress.save()
+        start, saved = sum(map(len, plan.batches[:n_done])), time.monotonic()
+        batches = enumerate((plan.rows[batch] for batch in plan.batches[n_done:]), n_done)
+        with tqdm(total=len(plan.rows), initial=start, desc=name, unit="row") as bar:
+            for number, batch, odd in load_ahead(adapter, batches, view):
+                write_batch(out, plan.batches[number], adapter.embed(batch))
+                for what, found in odd.items():
+                    problems.setdefault(what, []).extend(found)
+                bar.update(len(plan.batches[number]))
+                if number + 1 == n_batches or time.monotonic() - saved >= SAVE_SECONDS:
+                    save_progress(folder, out, plan.key, number + 1, problems)
+                    saved = time.monotonic()
         out.clear()  # closes the files
     for file, place in places.items():
         if place.exists():
             put_in_place(place, folder / file)
     if rows is None:
-        adapter.problems |= progress.problems()
+        adapter.problems |= problems
+
+
+def read_progress(folder: Path, key: str) -> tuple[int, Problems]:
+    """Give how many batches of a plan an earlier run of it has done, and their odd rows."""
+    try:
+        before = json.loads((folder / PROGRESS).read_text())
+    except (OSError, ValueError):
+        return 0, {}
+    if before["key"] != key or "n_done" not in before:  # of another release
+        return 0, {}
+    return before["n_done"], before["problems"]
+
+
+def save_progress(
+    folder: Path, out: dict[str, RowsFile], key: str, n_done: int, problems: Problems
+) -> None:
+    """Bring the files to the disk, then note how many batches are done."""
+    for opened in out.values():
+        opened.flush()
+    record = {"key": key, "n_done": n_done, "problems": problems}
+    write_text(folder / PROGRESS, json.dumps(record))
+
+
+def write_batch(out: dict[str, RowsFile], places: Int[ndarray, " b"], made: Embedded) -> None:
+    """Write what a batch was embedded into, to the places of its rows in the files."""
+    values: dict[str, Any] = {FILE: made.embedding, MIDDLE: made.middle, TEXTURE: made.texture}
+    if made.middle is not None:
+        values[MIDDLE] = np.clip(made.middle, *HALF_RANGE)
+    for file, opened in out.items():
+        opened[places] = values[file]
 
 
 def note_alike(rows: Float[ndarray, "n d"], *, by_cosine: bool) -> list[str]:

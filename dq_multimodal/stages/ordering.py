@@ -36,7 +36,6 @@ from dq_multimodal.core.duplicates import find_duplicates
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.core.order import cap_rows, count_capped, find_repeated, put_last
 from dq_multimodal.core.target import mix_orders
-from dq_multimodal.distributed.shares import make_bins_together
 from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages.marks import Marks, find_noise
 
@@ -105,14 +104,13 @@ def bin_by_method(
     request: CompressConfig,
     marks: Marks,
     n_left: int = 0,
-    **where: Any,
 ) -> tuple[Bins, Marks]:
     """Make the bins that a method needs, and for coverage the record of the nearest rows.
 
     Rows that cannot be read or are likely to be labelled wrong are left out of coverage: they are
     not covered, cover nothing, have a gain of NaN and the last ranks of their stratum.
 
-    Kind says which bins; n_left is that of `make_bins`, and `make_bins_together` takes the rest.
+    Kind says which bins; n_left is that of `make_bins`.
     """
     from tqdm import tqdm
 
@@ -122,10 +120,9 @@ def bin_by_method(
         compile_picks(embeddings.dtype)
     with tqdm(total=n_rows, desc="select", unit="row") as bar:
         if is_greedy:
-            where |= {"n_left": n_left, "on_picks": bar.update}
             n_bins = 1 if kind == "graphcut" else request.n_bins
-            bins = make_bins_together(embeddings, n_bins, request.similarity, strata, **where)
-            return bins, marks
+            how: dict[str, Any] = {"n_left": n_left, "on_picks": bar.update}
+            return make_bins(embeddings, n_bins, request.similarity, strata, **how), marks
         zeros, gain = np.zeros(n_rows, dtype=np.int64), np.full(n_rows, np.nan)
         if kind == "blocks":
             rank = balance_rows(embeddings, strata, on_rows=bar.update)

@@ -1,7 +1,6 @@
 """The scores of the bins: which rows stand for a bin, and what the encoder says of them."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,7 +12,6 @@ from dq_multimodal.config import CompressConfig
 from dq_multimodal.core import Bins, Scores
 from dq_multimodal.core.diversity import count_steps, diversity, learn_directions, sample_bins
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.distributed.world import ALONE, World
 from dq_multimodal.manifest import ScoreFacts
 from dq_multimodal.stages import embedding
 
@@ -29,7 +27,6 @@ def score_bins(
     bins: Bins,
     request: CompressConfig,
     n_left: int,
-    world: World = ALONE,
 ) -> tuple[Scores, ScoreFacts]:
     """Score every bin, pooled over the strata by bin number (ADQ, Eq. 3-5), going on if stopped.
 
@@ -60,8 +57,7 @@ def score_bins(
     def embed(what: str, name: str, view: int | None) -> Path:
         place = folder / FOLDER / what
         place.mkdir(parents=True, exist_ok=True)
-        asked: dict[str, Any] = {"rows": picks, "view": view, "name": name, "world": world}
-        embedding.embed_rows(adapter, place, request.batch_size, **asked)
+        embedding.embed_rows(adapter, place, request.batch_size, rows=picks, view=view, name=name)
         return place
 
     places = np.arange(len(picks))

@@ -19,7 +19,7 @@ from dq_multimodal.models.classifiers import (
     save_classifier,
 )
 from dq_multimodal.models.image import find_middle, load_image_model
-from dq_multimodal.models.locate import hash_weights
+from dq_multimodal.models.locate import hash_weights, own_device
 from dq_multimodal.models.text import load_encoder
 
 
@@ -217,3 +217,17 @@ def test_a_device_that_is_not_there_is_one_clear_line(small_encoder, small_class
     for load, place in ((load_encoder, small_encoder), (load_image_model, small_classifier)):
         with pytest.raises(InputError, match=r"^no device gpu: .+"):
             load(str(place), "gpu")
+
+
+def test_a_rank_has_its_own_device(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    for size, local_rank, wanted in (
+        *(("", "", None), ("1", "0", None), ("8", "", None)),
+        *(("8", "3", "cuda:3"), ("8", "6", "cuda:2")),
+    ):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert own_device() == wanted
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert own_device() == "cpu"

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from dq_multimodal import CompressConfig, InputError, Run, compress, verify
 from dq_multimodal.config import count_parts
-from dq_multimodal.core import make_bins, order_rows, partition_rows
+from dq_multimodal.core import make_bins, order_rows, partition, partition_rows
 
 N = 240
 
@@ -87,6 +87,23 @@ def test_one_part_and_the_default_of_few_rows_are_no_partition_row_for_row(data)
         compressed(data, name, method="random", partition=name) for name in ("none", "kmeans:9")
     ]
     np.testing.assert_array_equal(runs[0].order, runs[1].order)  # random selection knows no parts
+
+
+def test_a_run_with_pieces_of_a_very_large_part_verifies(data, monkeypatch):
+    monkeypatch.setattr(partition, "LARGE_ROWS", 40)
+    values = np.load(data / "emb.npy")
+    values[:200] = values[0]
+    np.save(data / "emb.npy", values)
+    run = compressed(data, "run", partition="kmeans:8")
+    whole = partition_rows(values, 8, cut_large=False)
+    sizes = np.bincount(whole)
+    assert sizes.max() >= 200
+    pieces = run.bins.stratum[whole == sizes.argmax()]
+    assert len(np.unique(pieces)) == -(-sizes.max() // 40)
+    assert run.manifest.labels == [f"part {k}" for k in range(run.bins.stratum.max() + 1)]
+    assert [check.result for check in verify(run)] == ["passed"] * 5
+    again = run.resample(0.1, output_dir=data / "small")
+    assert "failed" not in [check.result for check in verify(again)]
 
 
 def test_the_report_shows_parts(data):

@@ -197,7 +197,7 @@ def cut_rows(
     if n_parts == 1:
         return [members]
     rows = values if len(members) == len(values) else values[members]
-    parts = split_strata(partition_rows(rows, n_parts))
+    parts = split_strata(partition_rows(rows, n_parts, cut_large=False))
     if len(parts) == 1:  # equal directions
         return np.array_split(members, n_parts)
     return [one for part in parts for one in cut_rows(values, members[part], max_rows)]

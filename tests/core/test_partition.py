@@ -1,6 +1,9 @@
-"""partition_rows: nearest centres, the same bits however they are computed, limits."""
+"""partition_rows and its pieces: nearest centres, the same bits however computed, limits."""
 
+import pickle
+import tracemalloc
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +14,18 @@ from hypothesis import strategies as st
 from dq_multimodal import InputError
 from dq_multimodal.core import partition, partition_rows
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.core.partition import GRID, SALT, SAMPLE_ROWS, find_centres, nearest
+from dq_multimodal.core.partition import (
+    GRID,
+    SALT,
+    SAMPLE_ROWS,
+    count_pieces,
+    find_centres,
+    fit_parts,
+    nearest,
+    number_pieces,
+    piece_of,
+    sample_numbers,
+)
 
 SIMILARITIES = ["cosine", "euclidean"]
 
@@ -122,7 +136,7 @@ def test_the_parts_are_those_of_release_0_1(similarity, sizes, first):
 
 def test_products_of_prepared_rows_are_exact():
     rows, _ = clouds(2, n_rows=50, width=30)
-    for place in (partition.Directions(), partition._Places(rows, np.arange(50))):
+    for place in (partition.Directions(), partition.Places.around(rows, np.abs(rows).max())):
         on_grid, _ = place(rows)
         assert (np.rint(on_grid / GRID) == on_grid / GRID).all()
         exact = sum(Fraction(x) * Fraction(y) for x, y in zip(*on_grid[:2], strict=True))
@@ -145,6 +159,107 @@ def test_centres_of_a_sample_serve_rows_outside_it(similarity, tmp_path):
     assert same_parts(codes, of)
     assert sum(seen) == n_rows
     np.testing.assert_array_equal(codes, partition_rows(rows, 6, similarity))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n_rows=st.integers(1, 300),
+    n_parts=st.integers(1, 12),
+    seed=st.integers(-5, 2**70),
+    block=st.integers(20, 310),
+)
+def test_the_sample_is_the_rows_of_the_lowest_hashes(n_rows, n_parts, seed, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition, "SAMPLE_ROWS", 40)
+        patch.setattr(partition, "ROWS_A_PART", 9)
+        patch.setattr(partition, "HASH_ROWS", block)
+        got = sample_numbers(n_rows, n_parts, seed)
+    hashes = hash_numbers(seed ^ SALT, np.arange(n_rows, dtype=np.uint64)).tolist()
+    wanted = sorted(sorted(range(n_rows), key=hashes.__getitem__)[: max(40, 9 * n_parts)])
+    assert got.tolist() == wanted
+
+
+def test_the_sample_of_many_rows_needs_no_number_a_row():
+    tracemalloc.start()
+    n_rows = 2**23
+    got = sample_numbers(n_rows, 9, 5)
+    assert tracemalloc.get_traced_memory()[1] < 60e6 < 8 * n_rows
+    tracemalloc.stop()
+    assert len(got) == SAMPLE_ROWS
+    assert (np.diff(got) > 0).all()
+    np.testing.assert_allclose(got.mean(), n_rows / 2, rtol=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 12), st.sampled_from(SIMILARITIES), st.data())
+def test_a_cluster_that_calls_the_pieces_apart_has_the_same_parts(seed, n_parts, similarity, data):
+    rows, _ = clouds(seed)
+    rows[:150] = rows[0]
+    rows = rows.astype(np.float16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition, "SAMPLE_ROWS", 90)
+        patch.setattr(partition, "ROWS_A_PART", 8)
+        patch.setattr(partition, "LARGE_ROWS", data.draw(st.sampled_from([20, 500])))
+        whole = partition_rows(rows, n_parts, similarity, seed)
+        sample = rows[sample_numbers(len(rows), n_parts, seed)]
+        largest = float(np.abs(rows).max())
+        parts = fit_parts(sample, n_parts, similarity, seed=seed, largest=largest)
+        parts = pickle.loads(pickle.dumps(parts))
+        cuts = [0, *sorted(data.draw(st.lists(st.integers(0, 300), max_size=4))), 300]
+        blocks = [np.arange(a, b) for a, b in pairwise(cuts)]
+        of = [parts.assign(rows[block]) for block in blocks]
+        sizes = sum(np.bincount(codes, minlength=len(parts.centres)) for codes in of)
+        n_pieces = count_pieces(sizes, n_parts)
+        found = [number_pieces(codes, at, n_pieces) for codes, at in zip(of, blocks, strict=True)]
+    used = np.unique(np.concatenate(found))
+    np.testing.assert_array_equal(np.searchsorted(used, np.concatenate(found)), whole)
+
+
+def test_largest_is_for_euclidean_alone():
+    rows, _ = clouds(0)
+    plain, given_too = fit_parts(rows, 3), fit_parts(rows, 3, largest=9.0)
+    np.testing.assert_array_equal(plain.assign(rows), given_too.assign(rows))
+    with pytest.raises(InputError, match="need largest"):
+        fit_parts(rows, 3, "euclidean")
+    with pytest.raises(Exception, match="similarity"):
+        fit_parts(rows, 3, "dot")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_parts", "wanted"),
+    [
+        ([500_000, 0, 0, 1], 50, [1, 1, 1, 1]),  # not more than 500,000
+        ([500_001, 0, 0, 1], 50, [2, 1, 1, 1]),
+        ([1_600_000, 0, 1], 4, [1, 1, 1]),  # of a mean of 400,000.25: not more than four times
+        ([1_600_001, 0, 0], 4, [1, 1, 1]),
+        ([1_600_001, 0, 0], 5, [4, 1, 1]),  # 1,600,001 / 500,000
+        ([9_000_000, 1_000_000, 0], 10, [9, 1, 1]),  # the mean is 1,000,000
+        ([9_000_001, 1_000_000, 0], 10, [9, 1, 1]),  # 1,000,000.1, up
+    ],
+)
+def test_numbers_of_pieces(sizes, n_parts, wanted):
+    assert count_pieces(np.array(sizes), n_parts).tolist() == wanted
+
+
+def test_the_piece_of_a_row_is_a_hash_of_its_number():
+    rows = np.arange(10**9, 10**9 + 60_000)
+    got = piece_of(rows, 7)
+    assert np.abs(np.bincount(got) / 60_000 - 1 / 7).max() < 0.01
+    each = np.where(rows % 2, 7, 3)
+    both = piece_of(rows, each)
+    np.testing.assert_array_equal(both[each == 7], got[each == 7])
+    np.testing.assert_array_equal(both[each == 3], piece_of(rows[each == 3], 3))
+    assert piece_of(np.arange(12), 5).tolist() == [4, 1, 4, 3, 4, 4, 1, 0, 2, 4, 0, 1]
+
+
+def test_a_part_of_equal_rows_is_cut(monkeypatch):
+    monkeypatch.setattr(partition, "LARGE_ROWS", 50)
+    rows = np.ones((3000, 2))
+    codes = partition_rows(rows, 20)
+    assert np.bincount(codes).size == 20  # of 150 rows, the mean
+    np.testing.assert_array_equal(codes, piece_of(np.arange(3000), 20))
+    assert not partition_rows(rows, 20, cut_large=False).any()
+    assert not partition_rows(rows, 4).any()  # 3,000 rows are four times the mean and no more
 
 
 def test_rows_of_zeros_and_opposite_rows():

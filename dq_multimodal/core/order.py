@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -9,10 +10,12 @@ from numpy import ndarray
 
 from dq_multimodal.config import Draw, InputError
 from dq_multimodal.core.bins import Bins
+from dq_multimodal.core.compiled import compile_loop
 from dq_multimodal.core.hashing import hash_numbers
 
 ROUNDING = 1e-9
 """By so much a cap times a number of rows may be above a whole number."""
+BLOCK_PLACES = 1024
 
 
 def order_rows(
@@ -76,6 +79,75 @@ def order_rows(
     order = np.empty(n_rows, dtype=np.int64)
     order[drawn[interleaved]] = np.arange(n_rows)
     return order
+
+
+def place_in_all(sizes: Int[ndarray, " c"], stratum: int) -> Int[ndarray, " k"]:
+    r"""Give the places of the rows of one stratum among all rows, in the order of `order_rows`.
+
+    They follow from the sizes of the strata alone. Before the j-th row of a stratum of n rows come
+    the rows of another of n' with $n' / (2j' + 1) > n / (2j + 1)$, all quotients in float64, or
+    equal and of a lower stratum. All j' below $k = \lfloor n' (2j + 1) / 2n \rfloor$ are so, and
+    none above k; of k itself the two quotients are compared.
+
+    Args:
+        sizes: Rows of each stratum, below $2^{40}$; 0 is a stratum without rows.
+        stratum: Which one, from 0.
+
+    Returns:
+        Place of its j-th row, ascending. Time is that of its rows times the distinct sizes.
+    """
+    values, codes = np.unique(sizes, return_inverse=True)
+    n_all = np.bincount(codes)
+    n_lower = np.bincount(codes[:stratum], minlength=len(values))
+    columns = (column.astype(np.float64) for column in (values, n_all - n_lower, n_lower))
+    size = int(sizes[stratum])
+    places = compile_loop(_count_before)(*columns, float(size), 2.0 * np.arange(size) + 1)
+    return places.astype(np.int64)
+
+
+@no_type_check
+def _count_before(sizes, n_higher, n_lower, own, odd):
+    """Count the rows of all strata, so many of each size, before rows of priority own / odd."""
+    places = np.zeros(len(odd))
+    half, priority = 0.5 * odd / own, own / odd
+    for start in range(0, len(odd), BLOCK_PLACES):
+        stop = min(start + BLOCK_PLACES, len(odd))
+        for c in range(len(sizes)):
+            size, higher, lower = sizes[c], n_higher[c], n_lower[c]
+            for j in range(start, stop):
+                k = np.floor(size * half[j])
+                other = size / (2 * k + 1)
+                n_before = (higher + lower) * k
+                n_before += higher if other > priority[j] else 0.0
+                n_before += lower if other >= priority[j] else 0.0
+                places[j] += n_before
+    return places
+
+
+def kept_per_stratum(sizes: Int[ndarray, " c"], n_kept: int) -> Int[ndarray, " c"]:
+    """Count the rows of each stratum that are among the first n_kept in the order of `order_rows`.
+
+    They follow from the sizes of the strata alone: the priority of the last row kept is found by
+    bisection, and of the rows of that very priority those of the lowest strata are kept.
+
+    Args:
+        sizes: See `place_in_all`.
+        n_kept: Rows kept of all, from 0 to their number.
+    """
+
+    def count(priority: float) -> tuple[Int[ndarray, " c"], Bool[ndarray, " c"]]:
+        """Count the rows of each stratum above a priority; say whether one more is at it."""
+        k = np.minimum(sizes / (2 * priority) // 1, np.maximum(sizes - 1, 0))
+        of_k = sizes / (2 * k + 1)
+        return (k + (of_k > priority)).astype(np.int64), of_k == priority
+
+    low, high = np.array([0.5, 2.0 * sizes.max()]).view(np.int64).tolist()
+    while high - low > 1:  # the largest number that enough rows reach
+        middle = (low + high) // 2
+        n_above, is_at = count(float(np.int64(middle).view(np.float64)))
+        low, high = (middle, high) if n_above.sum() + is_at.sum() >= n_kept else (low, middle)
+    n_above, is_at = count(float(np.int64(low).view(np.float64)))
+    return n_above + (is_at & (np.cumsum(is_at) <= n_kept - n_above.sum()))
 
 
 def put_one_of_each_first(

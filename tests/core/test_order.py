@@ -1,6 +1,7 @@
 """order_rows: sizes, proportions, nesting, and the fixed hash."""
 
 import math
+from bisect import bisect_left
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 
 from dq_multimodal import InputError
 from dq_multimodal.core import Bins, one_bin, order_rows, put_one_of_each_first, row_hash
-from dq_multimodal.core.order import cap_rows, count_capped, put_last
+from dq_multimodal.core.order import (
+    _count_before,
+    cap_rows,
+    count_capped,
+    kept_per_stratum,
+    place_in_all,
+    put_last,
+)
 
 
 def bins_of(sizes_by_stratum, seed=0):
@@ -110,6 +118,77 @@ def test_some_rows_are_ordered_as_if_the_others_were_not_there(sizes, draw, data
     groups = some.stratum * 9 + some.bin
     plain = order_rows(some, seed=0)
     assert (groups[np.argsort(order)] == groups[np.argsort(plain)]).all()
+
+
+many_sizes = st.one_of(
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    st.lists(st.sampled_from([0, 3, 6, 9, 15, 30, 45]), min_size=1, max_size=20),  # many ties
+    st.tuples(st.integers(2000, 9000), *[st.integers(0, 4)] * 5).map(list),
+    st.permutations([1, 2, 3, 5, 7, 2047, 2048, 4096]),
+).filter(any)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=many_sizes, data=st.data())
+def test_places_and_counts_follow_from_the_sizes_of_strata(sizes, data):
+    sizes = np.array(sizes)
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+    nth = np.concatenate([np.arange(size) for size in sizes])
+    order = order_rows(Bins(0 * nth, nth, np.zeros(len(nth)), strata), draw="rank")
+    for stratum in range(len(sizes)):
+        np.testing.assert_array_equal(place_in_all(sizes, stratum), order[strata == stratum])
+    for n_kept in {0, 1, len(order), *data.draw(st.lists(st.integers(0, len(order)), max_size=9))}:
+        wanted = np.bincount(strata[order < n_kept], minlength=len(sizes))
+        np.testing.assert_array_equal(kept_per_stratum(sizes, n_kept), wanted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(
+        st.one_of(st.integers(0, 2**40 - 1), st.integers(-3, 3).map(lambda k: 2**30 + k)),
+        min_size=2,
+        max_size=5,
+    ),
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=5),
+    own=st.sampled_from([1, 7, 2**30 - 1, 2**30, 10**9 + 7, 2**40 - 1]),
+)
+def test_places_in_strata_of_very_many_rows_are_those_of_float64_quotients(sizes, shares, own):
+    nth = [*(int(share * (own - 1)) for share in shares), own - 1]
+    n_lower = np.arange(len(sizes)) % 2
+    odd = 2.0 * np.array(nth) + 1
+    got = _count_before(np.array(sizes, dtype=float), 1.0 - n_lower, 1.0 * n_lower, own, odd)
+    for j, n_before in zip(nth, got, strict=True):
+        wanted, priority = 0, own / (2 * j + 1)
+        for size, is_lower in zip(sizes, n_lower, strict=True):
+
+            def is_after(k, size=size, is_lower=is_lower, priority=priority):
+                other = size / (2 * k + 1)
+                return not (other > priority or (is_lower and other == priority))
+
+            wanted += bisect_left(range(size), True, key=is_after)
+        assert n_before == wanted
+
+
+def test_quotients_that_float64_cannot_tell_apart_are_ties():
+    n = 2**30
+    assert Fraction(n, 2 * n - 1) > Fraction(n + 1, 2 * n + 1)
+    assert n / (2 * n - 1) == (n + 1) / (2 * n + 1)
+    last = _count_before(np.array([n + 1.0]), np.zeros(1), np.ones(1), n, np.array([2.0 * n - 1]))
+    assert last.tolist() == [n + 1]
+    assert kept_per_stratum(np.array([n + 1, n]), 2 * n).tolist() == [n + 1, n - 1]
+    assert kept_per_stratum(np.array([n, n + 1]), 2 * n).tolist() == [n, n]
+
+
+def test_counts_of_a_billion_rows_in_many_strata():
+    sizes = np.random.default_rng(0).integers(0, 100_001, 20_000)
+    before = np.zeros_like(sizes)
+    for n_kept in (0, 10**7, 10**7 + 1, int(sizes.sum()) // 3, int(sizes.sum())):
+        kept = kept_per_stratum(sizes, n_kept)
+        assert kept.sum() == n_kept
+        assert (before <= kept).all()
+        assert (np.abs(kept - sizes * (n_kept / sizes.sum())) < 2).all()
+        before = kept
+    np.testing.assert_array_equal(kept, sizes)
 
 
 @settings(max_examples=100, deadline=None)

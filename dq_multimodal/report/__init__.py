@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from numpy import ndarray
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
     from dq_multimodal.manifest import Config, Manifest
@@ -28,11 +29,13 @@ def write_report(
     *,
     embeddings: ndarray | None,
     dataset: "Dataset | None",
+    sample: "pa.Table | None" = None,
 ) -> None:
     """Write report.html, map.parquet and figures/*.png into a run folder.
 
-    The folder must hold selection.parquet and bins.parquet. All is seeded: the same run gives the
-    same bytes on the same machine. Figures need matplotlib and are left out without it.
+    The folder must hold bins.parquet, and selection.parquet if no sample is given. All is seeded:
+    the same run gives the same bytes on the same machine. Figures need matplotlib and are left out
+    without it.
 
     Args:
         folder: The run folder.
@@ -40,6 +43,9 @@ def write_report(
         manifest: Its manifest.json, of a run that may not have finished.
         embeddings: (n, d) floats; None leaves out map, coverage and near-duplicates.
         dataset: The source in row order; None shows row numbers only.
+        sample: Of a run too large to read whole, some rows of selection.parquet, ascending, drawn
+            by a hash that is not that of the selection; embeddings and dataset are then of these.
+            Numbers of rows and of kept rows are those of the run, from bins.parquet.
     """
     from dq_multimodal.files import write_text
     from dq_multimodal.report.collect import collect
@@ -47,7 +53,7 @@ def write_report(
     from dq_multimodal.report.map_file import write_map
     from dq_multimodal.report.page import make_page
 
-    facts = collect(folder, config, manifest, embeddings, dataset)
+    facts = collect(folder, config, manifest, embeddings, dataset, sample)
     has_figures = can_draw()
     if has_figures:
         write_figures(facts, folder)

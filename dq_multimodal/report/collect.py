@@ -26,16 +26,18 @@ from dq_multimodal.report.compare import (
     read_groups,
     sample_rows,
 )
-from dq_multimodal.report.decisions import Decisions, Selection, decide, picked_rows
+from dq_multimodal.report.decisions import Decisions, Selection, Totals, decide, picked_rows
 from dq_multimodal.report.layout import Map, make_map
 from dq_multimodal.report.patched import Example, show_examples
 from dq_multimodal.report.rows import Picture, RowReader, clean_name
+from dq_multimodal.stages.marks import Marks
 from dq_multimodal.stages.ordering import count_left, strata_to_share
 from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_selection, read_table
 from dq_multimodal.stages.targeting import FOLDER as TARGET_FOLDER
 from dq_multimodal.stages.targeting import PICKS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 MAX_POINTS = {"text": 4000, "image": 3000, "none": 4000}
@@ -110,16 +112,26 @@ def collect(
     manifest: Manifest,
     embeddings: ndarray | None,
     dataset: "Dataset | None",
+    sample: "pa.Table | None" = None,
 ) -> Facts:
-    """Read the tables of a run folder and measure all that the report shows."""
-    bins, places, marks = read_selection(folder)
-    numbers = None if config.bins == "none" else bins.bin
-    selection = Selection(bins.stratum, numbers, places["order"], places["kept"], marks)
+    """Read the tables of a run folder, or a sample, and measure all that the report shows."""
+    table = read_table(folder, BINS_FILE)
+    if sample is None:
+        found, places, marks = read_selection(folder)
+        stratum, bins, order, kept = found.stratum, found.bin, places["order"], places["kept"]
+        rows = np.arange(len(kept))
+        totals = [stratum, bins, np.ones_like(rows), kept.astype(np.int64)]
+    else:
+        rows, stratum, bins, order = _read_numbers(sample, "row", "stratum", "bin", "order")
+        kept, marks = sample["kept"].to_numpy(), Marks.from_table(sample)
+        totals = _read_numbers(table, "stratum", "bin", "size", "kept")
+    numbers = None if config.bins == "none" else bins
+    selection = Selection(rows, stratum, numbers, order, kept, marks, Totals(*totals))
     decisions = decide(selection, config)
-    scores = _read_scores(folder, selection.n_bins)
+    scores = _read_scores(table, selection.n_bins)
     facts = Facts(config, manifest, selection, scores, RowReader(dataset, config.rows), decisions)
     facts.target = _read_target(folder, selection, config.request.target_share)
-    if manifest.patches is not None:
+    if manifest.patches is not None and sample is None:
         facts.examples = show_examples(folder, config, dataset, selection.kept)
     if embeddings is not None and len(embeddings) == len(selection):
         _compare(facts, embeddings)
@@ -128,9 +140,13 @@ def collect(
     return facts
 
 
-def _read_scores(folder: Path, n_bins: int) -> dict[str, list[float | None]]:
+def _read_numbers(table: "pa.Table", *names: str) -> list[Int[ndarray, " n"]]:
+    """Read columns of whole numbers, 0 where they are null."""
+    return [table[name].fill_null(0).to_numpy().astype(np.int64) for name in names]
+
+
+def _read_scores(table: "pa.Table", n_bins: int) -> dict[str, list[float | None]]:
     """Read the scores of every bin number; empty where no bin has any."""
-    table = read_table(folder, BINS_FILE)
     scores: dict[str, list[float | None]] = {name: [None] * n_bins for name in SCORES}
     for name in SCORES:
         for number, value in zip(table["bin"].to_pylist(), table[name].to_pylist(), strict=True):
@@ -147,7 +163,7 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     facts.n_blank = int(vectors.is_blank.sum())
     facts.map = make_map(vectors, kept, MAX_POINTS[facts.reader.kind], seed)
     strata = strata_to_share(selection.stratum, request.partition)
-    draws = draw_random(strata, selection.n_kept, seed, selection.marks.readable(len(selection)))
+    draws = draw_random(strata, int(kept.sum()), seed, selection.marks.readable(len(selection)))
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
         facts.coverage = measure_coverage(
             vectors, kept, draws, request.method, seed, on_pairs=bar.update

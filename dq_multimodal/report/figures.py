@@ -107,11 +107,7 @@ def _draw_map(facts: Facts) -> "Figure":
 def _draw_bins(facts: Facts) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
-    selection = facts.selection
-    assert selection.bin is not None
-    n_bins = selection.n_bins
-    kept = np.bincount(selection.bin, weights=selection.kept, minlength=n_bins)
-    sizes = np.bincount(selection.bin, minlength=n_bins)
+    n_bins, (sizes, kept) = facts.selection.n_bins, facts.selection.count_bins()
     figure, axes = _start(6.4, 3.4)
     axes.bar(range(n_bins), sizes, color="#e4edf7", label="rows")
     axes.bar(range(n_bins), kept, color=bin_colours(n_bins), label="kept")
@@ -143,8 +139,9 @@ def _draw_coverage(facts: Facts) -> "Figure":
     axes.plot(found.random_curve, found.shares, other_dash, color=colour, lw=1.5, label=others)
     axes.plot(found.kept_curve, found.shares, dash, color=own, lw=2, label=request.method)
     unit = "1 - cosine similarity" if request.similarity == "cosine" else "euclidean"
-    axes.set_xlabel(f"distance to the nearest kept row ({unit})", color=QUIET)
-    axes.set_ylabel("share of the rows", color=QUIET)
+    of_sample = " of the sample" if facts.selection.is_sample else ""
+    axes.set_xlabel(f"distance to the nearest kept row{of_sample} ({unit})", color=QUIET)
+    axes.set_ylabel(f"share of the rows{of_sample}", color=QUIET)
     axes.set_ylim(0, 1.02)
     axes.set_xlim(left=0)
     axes.grid(color="#e7e8eb")

@@ -31,7 +31,7 @@ def write_map(facts: Facts, folder: Path) -> None:
     ]
     lists = {"ids": List(Value("int64")), "distances": List(Value("float32"))}
     columns: dict[str, tuple[Any, list[Any]]] = {
-        "row": (Value("int64"), rows.tolist()),
+        "row": (Value("int64"), selection.row[rows].tolist()),
         "x": (Value("float32"), list(shown.places[:, 0])),
         "y": (Value("float32"), list(1 - shown.places[:, 1])),  # upwards, as plots have it
         "bin": (

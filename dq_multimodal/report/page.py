@@ -18,7 +18,7 @@ from dq_multimodal.files import count
 from dq_multimodal.manifest import Config
 from dq_multimodal.report.collect import Facts, group_sample
 from dq_multimodal.report.compare import Coverage
-from dq_multimodal.report.decisions import KINDS, SENTENCES, Decisions
+from dq_multimodal.report.decisions import KINDS, Decisions
 from dq_multimodal.report.figures import bin_colours, normalise
 from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
 
@@ -75,14 +75,16 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     script = "(function () {\n" + read("page.js") + read("map.js") + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows, cut = _rows_as_data(facts)
-    document = {**_map_as_data(facts), "rows": rows}
+    numbers = facts.selection.row
+    document = {**_map_as_data(facts), "rows": {int(numbers[k]): rows[k] for k in rows}}
     packages = ["numpy", "scikit-learn"] + (["matplotlib"] if has_figures else [])
-    n_rows, n_kept = len(facts.selection), facts.selection.n_kept
+    n_rows, n_kept = facts.selection.n_rows, facts.selection.n_kept
     request, source = facts.config.request, _source_name(facts.config)
     return environment.get_template("page.html").render(
         facts=facts,
         request=request,
         title=f"{source}: {n_kept:,} of {count(n_rows, 'row')} kept by {request.method}",
+        of_sample=" of the sample" if facts.selection.is_sample else "",
         source=f"{source} (split {clean_name(facts.config.source.split)})",
         script_hash=f"sha256-{digest}",
         style=Markup(read("page.css")),
@@ -151,8 +153,7 @@ def _bins(facts: Facts) -> list[dict[str, Any]]:
     selection = facts.selection
     if selection.bin is None:
         return []
-    sizes = np.bincount(selection.bin, minlength=selection.n_bins).tolist()
-    kept = np.bincount(selection.bin[selection.kept], minlength=selection.n_bins).tolist()
+    sizes, kept = (counts.tolist() for counts in selection.count_bins())
     scores = [zip(v, normalise(v), strict=True) for v in facts.scores.values()]
     by_bin: list[Any] = list(zip(*scores, strict=True)) or [()] * len(sizes)
     return [
@@ -228,14 +229,14 @@ def _map_as_data(facts: Facts) -> dict[str, Any]:
     document["sentences"] = list(sentences)
     likeness = 1 - shown.near_distance if document["isCosine"] else shown.near_distance
     document["points"] = {
-        "row": rows.tolist(),
+        "row": selection.row[rows].tolist(),
         "x": np.rint(shown.places[:, 0] * 10_000).astype(int).tolist(),
         "y": np.rint(shown.places[:, 1] * 10_000).astype(int).tolist(),
         "kept": selection.kept[rows].astype(int).tolist(),
         "bin": None if selection.bin is None else selection.bin[rows].tolist(),
         "stratum": stratum.reshape(-1).tolist() if facts.labels else None,
         "length": shown.length.tolist() if facts.length_name else None,
-        "near": shown.near.tolist(),
+        "near": np.where(shown.near < 0, -1, selection.row[shown.near]).tolist(),
         "similarity": [_short(value) for value in likeness],
         "place": decisions.place[rows].tolist(),
         "group": group.reshape(-1).tolist(),
@@ -246,7 +247,7 @@ def _map_as_data(facts: Facts) -> dict[str, Any]:
 
 def _why(decisions: Decisions, row: int) -> str:
     """Give what decided of a row; {place}, {n_rows} and {n_kept} are filled in by the script."""
-    sentence = SENTENCES[decisions.of(row)]
+    sentence = decisions.template(row)
     if "{place}" not in sentence:
         return decisions.sentence(row)
     name = decisions.stratum_name

@@ -6,7 +6,7 @@ import pytest
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core import Bins, order_rows
 from dq_multimodal.manifest import Config, Origin
-from dq_multimodal.report.decisions import Selection, decide
+from dq_multimodal.report.decisions import Selection, Totals, decide
 from dq_multimodal.stages.marks import Marks
 from dq_multimodal.stages.ordering import count_subset, order_by_method
 
@@ -24,13 +24,20 @@ def config_of(request):
     return Config(request=request, source=source, **told)
 
 
+def selection_of(stratum, bins, order, kept, marks):
+    totals = Totals(
+        stratum, BIN * 0 if bins is None else bins, np.ones_like(stratum), kept.astype(int)
+    )
+    return Selection(np.arange(len(order)), stratum, bins, order, kept, marks, totals)
+
+
 def decide_by(marks=None, **options):
     """Order 200 rows as a run does; give what decided, and which rows are kept."""
     request = CompressConfig("x", keep_ratio=0.3, **options)
     marks = marks or Marks()
     order = order_by_method(BINS, request, None, marks)
     kept = order < count_subset(STRATUM, request, marks)
-    return decide(Selection(STRATUM, BIN, order, kept, marks), config_of(request)), kept, order
+    return decide(selection_of(STRATUM, BIN, order, kept, marks), config_of(request)), kept, order
 
 
 @pytest.mark.parametrize(("draw", "kind"), [("random", "draw"), ("rank", "rank")])
@@ -110,6 +117,6 @@ def test_a_class_of_one_kept_row_keeps_it_for_the_class():
     bins = Bins(BIN * 0, BIN * 0, BIN * np.nan, strata)
     order = order_by_method(bins, request, None)
     kept = order < 10
-    found = decide(Selection(strata, None, order, kept, Marks()), config_of(request))
+    found = decide(selection_of(strata, None, order, kept, Marks()), config_of(request))
     rows = np.flatnonzero(kept & (strata == 1))
     assert [found.of(row) for row in rows] == ["class"]

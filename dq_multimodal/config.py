@@ -378,6 +378,8 @@ class CompressConfig(Request):
                 raise InputError(f"{name} is for engine local: leave out one of them")
         if self.method not in ("auto", *ON_RAY):
             raise InputError(f"engine ray has the methods {', '.join(ON_RAY)}, got {self.method}")
+        if self.split == "all":
+            raise InputError("engine ray reads one split, got all")
         if self.image_embedding == "gradients":
             raise InputError("engine ray has plain embeddings, not gradients")
 

@@ -57,12 +57,15 @@ OURS = (
 )
 """Files that a run may leave beside its mark (besides NAME.tmp of each)."""
 _ROWS = "|".join(re.escape(name) for name in (*embedding.FILES, embedding.PROGRESS))
+PARTS = "parts"
+"""What the engine ray has done so far; gone when the run is finished."""
 WHOLE = {
     subset.FOLDER: f"{subset.PART}|{re.escape(subset.FILE_NAMES)}",
     subset.PARTIAL: f"{subset.PART}|{re.escape(subset.FILE_NAMES)}",
     scoring.FOLDER: rf"(rows|views)(/({_ROWS})({re.escape(embedding.PARTIAL)}|\.tmp)?)?",
     patching.FOLDER: r"\d{6}\.parquet(\.tmp)?",
     targeting.FOLDER: targeting.WHOLE_PATTERN,
+    PARTS: r"[a-z]+(/\d{5,}(-\d+)?\.(json|parquet|bin|txt)(\.[0-9a-f]{32}\.tmp)?)?",
 }
 """Folders that a run replaces or removes as a whole, and what it writes into them."""
 PICKS = f"{targeting.FOLDER}/{targeting.PICKS}"
@@ -228,7 +231,7 @@ def begin(target: Path, config: Config, overwrite: bool) -> Manifest | None:
     """
     before, manifest = _read_before(target, is_strict=not overwrite)
     differing = _differences(before, config) if before is not None else []
-    work = (embedding.FILE, embedding.PROGRESS, targeting.FOLDER)
+    work = (embedding.FILE, embedding.PROGRESS, targeting.FOLDER, PARTS)
     has_work = any((target / name).exists() for name in work)
     is_complete = manifest is not None and manifest.complete
     if not overwrite and (has_work or is_complete) and (differing or before is None):
@@ -315,10 +318,11 @@ def stage(place: Path, manifest: Manifest, name: Stage, *files: str) -> Iterator
         manifest.write(place)
 
 
-def finish(target: Path, config: Config, manifest: Manifest) -> None:
-    """Write the card and the manifest that says that all is there."""
+def finish(target: Path, config: Config, manifest: Manifest, kept: int | None = None) -> None:
+    """Write the card and the manifest that says that all is there, with the number of kept rows."""
     sizes = [path.stat().st_size for path in subset.subset_files(target)]
-    manifest.complete, manifest.kept = True, int(read_selection(target)[1]["kept"].sum())
+    manifest.kept = int(read_selection(target)[1]["kept"].sum()) if kept is None else kept
+    manifest.complete = True
     manifest.versions = {"dq-multimodal": __version__, **{p: version(p) for p in PACKAGES}}
     manifest.bytes.subset_files = sum(sizes)
     card.write_card(target, config, manifest)

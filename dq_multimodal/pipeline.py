@@ -88,7 +88,9 @@ def compress(dataset: "AnyDataset", **options: Any) -> Run:
             trials = Trials(compress, job)
             trials.memory(trials.count_kept()).check(request.memory_limit)
         manifest = folder.begin(place, job.config, request.overwrite)
-        manifest = manifest or start_manifest(source, job.labels)
+        if manifest is None:
+            size = subset.count_bytes(source.dataset)
+            manifest = start_manifest(source, job.labels, size)
         embed(job, place, manifest)
         select(job, place, manifest)
         write(job, place, manifest)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import CompressConfig, InputError, format_bytes
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.core.target import LIST_VALUES
@@ -32,6 +33,7 @@ from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata, stretch, time_bins
 from dq_multimodal.stages.ordering import bins_kind, count_left, count_subset
 from dq_multimodal.stages.preparation import (
+    MAX_NAMED,
     Job,
     leaves_out,
     load_models,
@@ -340,7 +342,10 @@ class Trials:
         lost = [tried.rows[problems[what]["rows"]] for what in UNDECODED if what in problems]
         unreadable = np.isin(np.arange(self.n_rows), np.concatenate([[], *lost]))
         n_tried, n_lost = len(tried.rows), int(unreadable.sum())
-        self.notes += note_left_out(adapter, np.flatnonzero(unreadable).tolist())
+        lost = np.flatnonzero(unreadable).tolist()
+        if lost:
+            assert isinstance(adapter, ImageAdapter)
+            self.notes += note_left_out(lost, adapter.file_names(lost[:MAX_NAMED]))
         if n_tried == self.n_rows:
             return count_subset(self.job.strata, request, replace(marks, unreadable=unreadable))
         self.notes.append(

@@ -46,6 +46,9 @@ class Adapter(ABC):
         chunk_rows: Rows of a chunk, where the rows come as a stream: a batch is of one chunk.
     """
 
+    MODEL_PARTS = ("model", "_encoder")
+    """Attributes that hold a loaded model."""
+
     def __init__(self, dataset: Dataset, *, is_scored: bool = False) -> None:
         self.is_scored = is_scored
         self.notes: list[str] = []
@@ -82,6 +85,12 @@ class Adapter(ABC):
     def embed(self, batch: Any) -> Embedded:
         """Embed what `load` made."""
 
+    def share_model(self, loaded: "list[Adapter]") -> None:
+        """Use the model of the adapter that is loaded, of the same settings, and be that one."""
+        if loaded:
+            self.__dict__ |= {k: v for k, v in vars(loaded[0]).items() if k in self.MODEL_PARTS}
+        loaded[:] = [self]
+
     @property
     def middle_dimension(self) -> int:
         """Size k of the middle features, 0 where the model has none."""
@@ -97,7 +106,11 @@ class Adapter(ABC):
 
 
 def note_problem(
-    what: str, rows: list[int], n_rows: int | None = None, fate: str = "still candidates"
+    what: str,
+    rows: list[int],
+    n_rows: int | None = None,
+    fate: str = "still candidates",
+    n_odd: int | None = None,
 ) -> str:
     """Say a problem in one line, with its first row numbers.
 
@@ -106,10 +119,11 @@ def note_problem(
         rows: The rows that have it.
         n_rows: How many rows there are.
         fate: What becomes of them.
+        n_odd: How many have it, where only some are given.
     """
-    noun = "row" if len(rows) == 1 else "rows"
+    n_odd = len(rows) if n_odd is None else n_odd
+    noun = "row" if n_odd == 1 else "rows"
     if what.startswith(LONGER):
-        verb = "is" if len(rows) == 1 else "are"
-        return f"{len(rows):,} {noun} of {n_rows:,} {verb} {what}"
-    shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
-    return f"{len(rows):,} {noun} with {what}, {fate}: {noun} {shown}"
+        return f"{n_odd:,} {noun} of {n_rows:,} {'is' if n_odd == 1 else 'are'} {what}"
+    shown = ", ".join(str(row) for row in rows[:8]) + (", ..." if n_odd > 8 else "")
+    return f"{n_odd:,} {noun} with {what}, {fate}: {noun} {shown}"

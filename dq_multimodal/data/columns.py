@@ -80,6 +80,12 @@ def read_classes(
     """
     if column is None:
         return np.full(len(dataset), -1, dtype=np.int64), ()
+    codes, labels = read_labels(dataset, column)
+    return codes, tuple(map(str, labels))
+
+
+def read_labels(dataset: Dataset, column: str) -> tuple[Int[ndarray, " n"], list[Any]]:
+    """Give the class of every row, -1 where it has none, and the labels; see `read_classes`."""
     names = getattr(dataset.features[column], "names", None)
     met: dict[Any, int] = {}
     codes = array("q")
@@ -96,11 +102,16 @@ def read_classes(
                 raise InputError(f"the label column {column} must hold plain values, got {kind}")
     found = np.array(codes, dtype=np.int64)
     if names is not None:
-        return found, tuple(names)
-    present = sorted(met, key=lambda v: (isinstance(v, str), v))
+        return found, list(names)
+    present = sort_labels(met)
     place = {label: number for number, label in enumerate(present)}
     table = np.array([*(place[label] for label in met), -1], dtype=np.int64)
-    return table[found], tuple(str(v) for v in present)
+    return table[found], present
+
+
+def sort_labels(labels: Iterable[Any]) -> list[Any]:
+    """Sort labels that are plain values: numbers before texts."""
+    return sorted(labels, key=lambda v: (isinstance(v, str), v))
 
 
 def match_classes(

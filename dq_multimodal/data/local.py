@@ -107,17 +107,11 @@ class PinnedFiles:
             self._hashes = [*tqdm(hashes, total=len(paths), desc="hash", unit="file", delay=1)]
             list(pool.map(check_utf8, filter(is_text, paths)))
 
-    def describe(self, max_listed: int) -> list[dict[str, Any]]:
+    def describe(self) -> list[dict[str, Any]]:
         """Give name, bytes and SHA-256 of each; of more files than that, all in one entry."""
-        found: list[dict[str, Any]] = [
-            {"name": name, "bytes": self._stamps[path][0], "sha256": digest}
-            for path, name, digest in zip(self.paths, self._names, self._hashes, strict=True)
-        ]
-        if len(found) <= max_listed:
-            return found
-        total = sum(file["bytes"] for file in found)
-        digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
-        return [{"name": f"{len(found)} files", "bytes": total, "sha256": digest}]
+        stamps = (self._stamps[path] for path in self.paths)
+        found = zip(self._names, stamps, self._hashes, strict=True)
+        return describe_pins([(name, stamp[0], digest) for name, stamp, digest in found])
 
     def key(self, *more: Any) -> str:
         """Give a name under which what was read of these very files may be kept."""
@@ -129,6 +123,18 @@ class PinnedFiles:
         for path, stamp in self._stamps.items():
             if not os.path.exists(path) or _stamp(path) != stamp:  # noqa: PTH110
                 raise InputError(f"{self.name} has changed while it was read: {Path(path).name}")
+
+
+def describe_pins(files: list[tuple[str, int, str]]) -> list[dict[str, Any]]:
+    """Record name, bytes and SHA-256 of files; more than 100 are one entry."""
+    found: list[dict[str, Any]] = [
+        {"name": name, "bytes": size, "sha256": digest} for name, size, digest in files
+    ]
+    if len(found) <= MAX_LISTED:
+        return found
+    total = sum(file["bytes"] for file in found)
+    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return [{"name": f"{len(found)} files", "bytes": total, "sha256": digest}]
 
 
 def _stamp(path: str) -> tuple[int, ...]:
@@ -203,7 +209,7 @@ def load_local(
     origin |= {"path": str(path.absolute()), "split": split, "names": NAMES, **chosen}
     note = None
     rows: Dataset | Stream
-    if is_folder and any((path / mark).is_file() for mark in SAVED_MARKS):
+    if is_saved(path):
         for key in chosen:
             raise InputError(f"{key} is not for a folder made by save_to_disk, and {name} is one")
         if streaming:
@@ -212,7 +218,7 @@ def load_local(
     else:
         if not is_folder and config_name is not None:
             raise InputError(f"config_name is for the Hub and for folders, and {name} is neither")
-        found = _find_in_folder(path, name, config_name) if is_folder else _find(path, name)
+        found = find_data(path, name, config_name)
         note, is_plain = found.note, found.make is None
         if field is not None and (found.reader != "json" or not is_plain):
             raise InputError(f"field is for .json files, and {name} has others")
@@ -225,11 +231,21 @@ def load_local(
             files = frozenset(chain.from_iterable(found.by_split.values()))
             own = replace(own, files=files, home=str(found.root))
         rows = _read(found, pinned, split, field, streaming, n_rows, own)
-    origin["files"] = pinned.describe(MAX_LISTED)
+    origin["files"] = pinned.describe()
     if isinstance(rows, Dataset):
         rows = admit(rows, own, name)
         origin["rows"] = len(rows)
     return Source(rows, origin, tuple(pinned.paths), pinned.check, note)
+
+
+def is_saved(path: Path) -> bool:
+    """Say whether save_to_disk made a folder."""
+    return any((path / mark).is_file() for mark in SAVED_MARKS)
+
+
+def find_data(path: Path, name: str, config_name: str | None) -> DataFiles:
+    """Say which files a path, glob or folder means, and how they are to be read."""
+    return _find_in_folder(path, name, config_name) if path.is_dir() else _find(path, name)
 
 
 def _find(path: Path, name: str) -> DataFiles:

@@ -304,8 +304,13 @@ def note_alike(rows: Float[ndarray, "n d"], *, by_cosine: bool) -> list[str]:
     return [f"WARNING: nearly all embeddings are alike ({found}): they hardly tell the rows apart"]
 
 
-def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]:
+def describe_given(
+    given: str, dataset: "Dataset", split: str, n_rows: int | None = None
+) -> dict[str, Any]:
     """Check ready embeddings and say what they are, as config.yaml records it.
+
+    There are n_rows rows where the dataset is only the first of them: of a column these are
+    checked, and the files of the source are what pins it.
 
     Given is a .npy file of (n, d) float16, float32 or float64, or a column of the dataset with d
     numbers a row. For a slice, `split`, the file may also hold the rows of the whole split.
@@ -316,11 +321,13 @@ def describe_given(given: str, dataset: "Dataset", split: str) -> dict[str, Any]
     """
     hasher = hashlib.sha256()
     size = 0
-    for block in read_given(given, dataset, split):
+    for block in read_given(given, dataset, split, n_rows):
         hasher.update(block.tobytes())
         size = block.shape[1]
-    key = "column" if _is_column(given, dataset) else "file"
-    return {key: given, "dimension": size, "sha256_of_float32": hasher.hexdigest()}
+    if not _is_column(given, dataset):
+        return {"file": given, "dimension": size, "sha256_of_float32": hasher.hexdigest()}
+    digest = {} if n_rows else {"sha256_of_float32": hasher.hexdigest()}
+    return {"column": given, "dimension": size, **digest}
 
 
 def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) -> None:
@@ -334,12 +341,26 @@ def copy_embeddings(given: str, dataset: "Dataset", split: str, folder: Path) ->
     put_in_place(partial, folder / FILE)
 
 
-def read_given(given: str, dataset: "Dataset", split: str) -> Iterator[ndarray]:
+def read_given(
+    given: str, dataset: "Dataset", split: str, n_rows: int | None = None
+) -> Iterator[ndarray]:
     """Yield the blocks of ready embeddings as float32, checked."""
-    size, n_read, origin = None, 0, given
-    blocks = _npy_blocks(given, len(dataset), split)
     if _is_column(given, dataset):
-        blocks, origin = _column_blocks(given, dataset), f"column {given}"
+        yield from read_column(given, dataset)
+        return
+    yield from _check(_npy_blocks(given, n_rows or len(dataset), split), given)
+
+
+def read_column(given: str, dataset: "Dataset", start: int = 0) -> Iterator[ndarray]:
+    """Yield the blocks of a column of ready embeddings as float32, checked.
+
+    Start is the number of the first row in the source, for messages.
+    """
+    yield from _check(_column_blocks(given, dataset), f"column {given}", start)
+
+
+def _check(blocks: Iterable[ndarray], origin: str, start: int = 0) -> Iterator[ndarray]:
+    size, n_read = None, start
     for block in blocks:
         size = size or block.shape[1]
         if block.shape[1] != size:

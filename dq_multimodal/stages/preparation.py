@@ -1,5 +1,6 @@
 """What a run has before its first stage: the request, its rows, config.yaml, manifest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 MODELS = ("embedding_model", "attribution_model", "mae_model", "target_model")
 COVERED_SHARE = 0.1
 """Share of images up to which auto takes coverage, without training dynamics."""
+UNLABELLED = "no label, a stratum of their own"
 MAX_LISTED = 1000
 """Row numbers of one problem that manifest.json lists; the count is exact.
 
@@ -112,7 +114,9 @@ def prepare(request: CompressConfig, source: Source, why: str | None) -> Job:
     label_column = label_column_of(adapter, request)
     strata, labels, unlabelled = survey(source, adapter, request, label_column)
     request = request.of_rows(len(strata))
-    config = make_config(request, source, adapter, label_column)
+    given = request.ready_embeddings if request.needs_embeddings else None
+    vectors = embedding.describe_given(given, source.dataset, request.split) if given else None
+    config = make_config(request, source, adapter, label_column, vectors)
     if target is not None:
         config.target = describe_target(target, request)
     marks = make_marks(source.dataset, request, len(strata))
@@ -145,8 +149,12 @@ def open_source(request: CompressConfig) -> Source:
     )
 
 
-def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[CompressConfig, str | None]:
+def settle_method(
+    request: CompressConfig, dataset: "Dataset", n_rows: int | None = None
+) -> tuple[CompressConfig, str | None]:
     """Give method auto the name of the method that the evidence supports, and say why.
+
+    There are n_rows rows where the dataset is only the first of them.
 
     The reasons are in docs/selection.md, what was measured in docs/results.md.
     """
@@ -155,8 +163,9 @@ def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[Compress
         return request, None
     share = request.keep_ratio
     if request.keep_rows is not None and not isinstance(dataset, Stream):
-        share = request.keep_rows / len(dataset)
+        share = request.keep_rows / (n_rows or len(dataset))
     is_plain = request.image_embedding == "features" and request.similarity == "cosine"
+    can_cover = is_plain and request.engine == "local"
     if request.difficulty is not None:
         method, why = "coverage", "there is a difficulty"
     elif request.target is not None:
@@ -164,7 +173,7 @@ def settle_method(request: CompressConfig, dataset: "Dataset") -> tuple[Compress
     elif is_plain and request.dynamics is not None and has_epochs(request.dynamics):
         request = replace(request, difficulty="cad", method="coverage")
         method, why = "coverage", "there are training dynamics, by which rows weigh as cad says"
-    elif is_plain and is_image(dataset, request) and share <= COVERED_SHARE:
+    elif can_cover and is_image(dataset, request) and share <= COVERED_SHARE:
         method, why = "coverage", f"these are images, and at most {COVERED_SHARE:.0%} are kept"
     elif is_plain and (request.ready_embeddings is not None or request.embedding_model is not None):
         method, why = "blocks", "there are embeddings, and no method is known to do more with them"
@@ -200,6 +209,14 @@ def survey(
         )
     source.origin["rows"] = n_rows
     count_subset(strata, request)
+    check_strata(request, n_rows, label_column)
+    if request.partition is not None and splits:
+        raise InputError("partition is for the rows of one split, and the splits are strata")
+    return strata, labels, unlabelled
+
+
+def check_strata(request: CompressConfig, n_rows: int, label_column: str | None) -> None:
+    """Raise unless so many rows can be binned, and parted, as is asked."""
     if bins_kind(request.method) == "dq" and request.n_bins > n_rows:
         raise InputError(f"n_bins must be at most the {n_rows} rows, got {request.n_bins}")
     if request.partition is not None:
@@ -209,9 +226,6 @@ def survey(
                 f"partition is for rows without labels, and {label_column} makes strata "
                 "already: leave out one of them (--label-column none)"
             )
-        if splits:
-            raise InputError("partition is for the rows of one split, and the splits are strata")
-    return strata, labels, unlabelled
 
 
 def has_numbered_folders(source: Source, adapter: ImageAdapter, labels: list[str]) -> bool:
@@ -229,13 +243,18 @@ def has_numbered_folders(source: Source, adapter: ImageAdapter, labels: list[str
 
 
 def make_config(
-    request: CompressConfig, source: Source, adapter: Adapter | None, label_column: str | None
+    request: CompressConfig,
+    source: Source,
+    adapter: Adapter | None,
+    label_column: str | None,
+    vectors: dict[str, Any] | None,
 ) -> Config:
-    """Put together config.yaml, all but the model, which takes seconds to load."""
-    given = request.ready_embeddings if request.needs_embeddings else None
+    """Put together config.yaml, all but the model, which takes seconds to load.
+
+    Vectors are what there is to say of ready embeddings.
+    """
     rows = adapter.describe() if adapter is not None else None
     measure = request.measure_of(rows["modality"] if rows is not None else "")
-    vectors = embedding.describe_given(given, source.dataset, request.split) if given else None
     return Config(
         request=replace(request, representativeness=measure),
         source=make(Origin, source.origin),
@@ -282,14 +301,12 @@ def note_model(
         config.embedding = model
 
 
-def start_manifest(source: Source, labels: list[str]) -> Manifest:
+def start_manifest(source: Source, labels: list[str], source_data: int | None) -> Manifest:
     """Begin the manifest of a run."""
     files = source.origin.get("files")
-    sizes = Sizes(
-        source_data=subset.count_bytes(source.dataset),
-        source_files=sum(file["bytes"] for file in files) if files else None,
-    )
-    return Manifest(rows=len(source.dataset), labels=labels, bytes=sizes)
+    source_files = sum(file["bytes"] for file in files) if files else None
+    sizes = Sizes(source_data=source_data, source_files=source_files)
+    return Manifest(rows=source.origin["rows"], labels=labels, bytes=sizes)
 
 
 def note_rows(job: Job) -> tuple[dict[str, Problem], list[str]]:
@@ -297,23 +314,42 @@ def note_rows(job: Job) -> tuple[dict[str, Problem], list[str]]:
     adapter, problems = job.adapter, {}
     if adapter is not None:
         adapter.lengths()  # reads the rows of a text once, also where nothing is embedded
-        problems = {what: sorted(rows) for what, rows in adapter.problems.items()}
+        problems = {what: (len(rows), sorted(rows)) for what, rows in adapter.problems.items()}
     if job.unlabelled is not None and not job.unlabelled.all():
         rows = np.flatnonzero(job.unlabelled).tolist()
-        problems["no label, a stratum of their own"] = rows
-    left_out = UNDECODED if leaves_out(adapter, job.request) else ()
-    notes, listed = [], {}
-    for what, rows in problems.items():
-        is_out = what in left_out
-        fate = "left out of the subset" if is_out else "still candidates"
-        notes.append(note_problem(what, rows, len(job.strata), fate))
-        listed[what] = Problem(count=len(rows), rows=rows[: None if is_out else MAX_LISTED])
+        problems[UNLABELLED] = len(rows), rows
+    listed, notes = note_problems(problems, len(job.strata), adapter, job.request)
     if adapter is not None:
-        lost = sorted(row for what in left_out for row in problems.get(what, []))
-        notes = adapter.notes + note_left_out(adapter, lost) + notes
+        notes = adapter.notes + notes
     notes += note_repeats(job.source.dataset, adapter, job.request)
     notes += [job.source.note] if job.source.note is not None else []
     return listed, notes + note_marks(job.marks) + ([] if job.why is None else [job.why])
+
+
+def note_problems(
+    problems: dict[str, tuple[int, list[int]]],
+    n_rows: int,
+    adapter: Adapter | None,
+    request: CompressConfig,
+    *,
+    is_probe: bool = False,
+) -> tuple[dict[str, Problem], list[str]]:
+    """Record the odd rows, how many and the first of them, and say what becomes of them.
+
+    A probe is an adapter of the first rows only.
+    """
+    left_out = UNDECODED if leaves_out(adapter, request) else ()
+    notes, listed = [], {}
+    for what, (n_odd, rows) in problems.items():
+        is_out = what in left_out
+        fate = "left out of the subset" if is_out else "still candidates"
+        notes.append(note_problem(what, rows, n_rows, fate, n_odd))
+        listed[what] = Problem(count=n_odd, rows=rows[: None if is_out else MAX_LISTED])
+    lost = sorted(row for what in left_out if what in listed for row in listed[what].rows)
+    if lost and isinstance(adapter, ImageAdapter):
+        names = [None] * MAX_NAMED if is_probe else adapter.file_names(lost[:MAX_NAMED])
+        notes = note_left_out(lost, names) + notes
+    return listed, notes
 
 
 def leaves_out(adapter: Adapter | None, request: CompressConfig) -> bool:
@@ -321,12 +357,10 @@ def leaves_out(adapter: Adapter | None, request: CompressConfig) -> bool:
     return isinstance(adapter, ImageAdapter) and not request.keep_unreadable
 
 
-def note_left_out(adapter: Adapter, rows: list[int]) -> list[str]:
+def note_left_out(rows: list[int], names: Sequence[str | None]) -> list[str]:
     """Say in one line how many rows are left out, and the first of them with their files."""
-    if not rows or not isinstance(adapter, ImageAdapter):
-        return []
-    names = zip(rows, adapter.file_names(rows[:MAX_NAMED]), strict=False)
-    shown = [f"row {row}" + (f" ({show_name(name)})" if name else "") for row, name in names]
+    named = zip(rows, names, strict=False)
+    shown = [f"row {row}" + (f" ({show_name(name)})" if name else "") for row, name in named]
     if len(rows) > MAX_NAMED:
         shown.append(f"... ({len(rows) - MAX_NAMED:,} more, see selection.parquet)")
     verb = "row whose image cannot be decoded is"

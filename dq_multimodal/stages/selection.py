@@ -1,5 +1,6 @@
 """The two tables that record an order: selection.parquet and bins.parquet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,10 +90,7 @@ def read_strata(
             raise InputError(f"no column {column}: the dataset has {known}")
         classes, names = read_classes(dataset, column)
         present, codes = np.unique(np.where(classes < 0, len(names), classes), return_inverse=True)
-        none = NO_LABEL
-        while none in names:  # a label of that very text
-            none = f"({none})"
-        labels = [(*names, none)[code] for code in present]
+        labels = [(*names, name_unlabelled(names))[code] for code in present]
         unlabelled = classes < 0 if present[-1] == len(names) else None
         codes = codes.reshape(-1).astype(np.int64)
     if splits is None:
@@ -104,6 +102,14 @@ def read_strata(
     parts = [divmod(pair, len(labels)) for pair in pairs.tolist()]
     found = [": ".join(filter(None, ([*splits][s], labels[code]))) for s, code in parts]
     return codes, found, unlabelled
+
+
+def name_unlabelled(names: Sequence[str]) -> str:
+    """Give a name to the rows without a label that is none of the labels."""
+    none = NO_LABEL
+    while none in names:
+        none = f"({none})"
+    return none
 
 
 def write_selection(
@@ -120,14 +126,28 @@ def write_selection(
 
     Kind says what the bins are, order is the place of every row; each mark is a column.
     """
+    is_kept = order < count_subset(bins.stratum, request, marks)
+    selection = tabulate_rows(np.arange(len(bins)), bins, kind, order, is_kept, marks)
+    write_table(selection, folder / SELECTION_FILE)
+    table = tabulate_bins(bins, kind, is_kept, request, labels, scores, marks)
+    write_table(table, folder / BINS_FILE)
+
+
+def tabulate_rows(
+    rows: Int[ndarray, " n"],
+    bins: Bins,
+    kind: BinsKind,
+    order: Int[ndarray, " n"],
+    is_kept: Bool[ndarray, " n"],
+    marks: Marks,
+) -> "pa.Table":
+    """Make the table of selection.parquet for some rows, by number."""
     import pyarrow as pa
 
-    n_rows = len(bins)
-    is_kept = order < count_subset(bins.stratum, request, marks)
-    has_none = np.full(n_rows, kind == "none")
+    has_none = np.full(len(rows), kind == "none")
     selection = pa.table(
         {
-            "row": pa.array(np.arange(n_rows)),
+            "row": pa.array(rows),
             "stratum": pa.array(bins.stratum.astype(np.int32)),
             "bin": pa.array(bins.bin.astype(np.int32), mask=has_none),
             "rank": pa.array(bins.rank.astype(np.int32), mask=has_none),
@@ -138,9 +158,7 @@ def write_selection(
     )
     for name, column in marks.columns().items():
         selection = selection.append_column(pa.field(name, column.type), column)
-    write_table(selection, folder / SELECTION_FILE)
-    table = tabulate_bins(bins, kind, is_kept, request, labels, scores, marks)
-    write_table(table, folder / BINS_FILE)
+    return selection
 
 
 def tabulate_bins(
@@ -185,9 +203,18 @@ def tabulate_bins(
 def note_strata(labels: list[str], folder: Path, request: CompressConfig) -> list[str]:
     """Say which strata keep no row, or that the subset grew so that each keeps one."""
     bins, found, marks = read_selection(folder)
-    rows = marks.readable(len(bins))
-    held = np.bincount(bins.stratum[rows], minlength=len(labels))
+    held = np.bincount(bins.stratum[marks.readable(len(bins))], minlength=len(labels))
     kept = np.bincount(bins.stratum[found["kept"]], minlength=len(labels))
+    return note_counts(labels, held, kept, request)
+
+
+def note_counts(
+    labels: list[str],
+    held: Int[ndarray, " s"],
+    kept: Int[ndarray, " s"],
+    request: CompressConfig,
+) -> list[str]:
+    """Say what `note_strata` does, by the rows and the kept rows of every stratum."""
     notes = []
     blank, lost = np.flatnonzero(held == 0), np.flatnonzero((held > 0) & (kept == 0))
     if len(blank):
@@ -197,7 +224,7 @@ def note_strata(labels: list[str], folder: Path, request: CompressConfig) -> lis
             f"{_name_strata(lost, labels)} of which no row is kept; "
             "compress --keep-every-class keeps at least one row of each"
         )
-    asked = request.keep_rows or round(request.keep_ratio * len(rows))
+    asked = request.keep_rows or round(request.keep_ratio * held.sum())
     if request.keep_every_class and kept.sum() > asked:
         notes.append(
             f"{kept.sum():,} rows are kept where the keep ratio asks for {asked:,}, so that each "

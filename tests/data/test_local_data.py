@@ -301,7 +301,7 @@ def test_hashing_counts_files(tmp_path, monkeypatch):
     paths = [str(write(tmp_path / f"{k}.json", rows())) for k in range(5)]
     pinned = local.PinnedFiles(paths, tmp_path, "d")
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(5, 5, "file")]
-    assert [file["name"] for file in pinned.describe(9)] == [f"{k}.json" for k in range(5)]
+    assert [file["name"] for file in pinned.describe()] == [f"{k}.json" for k in range(5)]
 
 
 def test_a_run_inside_the_folder_is_no_part_of_it(tmp_path, cli):

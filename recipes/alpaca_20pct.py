@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from dq_multimodal.data.source import Source
 
-DAY_SECONDS = 86_400
-
 
 def main() -> None:
     """Parse the flags and run."""
@@ -56,7 +54,7 @@ def main() -> None:
         "report_to": ["none"],
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
-        "ddp_timeout": DAY_SECONDS,  # other processes wait while the first one selects
+        "ddp_timeout": record.WAIT_SECONDS,  # as of all recipes
     }
     run(train, [SelectionArguments, SFTConfig, ModelConfig], defaults)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ METRICS = "metrics.json"
 CHECKPOINTS = "checkpoints"
 SAVE_SECONDS = 60.0
 """So much work at most is done again after a stop, and one epoch at least."""
+WAIT_SECONDS = 86_400
+"""So long other processes wait while the first one selects; by default it is 10 or 30 minutes."""
 
 UNIMPORTANT = (
     *("hub_", "push_", "report_to", "run_name", "log", "save_st", "save_total"),
@@ -107,12 +110,15 @@ def device_name(device: Any) -> str:
 def make_accelerator() -> "Accelerator":
     """Start Accelerate: bf16 on a GPU unless the launcher says otherwise, all cores on a CPU."""
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     on_gpu = torch.cuda.is_available() and not wants_cpu
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    accelerator = Accelerator(mixed_precision=asked or ("bf16" if on_gpu else "no"))
+    accelerator = Accelerator(
+        mixed_precision=asked or ("bf16" if on_gpu else "no"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=WAIT_SECONDS))],
+    )
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1)
         torch.set_num_threads(max(torch.get_num_threads(), len(cores)))

@@ -192,7 +192,8 @@ def choose_rows(
         more: Options of compress() beside the flags.
 
     Raises:
-        InputError: If compress() raises it, or the processes share no folder.
+        InputError: If compress() raises it, the process that selects has failed, or the processes
+            share no folder.
     """
     from dq_multimodal.run import Run
     from dq_multimodal.stages.subset import count_bytes
@@ -203,7 +204,10 @@ def choose_rows(
         return rows, {**size, "source_rows": len(rows), "seconds": {}}, None
     if state.is_main_process:
         select_rows(dataset_name, folder, more | flags.options(), flags.from_run, source.origin)
-    state.wait_for_everyone()
+    try:
+        state.wait_for_everyone()
+    except RuntimeError as error:  # the connection was lost
+        raise InputError("the process that selects the rows has failed") from error
     if not folder.is_dir():
         raise InputError(f"{folder} must lie on a file system that all processes share")
     run = Run(folder)

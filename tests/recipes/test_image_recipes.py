@@ -237,3 +237,23 @@ def test_bad_input_under_the_launcher_is_one_line(tmp_path):
     done = run("cifar10.py", launcher=(*ONE, "--quiet"), code=1, **flags)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error:") and "none.parquet" in line
+
+
+def test_a_selection_that_fails_ends_all_processes_with_one_line(work, tmp_path):
+    flags = arguments(work, tmp_path / "out", method="dq", embedding_model=tmp_path / "gone")
+    done = run("cifar10.py", launcher=TWO, code=1, **flags)
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert line.startswith("error: cannot find model") and "gone" in line
+    assert "choose_rows" not in done.stderr  # in a traceback of the one that waits
+
+
+def test_processes_wait_a_day_for_the_one_that_selects(tmp_path):
+    (tmp_path / "wait.py").write_text(
+        "import torch\n"
+        "from dq_multimodal.training.record import make_accelerator\n"
+        "make_accelerator()\n"
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))\n"
+        "print(group.options._timeout.total_seconds())\n"
+    )
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "1")
+    assert float(launch(tmp_path / "wait.py", launcher=launcher).stdout) == 24 * 3600

@@ -111,16 +111,17 @@ def _count_before(sizes, n_higher, n_lower, own, odd):
     places = np.zeros(len(odd))
     half, priority = 0.5 * odd / own, own / odd
     for start in range(0, len(odd), BLOCK_PLACES):
-        stop = min(start + BLOCK_PLACES, len(odd))
+        block = slice(start, start + BLOCK_PLACES)
+        halves, priorities, before = half[block], priority[block], places[block]
         for c in range(len(sizes)):
             size, higher, lower = sizes[c], n_higher[c], n_lower[c]
-            for j in range(start, stop):
-                k = np.floor(size * half[j])
-                other = size / (2 * k + 1)
+            for j in range(len(before)):
+                k = np.floor(size * halves[j])
+                other = np.divide(size, 2 * k + 1)  # raises nothing, so many are made at once
                 n_before = (higher + lower) * k
-                n_before += higher if other > priority[j] else 0.0
-                n_before += lower if other >= priority[j] else 0.0
-                places[j] += n_before
+                n_before += higher if other > priorities[j] else 0.0
+                n_before += lower if other >= priorities[j] else 0.0
+                before[j] += n_before
     return places
 
 

@@ -25,6 +25,7 @@ def balance_rows(
     embeddings: Any,
     strata: Any = None,
     *,
+    rows: Int[ndarray, " n"] | None = None,
     on_rows: Callable[[int], object] | None = None,
 ) -> Int[ndarray, " n"]:
     r"""Line up the rows of every stratum as the leaves of a tree of similar rows.
@@ -40,6 +41,8 @@ def balance_rows(
     Args:
         embeddings: See `as_matrix`. Memory beside it is 4 bytes a number.
         strata: (n,) labels of any type that sorts; None is one stratum.
+        rows: Row numbers that are hashed, ascending, where these are some of a dataset; None is
+            0 ... n-1. With them a stratum alone has the same line as among others.
         on_rows: Called now and then with the number of rows lined up since (for progress bars).
 
     Returns:
@@ -49,7 +52,8 @@ def balance_rows(
     n_rows = len(values)
     codes = stratum_codes(strata, n_rows)
     units = whole_rows(values)
-    keys = hash_numbers(SALT, np.arange(n_rows, dtype=np.uint64))
+    numbers = np.arange(n_rows) if rows is None else rows
+    keys = hash_numbers(SALT, numbers.astype(np.uint64))
     split = partial(compile_loop(_split_nodes), units, keys)
 
     def line_up(node: Int[ndarray, " k"], tell: Callable[[int], None]) -> None:

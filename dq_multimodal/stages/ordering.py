@@ -104,13 +104,14 @@ def bin_by_method(
     request: CompressConfig,
     marks: Marks,
     n_left: int = 0,
+    rows: Int[ndarray, " n"] | None = None,
 ) -> tuple[Bins, Marks]:
     """Make the bins that a method needs, and for coverage the record of the nearest rows.
 
     Rows that cannot be read or are likely to be labelled wrong are left out of coverage: they are
     not covered, cover nothing, have a gain of NaN and the last ranks of their stratum.
 
-    Kind says which bins; n_left is that of `make_bins`.
+    Kind says which bins; n_left is that of `make_bins`, and rows is that of `balance_rows`.
     """
     from tqdm import tqdm
 
@@ -125,16 +126,16 @@ def bin_by_method(
             return make_bins(embeddings, n_bins, request.similarity, strata, **how), marks
         zeros, gain = np.zeros(n_rows, dtype=np.int64), np.full(n_rows, np.nan)
         if kind == "blocks":
-            rank = balance_rows(embeddings, strata, on_rows=bar.update)
+            rank = balance_rows(embeddings, strata, rows=rows, on_rows=bar.update)
             return Bins(zeros, rank, gain, strata), marks
         is_out = find_noise(marks, replace(request, method="coverage"), n_rows)
         is_out |= False if marks.unreadable is None else marks.unreadable
-        rows = np.flatnonzero(~is_out)
-        weights = None if marks.difficulty is None else marks.difficulty[rows].astype(np.float64)
-        some = embeddings if len(rows) == n_rows else embeddings[rows]
-        found = cover_rows(some, strata[rows], weights, on_picks=bar.update)
+        known = np.flatnonzero(~is_out)
+        weights = None if marks.difficulty is None else marks.difficulty[known].astype(np.float64)
+        some = embeddings if len(known) == n_rows else embeddings[known]
+        found = cover_rows(some, strata[known], weights, on_picks=bar.update)
     place, rank, counts = np.arange(n_rows), zeros.copy(), zeros.copy()
-    gain[rows], place[rows], counts[rows] = found.gain, found.rank, np.diff(found.nearest[0])
+    gain[known], place[known], counts[known] = found.gain, found.rank, np.diff(found.nearest[0])
     at = np.lexsort((place, is_out, strata))  # those left out come last, by row number
     rank[at] = np.arange(n_rows) - np.searchsorted(strata[at], strata[at])
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -211,8 +212,7 @@ def _order_rows(
     """Put some rows in the order of the method alone."""
     method, seed = request.method, request.seed
     if method == "random":
-        strata = strata_to_share(bins.stratum, request.partition)
-        return order_rows(one_bin(strata), seed=seed, rows=rows)
+        bins = one_bin(strata_to_share(bins.stratum, request.partition))
     if method == "ccs":
         strata = ccs_strata(_known(marks.aum, request)[rows].astype(np.float64))
         found = replace(one_bin(np.zeros_like(rows)), bin=strata)
@@ -224,11 +224,37 @@ def _order_rows(
             request.keep_ratio,
         )
         return _draw_by_chance(chance, seed, rows)
+    weights = weigh_bins(bins, request, scores) if method == "adq" else None
+    return order_strata(bins, request, weights, rows)
+
+
+def order_strata(
+    bins: Bins,
+    request: CompressConfig,
+    weights: Float[ndarray, " groups"] | None,
+    rows: Int[ndarray, " k"],
+) -> Int[ndarray, " k"]:
+    """Put the rows of one or more strata in the order of a method that needs no marks.
+
+    These are random, blocks, dq, adq, graphcut and coverage. The order of a stratum alone is that
+    of its rows among others, and `place_in_all` gives their places there.
+
+    Args:
+        bins: Bins of the method, of these rows.
+        request: Settings of the run.
+        weights: Weights of adq, of each (stratum, bin) that holds rows; see `order_rows`.
+        rows: Row numbers in the dataset, ascending.
+
+    Returns:
+        Place of every row, from 0.
+    """
+    method, seed = request.method, request.seed
+    if method == "random":
+        return order_rows(one_bin(bins.stratum), seed=seed, rows=rows)
     if method == "blocks":
         rank = draw_balanced(bins.rank, bins.stratum, seed, rows)
         return order_rows(replace(bins, rank=rank), draw="rank")
     draw = "rank" if method in ("graphcut", "coverage") else request.draw
-    weights = weigh_bins(bins, request, scores) if method == "adq" else None
     return order_rows(bins, weights, draw=draw, seed=seed, rows=rows)
 
 

@@ -68,6 +68,29 @@ def test_strata_have_a_line_each():
         assert sorted(rank[strata == name]) == list(range(np.count_nonzero(strata == name)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_rows=st.integers(1, 120),
+    n_strata=st.integers(1, 5),
+    chance=st.integers(-5, 2**70),
+)
+def test_a_stratum_alone_has_its_line_and_its_draw_among_others(seed, n_rows, n_strata, chance):
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-2, 3, size=(n_rows, 3)).astype(np.float16)
+    strata = rng.integers(0, n_strata, size=n_rows)
+    numbers = np.sort(rng.choice(10**9, n_rows, replace=False))
+    rank = balance_rows(rows, strata, rows=numbers)
+    drawn = draw_balanced(rank, strata, chance, numbers)
+    for code in np.unique(strata):
+        own = np.flatnonzero(strata == code)
+        alone = balance_rows(rows[own], rows=numbers[own])
+        np.testing.assert_array_equal(alone, rank[own])
+        order = draw_balanced(alone, np.zeros_like(own), chance, numbers[own])
+        np.testing.assert_array_equal(order, drawn[own])
+    np.testing.assert_array_equal(balance_rows(rows, rows=np.arange(n_rows)), balance_rows(rows))
+
+
 def test_the_line_depends_on_no_type_block_size_scale_or_order_of_sums(monkeypatch):
     rows, _ = clouds(1, width=40)
     rows = rows.astype(np.float32)

@@ -4,9 +4,13 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dq_multimodal.config import CompressConfig, InputError
-from dq_multimodal.core import make_bins, one_bin, row_hash
+from dq_multimodal.core import Bins, Scores, make_bins, one_bin, row_hash
+from dq_multimodal.core.importance import group_rows
+from dq_multimodal.core.order import place_in_all
 from dq_multimodal.stages import ordering
 from dq_multimodal.stages.marks import Marks, find_noise
 from dq_multimodal.stages.ordering import (
@@ -15,6 +19,8 @@ from dq_multimodal.stages.ordering import (
     count_subset,
     mark_duplicates,
     order_by_method,
+    order_strata,
+    weigh_bins,
     weigh_rows,
 )
 
@@ -64,6 +70,37 @@ def test_an_order_is_a_permutation_and_the_same_for_the_same_seed(rows, method):
     assert first.tolist() == again.tolist()
     *_, other = order_of(rows, dynamics_marks(), seed=1, **options)
     assert (first.tolist() == other.tolist()) == (method in ("coverage", "graphcut"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    method=st.sampled_from(["random", "blocks", "dq", "adq", "graphcut", "coverage"]),
+    draw=st.sampled_from(["random", "rank"]),
+    data=st.data(),
+)
+def test_strata_ordered_alone_and_merged_are_all_rows_ordered_together(method, draw, data):
+    more = {"draw": draw} if method in ("dq", "adq") else {}
+    request = ask(method=method, n_bins=3, seed=data.draw(st.integers(-5, 2**60)), **more)
+    sizes = np.array(data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=6)))
+    strata = np.random.default_rng(int(sizes.sum())).permutation(
+        np.repeat(range(len(sizes)), sizes)
+    )
+    nth = np.empty_like(strata)
+    for code, size in enumerate(sizes):
+        nth[strata == code] = np.random.default_rng(code).permutation(size)
+    bin = nth % 3 if method in ("dq", "adq") else 0 * nth
+    bins = Bins(bin, nth // 3 if bin.any() else nth, np.zeros(len(nth)), strata)
+    scores = Scores(np.array([1.0, 3.0, 2.0]), np.array([-1.0, -5.0, -2.0]))
+    together = order_by_method(bins, request, scores)
+    weights = weigh_bins(bins, request, scores)
+    of_group = group_rows(bins)[0]
+    merged = np.empty_like(together)
+    for code in range(len(sizes)):
+        own = np.flatnonzero(strata == code)
+        of_own = weights[of_group == code] if method == "adq" else None
+        alone = order_strata(bins.take(own), request, of_own, own)
+        merged[own] = place_in_all(sizes, code)[alone]
+    np.testing.assert_array_equal(merged, together)
 
 
 def test_the_rows_of_the_lowest_aum_come_last(rows):

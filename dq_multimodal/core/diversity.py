@@ -14,6 +14,8 @@ TAU = 0.1
 HIDDEN, OUT = 256, 128
 N_NETS, EPOCHS, BATCH_ROWS = 2, 8, 256
 BLOCK_ROWS = 512
+MOST_ROWS = 2000
+"""Rows that stand for a bin at most, where their number is not given."""
 
 
 def learn_directions(
@@ -139,20 +141,25 @@ def diversity(
 
 def count_sampled(size: int, n_rows: int | None = None) -> int:
     """Give the rows that stand for a bin of some size; see `sample_bins`."""
-    return min(size, min(2000, max(100, size * 3 // 20)) if n_rows is None else n_rows)
+    return min(size, min(MOST_ROWS, max(100, size * 3 // 20)) if n_rows is None else n_rows)
 
 
 def sample_bins(
-    members: Int[ndarray, " n"], key: ndarray, n_rows: int | None = None
+    members: Int[ndarray, " n"],
+    key: ndarray,
+    n_rows: int | None = None,
+    sizes: Int[ndarray, " m"] | None = None,
 ) -> Int[ndarray, " k"]:
     """Choose the rows of each bin that stand for it, those of the lowest keys; give them ascending.
 
     A bin of -1 leaves a row out; keys differ. None for n_rows takes 15 % of a bin, 100 to 2,000
-    rows.
+    rows. Sizes are the rows of each bin where these are only some of them, those of the lowest keys
+    (of each part `MOST_ROWS` or n_rows); None counts these.
     """
     order = np.lexsort((key, members))
     order = order[members[order] >= 0]
     picks = []
     for rows in np.split(order, np.flatnonzero(np.diff(members[order])) + 1):
-        picks.append(rows[: count_sampled(len(rows), n_rows)])
+        size = len(rows) if sizes is None else int(sizes[members[rows[:1]]].sum())
+        picks.append(rows[: count_sampled(size, n_rows)])
     return np.sort(np.concatenate(picks)) if picks else np.zeros(0, dtype=np.int64)

@@ -85,7 +85,21 @@ def group_rows(
 def adaptive_weights(
     bins: Bins, importance: Float[ndarray, " m"], alpha: float = 0.6
 ) -> Float[ndarray, " groups"]:
-    r"""Give the shares of the bins in an adaptive sample, for `order_rows`.
+    """Give the shares of the bins in an adaptive sample, for `order_rows`; see `blend_weights`.
+
+    Returns:
+        Weight of each (stratum, bin) that holds rows, sorted by stratum and then bin.
+    """
+    return blend_weights(*group_rows(bins)[1:], importance, alpha)
+
+
+def blend_weights(
+    numbers: Int[ndarray, " groups"],
+    sizes: Int[ndarray, " groups"],
+    importance: Float[ndarray, " m"],
+    alpha: float = 0.6,
+) -> Float[ndarray, " groups"]:
+    r"""Blend importance and size of the bins to their shares in an adaptive sample.
 
     $w_{cb} = |S_{cb}| (\alpha I_b / mean(I) + 1 - \alpha)$, the mean weighted by the sizes of the
     bins. ADQ's Eq. 9-10 take $\alpha I_b + (1 - \alpha) N(b) / \sum N$ rows of each row of the bin,
@@ -94,12 +108,13 @@ def adaptive_weights(
     alpha 0 or a constant importance the weights are the sizes, which is DQ.
 
     Args:
-        bins: Bin and stratum of every row.
+        numbers: Bin number of each (stratum, bin) that holds rows; see `group_rows`.
+        sizes: Its rows.
         importance: Importance of each bin number, at least 0.
         alpha: Weight of the importance, in [0, 1].
 
     Returns:
-        Weight of each (stratum, bin) that holds rows, sorted by stratum and then bin.
+        Weight of each.
 
     Raises:
         ValueError: If alpha lies outside [0, 1], or an importance is negative, not finite, or
@@ -107,7 +122,6 @@ def adaptive_weights(
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must lie in [0, 1], got {alpha}")
-    _, numbers, sizes = group_rows(bins)
     if len(importance) <= numbers.max():
         raise InputError(
             f"importance must hold a number for each of the {numbers.max() + 1} bins, "

@@ -21,7 +21,6 @@ from dq_multimodal.config import (
 from dq_multimodal.core import (
     Bins,
     Scores,
-    adaptive_weights,
     bin_importance,
     make_bins,
     one_bin,
@@ -34,6 +33,7 @@ from dq_multimodal.core.coverage import cover_rows, weigh_by_nearest
 from dq_multimodal.core.difficulty import ccs_strata, dual_propensity
 from dq_multimodal.core.duplicates import find_duplicates
 from dq_multimodal.core.hashing import hash_numbers
+from dq_multimodal.core.importance import blend_weights, group_rows
 from dq_multimodal.core.order import cap_rows, count_capped, find_repeated, put_last
 from dq_multimodal.core.target import mix_orders
 from dq_multimodal.manifest import BinsKind
@@ -224,7 +224,8 @@ def _order_rows(
             request.keep_ratio,
         )
         return _draw_by_chance(chance, seed, rows)
-    weights = weigh_bins(bins, request, scores) if method == "adq" else None
+    is_adaptive = method == "adq"
+    weights = weigh_groups(*group_rows(bins)[1:], request, scores) if is_adaptive else None
     return order_strata(bins, request, weights, rows)
 
 
@@ -372,9 +373,15 @@ def check_scores(scores: Scores | None) -> Scores:
     return scores
 
 
-def weigh_bins(
-    bins: Bins, request: CompressConfig, scores: Scores | None
+def weigh_groups(
+    numbers: Int[ndarray, " groups"],
+    sizes: Int[ndarray, " groups"],
+    request: CompressConfig,
+    scores: Scores | None,
 ) -> Float[ndarray, " groups"]:
-    """Give the weight of every (stratum, bin) that the settings of adq ask for."""
+    """Give the weight of every (stratum, bin) that the settings of adq ask for.
+
+    Numbers and sizes are the bin number and the rows of each that holds rows.
+    """
     importance = bin_importance(check_scores(scores), request.importance, request.norm)
-    return adaptive_weights(bins, importance, request.alpha)
+    return blend_weights(numbers, sizes, importance, request.alpha)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from dq_multimodal.config import CompressConfig, InputError
@@ -22,7 +22,7 @@ from dq_multimodal.files import (
 )
 from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages.marks import MARK_TYPES, NONE_IS_NULL, Marks
-from dq_multimodal.stages.ordering import count_subset, weigh_bins, weigh_rows
+from dq_multimodal.stages.ordering import count_subset, weigh_groups, weigh_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -170,23 +170,38 @@ def tabulate_bins(
     scores: Scores | None,
     marks: Marks,
 ) -> "pa.Table":
-    """Make the table of bins.parquet: one row a (stratum, bin)."""
-    import pyarrow as pa
-
+    """Make the table of bins.parquet, one row a (stratum, bin), from the bins of all rows."""
     strata, numbers, sizes = group_rows(bins)
     width = int(numbers.max()) + 1
-    has_none = np.full(len(sizes), kind == "none")
+    groups = np.searchsorted(strata * width + numbers, bins.stratum * width + bins.bin)
+    held, counts = np.unique(groups[marks.readable(len(bins))], return_counts=True)
+    weights = np.zeros(len(sizes))
+    is_adaptive = request.method == "adq"
+    weights[held] = weigh_groups(numbers[held], counts, request, scores) if is_adaptive else counts
+    kept = np.bincount(groups, weights=is_kept).astype(np.int64)
+    return tabulate_groups(strata, numbers, sizes, kept, weights, kind, labels, scores, request)
+
+
+def tabulate_groups(
+    strata: Int[ndarray, " groups"],
+    numbers: Int[ndarray, " groups"],
+    sizes: Int[ndarray, " groups"],
+    kept: Int[ndarray, " groups"],
+    weights: Float[ndarray, " groups"],
+    kind: BinsKind,
+    labels: list[str],
+    scores: Scores | None,
+    request: CompressConfig,
+) -> "pa.Table":
+    """Make the table of bins.parquet from stratum, bin, rows, kept rows, weight of each bin."""
+    import pyarrow as pa
+
     found = {name: pa.nulls(len(sizes), pa.float64()) for name in SCORES}
     if scores is not None and kind == "dq":
         importance = bin_importance(scores, request.importance, request.norm)
         for name, values in {**vars(scores), "importance": importance}.items():
             found[name] = pa.array(values[numbers], from_pandas=True)  # NaN becomes null
-    groups = np.searchsorted(strata * width + numbers, bins.stratum * width + bins.bin)
-    rows = marks.readable(len(bins))
-    held, counts = np.unique(groups[rows], return_counts=True)
-    weights = np.zeros(len(sizes))
-    is_adaptive = request.method == "adq"
-    weights[held] = weigh_bins(bins.take(rows), request, scores) if is_adaptive else counts
+    has_none = np.full(len(sizes), kind == "none")
     return pa.table(
         {
             "stratum": pa.array(strata.astype(np.int32)),
@@ -195,7 +210,7 @@ def tabulate_bins(
             "size": pa.array(sizes),
             **found,
             "weight": pa.array(weights),
-            "kept": pa.array(np.bincount(groups, weights=is_kept).astype(np.int64)),
+            "kept": pa.array(kept),
         }
     )
 

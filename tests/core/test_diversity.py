@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dq_multimodal.core import diversity as module
 from dq_multimodal.core.diversity import count_steps, diversity, learn_directions, sample_bins
@@ -94,3 +96,25 @@ def test_a_sample_of_every_bin():
     assert set(picks[members[picks] == 0]) == set(first[np.argsort(key[first])[:225]])
     assert np.bincount(members[sample_bins(members, key, 50)]).tolist() == [50, 40, 50]
     assert len(sample_bins(np.full(3, -1), np.arange(3))) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    members=st.lists(st.integers(-1, 2), min_size=1, max_size=400),
+    n_parts=st.integers(1, 4),
+    n_rows=st.sampled_from([None, 3, 50]),
+)
+def test_samples_of_parts_merge_to_the_sample_of_all(members, n_parts, n_rows):
+    members = np.array(members)
+    rng = np.random.default_rng(len(members))
+    key, of = rng.permutation(len(members)), rng.integers(0, n_parts, len(members))
+    some = []
+    for part in range(n_parts):
+        own = np.flatnonzero(of == part)
+        some.append(own[sample_bins(members[own], key[own], n_rows or 120)])
+    some = np.sort(np.concatenate(some))
+    sizes = np.bincount(members[members >= 0], minlength=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MOST_ROWS", 120)
+        merged = some[sample_bins(members[some], key[some], n_rows, sizes)]
+        np.testing.assert_array_equal(merged, sample_bins(members, key, n_rows))

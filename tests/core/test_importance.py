@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_multimodal.core import Bins, Scores, adaptive_weights, bin_importance, order_rows
-from dq_multimodal.core.importance import group_rows, normalise
+from dq_multimodal.core.importance import blend_weights, group_rows, normalise
 
 
 def make(bin, stratum=None):
@@ -50,6 +50,14 @@ def test_weights_by_hand():
     got = adaptive_weights(bins, np.array([1.0, 2.5]), 0.6)
     np.testing.assert_allclose(got, [2 * (0.6 * 0.5 + 0.4), 4 * (0.6 * 1.25 + 0.4)])
     assert got.sum() == pytest.approx(6)
+
+
+def test_weights_need_only_the_number_and_the_size_of_each_bin():
+    # of 10^9 rows and more: half of them in bin 0 of importance 1, half in bin 1 of 3: mean 2
+    got = blend_weights(
+        np.array([0, 1, 0]), np.array([10**9, 3 * 10**9, 2 * 10**9]), np.array([1.0, 3]), 0.5
+    )
+    np.testing.assert_allclose(got, [10**9 * 0.75, 3 * 10**9 * 1.25, 2 * 10**9 * 0.75])
 
 
 def test_weights_of_strata_share_the_importance_of_a_bin_number():

@@ -20,7 +20,7 @@ from dq_multimodal.stages.ordering import (
     mark_duplicates,
     order_by_method,
     order_strata,
-    weigh_bins,
+    weigh_groups,
     weigh_rows,
 )
 
@@ -92,8 +92,8 @@ def test_strata_ordered_alone_and_merged_are_all_rows_ordered_together(method, d
     bins = Bins(bin, nth // 3 if bin.any() else nth, np.zeros(len(nth)), strata)
     scores = Scores(np.array([1.0, 3.0, 2.0]), np.array([-1.0, -5.0, -2.0]))
     together = order_by_method(bins, request, scores)
-    weights = weigh_bins(bins, request, scores)
-    of_group = group_rows(bins)[0]
+    of_group, numbers, counts = group_rows(bins)
+    weights = weigh_groups(numbers, counts, request, scores)
     merged = np.empty_like(together)
     for code in range(len(sizes)):
         own = np.flatnonzero(strata == code)

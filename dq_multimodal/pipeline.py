@@ -74,6 +74,10 @@ def compress(dataset: "AnyDataset", **options: Any) -> Run:
     Raises:
         InputError: For every wrong setting and bad input, in one clear line.
     """
+    if options.get("engine") == "ray":
+        from dq_multimodal.distributed.engine import compress_on_ray
+
+        return compress_on_ray(dataset, options)
     request, source, why = open_rows(dataset, options)
     place = output_folder(request)
     with folder.claim_folder(place):

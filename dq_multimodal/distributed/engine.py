@@ -1,0 +1,506 @@
+"""compress() on a Ray cluster: the driver has tasks done, and keeps only counts of the rows.
+
+Every task leaves its result in the store, and what is known of it last of all. So a task that a
+dead worker or machine had is done again elsewhere, and a run whose driver died goes on where it
+stopped.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int
+from numpy import ndarray
+from tqdm import tqdm
+
+from dq_multimodal import folder
+from dq_multimodal.adapters.choice import choose_adapter, label_column_of
+from dq_multimodal.config import (
+    CompressConfig,
+    InputError,
+    count_kept,
+    count_parts,
+    format_bytes,
+)
+from dq_multimodal.core import Scores, bin_importance
+from dq_multimodal.core.bins import count_working_bytes
+from dq_multimodal.core.diversity import count_sampled
+from dq_multimodal.core.hashing import hash_numbers
+from dq_multimodal.core.importance import blend_weights
+from dq_multimodal.core.partition import count_pieces, fit_parts, sample_numbers
+from dq_multimodal.data.columns import sort_labels
+from dq_multimodal.data.local import read_parquet
+from dq_multimodal.data.pixels import UNDECODED
+from dq_multimodal.data.shards import Rows, open_rows, survey_file
+from dq_multimodal.data.source import MEMORY, AnyDataset, Source
+from dq_multimodal.data.store import Store
+from dq_multimodal.distributed import tasks
+from dq_multimodal.distributed.tasks import Facts, Group, Work
+from dq_multimodal.files import expand_home, first_line, put_in_place, write_table
+from dq_multimodal.manifest import ScoreFacts, make
+from dq_multimodal.report import write_report
+from dq_multimodal.run import Run, found_complete, output_folder
+from dq_multimodal.stages import embedding, subset
+from dq_multimodal.stages.ordering import bins_kind
+from dq_multimodal.stages.preparation import (
+    UNLABELLED,
+    check_strata,
+    leaves_out,
+    make_config,
+    note_model,
+    note_problems,
+    settle_method,
+    start_manifest,
+)
+from dq_multimodal.stages.selection import (
+    BINS_FILE,
+    SELECTION_FILE,
+    name_unlabelled,
+    note_counts,
+    tabulate_groups,
+)
+
+Task = Callable[[int, Path], Facts]
+GROUP_ROWS = 100_000
+"""Small strata are binned together up to so many rows."""
+SALT = 0x73686F77
+"""Sets the hash of the rows that the report shows apart from that of the draw."""
+
+
+def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
+    """Do what `compress` does, on the machines of a Ray cluster.
+
+    Raises:
+        InputError: As `compress`, and if Ray is not installed or the cluster is out of reach.
+    """
+    named = os.fspath(dataset) if isinstance(dataset, str | os.PathLike) else None
+    request = CompressConfig.from_options({"dataset": named or MEMORY, **options})
+    with Cluster(request.ray_address) as cluster:
+        rows, source = open_rows(named or dataset, request, cluster.survey)
+        subset.check_columns(source.dataset)
+        request, why = settle_method(request, source.dataset, rows.n_rows)
+        place = output_folder(request)
+        with folder.claim_folder(place):
+            folder.spare_inputs(place, request, source)
+            driver = Driver(cluster, rows, source, request.of_rows(rows.n_rows), place)
+            return driver.run([] if why is None else [why])
+
+
+class Cluster:
+    """The machines of a Ray cluster, which do tasks.
+
+    Args:
+        address: As ray.init takes it; None starts one on this machine. If this process is in a
+            cluster already, that is the one.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise InputError("engine ray needs Ray: pip install 'dq-multimodal[ray]'") from error
+        self._ray, self._is_ours = ray, not ray.is_initialized()
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        if self._is_ours:
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            try:
+                ray.init(address or "local", **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"no Ray cluster at {address or 'this machine'}: {first_line(error)}"
+                ) from error
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._is_ours:
+            self._ray.shutdown()
+
+    def do(
+        self, what: str, task: Task, numbers: list[int], *, has_model: bool = False, memory: int = 0
+    ) -> Iterator[tuple[int, Facts]]:
+        """Have tasks done, in any order; give their facts.
+
+        Args:
+            what: Names them beside the progress bar.
+            task: Called with a number and a folder.
+            numbers: Of the tasks.
+            has_model: Whether each worker loads a model and so does many tasks, on a GPU of its own
+                where there are any.
+            memory: Bytes that a task takes at most.
+        """
+        if not numbers:
+            return
+        ray, found = self._ray, self._ray.cluster_resources()
+        most = max((node["Resources"].get("memory", 0) for node in ray.nodes()), default=0)
+        if memory > most:
+            raise InputError(
+                f"a task needs {format_bytes(memory)}, and no machine has more than "
+                f"{format_bytes(int(most))}: use --partition kmeans, or other strata"
+            )
+        options: dict[str, Any] = {"batch_size": 1, "num_cpus": 1, "memory": memory or None}
+        call: Any = partial(perform, task)
+        if has_model:
+            n_gpus = int(found.get("GPU", 0))
+            options |= {"num_gpus": 1} if n_gpus else {}
+            options |= {"fn_constructor_args": (task,)}
+            options["concurrency"] = (1, max(1, min(n_gpus or int(found["CPU"]), len(numbers))))
+            call = Worker
+        items = ray.data.from_items(
+            [{"number": number} for number in numbers], override_num_blocks=len(numbers)
+        )
+        done = items.map_batches(call, **options).iter_rows()
+        try:
+            for row in tqdm(done, total=len(numbers), desc=what, unit="task"):
+                facts = json.loads(row["facts"])
+                if "error" in facts:
+                    raise InputError(facts["error"])
+                yield int(row["number"]), facts
+        except ray.exceptions.RayError as error:
+            raise InputError(
+                f"the cluster failed: {first_line(error)}; the same command goes on"
+            ) from error
+
+    def survey(self, files: list[str], is_hashed: bool) -> list[Facts]:
+        """Have files hashed and counted."""
+        task = partial(survey_one, files, is_hashed)
+        return [facts for _, facts in sorted(self.do("files", task, [*range(len(files))]))]
+
+
+def survey_one(files: list[str], is_hashed: bool, number: int, _: Path) -> Facts:
+    """Hash and count one file."""
+    return survey_file(files[number], is_hashed)
+
+
+def perform(task: Task, batch: dict[str, ndarray]) -> dict[str, list[Any]]:
+    """Do the task whose number is in a batch; a fault that a user can mend is one of its facts."""
+    number = int(batch["number"][0])
+    try:
+        with TemporaryDirectory() as place:
+            facts = task(number, Path(place))
+    except (InputError, OSError) as error:
+        facts = {"error": str(error)}
+    return {"number": [number], "facts": [json.dumps(facts)]}
+
+
+class Worker:
+    """Does one task after the other, in a process of its own."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __call__(self, batch: dict[str, ndarray]) -> dict[str, list[Any]]:
+        """Do the task in a batch."""
+        return perform(self._task, batch)
+
+
+def do_once(store: Store, stage: str, task: Task, number: int, place: Path) -> Facts:
+    """Do a task, unless another worker has."""
+    name = f"{stage}/{number:05d}"
+    facts = store.find_facts(name)
+    if facts is None:
+        facts = task(number, place)
+        store.put_facts(name, facts, place)
+    return facts
+
+
+class Driver:
+    """One run: what is asked, the tasks that make it, and what is known of their results."""
+
+    def __init__(
+        self, cluster: Cluster, rows: Rows, source: Source, request: CompressConfig, place: Path
+    ) -> None:
+        self.cluster, self.rows, self.source, self.place = cluster, rows, source, place
+        self.request, self.n_rows = request, rows.n_rows
+        self.adapter = choose_adapter(source.dataset, request)
+        self.label_column = label_column_of(self.adapter, request)
+        check_strata(request, self.n_rows, self.label_column)
+        self.n_parts, kind = 0, bins_kind(request.method)
+        if request.partition is not None and request.needs_embeddings:
+            self.n_parts = count_parts(request.partition, self.n_rows)
+        given, vectors, npy = request.ready_embeddings, None, None
+        if given is not None and request.needs_embeddings:
+            vectors = embedding.describe_given(given, source.dataset, request.split, self.n_rows)
+            npy = expand_home(given).absolute() if "file" in vectors else None
+        self.config = make_config(request, source, self.adapter, self.label_column, vectors)
+        key = hashlib.sha256(self.config.format().encode()).hexdigest()[:16]
+        parts = str((place / folder.PARTS).absolute())
+        self.store = Store(f"{request.ray_storage}/{key}" if request.ray_storage else parts)
+        self.work = Work(self.store, rows, request, kind, self.label_column, self.n_parts, npy)
+        self.unreadable: Int[ndarray, " k"] | None = None
+
+    def run(self, notes: list[str]) -> Run:
+        """Do what is not done yet."""
+        request, config, place = self.request, self.config, self.place
+        if not request.overwrite and folder.is_finished(place, config, with_report=request.report):
+            self.store.clear()
+            return found_complete(place)
+        note_model(config, self.adapter, request, self.source.dataset.column_names)
+        manifest = folder.begin(place, config, request.overwrite)
+        self.manifest = manifest or start_manifest(self.source, [""], None)
+        with folder.stage(place, self.manifest, "embeddings"):
+            embedded = self.do("embeddings", partial(tasks.embed, self.work), has_model=True)
+            self.note(embedded, notes)
+        with folder.stage(place, self.manifest, "selection"):
+            self.select(embedded)
+        with folder.stage(place, self.manifest, "subset"):
+            written = self.write()
+        if request.report:
+            with folder.stage(place, self.manifest, "report"):
+                self.show(written)
+        folder.finish(place, config, self.manifest, self.n_kept)
+        self.store.clear()
+        return Run(place)
+
+    def do(self, stage: str, task: Task, n_tasks: int | None = None, **how: Any) -> list[Facts]:
+        """Have those tasks of a stage done that are not, one for each shard or so many."""
+        n_tasks = len(self.rows.shards) if n_tasks is None else n_tasks
+        found = self.store.read_facts(stage)
+        left = [number for number in range(n_tasks) if number not in found]
+        task = partial(do_once, self.store, stage, task)
+        found |= dict(self.cluster.do(stage, task, left, **how))
+        return [found[number] for number in range(n_tasks)]
+
+    def note(self, embedded: list[Facts], notes: list[str]) -> None:
+        """Note what is odd about the rows, and find those that no subset takes."""
+        problems: dict[str, tuple[int, list[int]]] = {}
+        for facts in embedded:
+            for what, (n_odd, rows) in facts["problems"].items():
+                before = problems.get(what, (0, []))
+                problems[what] = before[0] + n_odd, before[1] + rows
+        if problems.get(UNLABELLED, (0,))[0] == self.n_rows:
+            del problems[UNLABELLED]
+        where = (self.n_rows, self.adapter, self.request)
+        listed, found = note_problems(problems, *where, is_probe=True)
+        own = [note for facts in embedded for note in facts["notes"]]
+        own += [*found, self.source.note or "", *notes]
+        self.manifest.problems, self.manifest.notes = listed, [*filter(None, dict.fromkeys(own))]
+        self.manifest.bytes.source_data = sum(facts["bytes"] for facts in embedded)
+        if leaves_out(self.adapter, self.request):
+            lost = [row for what in UNDECODED if what in listed for row in listed[what].rows]
+            self.unreadable = np.unique(np.array(lost, dtype=np.int64))
+
+    def select(self, embedded: list[Facts]) -> None:
+        """Bin the rows, score the bins, put the rows in their order."""
+        work, request, n_rows = self.work, self.request, self.n_rows
+        codes, labels = self.number_labels(embedded)
+        counts, record = self.assign(embedded, codes)
+        groups = make_groups(counts, self.n_parts)
+        n_strata = groups[-1].stratum + groups[-1].last - groups[-1].first
+        labels = [f"part {k}" for k in range(n_strata)] if self.n_parts else labels
+        out = np.zeros(0, dtype=np.int64) if self.unreadable is None else self.unreadable
+        sizes = counts.sum(axis=0)
+        need = max(
+            4 * record.itemsize * int(sizes[g.first : g.last].sum() // g.n_pieces)
+            + count_working_bytes(sizes[g.first : g.last] // g.n_pieces, record.itemsize // 4)
+            for g in groups
+        )
+        task = partial(tasks.make_bins, work, record, groups, counts, out)
+        binned = self.do("bins", task, len(groups), memory=need)
+        strata, numbers = np.array([pair for facts in binned for pair in facts["pairs"]]).T
+        held, n_out = (
+            np.array([n for facts in binned for n in facts[name]]) for name in ("sizes", "out")
+        )
+        readable = held - n_out
+        sizes = np.bincount(strata, readable, minlength=n_strata).astype(np.int64)
+        self.n_kept = count_rows(n_rows, int(sizes.sum()), request)
+        scores, weights, table = None, readable.astype(np.float64), None
+        if request.method == "adq":
+            scores, self.manifest.scores = self.score(binned)
+            weights, is_in = np.zeros(len(held)), readable > 0
+            importance = bin_importance(scores, request.importance, request.norm)
+            some = numbers[is_in], readable[is_in], importance, request.alpha
+            weights[is_in] = blend_weights(*some)
+            table = np.zeros((n_strata, int(numbers.max()) + 1))
+            table[strata, numbers] = weights
+        task = partial(tasks.order, work, out, sizes, table, self.n_kept)
+        kept = np.array([n for facts in self.do("order", task, len(groups)) for n in facts["kept"]])
+        self.row_weights = None
+        if table is not None:
+            self.row_weights = np.zeros_like(table)
+            mean = readable[kept > 0].sum() / self.n_kept
+            self.row_weights[strata, numbers] = readable / np.maximum(kept, 1) / mean
+        units = np.array([facts["units"] for facts in binned])
+        self.do("selection", partial(tasks.gather, work, units, self.unreadable, self.n_kept))
+        join_tables(self.store, len(self.rows.shards), self.place / SELECTION_FILE)
+        found = (strata, numbers, held, kept, weights, work.kind, labels, scores, request)
+        write_table(tabulate_groups(*found), self.place / BINS_FILE)
+        self.manifest.labels = labels
+        if self.label_column is not None:
+            of_strata = np.bincount(strata, kept, minlength=n_strata).astype(np.int64)
+            self.manifest.note_selection(note_counts(labels, sizes, of_strata, request))
+
+    def number_labels(self, embedded: list[Facts]) -> tuple[list[Int[ndarray, " k"]], list[str]]:
+        """Give the stratum of each label code of each shard, and the labels of the strata."""
+        if self.label_column is None:
+            return [], [""]
+        known = getattr(self.rows.features[self.label_column], "names", None)
+        present = {label for facts in embedded for label in facts["labels"]}
+        found = sort_labels(present) if known is None else [n for n in known if n in present]
+        place = {label: number for number, label in enumerate(found)}
+        codes = [np.array([*map(place.get, facts["labels"]), len(found)]) for facts in embedded]
+        labels = [str(label) for label in found]
+        if any(UNLABELLED in facts["problems"] for facts in embedded):
+            labels.append(name_unlabelled(labels))
+        return codes, labels
+
+    def assign(
+        self, embedded: list[Facts], codes: list[Int[ndarray, " k"]]
+    ) -> tuple[Int[ndarray, "u p"], np.dtype]:
+        """Have the rows sorted by part; give the rows of a part in each shard, and their type."""
+        work, request, parts, whole = self.work, self.request, None, None
+        record: list[Any] = [("row", "i8")]
+        if request.needs_embeddings:
+            width, kind = embedded[0]["width"], np.dtype(embedded[0]["kind"])
+            if any((facts["width"], facts["kind"]) != (width, kind.str) for facts in embedded):
+                raise InputError(
+                    f"{request.ready_embeddings} must hold vectors of one size and type"
+                )
+            record.append(("vector", kind.str, (width,)))
+            if not request.ray_storage:
+                whole = self.place / (embedding.FILE + embedding.PARTIAL)
+                if not whole.exists():
+                    embedding.RowsFile(whole, (self.n_rows, width), np.float32, is_new=True)
+        if self.n_parts:
+            vector = np.dtype((kind, (width,)))
+            names = (f"centres/{number:05d}.bin" for number in range(len(embedded)))
+            sample = np.concatenate([self.store.read(name, vector) for name in names])
+            largest = max(facts["largest"] for facts in embedded)
+            some = sample.astype(np.float32), self.n_parts, request.similarity
+            parts = fit_parts(*some, largest=largest)
+        kind_of_row = np.dtype(record)
+        task = partial(tasks.assign, work, kind_of_row, parts, codes, whole)
+        found = self.do("parts", task)
+        if whole is not None:
+            put_in_place(whole, self.place / embedding.FILE)
+        counts = np.zeros((len(found), 1 + max(max(f["parts"]) for f in found)), dtype=np.int64)
+        for number, facts in enumerate(found):
+            counts[number, facts["parts"]] = facts["counts"]
+        return counts[:, counts.any(axis=0)], kind_of_row
+
+    def score(self, binned: list[Facts]) -> tuple[Scores, ScoreFacts]:
+        """Have the bins scored by some rows of each."""
+        rows, bins = (np.array([x for f in binned for x in f["picks"][k]], int) for k in (0, 1))
+        filled = np.sum([facts["filled"] for facts in binned], axis=0)
+        keys, lowest = hash_numbers(~self.request.seed, rows.astype(np.uint64)), []
+        for number, size in enumerate(filled.tolist()):
+            own = np.flatnonzero(bins == number)
+            wanted = count_sampled(size, self.request.score_rows)
+            lowest.append(own[np.argsort(keys[own])[:wanted]])
+        picks = np.concatenate(lowest)
+        picks = picks[np.argsort(rows[picks])]
+        copied = self.do("scores", partial(tasks.take, self.work, rows[picks]))
+        files = [file for facts in copied for file in facts["files"]]
+        task = partial(tasks.score, self.work, files, bins[picks])
+        [found] = self.do("score", task, 1, has_model=True)
+        scores = Scores(*(np.array(found[n]) for n in ("representativeness", "diversity")))
+        return scores, make(ScoreFacts, found["facts"])
+
+    def write(self) -> list[Facts]:
+        """Have the kept rows written, and give their files the names of a subset."""
+        self.shown = sample_numbers(self.n_rows, 1, SALT)
+        written = self.do("subset", partial(tasks.write, self.work, self.row_weights, self.shown))
+        partial_folder = self.place / subset.PARTIAL
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder.mkdir()
+        files = [file for facts in written for file in facts["files"]]
+        for number, name in enumerate(tqdm(files, desc="write", unit="file")):
+            self.store.fetch(name, partial_folder / f"part-{number:05d}.parquet")
+        if any(facts.get("named") for facts in written):
+            with (partial_folder / subset.FILE_NAMES).open("wb") as out:
+                for number, facts in enumerate(written):
+                    if facts.get("named"):
+                        with self.store.open(f"subset/{number:05d}.txt") as lines:
+                            shutil.copyfileobj(lines, out)
+        shutil.rmtree(self.place / subset.FOLDER, ignore_errors=True)
+        partial_folder.replace(self.place / subset.FOLDER)
+        self.source.check()
+        self.manifest.bytes.subset_data = sum(facts["bytes"] for facts in written)
+        return written
+
+    def show(self, written: list[Facts]) -> None:
+        """Write the report, of a sample where there are many rows."""
+        with TemporaryDirectory() as work:
+            files = [
+                self.store.fetch(name, Path(work, name.replace("/", "-")))
+                for facts in written
+                for name in facts["shown"]["files"]
+            ]
+            dataset = read_parquet(files).remove_columns(["dq_row"])
+            tables = [
+                tasks.read_table(self.work, f"shown/{number:05d}.parquet")
+                for number in range(len(written))
+            ]
+            table = pa.concat_tables(tables)
+            vectors = None
+            if "vector" in table.column_names:
+                flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+                vectors = flat.reshape(len(table), -1).astype(np.float32)
+                table = table.drop_columns(["vector"])
+            sample = None if len(table) == self.n_rows else table
+            how = {"embeddings": vectors, "dataset": dataset, "sample": sample}
+            write_report(self.place, self.config, self.manifest, **how)
+
+
+def make_groups(counts: Int[ndarray, "u p"], n_parts: int) -> list[Group]:
+    """Cut the parts into groups for one task each: small ones together, pieces of very large ones.
+
+    Args:
+        counts: Rows of every part in every shard.
+        n_parts: Parts by k-means that were asked for, 0 for strata that stay whole.
+    """
+    sizes = counts.sum(axis=0)
+    pieces = count_pieces(sizes, n_parts) if n_parts else np.ones_like(sizes)
+    groups: list[Group] = []
+    stratum = filled = 0
+    for part, (size, n_pieces) in enumerate(zip(sizes.tolist(), pieces.tolist(), strict=True)):
+        is_small = n_pieces == 1 and groups and groups[-1].n_pieces == 1
+        if is_small and filled + size <= GROUP_ROWS:
+            groups[-1] = replace(groups[-1], last=part + 1)
+        else:
+            filled = 0
+            groups += [Group(part, part + 1, stratum + k, k, n_pieces) for k in range(n_pieces)]
+        stratum, filled = stratum + n_pieces, filled + size
+    return groups
+
+
+def count_rows(n_rows: int, n_readable: int, request: CompressConfig) -> int:
+    """Give the rows of the subset; see `count_subset`."""
+    what = "rows" if n_rows == n_readable else "rows whose image can be decoded"
+    if request.keep_rows is None:
+        return count_kept(n_readable, request.keep_ratio, what)
+    if request.keep_rows > n_readable:
+        raise InputError(
+            f"keep_rows must be at most the {n_readable:,} {what}, got {request.keep_rows:,}"
+        )
+    return request.keep_rows
+
+
+def join_tables(store: Store, n_tables: int, path: Path) -> None:
+    """Write selection.parquet, piece by piece."""
+    temporary = path.with_name(path.name + ".tmp")
+    names = [f"selection/{number:05d}.parquet" for number in range(n_tables)]
+    with store.open(names[0]) as file:
+        schema = pq.read_schema(file)
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for name in tqdm(names, desc="join", unit="file"):
+            with store.open(name) as file:
+                writer.write_table(pq.read_table(file))
+    put_in_place(temporary, path)

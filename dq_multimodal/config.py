@@ -7,10 +7,10 @@ resample(), and the request in config.yaml follow from it: a new option is one m
 
 import dataclasses
 import math
-from dataclasses import KW_ONLY, MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from os import PathLike
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, Self, get_args
 
 from dq_multimodal.options import (
     NEEDED,
@@ -72,7 +72,8 @@ choose = partial(option, "How to choose")
 model = partial(option, "Models")
 image = partial(option, "Images")
 output = partial(option, "Output", is_recorded=False)
-where = partial(option, "Where it runs", is_recorded=False)
+WHERE = "Where it runs"
+where = partial(option, WHERE, is_recorded=False)
 
 ON_RAY = ("random", "blocks", "dq", "adq", "graphcut")
 """Methods that order each stratum by itself, as a cluster has to."""
@@ -367,12 +368,12 @@ class CompressConfig(Request):
 
     def _check_engine(self) -> None:
         """Raise unless the engine can do what is asked."""
+        defaults = {part.name: part.default for part in fields(self)}
         if self.engine == "local":
-            for name in ("ray_address", "ray_storage"):
-                if getattr(self, name) is not None:
+            for name in (part.name for part in fields(self) if part.metadata["group"] == WHERE):
+                if getattr(self, name) != defaults[name]:
                     raise InputError(f"{name} is for engine ray")
             return
-        defaults = {part.name: part.default for part in fields(self)}
         for name in NOT_ON_RAY:
             if getattr(self, name) != defaults[name]:
                 raise InputError(f"{name} is for engine local: leave out one of them")
@@ -454,68 +455,6 @@ class ResampleConfig(Request):
         """Give the settings that are to be other ones than those of the run."""
         found = {name: value for name, value in self.as_dict().items() if value is not None}
         return {**found, "keep_rows": self.keep_rows}
-
-
-def check_type(name: str, value: Any, kind: Any) -> Any:
-    """Raise unless a value that was read from a file has a type, all that it holds included.
-
-    The value is plain, as YAML and JSON give it, the name what the message calls it. The type is
-    str, bool, int (of 64 bits), float (finite), Any, a Literal, a list, tuple (a list in the file)
-    or dict of one of them, one of them or None, or a dataclass or TypedDict (a dict in the file,
-    which may hold more keys).
-
-    Returns:
-        The value, with dataclasses and tuples made.
-
-    Raises:
-        InputError: If it is another, naming the part that is.
-    """
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Union or origin is type(int | str):
-        (kind,) = (part for part in parts if part is not type(None))
-        return None if value is None else check_type(name, value, kind)
-    if is_dataclass(kind) or is_typeddict(kind):
-        check_type(name, value, dict[str, Any])
-        if hasattr(kind, "from_dict"):
-            return kind.from_dict(value)
-        kinds = get_type_hints(kind)
-        if is_typeddict(kind):
-            known, needed = [*kinds], kind.__required_keys__
-        else:
-            own = [part for part in fields(kind) if part.init]
-            known = [part.name for part in own]
-            needed = {part.name for part in own if part.default is part.default_factory is MISSING}
-        for key in sorted(needed - value.keys()):
-            raise InputError(f"{name} has no {key}")
-        made = {k: check_type(f"{name}.{k}", value[k], kinds[k]) for k in known if k in value}
-        return kind(**made)
-    if origin in (list, tuple) and isinstance(value, list):
-        items = (check_type(f"{name}[{k}]", item, parts[0]) for k, item in enumerate(value))
-        return tuple(items) if origin is tuple else [*items]
-    if origin is dict and isinstance(value, dict):
-        keys = [check_type(f"a key of {name}", key, parts[0]) for key in value]
-        items = (check_type(f"{name}.{key}", item, parts[1]) for key, item in value.items())
-        return dict(zip(keys, items, strict=True))
-    if not _is_plain(value, kind):
-        wanted = getattr(kind, "__name__", str(kind).replace("typing.", ""))
-        is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
-        shown = repr(value) if is_short else type(value).__name__  # no text of a linked file
-        raise InputError(f"{name} must be {wanted}, got {shown}")
-    return value
-
-
-def _is_plain(value: Any, kind: Any) -> bool:
-    """Say whether a value has a type that is not made of others."""
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    if kind is int:
-        return isinstance(value, int) and -(2**63) <= value < 2**63
-    if kind is float:
-        return isinstance(value, int | float) and abs(value) < 1e300  # not NaN, not infinite
-    # a list, tuple or dict of something is never another value
-    return get_origin(kind) is None and (kind is Any or isinstance(value, kind))
 
 
 def count_parts(partition: Any, n_rows: int) -> int:

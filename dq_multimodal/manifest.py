@@ -7,11 +7,20 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import (
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import yaml
 
-from dq_multimodal.config import SPLIT_NAME, CompressConfig, Fill, InputError, check_type
+from dq_multimodal.config import SPLIT_NAME, CompressConfig, Fill, InputError
 from dq_multimodal.files import describe_file, parse_yaml, read_text, write_text
 
 CONFIG = "config.yaml"
@@ -72,6 +81,68 @@ def _as_plain(value: Any) -> Any:
 def make(kind: type[T], values: dict[str, Any]) -> T:
     """Make a part of a document of plain values, if none is missing or of another type."""
     return check_type(kind.__name__, values, kind)
+
+
+def check_type(name: str, value: Any, kind: Any) -> Any:
+    """Raise unless a value that was read from a file has a type, all that it holds included.
+
+    The value is plain, as YAML and JSON give it, the name what the message calls it. The type is
+    str, bool, int (of 64 bits), float (finite), Any, a Literal, a list, tuple (a list in the file)
+    or dict of one of them, one of them or None, or a dataclass or TypedDict (a dict in the file,
+    which may hold more keys).
+
+    Returns:
+        The value, with dataclasses and tuples made.
+
+    Raises:
+        InputError: If it is another, naming the part that is.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Union or origin is type(int | str):
+        (kind,) = (part for part in parts if part is not type(None))
+        return None if value is None else check_type(name, value, kind)
+    if is_dataclass(kind) or is_typeddict(kind):
+        check_type(name, value, dict[str, Any])
+        if hasattr(kind, "from_dict"):
+            return kind.from_dict(value)
+        kinds = get_type_hints(kind)
+        if is_typeddict(kind):
+            known, needed = [*kinds], kind.__required_keys__
+        else:
+            own = [part for part in fields(kind) if part.init]
+            known = [part.name for part in own]
+            needed = {part.name for part in own if part.default is part.default_factory is MISSING}
+        for key in sorted(needed - value.keys()):
+            raise InputError(f"{name} has no {key}")
+        made = {k: check_type(f"{name}.{k}", value[k], kinds[k]) for k in known if k in value}
+        return kind(**made)
+    if origin in (list, tuple) and isinstance(value, list):
+        items = (check_type(f"{name}[{k}]", item, parts[0]) for k, item in enumerate(value))
+        return tuple(items) if origin is tuple else [*items]
+    if origin is dict and isinstance(value, dict):
+        keys = [check_type(f"a key of {name}", key, parts[0]) for key in value]
+        items = (check_type(f"{name}.{key}", item, parts[1]) for key, item in value.items())
+        return dict(zip(keys, items, strict=True))
+    if not _is_plain(value, kind):
+        wanted = getattr(kind, "__name__", str(kind).replace("typing.", ""))
+        is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
+        shown = repr(value) if is_short else type(value).__name__  # no text of a linked file
+        raise InputError(f"{name} must be {wanted}, got {shown}")
+    return value
+
+
+def _is_plain(value: Any, kind: Any) -> bool:
+    """Say whether a value has a type that is not made of others."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is int:
+        return isinstance(value, int) and -(2**63) <= value < 2**63
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e300  # not NaN, not infinite
+    # a list, tuple or dict of something is never another value
+    return get_origin(kind) is None and (kind is Any or isinstance(value, kind))
 
 
 @dataclass(kw_only=True)

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.config import InputError, check_type
+from dq_multimodal.config import InputError
 from dq_multimodal.files import read_text
-from dq_multimodal.manifest import Config, Manifest
+from dq_multimodal.manifest import Config, Manifest, check_type
 from dq_multimodal.report.compare import (
     IMAGE_THRESHOLD,
     TEXT_THRESHOLD,

@@ -27,7 +27,8 @@ from typing import Any, NotRequired, TypedDict, get_type_hints
 import numpy as np
 import yaml
 
-from dq_multimodal.config import InputError, check_type
+from dq_multimodal.config import InputError
+from dq_multimodal.manifest import check_type
 from dq_multimodal.options import Check, check_count, in_range, is_number
 
 EVAL = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dq_multimodal import __version__
-from dq_multimodal.config import CompressConfig, InputError, ResampleConfig
+from dq_multimodal.config import CompressConfig, InputError, PlanConfig, ResampleConfig
 from dq_multimodal.options import Help, add_options, suggest
 from dq_multimodal.report.summary import describe_plan, summarise
 
@@ -149,7 +149,7 @@ def make_parser() -> Parser:
     made[verify].add_argument("run", metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
     groups = {command: made[command].add_argument_group("Output") for command in (push, verify)}
     groups[compress] = add_options(made[compress], CompressConfig)["Output"]
-    groups[plan] = add_options(made[plan], CompressConfig, leave_out=("overwrite",))["Output"]
+    groups[plan] = add_options(made[plan], PlanConfig, leave_out=("overwrite",))["Output"]
     groups[resample] = add_options(made[resample], ResampleConfig)["Output"]
     made[push].add_argument("repo_id", metavar="OWNER/NAME", help="Repository on the Hub.")
     made[report].add_argument(

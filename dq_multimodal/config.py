@@ -427,6 +427,23 @@ def _of_run(name: str) -> Any:
     return dataclasses.field(default=None, metadata={**about, "help": help})
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(CompressConfig):
+    """One request to say what compressing a dataset will take, also on a cluster."""
+
+    nodes: int = where(1, "plan: machines of the cluster.", check_count)
+    gpus_per_node: int = where(0, "plan: GPUs of each; 0 embeds on its cores.", whole_number(0))
+    cores_per_node: int | None = where(
+        None, "plan: cores of each.  [default: those of this machine]", check_count
+    )
+    node_price: float | None = where(
+        None, "plan: dollars an hour of each.", in_range("[0, inf)"), metavar="DOLLARS"
+    )
+    rows: int | None = where(
+        None, "plan: rows that there will be.  [default: those of the dataset]", check_count
+    )
+
+
 @dataclass(frozen=True)
 class ResampleConfig(Request):
     """One request to draw another subset from a finished run, without an encoder."""
@@ -525,5 +542,5 @@ def format_bytes(size: int) -> str:
     return f"{scaled:,.1f}".removesuffix(".0") + f" {unit}"
 
 
-for _config in (CompressConfig, ResampleConfig):
+for _config in (CompressConfig, PlanConfig, ResampleConfig):
     _config.__doc__ = f"{_config.__doc__}\n\nAttributes:\n{describe(fields(_config))}"

@@ -11,7 +11,7 @@ from nasty_images import picture
 
 from dq_multimodal import InputError, compress, plan
 from dq_multimodal.config import format_bytes, parse_bytes
-from dq_multimodal.planning import Memory
+from dq_multimodal.planning.trials import Memory
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 
@@ -19,8 +19,8 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 @pytest.fixture(autouse=True)
 def _no_haste(monkeypatch):
     """However busy the machine, the samples are as large as they may be."""
-    monkeypatch.setattr("dq_multimodal.planning.MODEL_SECONDS", 1e3)
-    monkeypatch.setattr("dq_multimodal.planning.PLAIN_SECONDS", 1e3)
+    monkeypatch.setattr("dq_multimodal.planning.trials.MODEL_SECONDS", 1e3)
+    monkeypatch.setattr("dq_multimodal.planning.trials.PLAIN_SECONDS", 1e3)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_need_is_the_base_and_the_stage_that_takes_most():
 MAPPED = """
 import sys
 import numpy as np
-from dq_multimodal.planning import resident_unmapped
+from dq_multimodal.planning.trials import resident_unmapped
 before = resident_unmapped()
 mapped = np.load(sys.argv[1], mmap_mode="r")
 assert mapped.sum() == 8_000_000
@@ -212,7 +212,7 @@ def many(tmp_path):
 )
 def test_samples_speak_for_all_rows(many, monkeypatch, options):
     monkeypatch.chdir(many)
-    monkeypatch.setattr("dq_multimodal.planning.PLAIN_ROWS", 1500)
+    monkeypatch.setattr("dq_multimodal.planning.trials.PLAIN_ROWS", 1500)
     before = sorted(many.rglob("*"))
     said = plan("m.parquet", report=False, **options)
     assert sorted(many.rglob("*")) == before, "nothing is written"

@@ -254,7 +254,7 @@ def find_centres(
             break
         used, codes = np.unique(codes, return_inverse=True)
         centres = centres[used]
-        means = _means(sample, codes, len(used))
+        means = average_parts(sample, codes, len(used))
         if is_spherical:
             length = np.sqrt(np.vecdot(means, means))[:, None]
             has_one = length > 0  # opposite rows have none: their centre stays where it was
@@ -285,7 +285,7 @@ def _first_centres(
     return sample[picks]
 
 
-def _means(
+def average_parts(
     sample: Float[ndarray, "s d"], codes: Int[ndarray, " s"], n_centres: int
 ) -> Float[ndarray, "c d"]:
     """Give the mean of the rows of each code, on the grid."""

@@ -146,6 +146,8 @@ def describe_plan(plan: dict[str, Any]) -> str:
             f"probe    {count(tried['rows'], 'row')} embedded in {tried['seconds']:.1f} s; "
             f"{tried['rows_per_second']:,.1f} rows a second in all"
         ]
+    if plan["cluster"] is not None:
+        return "\n".join([*lines, *describe_cluster(plan["cluster"])])
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in plan["seconds"].items())
     most = max(memory["stages"], key=lambda name: memory["stages"][name])
     source = sizes["source_data"]  # of a stream it is not known
@@ -164,6 +166,34 @@ def describe_plan(plan: dict[str, Any]) -> str:
         f"folder   {plan['output_dir']} (nothing was written)",
     ]
     return "\n".join(lines)
+
+
+def describe_cluster(cluster: dict[str, Any]) -> list[str]:
+    """Say what a run takes on a cluster: a line for each stage, and the sums."""
+    memory, hours = cluster["memory"], f"{cluster['node_hours']:,.1f} hours of a node"
+    if cluster["dollars"] is not None:
+        hours += f", {cluster['dollars']:,.2f} dollars"
+    rows = [("stage", "time", "on", "work", "read", "written", "a task")]
+    for stage in cluster["stages"]:
+        through = (format_bytes(stage[name]) for name in ("read_bytes", "written_bytes"))
+        on = stage["unit"] if stage["unit"] == "driver" else count(stage["n_units"], stage["unit"])
+        times = (format_seconds(stage[name]) for name in ("seconds", "work_seconds"))
+        rows.append(
+            (stage["name"], next(times), on, *times, *through, format_bytes(stage["task_bytes"]))
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return [
+        *(f"note     {note}" for note in cluster["notes"]),
+        f"cluster  {count(cluster['nodes'], 'node')}, each of "
+        f"{count(cluster['gpus_per_node'], 'GPU')} and {count(cluster['cores_per_node'], 'core')}",
+        f"rows     {cluster['rows']:,} in {count(cluster['shards'], 'shard')} and "
+        f"{count(cluster['strata'], 'stratum', 'strata')}, {cluster['kept']:,} kept",
+        *(f"         {line}" for line in shown),
+        f"time     {format_seconds(cluster['total_seconds'])}, {hours}",
+        f"memory   driver {format_bytes(memory['driver'])}; a node {format_bytes(memory['node'])} "
+        f"with a task on every core",
+    ]
 
 
 def format_seconds(seconds: float) -> str:

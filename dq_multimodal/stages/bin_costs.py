@@ -114,7 +114,8 @@ def cut_strata(sizes: Int[ndarray, " s"], request: CompressConfig) -> Float[ndar
     """Give the rows of what is binned at once: the strata, or the parts that they are cut into."""
     sizes, most = sizes[sizes > 0].astype(float), float(sizes.sum())
     if request.partition is not None:
-        most /= count_parts(request.partition, int(most))
+        n_rows = int(most) if request.partition == "kmeans" else 10**18  # these may be a sample
+        most = max(1.0, most / count_parts(request.partition, n_rows))
     if bins_kind(request.method) == "coverage":
         most = min(most, COVERAGE_ROWS)
     if request.drop_duplicates is not None:  # the strata do not count

@@ -1,4 +1,4 @@
-"""What a run will take and leave: its real stages are run on samples of the rows, and scaled."""
+"""Runs of a request on samples of its rows, and what they say of a run on all of them."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from threading import Event, Thread
@@ -27,8 +28,7 @@ from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.stream import N_CHUNKS, Stream
 from dq_multimodal.files import expand_home
 from dq_multimodal.report import FILES as REPORT_FILES
-from dq_multimodal.report.summary import describe_strata
-from dq_multimodal.run import Run, output_folder
+from dq_multimodal.run import Run
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata, stretch, time_bins
 from dq_multimodal.stages.ordering import bins_kind, count_left, count_subset
@@ -36,17 +36,13 @@ from dq_multimodal.stages.preparation import (
     MAX_NAMED,
     Job,
     leaves_out,
-    load_models,
     note_left_out,
-    open_rows,
-    prepare,
 )
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from dq_multimodal.data.source import AnyDataset
 FIRST_ROWS = 8
 """The first trial is of the longest rows: it loads what is loaded late, and shows their memory."""
 MODEL_ROWS, PLAIN_ROWS = 4096, 16_384
@@ -175,6 +171,7 @@ OF_MODELS = [
 OF_ALL_ROWS = (
     *("split", "config_name", "revision", "field", "streaming", "image_folder"),
     *("keep_rows", "cap_by", "cap", "keep_every_class", "partition", "max_memory"),
+    *("engine", "ray_address", "ray_storage"),
 )
 """Settings that are for all rows, not for a sample of them."""
 
@@ -186,7 +183,10 @@ class Trials:
         by_model: Runs whose rows go through the models, the longest rows first, then ever more.
         plain: Runs with ready embeddings, or none, and without what needs a model.
         bins: The bins alone; None where none are made.
+        sizes: Rows of each stratum.
         n_targets: Rows of the target that took part.
+        base: Bytes that this process held with its model before them.
+        pass_held: Bytes that a batch of the longest rows holds on its way through the encoder.
         notes: What a user has to be told of the figures.
     """
 
@@ -194,17 +194,18 @@ class Trials:
         self._compress, self.job, request = compress, job, job.request
         self._is_embedded = request.needs_embeddings and request.ready_embeddings is None
         self.n_rows, self.rows = len(job.strata), job.source.dataset
+        self.sizes: ndarray = np.bincount(job.strata)
         self.by_model: list[Trial] = []
         self.bins: BinTimes | None = None
         self.notes: list[str] = []
-        self.n_targets = self._pass_held = 0
+        self.n_targets = self.pass_held = 0
         few = subset.measure_picks(self.rows, self._spread(min(self.n_rows, 64)))
         self._n_most = min(self.n_rows, max(FIRST_ROWS, SAMPLE_BYTES // int(few.mean() + 1)))
         place = tempfile.TemporaryDirectory(prefix="dq-plan-")
         with place as name, contextlib.redirect_stderr(io.StringIO()):
             self._place = Path(name)
             if self._is_embedded and job.adapter is not None:
-                self._pass_held = self._hold_longest(job.adapter)
+                self.pass_held = self._hold_longest(job.adapter)
             self.base, self._rss = resident_unmapped(), resident()
             vectors, method = self._try_models(), request.method
             plain: dict[str, Any] = {name: DEFAULTS[name] for name in OF_MODELS}
@@ -213,7 +214,7 @@ class Trials:
             self.plain = self._grow(PLAIN_ROWS, PLAIN_SECONDS, plain, vectors, request.report)
             if vectors is not None and (bins_kind(method) != "none" or request.drop_duplicates):
                 n_left = count_left(job.config)
-                self.bins = time_bins(vectors, np.bincount(job.strata), request, n_left)
+                self.bins = time_bins(vectors, self.sizes, request, n_left)
 
     def _try_models(self) -> Float[ndarray, "k d"] | None:
         """Try what needs a model; give some embeddings, if there will be any."""
@@ -369,12 +370,9 @@ class Trials:
             if request.target_model is not None:  # all rows go through it
                 times = (self.n_rows + n_targets) / (len(models[-1].rows) + self.n_targets)
             found["target"] = models[-1].seconds["selection"] * times
-        beside, size, bins = plain[-1].seconds["selection"], len(plain[-1].rows), 0.0
+        found["selection"] = self.order_seconds() + time_loading(models or plain, "selection")
         if self.bins is not None:
-            beside = max(0.0, beside - self.bins.scale(np.array([float(size)])))
-            bins = self.bins.scale(cut_strata(np.bincount(self.job.strata), request))
-        late = time_loading(models or plain, "selection")
-        found["selection"] = bins + beside * self.n_rows / size + late
+            found["selection"] += self.bins.scale(cut_strata(self.sizes, request))
         runs = models if request.drop_ratio else plain
         kept = [(run.n_kept, run.seconds["subset"]) for run in runs]
         found["subset"] = scale(kept, n_kept)
@@ -383,6 +381,19 @@ class Trials:
             (few, _), (many, _) = rows[-2:]
             most = self.n_rows if few >= SHOWN_ROWS else max(many, min(self.n_rows, SHOWN_ROWS))
             found["report"] = scale(rows, most, 0.0) + time_loading(plain, "report")
+        return found
+
+    def order_seconds(self) -> float:
+        """Give the seconds of the selection with all rows, without the bins."""
+        size, seconds = len(self.plain[-1].rows), self.plain[-1].seconds["selection"]
+        if self.bins is not None:
+            seconds = max(0.0, seconds - self.bins.scale(np.array([float(size)])))
+        return seconds * self.n_rows / size
+
+    def of_rows(self, n_rows: int) -> "Trials":
+        """Give the same trials, for as many rows of the same kind."""
+        found = copy(self)
+        found.n_rows, found.sizes = n_rows, self.sizes * (n_rows / self.n_rows)
         return found
 
     def memory(self, n_kept: int) -> Memory:
@@ -400,12 +411,12 @@ class Trials:
             sizes = [np.bincount(self.job.strata[rows]) for rows in (slice(None), tried.rows)]
             more, less = (count_working(request, counts, width) for counts in sizes)
             stages["selection"] += max(0, int(more - less))
-        stages["embeddings"] = max(stages["embeddings"], self._pass_held)
+        stages["embeddings"] = max(stages["embeddings"], self.pass_held)
         mapped = int(subset.measure_picks(self.rows).sum()) + 4 * self.n_rows * width
         if request.method == "adq" and adapter is not None:  # rows, views, and what is learned
             more = self.count_scored() - self.by_model[-1].manifest["scores"]["rows"]
             features = adapter.dimension + adapter.middle_dimension
-            stages["scores"] = max(stages["scores"], self._pass_held) + 24 * features * max(0, more)
+            stages["scores"] = max(stages["scores"], self.pass_held) + 24 * features * max(0, more)
             mapped += (2 * adapter.middle_dimension + 8) * self.n_rows * self._is_embedded
         if self.job.target is not None:  # lists of near rows
             n_targets = len(self.job.target.source.dataset)
@@ -420,7 +431,7 @@ class Trials:
 
     def count_scored(self) -> int:
         """Count the rows by which adq scores the bins, which are pooled over the strata."""
-        sizes, n_bins = np.bincount(self.job.strata), self.job.request.n_bins
+        sizes, n_bins = self.sizes, self.job.request.n_bins
         pooled = [int((sizes // n_bins + (k < sizes % n_bins)).sum()) for k in range(n_bins)]
         return sum(count_sampled(size, self.job.request.score_rows) for size in pooled)
 
@@ -485,66 +496,3 @@ def read_some(given: str, dataset: "Dataset", split: str) -> Float[ndarray, "k d
         some.append(block[-n_read % step :: step].copy())
         n_read += len(block)
     return np.concatenate(some)
-
-
-def make_plan(
-    compress: Callable[..., Run],
-    dataset: "AnyDataset",
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Make the answer of `pipeline.plan`, which describes it."""
-    started = time.perf_counter()
-    job = prepare(*open_rows(dataset, options))  # as `compress` begins, but for the run folder
-    load_models(job)
-    request, rows, n_rows, notes = job.request, job.source.dataset, len(job.strata), list[str]()
-    if job.adapter is not None:
-        job.adapter.lengths()  # reads all rows, as a run does in any case
-        notes += job.adapter.notes
-    notes += job.target.notes if job.target is not None else []
-    if isinstance(rows, Stream):
-        notes += ["the figures are of the first rows of the stream, read once"]
-    if request.partition is not None and bins_kind(request.method) != "none":
-        notes += ["the seconds do not count parting the rows by k-means"]
-    seconds = {"start": time.perf_counter() - started}
-    config = job.config.as_dict()
-    trials = Trials(compress, job)
-    n_kept = trials.count_kept()
-    memory = trials.memory(n_kept)
-    memory.check(request.memory_limit)
-    seconds |= trials.seconds(n_kept)
-    disk, passing, probe, found = trials.disk(n_kept), 0, None, config["embedding"]
-    if request.needs_embeddings and request.ready_embeddings is None:
-        tried = trials.by_model[-1]
-        probe = {"rows": len(tried.rows), "seconds": tried.seconds["embeddings"]}
-        probe |= {"rows_per_second": round(n_rows / seconds["embeddings"], 2)}
-    if request.method == "adq" and job.adapter is not None:  # files that are gone afterwards
-        is_read = request.ready_embeddings is None
-        middle, again = 2 * job.adapter.middle_dimension, 1 if is_read else 2
-        passing = again * trials.count_scored() * (4 * job.adapter.dimension + middle)
-        passing += (middle + 8) * n_rows * is_read
-    target = output_folder(request)
-    place = next(p for p in (target.absolute(), *target.absolute().parents) if p.exists())
-    tried = trials.by_model[-1] if request.drop_ratio else trials.plain[-1]
-    data = tried.manifest["bytes"]["subset_data"] * n_kept / tried.n_kept
-    sizes = {"subset_data": round(data), "subset_files": disk[subset.FOLDER]}
-    return {
-        "request": request.as_dict(),
-        "output_dir": str(target),
-        "rows": n_rows,
-        "strata": len(job.labels),
-        "strata_rows": describe_strata(np.bincount(job.strata).tolist(), job.labels),
-        "kept": n_kept,
-        "modality": (config["rows"] or {}).get("modality"),
-        "embedding": found,
-        "scoring": config.get("scoring"),
-        "probe": probe,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "total_seconds": round(sum(seconds.values()), 3),
-        "memory": memory.as_dict(),
-        "disk": disk | {"total": sum(disk.values())},
-        "disk_at_most": sum(disk.values()) + passing,
-        "disk_free": shutil.disk_usage(place).free,
-        "bytes": {"source_data": subset.count_bytes(rows), **sizes},
-        "notes": notes + trials.notes,
-        "max_memory": request.memory_limit,
-    }

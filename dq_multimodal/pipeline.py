@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dq_multimodal import folder
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.config import CompressConfig, InputError
+from dq_multimodal.config import CompressConfig, InputError, PlanConfig
 from dq_multimodal.core import one_bin
 from dq_multimodal.folder import stage
 from dq_multimodal.manifest import Manifest, PatchFacts, make
 from dq_multimodal.options import takes
-from dq_multimodal.planning import Trials, make_plan
+from dq_multimodal.planning import make_plan
+from dq_multimodal.planning.trials import Trials
 from dq_multimodal.report import FILE as REPORT_FILE
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, found_complete, output_folder
@@ -208,7 +209,7 @@ def show(job: Job, place: Path, manifest: Manifest) -> None:
             write_report(place, job.config, manifest, embeddings=vectors, dataset=rows)
 
 
-@takes(CompressConfig, "overwrite")
+@takes(PlanConfig, "overwrite")
 def plan(dataset: "AnyDataset", **options: Any) -> dict[str, Any]:
     """Say what `compress` with these arguments will take: seconds, memory, disk, rows, bytes.
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 import dq_multimodal
 from dq_multimodal import CompressConfig, InputError, Run, compress, plan, resample
-from dq_multimodal.config import ResampleConfig, choose, count_kept
+from dq_multimodal.config import PlanConfig, ResampleConfig, choose, count_kept
 from dq_multimodal.options import add_options, takes, whole_number
 
 
@@ -97,7 +97,7 @@ def test_other_objects_and_options_are_one_clear_line(tmp_path):
     ("function", "config", "missing"),
     [
         (compress, CompressConfig, {"dataset"}),
-        (plan, CompressConfig, {"dataset", "overwrite"}),
+        (plan, PlanConfig, {"dataset", "overwrite"}),
         (resample, ResampleConfig, {"run"}),
         (Run.resample, ResampleConfig, {"run"}),
     ],

@@ -15,7 +15,8 @@ from dq_multimodal.planning import cluster
 from dq_multimodal.planning.cluster import Seen, foresee_cluster
 from dq_multimodal.stages.bin_costs import BinTimes
 
-STAGES = ["rows", "embeddings", "centres", "parts", "bins", "order", "subset", "report"]
+STAGES = ["rows", "embeddings", "centres", "parts", "bins", "order", "subset", "joining"]
+STAGES += ["report"]
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def _rates(monkeypatch):
     monkeypatch.setattr(cluster, "_time_reading", lambda table: 1e-9)
     monkeypatch.setattr(cluster, "_time_sorting", lambda record: 1e-8)
     monkeypatch.setattr(cluster, "_time_order", lambda: 1e-9)
+    monkeypatch.setattr(cluster, "_time_joining", lambda: 1e-7)
     monkeypatch.setattr(cluster, "_time_parts", lambda width, n: (1e-7 * n, 3e-7 * n, 1e-6))
     monkeypatch.setattr(cluster, "count_threads", lambda n: 2)
 
@@ -64,16 +66,18 @@ def test_seconds_and_bytes_are_those_of_the_definition():
     stages = {stage["name"]: stage for stage in found["stages"]}
     assert [*stages] == STAGES
     assert (found["shards"], found["strata"], found["rows_of_largest"]) == (100, k, 80_000)
+    assert found["groups"] == 100, "two parts of 50,000 rows share a task"
     sample, record = 16_384, 8 + 4 * d  # 64 rows for each of 200 parts are fewer
     part = 2**1.5 * (50_000 / 1000) ** 1.5
     seconds = {
         "rows": 1e-6 / 2**26 * 50 * n / 12,
-        "embeddings": (2 * 1e-3 * n + 1e-9 * 80 * n) / 12,
+        "embeddings": (2 * 1e-3 * n + 1e-9 * 80 * n + 100 * n * 1e-6 / 2**22) / 12,
         "centres": sample * (k * 1e-6 + 25 * 3e-7 * k * 2 / cores),
         "parts": n * (1e-7 * k + 1e-8) / 12,
         "bins": k * part / 12,
         "order": (2e-6 * n + 1e-9 * n * k) / 12,
         "subset": (1e-6 * n + 1e-9 * 80 * n) / 12,
+        "joining": 1e-7 * n,
         "report": 7.0,
     }
     for name, wanted in seconds.items():
@@ -83,10 +87,11 @@ def test_seconds_and_bytes_are_those_of_the_definition():
     assert found["dollars"] == pytest.approx(2.5 * nodes * total / 3600, abs=0.01)
     moved = {name: (stage["read_bytes"], stage["written_bytes"]) for name, stage in stages.items()}
     assert moved["embeddings"] == (50 * n, record * n)
-    assert moved["parts"] == (record * n, record * n)
-    assert moved["bins"] == (record * n, 28 * n)
-    assert moved["order"] == (28 * n, 8 * n)
-    assert moved["subset"] == (50 * n + 36 * n, 22 * n)
+    assert moved["parts"] == (record * n, (record + 4 * d) * n), "and embeddings.npy"
+    assert moved["bins"] == (record * n, 40 * n)
+    assert moved["order"] == (40 * n, 8 * n)
+    assert moved["subset"] == (50 * n + 48 * n, 22 * n)
+    assert moved["joining"] == (22 * n, 22 * n)
     assert found["memory"]["sample"] == 8 * sample * d
     assert found["memory"]["counts"] == 8 * 100 * k
     assert found["memory"]["driver"] == 10**9 + 28 * sample * d
@@ -98,10 +103,10 @@ def test_a_stage_takes_as_long_as_its_largest_task():
     stages = {stage["name"]: stage for stage in found["stages"]}
     assert stages["embeddings"]["n_units"] == 10 < 1000, "a shard goes to one GPU"
     assert stages["embeddings"]["unit"] == "GPU"
-    assert stages["bins"]["n_units"] == 20
+    assert stages["bins"]["n_units"] == 10
     longest = stages["bins"]["longest_seconds"]
     assert stages["bins"]["seconds"] == longest
-    assert longest == pytest.approx(2**1.5 * 80**1.5, rel=1e-3)
+    assert longest == pytest.approx(2**1.5 * max(80**1.5, 2 * 50**1.5), rel=1e-3)
     assert any("a GPU is taken to be as fast as that" in note for note in found["notes"])
 
 
@@ -110,7 +115,7 @@ def test_random_rows_have_no_bins_and_no_vectors():
     asked = PlanConfig(dataset="d", method="random", engine="ray")
     found = foresee_cluster(asked, see(10**6, width=0, is_embedded=False, bins=None))
     names = [stage["name"] for stage in found["stages"]]
-    assert names == ["rows", "embeddings", "parts", "order", "subset", "report"]
+    assert names == [name for name in STAGES if name not in ("centres", "bins")]
     assert found["stages"][1]["written_bytes"] == 8 * 10**6
     assert found["memory"]["sample"] == 0
 
@@ -152,7 +157,7 @@ def test_a_plan_of_a_cluster_needs_no_ray(source, tmp_path):
     stages = {stage["name"]: stage for stage in found["stages"]}
     assert [*stages] == STAGES[:-1]
     assert all(stage["seconds"] >= 0 for stage in found["stages"])
-    assert stages["parts"]["written_bytes"] == (8 + 2 * 12) * 10**6, "vectors are float16"
+    assert stages["parts"]["read_bytes"] == (8 + 2 * 12) * 10**6, "vectors are float16"
     assert stages["rows"]["read_bytes"] == (source / "d.parquet").stat().st_size * 2500
     assert not list(tmp_path.iterdir())
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import CompressConfig, PlanConfig
+from dq_multimodal.core.partition import SAMPLE_ROWS
 from dq_multimodal.data.stream import Stream
 from dq_multimodal.files import count, expand_home
-from dq_multimodal.planning.cluster import SHOWN_ROWS, Seen, foresee_cluster
+from dq_multimodal.planning.cluster import Seen, foresee_cluster
 from dq_multimodal.planning.trials import Trials
 from dq_multimodal.report.summary import describe_strata
 from dq_multimodal.run import Run, output_folder
@@ -106,7 +107,7 @@ def plan_cluster(trials: Trials, asked: PlanConfig, n_kept: int) -> dict[str, An
     )
     seconds = there.seconds(n_kept) | {"order": there.order_seconds()}
     if "report" in seconds:
-        shown = trials.of_rows(min(there.n_rows, SHOWN_ROWS))
+        shown = trials.of_rows(min(there.n_rows, SAMPLE_ROWS))
         seconds["report"] = shown.seconds(min(n_kept, shown.n_rows))["report"]
     data_bytes = subset.measure_picks(trials.rows).sum()
     files = job.source.origin.get("files")

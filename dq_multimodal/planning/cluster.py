@@ -25,18 +25,22 @@ from dq_multimodal.core.partition import (
     Directions,
     Parts,
     average_parts,
+    sample_numbers,
 )
+from dq_multimodal.data.shards import IMAGE_ROWS, MOST_SHARDS, SHARD_BYTES, SHARD_ROWS
+from dq_multimodal.distributed.engine import GROUP_ROWS
+from dq_multimodal.distributed.tasks import BIN, PLACE
 from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata
 
-SHARD_ROWS, IMAGE_ROWS, SHARD_BYTES, MOST_SHARDS, SHOWN_ROWS = 100_000, 10_000, 2**28, 1000, 20_000
-BIN_BYTES, PLACE_BYTES, ROW_BYTES = 28, 8, 160
-"""Bytes of a row: its record of the bins, its place in the order, the arrays of a task."""
+ROW_BYTES = 160
+"""Bytes of a row in the arrays and tables of a task."""
 LARGEST_PART = 1.6
 """The largest part by k-means over the mean, see docs/scale.md."""
 SAMPLE_BYTES = 28
 """What k-means holds for each number of its sample: it in float32, and three times in float64."""
-HASHED_BYTES, ORDERED, BLOCK_PAIRS, LEAST_SECONDS = 2**26, (8192, 9192), 2**23, 0.3
-"""What the trials are of: bytes, rows of strata, rows times centres, and seconds at least."""
+HASHED_BYTES, HASHED_ROWS, JOINED_ROWS, BLOCK_PAIRS = 2**26, 2**22, 2**17, 2**23
+ORDERED, LEAST_SECONDS = (8192, 9192), 0.3
+"""What the trials are of: bytes, rows, rows times centres, rows of strata, and seconds at least."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Seen:
         file_bytes: Of the files of the source.
         data_bytes: Of its rows, read.
         seconds: Of each stage in one process of this machine, `order` without the bins; of the
-            report, with SHOWN_ROWS.
+            report, with SAMPLE_ROWS.
         disk: Bytes of what the run leaves.
         bins: The bins alone; None where none are made.
         base_bytes: What a process holds with its libraries and model.
@@ -140,7 +144,9 @@ def foresee_cluster(asked: PlanConfig, seen: Seen) -> dict[str, Any]:
     sample = min(n_rows, max(SAMPLE_ROWS, ROWS_A_PART * len(parts))) if is_parted else 0
     shard_bytes, shard_rows = seen.data_bytes / n_shards, n_rows / n_shards
     record = 8 + seen.width * seen.value_bytes
-    of_shards, of_parts = ("core", min(n_cores, n_shards)), ("core", min(n_cores, len(parts)))
+    beside = max(1, int(GROUP_ROWS // parts.mean()))  # small strata share a task
+    n_groups, group_rows = -(-len(parts) // beside), max(largest, beside * float(parts.mean()))
+    of_shards, of_groups = ("core", min(n_cores, n_shards)), ("core", min(n_cores, n_groups))
     model, times = (("GPU", n_gpus), 1) if n_gpus else (("core", n_cores), seen.n_threads)
 
     found: list[StageCost] = []
@@ -161,9 +167,10 @@ def foresee_cluster(asked: PlanConfig, seen: Seen) -> dict[str, Any]:
     source, records = seen.file_bytes, record * n_rows
     add("rows", ("core", n_cores), hashing * source, source, task=HASHED_BYTES)
     held = seen.batch_bytes + shard_bytes + 2 * record * shard_rows
-    units = (model[0], min(model[1], n_shards)) if seen.is_embedded else of_shards
-    work = seen.seconds["embeddings"] * (times if seen.is_embedded else 1)
-    add("embeddings", units, reading + work, source, records, held)
+    work = reading + seen.seconds["embeddings"] * (times if seen.is_embedded else 1)
+    if is_parted:  # every task chooses the sample
+        work += n_shards * n_rows * _time(lambda: sample_numbers(HASHED_ROWS, 1)) / HASHED_ROWS
+    add("embeddings", (model[0], min(model[1], n_shards)), work, source, records, held)
     of_row = 0.0
     if is_parted:
         of_row, of_step, of_centre = _time_parts(seen.width, len(parts))
@@ -171,24 +178,27 @@ def foresee_cluster(asked: PlanConfig, seen: Seen) -> dict[str, Any]:
         held = SAMPLE_BYTES * sample * seen.width
         add("centres", ("driver", 1), work, 4 * sample * seen.width, task=held)
     held = 2 * record * shard_rows + 8 * len(parts) * seen.width * is_parted
-    add("parts", of_shards, n_rows * of_row + moving, records, records, held)
+    written = records + 4 * seen.width * n_rows * (asked.ray_storage is None)  # embeddings.npy
+    add("parts", of_shards, n_rows * of_row + moving, records, written, held)
     if seen.bins is not None:
-        lone = np.array([largest])
-        work, longest = (seen.bins.n_strata * seen.bins.scale(x) for x in (parts, lone))
-        held = 4 * record * largest + count_working(asked, lone, seen.width)
-        add("bins", of_parts, work, records, BIN_BYTES * n_rows, held, longest)
+        lone, group = np.array([largest]), np.full(beside, parts.mean())
+        work, *longest = (seen.bins.n_strata * seen.bins.scale(x) for x in (parts, lone, group))
+        held = 4 * record * group_rows + count_working(asked, lone, seen.width)
+        add("bins", of_groups, work, records, BIN.itemsize * n_rows, held, max(longest))
     if "scores" in seen.seconds:
-        add("scores", model, times * seen.seconds["scores"], task=seen.batch_bytes)
+        work = times * seen.seconds["scores"]
+        add("scores", (model[0], 1), work, source, task=seen.batch_bytes)
     n_sizes = len(parts) if is_parted else len(np.unique(parts))
-    work, held = seen.seconds["order"] + _time_order() * n_rows * n_sizes, ROW_BYTES * largest
-    through = (BIN_BYTES * n_rows, PLACE_BYTES * n_rows)
-    add("order", of_parts, work, *through, held, work * largest / n_rows)
-    read = source + sum(through)
-    written = seen.disk["subset"] + seen.disk["selection.parquet"]
+    work, held = seen.seconds["order"] + _time_order() * n_rows * n_sizes, ROW_BYTES * group_rows
+    through = (BIN.itemsize * n_rows, PLACE.itemsize * n_rows)
+    add("order", of_groups, work, *through, held, work * group_rows / n_rows)
+    left = seen.disk["subset"] + seen.disk["selection.parquet"]
     held = 2 * shard_bytes + ROW_BYTES * shard_rows
-    add("subset", of_shards, reading + seen.seconds["subset"], read, written, held)
+    add("subset", of_shards, reading + seen.seconds["subset"], source + sum(through), left, held)
+    held = ROW_BYTES * shard_rows
+    add("joining", ("driver", 1), _time_joining() * n_rows, left, left, held)
     if "report" in seen.seconds:
-        held = min(n_rows, SHOWN_ROWS) * (4 * seen.width + seen.data_bytes / n_rows)
+        held = min(n_rows, SAMPLE_ROWS) * (4 * seen.width + seen.data_bytes / n_rows)
         add("report", ("driver", 1), seen.seconds["report"], held, seen.disk["report"], held)
 
     total = sum(stage.seconds for stage in found)
@@ -211,24 +221,28 @@ def foresee_cluster(asked: PlanConfig, seen: Seen) -> dict[str, Any]:
         "kept": seen.n_kept,
         "shards": n_shards,
         "strata": len(parts),
+        "groups": n_groups,
         "rows_of_largest": round(largest),
         "stages": [stage.as_dict() for stage in found],
         "total_seconds": round(total, 1),
         "node_hours": round(hours, 2),
         "dollars": None if asked.node_price is None else round(hours * asked.node_price, 2),
         "memory": {name: round(size) for name, size in memory.items()},
-        "notes": _tell(asked, seen, found, largest),
+        "notes": _tell(asked, seen, found, largest, n_shards * n_groups),
     }
 
 
-def _tell(asked: PlanConfig, seen: Seen, stages: list[StageCost], largest: float) -> list[str]:
+def _tell(
+    asked: PlanConfig, seen: Seen, stages: list[StageCost], largest: float, n_slices: int
+) -> list[str]:
     """Say what was measured and what is only multiplied."""
     moved = sum(stage.read_bytes + stage.written_bytes for stage in stages) / asked.nodes
     notes = [
         f"measured on this machine, with {len(seen.table):,} rows at most: seconds and bytes a row "
         f"of reading, writing, the order{' and the bins' * (seen.bins is not None)}",
         "extrapolated: all are multiplied by the rows and divided by the cores; waiting for "
-        f"storage and network is not counted, each node moves {format_bytes(round(moved))}",
+        f"storage and network is not counted: each node moves {format_bytes(round(moved))}, and "
+        f"all of them read {3 * n_slices:,} slices of files for the bins and the selection",
     ]
     if seen.is_embedded or any(stage.name == "scores" for stage in stages):
         notes.append(f"the model was measured on {seen.device}")
@@ -272,6 +286,20 @@ def _time_order() -> float:
     sizes = np.arange(*ORDERED)
     place_in_all(sizes, 0)  # compiles
     return _time(lambda: place_in_all(sizes, 0)) / (len(sizes) * int(sizes[0]))
+
+
+def _time_joining() -> float:
+    """Time a piece of selection.parquet that is read and written; give seconds a row."""
+    rng, names = np.random.default_rng(0), ("row", "bin", "rank", "gain", "order")
+    table = pa.table({name: rng.integers(2**20, size=JOINED_ROWS) for name in names})
+
+    def write(made: pa.Table) -> pa.Buffer:
+        out = pa.BufferOutputStream()
+        pq.write_table(made, out, compression="zstd")
+        return out.getvalue()
+
+    file = write(table)
+    return _time(lambda: write(pq.read_table(pa.BufferReader(file)))) / JOINED_ROWS
 
 
 def _time_parts(width: int, n_parts: int) -> tuple[float, float, float]:

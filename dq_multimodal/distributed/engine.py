@@ -6,11 +6,8 @@ stopped.
 """
 
 import hashlib
-import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,15 +26,12 @@ from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
-    count_kept,
     count_parts,
-    format_bytes,
 )
-from dq_multimodal.core import Scores, bin_importance
+from dq_multimodal.core import Scores
 from dq_multimodal.core.bins import count_working_bytes
-from dq_multimodal.core.diversity import count_sampled
+from dq_multimodal.core.diversity import sample_bins
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.core.importance import blend_weights
 from dq_multimodal.core.partition import count_pieces, fit_parts, sample_numbers
 from dq_multimodal.data.columns import sort_labels
 from dq_multimodal.data.local import read_parquet
@@ -45,14 +39,14 @@ from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.shards import Rows, open_rows, survey_file
 from dq_multimodal.data.source import MEMORY, AnyDataset, Source
 from dq_multimodal.data.store import Store
-from dq_multimodal.distributed import tasks
-from dq_multimodal.distributed.tasks import Facts, Group, Work
-from dq_multimodal.files import expand_home, first_line, put_in_place, write_table
+from dq_multimodal.distributed.cluster import Cluster, Facts, Task
+from dq_multimodal.files import expand_home, put_in_place, write_table
 from dq_multimodal.manifest import ScoreFacts, make
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, found_complete, output_folder
-from dq_multimodal.stages import embedding, subset
-from dq_multimodal.stages.ordering import bins_kind
+from dq_multimodal.stages import embedding, on_shards, subset
+from dq_multimodal.stages.on_shards import Group, Work
+from dq_multimodal.stages.ordering import bins_kind, count_asked, weigh_groups
 from dq_multimodal.stages.preparation import (
     UNLABELLED,
     check_strata,
@@ -71,7 +65,6 @@ from dq_multimodal.stages.selection import (
     tabulate_groups,
 )
 
-Task = Callable[[int, Path], Facts]
 GROUP_ROWS = 100_000
 """Small strata are binned together up to so many rows."""
 SALT = 0x73686F77
@@ -87,7 +80,7 @@ def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
     named = os.fspath(dataset) if isinstance(dataset, str | os.PathLike) else None
     request = CompressConfig.from_options({"dataset": named or MEMORY, **options})
     with Cluster(request.ray_address) as cluster:
-        rows, source = open_rows(named or dataset, request, cluster.survey)
+        rows, source = open_rows(named or dataset, request, partial(survey, cluster))
         subset.check_columns(source.dataset)
         request, why = settle_method(request, source.dataset, rows.n_rows)
         place = output_folder(request)
@@ -97,118 +90,15 @@ def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
             return driver.run([] if why is None else [why])
 
 
-class Cluster:
-    """The machines of a Ray cluster, which do tasks.
-
-    Args:
-        address: As ray.init takes it; None starts one on this machine. If this process is in a
-            cluster already, that is the one.
-    """
-
-    def __init__(self, address: str | None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-            import ray.data
-        except ImportError as error:
-            raise InputError("engine ray needs Ray: pip install 'dq-multimodal[ray]'") from error
-        self._ray, self._is_ours = ray, not ray.is_initialized()
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        if self._is_ours:
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-            try:
-                ray.init(address or "local", **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"no Ray cluster at {address or 'this machine'}: {first_line(error)}"
-                ) from error
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-
-    def __enter__(self) -> "Cluster":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._is_ours:
-            self._ray.shutdown()
-
-    def do(
-        self, what: str, task: Task, numbers: list[int], *, has_model: bool = False, memory: int = 0
-    ) -> Iterator[tuple[int, Facts]]:
-        """Have tasks done, in any order; give their facts.
-
-        Args:
-            what: Names them beside the progress bar.
-            task: Called with a number and a folder.
-            numbers: Of the tasks.
-            has_model: Whether each worker loads a model and so does many tasks, on a GPU of its own
-                where there are any.
-            memory: Bytes that a task takes at most.
-        """
-        if not numbers:
-            return
-        ray, found = self._ray, self._ray.cluster_resources()
-        most = max((node["Resources"].get("memory", 0) for node in ray.nodes()), default=0)
-        if memory > most:
-            raise InputError(
-                f"a task needs {format_bytes(memory)}, and no machine has more than "
-                f"{format_bytes(int(most))}: use --partition kmeans, or other strata"
-            )
-        options: dict[str, Any] = {"batch_size": 1, "num_cpus": 1, "memory": memory or None}
-        call: Any = partial(perform, task)
-        if has_model:
-            n_gpus = int(found.get("GPU", 0))
-            options |= {"num_gpus": 1} if n_gpus else {}
-            options |= {"fn_constructor_args": (task,)}
-            options["concurrency"] = (1, max(1, min(n_gpus or int(found["CPU"]), len(numbers))))
-            call = Worker
-        items = ray.data.from_items(
-            [{"number": number} for number in numbers], override_num_blocks=len(numbers)
-        )
-        done = items.map_batches(call, **options).iter_rows()
-        try:
-            for row in tqdm(done, total=len(numbers), desc=what, unit="task"):
-                facts = json.loads(row["facts"])
-                if "error" in facts:
-                    raise InputError(facts["error"])
-                yield int(row["number"]), facts
-        except ray.exceptions.RayError as error:
-            raise InputError(
-                f"the cluster failed: {first_line(error)}; the same command goes on"
-            ) from error
-
-    def survey(self, files: list[str], is_hashed: bool) -> list[Facts]:
-        """Have files hashed and counted."""
-        task = partial(survey_one, files, is_hashed)
-        return [facts for _, facts in sorted(self.do("files", task, [*range(len(files))]))]
+def survey(cluster: Cluster, files: list[str], is_hashed: bool) -> list[Facts]:
+    """Have files hashed and counted."""
+    task = partial(survey_one, files, is_hashed)
+    return [facts for _, facts in sorted(cluster.do("files", task, [*range(len(files))]))]
 
 
 def survey_one(files: list[str], is_hashed: bool, number: int, _: Path) -> Facts:
     """Hash and count one file."""
     return survey_file(files[number], is_hashed)
-
-
-def perform(task: Task, batch: dict[str, ndarray]) -> dict[str, list[Any]]:
-    """Do the task whose number is in a batch; a fault that a user can mend is one of its facts."""
-    number = int(batch["number"][0])
-    try:
-        with TemporaryDirectory() as place:
-            facts = task(number, Path(place))
-    except (InputError, OSError) as error:
-        facts = {"error": str(error)}
-    return {"number": [number], "facts": [json.dumps(facts)]}
-
-
-class Worker:
-    """Does one task after the other, in a process of its own."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def __call__(self, batch: dict[str, ndarray]) -> dict[str, list[Any]]:
-        """Do the task in a batch."""
-        return perform(self._task, batch)
 
 
 def do_once(store: Store, stage: str, task: Task, number: int, place: Path) -> Facts:
@@ -256,7 +146,7 @@ class Driver:
         manifest = folder.begin(place, config, request.overwrite)
         self.manifest = manifest or start_manifest(self.source, [""], None)
         with folder.stage(place, self.manifest, "embeddings"):
-            embedded = self.do("embeddings", partial(tasks.embed, self.work), has_model=True)
+            embedded = self.do("embeddings", partial(on_shards.embed, self.work), has_model=True)
             self.note(embedded, notes)
         with folder.stage(place, self.manifest, "selection"):
             self.select(embedded)
@@ -312,7 +202,7 @@ class Driver:
             + count_working_bytes(sizes[g.first : g.last] // g.n_pieces, record.itemsize // 4)
             for g in groups
         )
-        task = partial(tasks.make_bins, work, record, groups, counts, out)
+        task = partial(on_shards.make_bins, work, record, groups, counts, out)
         binned = self.do("bins", task, len(groups), memory=need)
         strata, numbers = np.array([pair for facts in binned for pair in facts["pairs"]]).T
         held, n_out = (
@@ -320,17 +210,15 @@ class Driver:
         )
         readable = held - n_out
         sizes = np.bincount(strata, readable, minlength=n_strata).astype(np.int64)
-        self.n_kept = count_rows(n_rows, int(sizes.sum()), request)
+        self.n_kept = count_asked(int(sizes.sum()), n_rows, request)
         scores, weights, table = None, readable.astype(np.float64), None
         if request.method == "adq":
             scores, self.manifest.scores = self.score(binned)
             weights, is_in = np.zeros(len(held)), readable > 0
-            importance = bin_importance(scores, request.importance, request.norm)
-            some = numbers[is_in], readable[is_in], importance, request.alpha
-            weights[is_in] = blend_weights(*some)
+            weights[is_in] = weigh_groups(numbers[is_in], readable[is_in], request, scores)
             table = np.zeros((n_strata, int(numbers.max()) + 1))
             table[strata, numbers] = weights
-        task = partial(tasks.order, work, out, sizes, table, self.n_kept)
+        task = partial(on_shards.order, work, out, sizes, table, self.n_kept)
         kept = np.array([n for facts in self.do("order", task, len(groups)) for n in facts["kept"]])
         self.row_weights = None
         if table is not None:
@@ -338,7 +226,7 @@ class Driver:
             mean = readable[kept > 0].sum() / self.n_kept
             self.row_weights[strata, numbers] = readable / np.maximum(kept, 1) / mean
         units = np.array([facts["units"] for facts in binned])
-        self.do("selection", partial(tasks.gather, work, units, self.unreadable, self.n_kept))
+        self.do("selection", partial(on_shards.gather, work, units, self.unreadable, self.n_kept))
         join_tables(self.store, len(self.rows.shards), self.place / SELECTION_FILE)
         found = (strata, numbers, held, kept, weights, work.kind, labels, scores, request)
         write_table(tabulate_groups(*found), self.place / BINS_FILE)
@@ -386,7 +274,7 @@ class Driver:
             some = sample.astype(np.float32), self.n_parts, request.similarity
             parts = fit_parts(*some, largest=largest)
         kind_of_row = np.dtype(record)
-        task = partial(tasks.assign, work, kind_of_row, parts, codes, whole)
+        task = partial(on_shards.assign, work, kind_of_row, parts, codes, whole)
         found = self.do("parts", task)
         if whole is not None:
             put_in_place(whole, self.place / embedding.FILE)
@@ -399,24 +287,22 @@ class Driver:
         """Have the bins scored by some rows of each."""
         rows, bins = (np.array([x for f in binned for x in f["picks"][k]], int) for k in (0, 1))
         filled = np.sum([facts["filled"] for facts in binned], axis=0)
-        keys, lowest = hash_numbers(~self.request.seed, rows.astype(np.uint64)), []
-        for number, size in enumerate(filled.tolist()):
-            own = np.flatnonzero(bins == number)
-            wanted = count_sampled(size, self.request.score_rows)
-            lowest.append(own[np.argsort(keys[own])[:wanted]])
-        picks = np.concatenate(lowest)
-        picks = picks[np.argsort(rows[picks])]
-        copied = self.do("scores", partial(tasks.take, self.work, rows[picks]))
+        at = np.argsort(rows)
+        rows, bins = rows[at], bins[at]
+        keys = hash_numbers(~self.request.seed, rows.astype(np.uint64))
+        picks = sample_bins(bins, keys, self.request.score_rows, filled)
+        copied = self.do("scores", partial(on_shards.take, self.work, rows[picks]))
         files = [file for facts in copied for file in facts["files"]]
-        task = partial(tasks.score, self.work, files, bins[picks])
+        task = partial(on_shards.score, self.work, files, bins[picks])
         [found] = self.do("score", task, 1, has_model=True)
         scores = Scores(*(np.array(found[n]) for n in ("representativeness", "diversity")))
         return scores, make(ScoreFacts, found["facts"])
 
     def write(self) -> list[Facts]:
         """Have the kept rows written, and give their files the names of a subset."""
-        self.shown = sample_numbers(self.n_rows, 1, SALT)
-        written = self.do("subset", partial(tasks.write, self.work, self.row_weights, self.shown))
+        shown = sample_numbers(self.n_rows, 1, SALT)
+        task = partial(on_shards.write, self.work, self.row_weights, shown)
+        written = self.do("subset", task)
         partial_folder = self.place / subset.PARTIAL
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir()
@@ -445,7 +331,7 @@ class Driver:
             ]
             dataset = read_parquet(files).remove_columns(["dq_row"])
             tables = [
-                tasks.read_table(self.work, f"shown/{number:05d}.parquet")
+                on_shards.read_table(self.work, f"shown/{number:05d}.parquet")
                 for number in range(len(written))
             ]
             table = pa.concat_tables(tables)
@@ -479,18 +365,6 @@ def make_groups(counts: Int[ndarray, "u p"], n_parts: int) -> list[Group]:
             groups += [Group(part, part + 1, stratum + k, k, n_pieces) for k in range(n_pieces)]
         stratum, filled = stratum + n_pieces, filled + size
     return groups
-
-
-def count_rows(n_rows: int, n_readable: int, request: CompressConfig) -> int:
-    """Give the rows of the subset; see `count_subset`."""
-    what = "rows" if n_rows == n_readable else "rows whose image can be decoded"
-    if request.keep_rows is None:
-        return count_kept(n_readable, request.keep_ratio, what)
-    if request.keep_rows > n_readable:
-        raise InputError(
-            f"keep_rows must be at most the {n_readable:,} {what}, got {request.keep_rows:,}"
-        )
-    return request.keep_rows
 
 
 def join_tables(store: Store, n_tables: int, path: Path) -> None:

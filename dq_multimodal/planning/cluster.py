@@ -29,8 +29,8 @@ from dq_multimodal.core.partition import (
 )
 from dq_multimodal.data.shards import IMAGE_ROWS, MOST_SHARDS, SHARD_BYTES, SHARD_ROWS
 from dq_multimodal.distributed.engine import GROUP_ROWS
-from dq_multimodal.distributed.tasks import BIN, PLACE
 from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata
+from dq_multimodal.stages.on_shards import BIN, PLACE
 
 ROW_BYTES = 160
 """Bytes of a row in the arrays and tables of a task."""

@@ -335,22 +335,7 @@ def count_subset(
     """
     marks = marks or Marks()
     rows = marks.readable(len(strata))
-    what = "rows" if len(rows) == len(strata) else "rows whose image can be decoded"
-    if not len(rows):
-        raise InputError(
-            f"none of the {len(strata):,} images can be decoded, so there is nothing to keep "
-            "(--keep-unreadable keeps such rows)"
-        )
-    if request.keep_rows is not None:
-        if request.keep_rows > len(rows):
-            raise InputError(
-                f"keep_rows must be at most the {len(rows):,} {what}, got {request.keep_rows:,}"
-            )
-        n_kept = request.keep_rows
-    elif request.keep_every_class:
-        n_kept = round(request.keep_ratio * len(rows))
-    else:
-        n_kept = count_kept(len(rows), request.keep_ratio, what)
+    n_kept = count_asked(len(rows), len(strata), request)
     if request.keep_every_class:
         n_kept = max(n_kept, len(np.unique(strata[rows])))
     if marks.group is not None and request.cap is not None:
@@ -361,6 +346,25 @@ def count_subset(
                 f"{n_kept:,} were asked for"
             )
     return n_kept
+
+
+def count_asked(n_readable: int, n_rows: int, request: CompressConfig) -> int:
+    """Give the rows that are asked for of those that can be read among all; see `count_subset`."""
+    what = "rows" if n_readable == n_rows else "rows whose image can be decoded"
+    if not n_readable:
+        raise InputError(
+            f"none of the {n_rows:,} images can be decoded, so there is nothing to keep "
+            "(--keep-unreadable keeps such rows)"
+        )
+    if request.keep_rows is not None:
+        if request.keep_rows > n_readable:
+            raise InputError(
+                f"keep_rows must be at most the {n_readable:,} {what}, got {request.keep_rows:,}"
+            )
+        return request.keep_rows
+    if request.keep_every_class:
+        return round(request.keep_ratio * n_readable)
+    return count_kept(n_readable, request.keep_ratio, what)
 
 
 def check_scores(scores: Scores | None) -> Scores:

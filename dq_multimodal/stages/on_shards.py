@@ -218,8 +218,8 @@ def make_bins(
     n_out = np.bincount(of_row, np.isin(rows, unreadable)).astype(int)
     facts = {"units": sizes, "pairs": pairs, "sizes": n_rows.tolist(), "out": n_out.tolist()}
     if request.method == "adq":  # about twice as many rows as the scores need, of the lowest keys
-        expected = work.rows.n_rows // request.n_bins
-        chance = (2 * count_sampled(expected, request.score_rows) + 100) / max(1, expected)
+        expected = max(1, work.rows.n_rows // request.n_bins)
+        chance = (2 * count_sampled(expected, request.score_rows) + 100) / expected
         keys = hash_numbers(~request.seed, rows.astype(np.uint64)) * 2.0**-64
         picks = np.flatnonzero(~is_blank & (keys < chance))
         facts["picks"] = rows[picks].tolist(), bins.bin[picks].tolist()

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal import folder
+from dq_multimodal import __version__, folder
 from dq_multimodal.adapters.choice import choose_adapter, label_column_of
 from dq_multimodal.config import (
     CompressConfig,
@@ -130,23 +130,26 @@ class Driver:
             vectors = embedding.describe_given(given, source.dataset, request.split, self.n_rows)
             npy = expand_home(given).absolute() if "file" in vectors else None
         self.config = make_config(request, source, self.adapter, self.label_column, vectors)
-        key = hashlib.sha256(self.config.format().encode()).hexdigest()[:16]
-        parts = str((place / folder.PARTS).absolute())
-        self.store = Store(f"{request.ray_storage}/{key}" if request.ray_storage else parts)
-        self.work = Work(self.store, rows, request, kind, self.label_column, self.n_parts, npy)
+        self.about = (rows, request, kind, self.label_column, self.n_parts, npy)
         self.unreadable: Int[ndarray, " k"] | None = None
 
     def run(self, notes: list[str]) -> Run:
         """Do what is not done yet."""
         request, config, place = self.request, self.config, self.place
         if not request.overwrite and folder.is_finished(place, config, with_report=request.report):
-            self.store.clear()
+            shutil.rmtree(place / folder.PARTS, ignore_errors=True)
             return found_complete(place)
         note_model(config, self.adapter, request, self.source.dataset.column_names)
+        whole = f"{__version__} {self.rows.starts} {config.format()}"  # what all parts depend on
+        key = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        self.store = Store(f"{request.ray_storage or (place / folder.PARTS).absolute()}/{key}")
+        self.work = Work(self.store, *self.about)
         manifest = folder.begin(place, config, request.overwrite)
         self.manifest = manifest or start_manifest(self.source, [""], None)
         with folder.stage(place, self.manifest, "embeddings"):
-            embedded = self.do("embeddings", partial(on_shards.embed, self.work), has_model=True)
+            has_model = request.needs_embeddings and request.ready_embeddings is None
+            task = partial(on_shards.embed, self.work)
+            embedded = self.do("embeddings", task, has_model=has_model)
             self.note(embedded, notes)
         with folder.stage(place, self.manifest, "selection"):
             self.select(embedded)
@@ -157,6 +160,7 @@ class Driver:
                 self.show(written)
         folder.finish(place, config, self.manifest, self.n_kept)
         self.store.clear()
+        shutil.rmtree(place / folder.PARTS, ignore_errors=True)
         return Run(place)
 
     def do(self, stage: str, task: Task, n_tasks: int | None = None, **how: Any) -> list[Facts]:
@@ -340,6 +344,9 @@ class Driver:
                 flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
                 vectors = flat.reshape(len(table), -1).astype(np.float32)
                 table = table.drop_columns(["vector"])
+                given, similarity = self.request.ready_embeddings, self.request.similarity
+                by_cosine = given is None or similarity == "cosine"
+                self.manifest.add_notes(embedding.note_alike(vectors, by_cosine=by_cosine))
             sample = None if len(table) == self.n_rows else table
             how = {"embeddings": vectors, "dataset": dataset, "sample": sample}
             write_report(self.place, self.config, self.manifest, **how)

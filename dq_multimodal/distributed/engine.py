@@ -203,7 +203,9 @@ class Driver:
         sizes = counts.sum(axis=0)
         need = max(
             4 * record.itemsize * int(sizes[g.first : g.last].sum() // g.n_pieces)
-            + count_working_bytes(sizes[g.first : g.last] // g.n_pieces, record.itemsize // 4)
+            + count_working_bytes(
+                (sizes[g.first : g.last] // g.n_pieces).tolist(), record.itemsize // 4
+            )
             for g in groups
         )
         task = partial(on_shards.make_bins, work, record, groups, counts, out)

@@ -116,9 +116,10 @@ def split_strata(codes: Int[ndarray, " n"]) -> list[ndarray]:
 
 
 def count_threads(n_strata: int) -> int:
-    """Give how many strata are binned side by side, at least 1."""
+    """Give how many strata are binned side by side, at least 1: OMP_NUM_THREADS is a limit."""
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return max(1, min(n_strata, n_cores))
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(n_strata, n_cores, int(limit) if limit.isdigit() else n_cores))
 
 
 def for_each(

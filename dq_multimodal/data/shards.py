@@ -120,17 +120,17 @@ def read_lines(data: bytes, features: Features | None = None) -> pa.Table:
         return found.with_format("arrow")[:]
 
 
-def survey_file(address: str, is_hashed: bool) -> dict[str, Any]:
-    """Hash a file and cut it into pieces; a worker does this.
+def survey_file(files: list[str], is_hashed: bool, number: int, _: Path) -> dict[str, Any]:
+    """Hash one of some files and cut it into pieces; a worker does this.
 
     Returns:
         Its bytes, sha256 (None unless it is hashed), stamp, and start, stop, rows and bytes of its
         pieces.
     """
-    fs, path = fsspec.core.url_to_fs(address)
+    fs, path = fsspec.core.url_to_fs(files[number])
     digest, pieces = hashlib.sha256(), []
     with fs.open(path, "rb") as file:
-        if _is_lines(address):
+        if _is_lines(path):
             start = 0
             while data := file.read(BLOCK_BYTES):
                 data += file.readline()

@@ -8,7 +8,6 @@ stopped.
 import hashlib
 import os
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int
 from numpy import ndarray
 from tqdm import tqdm
@@ -29,10 +27,9 @@ from dq_multimodal.config import (
     count_parts,
 )
 from dq_multimodal.core import Scores
-from dq_multimodal.core.bins import count_working_bytes
 from dq_multimodal.core.diversity import sample_bins
 from dq_multimodal.core.hashing import hash_numbers
-from dq_multimodal.core.partition import count_pieces, fit_parts, sample_numbers
+from dq_multimodal.core.partition import fit_parts, sample_numbers
 from dq_multimodal.data.columns import sort_labels
 from dq_multimodal.data.local import read_parquet
 from dq_multimodal.data.pixels import UNDECODED
@@ -45,7 +42,7 @@ from dq_multimodal.manifest import ScoreFacts, make
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, found_complete, output_folder
 from dq_multimodal.stages import embedding, on_shards, subset
-from dq_multimodal.stages.on_shards import Group, Work
+from dq_multimodal.stages.on_shards import Work, count_task_bytes, join_tables, make_groups
 from dq_multimodal.stages.ordering import bins_kind, count_asked, weigh_groups
 from dq_multimodal.stages.preparation import (
     UNLABELLED,
@@ -65,8 +62,6 @@ from dq_multimodal.stages.selection import (
     tabulate_groups,
 )
 
-GROUP_ROWS = 100_000
-"""Small strata are binned together up to so many rows."""
 SALT = 0x73686F77
 """Sets the hash of the rows that the report shows apart from that of the draw."""
 
@@ -80,7 +75,12 @@ def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
     named = os.fspath(dataset) if isinstance(dataset, str | os.PathLike) else None
     request = CompressConfig.from_options({"dataset": named or MEMORY, **options})
     with Cluster(request.ray_address) as cluster:
-        rows, source = open_rows(named or dataset, request, partial(survey, cluster))
+
+        def survey(files: list[str], is_hashed: bool) -> list[Facts]:
+            task, numbers = partial(survey_file, files, is_hashed), [*range(len(files))]
+            return [facts for _, facts in sorted(cluster.do("files", task, numbers))]
+
+        rows, source = open_rows(named or dataset, request, survey)
         subset.check_columns(source.dataset)
         request, why = settle_method(request, source.dataset, rows.n_rows)
         place = output_folder(request)
@@ -88,17 +88,6 @@ def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
             folder.spare_inputs(place, request, source)
             driver = Driver(cluster, rows, source, request.of_rows(rows.n_rows), place)
             return driver.run([] if why is None else [why])
-
-
-def survey(cluster: Cluster, files: list[str], is_hashed: bool) -> list[Facts]:
-    """Have files hashed and counted."""
-    task = partial(survey_one, files, is_hashed)
-    return [facts for _, facts in sorted(cluster.do("files", task, [*range(len(files))]))]
-
-
-def survey_one(files: list[str], is_hashed: bool, number: int, _: Path) -> Facts:
-    """Hash and count one file."""
-    return survey_file(files[number], is_hashed)
 
 
 def do_once(store: Store, stage: str, task: Task, number: int, place: Path) -> Facts:
@@ -130,7 +119,7 @@ class Driver:
             vectors = embedding.describe_given(given, source.dataset, request.split, self.n_rows)
             npy = expand_home(given).absolute() if "file" in vectors else None
         self.config = make_config(request, source, self.adapter, self.label_column, vectors)
-        self.about = (rows, request, kind, self.label_column, self.n_parts, npy)
+        self.settings = (kind, self.label_column, self.n_parts, npy)
         self.unreadable: Int[ndarray, " k"] | None = None
 
     def run(self, notes: list[str]) -> Run:
@@ -143,7 +132,7 @@ class Driver:
         whole = f"{__version__} {self.rows.starts} {config.format()}"  # what all parts depend on
         key = hashlib.sha256(whole.encode()).hexdigest()[:16]
         self.store = Store(f"{request.ray_storage or (place / folder.PARTS).absolute()}/{key}")
-        self.work = Work(self.store, *self.about)
+        self.work = Work(self.store, self.rows, request, *self.settings)
         manifest = folder.begin(place, config, request.overwrite)
         self.manifest = manifest or start_manifest(self.source, [""], None)
         with folder.stage(place, self.manifest, "embeddings"):
@@ -200,14 +189,7 @@ class Driver:
         n_strata = groups[-1].stratum + groups[-1].last - groups[-1].first
         labels = [f"part {k}" for k in range(n_strata)] if self.n_parts else labels
         out = np.zeros(0, dtype=np.int64) if self.unreadable is None else self.unreadable
-        sizes = counts.sum(axis=0)
-        need = max(
-            4 * record.itemsize * int(sizes[g.first : g.last].sum() // g.n_pieces)
-            + count_working_bytes(
-                (sizes[g.first : g.last] // g.n_pieces).tolist(), record.itemsize // 4
-            )
-            for g in groups
-        )
+        need = count_task_bytes(groups, counts, record)
         task = partial(on_shards.make_bins, work, record, groups, counts, out)
         binned = self.do("bins", task, len(groups), memory=need)
         strata, numbers = np.array([pair for facts in binned for pair in facts["pairs"]]).T
@@ -233,7 +215,7 @@ class Driver:
             self.row_weights[strata, numbers] = readable / np.maximum(kept, 1) / mean
         units = np.array([facts["units"] for facts in binned])
         self.do("selection", partial(on_shards.gather, work, units, self.unreadable, self.n_kept))
-        join_tables(self.store, len(self.rows.shards), self.place / SELECTION_FILE)
+        join_tables(work, self.place / SELECTION_FILE)
         found = (strata, numbers, held, kept, weights, work.kind, labels, scores, request)
         write_table(tabulate_groups(*found), self.place / BINS_FILE)
         self.manifest.labels = labels
@@ -352,38 +334,3 @@ class Driver:
             sample = None if len(table) == self.n_rows else table
             how = {"embeddings": vectors, "dataset": dataset, "sample": sample}
             write_report(self.place, self.config, self.manifest, **how)
-
-
-def make_groups(counts: Int[ndarray, "u p"], n_parts: int) -> list[Group]:
-    """Cut the parts into groups for one task each: small ones together, pieces of very large ones.
-
-    Args:
-        counts: Rows of every part in every shard.
-        n_parts: Parts by k-means that were asked for, 0 for strata that stay whole.
-    """
-    sizes = counts.sum(axis=0)
-    pieces = count_pieces(sizes, n_parts) if n_parts else np.ones_like(sizes)
-    groups: list[Group] = []
-    stratum = filled = 0
-    for part, (size, n_pieces) in enumerate(zip(sizes.tolist(), pieces.tolist(), strict=True)):
-        is_small = n_pieces == 1 and groups and groups[-1].n_pieces == 1
-        if is_small and filled + size <= GROUP_ROWS:
-            groups[-1] = replace(groups[-1], last=part + 1)
-        else:
-            filled = 0
-            groups += [Group(part, part + 1, stratum + k, k, n_pieces) for k in range(n_pieces)]
-        stratum, filled = stratum + n_pieces, filled + size
-    return groups
-
-
-def join_tables(store: Store, n_tables: int, path: Path) -> None:
-    """Write selection.parquet, piece by piece."""
-    temporary = path.with_name(path.name + ".tmp")
-    names = [f"selection/{number:05d}.parquet" for number in range(n_tables)]
-    with store.open(names[0]) as file:
-        schema = pq.read_schema(file)
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for name in tqdm(names, desc="join", unit="file"):
-            with store.open(name) as file:
-                writer.write_table(pq.read_table(file))
-    put_in_place(temporary, path)

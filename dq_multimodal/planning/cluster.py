@@ -28,9 +28,8 @@ from dq_multimodal.core.partition import (
     sample_numbers,
 )
 from dq_multimodal.data.shards import IMAGE_ROWS, MOST_SHARDS, SHARD_BYTES, SHARD_ROWS
-from dq_multimodal.distributed.engine import GROUP_ROWS
 from dq_multimodal.stages.bin_costs import BinTimes, count_working, cut_strata
-from dq_multimodal.stages.on_shards import BIN, PLACE
+from dq_multimodal.stages.on_shards import BIN, GROUP_ROWS, PLACE
 
 ROW_BYTES = 160
 """Bytes of a row in the arrays and tables of a task."""

@@ -14,21 +14,24 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from jaxtyping import Float, Int
 from numpy import ndarray
+from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core import Bins, one_bin
+from dq_multimodal.core.bins import count_working_bytes
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.core.order import place_in_all
-from dq_multimodal.core.partition import Parts, piece_of, sample_numbers
+from dq_multimodal.core.partition import Parts, count_pieces, piece_of, sample_numbers
 from dq_multimodal.data.columns import read_labels
 from dq_multimodal.data.local import read_parquet
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.shards import Rows
 from dq_multimodal.data.store import Store
+from dq_multimodal.files import put_in_place
 from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import Marks
@@ -38,6 +41,8 @@ from dq_multimodal.stages.scoring import score_bins
 from dq_multimodal.stages.selection import tabulate_rows
 
 Facts = dict[str, Any]
+GROUP_ROWS = 100_000
+"""Small strata are binned together up to so many rows."""
 BIN = np.dtype([("row", "i8"), ("stratum", "i8"), ("bin", "i8"), ("rank", "i8"), ("gain", "f8")])
 PLACE = np.dtype("i8")
 LOADED: list[Adapter] = []
@@ -174,6 +179,38 @@ class Group:
     n_pieces: int = 1
 
 
+def make_groups(counts: Int[ndarray, "u p"], n_parts: int) -> list[Group]:
+    """Cut the parts into groups for one task each: small ones together, pieces of very large ones.
+
+    Args:
+        counts: Rows of every part in every shard.
+        n_parts: Parts by k-means that were asked for, 0 for strata that stay whole.
+    """
+    sizes = counts.sum(axis=0)
+    pieces = count_pieces(sizes, n_parts) if n_parts else np.ones_like(sizes)
+    groups: list[Group] = []
+    stratum = filled = 0
+    for part, (size, n_pieces) in enumerate(zip(sizes.tolist(), pieces.tolist(), strict=True)):
+        is_small = n_pieces == 1 and groups and groups[-1].n_pieces == 1
+        if is_small and filled + size <= GROUP_ROWS:
+            groups[-1] = replace(groups[-1], last=part + 1)
+        else:
+            filled = 0
+            groups += [Group(part, part + 1, stratum + k, k, n_pieces) for k in range(n_pieces)]
+        stratum, filled = stratum + n_pieces, filled + size
+    return groups
+
+
+def count_task_bytes(groups: list[Group], counts: Int[ndarray, "u p"], record: np.dtype) -> int:
+    """Bound the memory that the task of the largest group takes, in bytes."""
+    found = [0]
+    for group in groups:
+        sizes = counts[:, group.first : group.last].sum(axis=0) // group.n_pieces
+        working = count_working_bytes(sizes.tolist(), record.itemsize // 4)
+        found.append(4 * record.itemsize * int(sizes.sum()) + working)
+    return max(found)
+
+
 def make_bins(
     work: Work,
     record: np.dtype,
@@ -306,6 +343,17 @@ def gather(
     table = tabulate_rows(records["row"], bins, work.kind, places, places < n_kept, marks)
     write_table(work, f"selection/{number:05d}.parquet", table, folder)
     return {}
+
+
+def join_tables(work: Work, path: Path) -> None:
+    """Write selection.parquet, piece by piece; the driver does this."""
+    temporary = path.with_name(path.name + ".tmp")
+    names = [f"selection/{number:05d}.parquet" for number in range(len(work.rows.shards))]
+    schema = read_table(work, names[0]).schema
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for name in tqdm(names, desc="join", unit="file"):
+            writer.write_table(read_table(work, name))
+    put_in_place(temporary, path)
 
 
 def write(

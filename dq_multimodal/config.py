@@ -75,7 +75,7 @@ output = partial(option, "Output", is_recorded=False)
 WHERE = "Where it runs"
 where = partial(option, WHERE, is_recorded=False)
 
-ON_RAY = ("random", "blocks", "dq", "adq", "graphcut")
+ON_RAY = ("random", "blocks", "coverage", "dq", "adq", "graphcut")
 """Methods that order each stratum by itself, as a cluster has to."""
 NOT_ON_RAY = (
     *("streaming", "target", "dynamics", "difficulty", "drop_duplicates", "cap_by", "max_memory"),

@@ -121,6 +121,7 @@ class Driver:
         self.config = make_config(request, source, self.adapter, self.label_column, vectors)
         self.settings = (kind, self.label_column, self.n_parts, npy)
         self.unreadable: Int[ndarray, " k"] | None = None
+        self.weight: float | None = None  # mean of the weights of kept rows
 
     def run(self, notes: list[str]) -> Run:
         """Do what is not done yet."""
@@ -207,12 +208,10 @@ class Driver:
             table = np.zeros((n_strata, int(numbers.max()) + 1))
             table[strata, numbers] = weights
         task = partial(on_shards.order, work, out, sizes, table, self.n_kept)
-        kept = np.array([n for facts in self.do("order", task, len(groups)) for n in facts["kept"]])
-        self.row_weights = None
-        if table is not None:
-            self.row_weights = np.zeros_like(table)
-            mean = readable[kept > 0].sum() / self.n_kept
-            self.row_weights[strata, numbers] = readable / np.maximum(kept, 1) / mean
+        ordered = self.do("order", task, len(groups))
+        kept = np.array([n for facts in ordered for n in facts["kept"]])
+        if request.method in ("adq", "coverage"):
+            self.weight = sum(facts["weight"] for facts in ordered) / self.n_kept
         units = np.array([facts["units"] for facts in binned])
         self.do("selection", partial(on_shards.gather, work, units, self.unreadable, self.n_kept))
         join_tables(work, self.place / SELECTION_FILE)
@@ -289,7 +288,7 @@ class Driver:
     def write(self) -> list[Facts]:
         """Have the kept rows written, and give their files the names of a subset."""
         shown = sample_numbers(self.n_rows, 1, SALT)
-        task = partial(on_shards.write, self.work, self.row_weights, shown)
+        task = partial(on_shards.write, self.work, self.weight, shown)
         written = self.do("subset", task)
         partial_folder = self.place / subset.PARTIAL
         shutil.rmtree(partial_folder, ignore_errors=True)

@@ -35,7 +35,7 @@ from dq_multimodal.files import put_in_place
 from dq_multimodal.manifest import BinsKind
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import Marks
-from dq_multimodal.stages.ordering import bin_by_method, order_strata
+from dq_multimodal.stages.ordering import bin_by_method, count_stood_for, order_strata
 from dq_multimodal.stages.preparation import MAX_LISTED, UNLABELLED
 from dq_multimodal.stages.scoring import score_bins
 from dq_multimodal.stages.selection import tabulate_rows
@@ -44,7 +44,10 @@ Facts = dict[str, Any]
 GROUP_ROWS = 100_000
 """Small strata are binned together up to so many rows."""
 BIN = np.dtype([("row", "i8"), ("stratum", "i8"), ("bin", "i8"), ("rank", "i8"), ("gain", "f8")])
-PLACE = np.dtype("i8")
+RANK = np.dtype("i8")
+WEIGHT = "weight"
+"""Column that a table of `gather` has beside those of selection.parquet."""
+PLACE = np.dtype([("order", "i8"), ("weight", "f8")])
 LOADED: list[Adapter] = []
 """The adapter whose model this process has loaded."""
 
@@ -240,19 +243,23 @@ def make_bins(
     at = np.argsort(records["row"])
     records, bins = records[at], one_bin(stratum[at])
     rows, is_blank = records["row"], np.zeros(len(at), dtype=bool)
+    is_out = np.isin(rows, unreadable)
     if work.kind != "none":
         vectors = records["vector"].astype(np.float32)
         is_blank |= ~vectors.any(axis=1)
         some = replace(request, n_bins=min(request.n_bins, len(rows)))
-        found_bins, _ = bin_by_method(vectors, bins.stratum, work.kind, some, Marks(), rows=rows)
+        asked = vectors, bins.stratum, work.kind, some, Marks(is_out)
+        found_bins, marks = bin_by_method(*asked, rows=rows)
         bins = replace(found_bins, stratum=bins.stratum)
+        for k, part in enumerate(marks.nearest or ()):
+            work.store.write(f"nearest/{number:05d}-{k}.bin", part.astype(np.int64), folder)
     made = np.empty(len(rows), BIN)
     made["row"] = rows
     for name, column in vars(bins).items():
         made[name] = column
     work.store.write(f"bins/{number:05d}.bin", made, folder)
     pairs, of_row, n_rows = pair_up(made)
-    n_out = np.bincount(of_row, np.isin(rows, unreadable)).astype(int)
+    n_out = np.bincount(of_row, is_out).astype(int)
     facts = {"units": sizes, "pairs": pairs, "sizes": n_rows.tolist(), "out": n_out.tolist()}
     if request.method == "adq":  # about twice as many rows as the scores need, of the lowest keys
         expected = max(1, work.rows.n_rows // request.n_bins)
@@ -309,8 +316,24 @@ def order(
         some = None if weights is None else weights[stratum, np.unique(bins.bin)]
         nth = order_strata(bins, work.request, some, rows[at])
         places[at] = place_in_all(sizes, stratum)[nth]
-    work.store.write(f"order/{number:05d}.bin", places, folder)
-    return {"kept": np.bincount(pair_up(records)[1], places < n_kept).astype(int).tolist()}
+    is_kept = places < n_kept
+    bins = Bins(*(records[name] for name in ("bin", "rank", "gain", "stratum")))
+    nearest = read_nearest(work, number, 0, len(rows)) if work.kind == "coverage" else None
+    weights = count_stood_for(bins, work.request, Marks(is_out, nearest=nearest), is_kept)
+    made = np.zeros(len(rows), PLACE)
+    made["order"], made["weight"] = places, 1 if weights is None else weights
+    work.store.write(f"order/{number:05d}.bin", made, folder)
+    kept = np.bincount(pair_up(records)[1], is_kept).astype(int)
+    return {"kept": kept.tolist(), "weight": float(made["weight"][is_kept].sum())}
+
+
+def read_nearest(
+    work: Work, group: int, start: int, size: int
+) -> tuple[Int[ndarray, " k1"], Int[ndarray, " m"]]:
+    """Read the record of the nearest rows of some rows of a group; see `Marks`."""
+    starts = work.store.read(f"nearest/{group:05d}-0.bin", np.dtype("i8"), start, size + 1)
+    where = int(starts[0]), int(starts[-1] - starts[0])
+    return starts - starts[0], work.store.read(f"nearest/{group:05d}-1.bin", RANK, *where)
 
 
 def gather(
@@ -327,20 +350,31 @@ def gather(
         units: Rows of every group in every shard.
         unreadable: Rows that no subset takes; None where none is looked for.
     """
-    found = []
+    found, lengths, ranks = [], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for group in np.flatnonzero(units[:, number]).tolist():
         where = int(units[group, :number].sum()), int(units[group, number])
         parts = ("bins", BIN), ("order", PLACE)
         found.append([work.store.read(f"{p}/{group:05d}.bin", k, *where) for p, k in parts])
+        if work.kind == "coverage":
+            starts, some = read_nearest(work, group, *where)
+            lengths.append(np.diff(starts))
+            ranks.append(some)
     records, places = (np.concatenate(part) for part in zip(*found, strict=True))
     at = np.argsort(records["row"])
-    records, places = records[at], places[at]
+    records, places, nearest = records[at], places[at], None
     start, stop = work.rows.starts[number : number + 2]
     if not np.array_equal(records["row"], np.arange(start, stop)):
         raise OSError(f"rows {start} to {stop} are not all in the parts of the run")
+    if work.kind == "coverage":
+        size, rank = np.concatenate(lengths), np.concatenate(ranks)
+        first = np.cumsum(size) - size
+        starts = np.concatenate([[0], np.cumsum(size[at])])
+        nearest = starts, rank[np.repeat(first[at] - starts[:-1], size[at]) + np.arange(len(rank))]
     bins = Bins(*(records[name] for name in ("bin", "rank", "gain", "stratum")))
-    marks = Marks(None if unreadable is None else np.isin(records["row"], unreadable))
-    table = tabulate_rows(records["row"], bins, work.kind, places, places < n_kept, marks)
+    is_out = None if unreadable is None else np.isin(records["row"], unreadable)
+    is_kept, marks = places["order"] < n_kept, Marks(is_out, nearest=nearest)
+    table = tabulate_rows(records["row"], bins, work.kind, places["order"], is_kept, marks)
+    table = table.append_column(WEIGHT, pa.array(places["weight"]))
     write_table(work, f"selection/{number:05d}.parquet", table, folder)
     return {}
 
@@ -349,31 +383,27 @@ def join_tables(work: Work, path: Path) -> None:
     """Write selection.parquet, piece by piece; the driver does this."""
     temporary = path.with_name(path.name + ".tmp")
     names = [f"selection/{number:05d}.parquet" for number in range(len(work.rows.shards))]
-    schema = read_table(work, names[0]).schema
+    schema = read_table(work, names[0]).drop_columns([WEIGHT]).schema
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for name in tqdm(names, desc="join", unit="file"):
-            writer.write_table(read_table(work, name))
+            writer.write_table(read_table(work, name).drop_columns([WEIGHT]))
     put_in_place(temporary, path)
 
 
 def write(
-    work: Work,
-    weights: Float[ndarray, "s m"] | None,
-    shown: Int[ndarray, " k"],
-    number: int,
-    folder: Path,
+    work: Work, weight: float | None, shown: Int[ndarray, " k"], number: int, folder: Path
 ) -> Facts:
     """Write the kept rows of a shard, and those that the report shows: subset/ and shown/.
 
-    Args:
-        weights: Of the kept rows of each bin of each stratum, for adq.
+    Weight is the mean of those of the kept rows; None where all weigh the same.
     """
     table = read_table(work, f"selection/{number:05d}.parquet")
     some = table.filter(table["kept"])
     kept = some.select(["row", "bin", "rank"])
-    if weights is not None:
-        found = weights[some["stratum"].to_numpy(), some["bin"].to_numpy()].astype(np.float32)
+    if weight is not None:
+        found = (some[WEIGHT].to_numpy() / weight).astype(np.float32)
         kept = kept.append_column("weight", pa.array(found))
+    table = table.drop_columns([WEIGHT])
     shard, rows = work.rows.read(number), rows_of(work, number, shown)
     facts = put_rows(work, "subset", number, shard, kept, folder)
     facts["shown"] = put_rows(work, "shown", number, shard, pa.table({"row": rows}), folder)

@@ -133,13 +133,15 @@ def bin_by_method(
         known = np.flatnonzero(~is_out)
         weights = None if marks.difficulty is None else marks.difficulty[known].astype(np.float64)
         some = embeddings if len(known) == n_rows else embeddings[known]
-        found = cover_rows(some, strata[known], weights, on_picks=bar.update)
-    place, rank, counts = np.arange(n_rows), zeros.copy(), zeros.copy()
-    gain[known], place[known], counts[known] = found.gain, found.rank, np.diff(found.nearest[0])
+        place, rank, counts, ranks = np.arange(n_rows), zeros.copy(), zeros.copy(), zeros[:0]
+        if len(known):
+            found = cover_rows(some, strata[known], weights, on_picks=bar.update)
+            gain[known], place[known], ranks = found.gain, found.rank, found.nearest[1]
+            counts[known] = np.diff(found.nearest[0])
     at = np.lexsort((place, is_out, strata))  # those left out come last, by row number
     rank[at] = np.arange(n_rows) - np.searchsorted(strata[at], strata[at])
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return Bins(zeros, rank, gain, strata), replace(marks, nearest=(starts, found.nearest[1]))
+    return Bins(zeros, rank, gain, strata), replace(marks, nearest=(starts, ranks))
 
 
 def mark_duplicates(
@@ -298,12 +300,23 @@ def weigh_rows(
         None where all kept rows weigh the same: for the other methods, and with a target, whose
         rows are more than they stand for on purpose.
     """
+    weights = count_stood_for(bins, request, marks, is_kept)
+    return None if weights is None else (weights / weights[is_kept].mean()).astype(np.float32)
+
+
+def count_stood_for(
+    bins: Bins, request: CompressConfig, marks: Marks, is_kept: Bool[ndarray, " n"]
+) -> Float[ndarray, " n"] | None:
+    """Give how many rows every kept row stands for, 0 for the others; see `weigh_rows`.
+
+    Of whole strata it does not depend on other strata.
+    """
     if marks.target_rank is not None or request.method not in ("coverage", "adq", "ccs"):
         return None
     if request.method == "coverage":
         assert marks.nearest is not None
         counts = weigh_by_nearest(marks.nearest, bins.rank, bins.stratum, is_kept)
-        weights = np.where(is_kept, np.maximum(counts, 1), 0).astype(np.float64)
+        return np.where(is_kept, np.maximum(counts, 1), 0).astype(np.float64)
     else:
         groups = bins.stratum * (int(bins.bin.max()) + 1) + bins.bin
         if request.method == "ccs":
@@ -317,8 +330,7 @@ def weigh_rows(
         readable = marks.readable(len(bins))
         held = np.bincount(codes[readable], minlength=int(codes.max()) + 1)
         kept = np.bincount(codes, weights=is_kept, minlength=len(held))
-        weights = np.where(is_kept, held[codes] / np.maximum(kept[codes], 1), 0.0)
-    return (weights / weights[is_kept].mean()).astype(np.float32)
+        return np.where(is_kept, held[codes] / np.maximum(kept[codes], 1), 0.0)
 
 
 def count_subset(

@@ -165,7 +165,6 @@ def settle_method(
     if request.keep_rows is not None and not isinstance(dataset, Stream):
         share = request.keep_rows / (n_rows or len(dataset))
     is_plain = request.image_embedding == "features" and request.similarity == "cosine"
-    can_cover = is_plain and request.engine == "local"
     if request.difficulty is not None:
         method, why = "coverage", "there is a difficulty"
     elif request.target is not None:
@@ -173,7 +172,7 @@ def settle_method(
     elif is_plain and request.dynamics is not None and has_epochs(request.dynamics):
         request = replace(request, difficulty="cad", method="coverage")
         method, why = "coverage", "there are training dynamics, by which rows weigh as cad says"
-    elif can_cover and is_image(dataset, request) and share <= COVERED_SHARE:
+    elif is_plain and is_image(dataset, request) and share <= COVERED_SHARE:
         method, why = "coverage", f"these are images, and at most {COVERED_SHARE:.0%} are kept"
     elif is_plain and (request.ready_embeddings is not None or request.embedding_model is not None):
         method, why = "blocks", "there are embeddings, and no method is known to do more with them"

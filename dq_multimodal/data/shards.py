@@ -23,6 +23,7 @@ from dq_multimodal.data.pixels import image_columns
 from dq_multimodal.data.row_files import NO_FILES, admit, named_files
 from dq_multimodal.data.source import Source, from_memory, load_source
 from dq_multimodal.data.stream import reading
+from dq_multimodal.data.text_files import check_utf8
 from dq_multimodal.files import expand_home
 
 SHARD_ROWS, SHARD_BYTES, IMAGE_ROWS = 100_000, 2**28, 10_000
@@ -94,10 +95,17 @@ class Rows:
         if fs.ukey(path) != self.stamps[piece.file]:
             raise InputError(f"{self.name} has changed while it was read: {Path(path).name}")
         if _is_lines(address):
-            table = read_lines(fs.cat_file(path, piece.start, piece.stop), self.features)
+            table = read_lines(fs.cat_file(path, piece.start, piece.stop))
+            origin = f"{Path(path).name} from byte {piece.start:,} on"
+            for name in {*self.features} - {*table.column_names}:
+                table = table.append_column(name, pa.nulls(len(table)))
+            check_texts(table, self.features.arrow_schema, origin)
         else:
+            origin = Path(path).name
             with fs.open(path, "rb") as file, pq.ParquetFile(file) as source:
                 table = source.read_row_groups(range(piece.start, piece.stop))
+        for name in sorted({*table.column_names} ^ {*self.features}):
+            raise InputError(f"{origin} has other columns than the first rows: {name}")
         if len(table) != piece.n_rows:
             raise InputError(
                 f"{Path(path).name} must hold one JSON object a line, got {len(table):,} in "
@@ -110,14 +118,43 @@ def _is_lines(address: str) -> bool:
     return address.lower().endswith(LINES)
 
 
-def read_lines(data: bytes, features: Features | None = None) -> pa.Table:
-    """Read JSON lines as `datasets` does, into the types of some features if there are any."""
+def _is_utf8(data: bytes) -> bool:
+    try:
+        return data.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def read_lines(data: bytes) -> pa.Table:
+    """Read JSON lines as `datasets` does."""
     with TemporaryDirectory() as folder:
         file = Path(folder, "lines.jsonl")
         file.write_bytes(data)
-        options: dict[str, Any] = {"cache_dir": folder, "features": features}
-        found = load_dataset("json", data_files=str(file), split="train", **options)
+        found = load_dataset("json", data_files=str(file), split="train", cache_dir=folder)
         return found.with_format("arrow")[:]
+
+
+def check_texts(table: pa.Table, wanted: pa.Schema, origin: str) -> None:
+    """Raise where values are none of text and are to be text: a cast would make it of any.
+
+    Times are no text either: a cast would write them in another way.
+    """
+    for name, kind in zip(wanted.names, wanted.types, strict=True):
+        found = table.schema.field(name).type
+        if not _has_text(found, kind):
+            raise InputError(f"{name} is {found} in {origin}, and {kind} in the first rows")
+
+
+def _has_text(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Say whether a type has text or nothing where another has text."""
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_null(found)
+    if pa.types.is_list(wanted) and pa.types.is_list(found):
+        return _has_text(found.value_type, wanted.value_type)
+    if pa.types.is_struct(wanted) and pa.types.is_struct(found):
+        names = {part.name for part in found} & {part.name for part in wanted}
+        return all(_has_text(found.field(name).type, wanted.field(name).type) for name in names)
+    return True
 
 
 def survey_file(files: list[str], is_hashed: bool, number: int, _: Path) -> dict[str, Any]:
@@ -135,6 +172,8 @@ def survey_file(files: list[str], is_hashed: bool, number: int, _: Path) -> dict
             while data := file.read(BLOCK_BYTES):
                 data += file.readline()
                 digest.update(data)
+                if not _is_utf8(data):
+                    check_utf8(files[number])
                 n_rows = sum(1 for line in data.split(b"\n") if line.strip())
                 pieces.append((start, start + len(data), n_rows, len(data)))
                 start += len(data)

@@ -11,18 +11,27 @@ import fsspec
 import numpy as np
 from numpy import ndarray
 
+from dq_multimodal.config import InputError
+from dq_multimodal.files import first_line
+
 
 class Store:
     """A folder, or a URL as fsspec reads it; workers open it by its name.
 
     Args:
-        root: Absolute path or URL.
+        root: Path or URL.
+
+    Raises:
+        InputError: If the URL is of a kind that is not known here, or needs another package.
     """
 
     def __init__(self, root: str) -> None:
-        self.root = root
-        self.fs, self._place = fsspec.core.url_to_fs(root.rstrip("/"))
+        try:
+            self.fs, self._place = fsspec.core.url_to_fs(root)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"cannot use {root}: {first_line(error)}") from error
         self.is_local = "file" in self.fs.protocol
+        self.root = self.fs.unstrip_protocol(self._place)  # a worker has another current folder
 
     def __reduce__(self) -> Any:
         return Store, (self.root,)

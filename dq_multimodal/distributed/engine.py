@@ -38,7 +38,7 @@ from dq_multimodal.data.source import MEMORY, AnyDataset, Source
 from dq_multimodal.data.store import Store
 from dq_multimodal.distributed.cluster import Cluster, Facts, Task
 from dq_multimodal.files import expand_home, put_in_place, write_table
-from dq_multimodal.manifest import ScoreFacts, make
+from dq_multimodal.manifest import Config, ScoreFacts, check_type, make
 from dq_multimodal.report import write_report
 from dq_multimodal.run import Run, found_complete, output_folder
 from dq_multimodal.stages import embedding, on_shards, subset
@@ -49,7 +49,6 @@ from dq_multimodal.stages.preparation import (
     check_strata,
     leaves_out,
     make_config,
-    note_model,
     note_problems,
     settle_method,
     start_manifest,
@@ -87,7 +86,7 @@ def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
         with folder.claim_folder(place):
             folder.spare_inputs(place, request, source)
             driver = Driver(cluster, rows, source, request.of_rows(rows.n_rows), place)
-            return driver.run([] if why is None else [why])
+            return driver.run(why)
 
 
 def do_once(store: Store, stage: str, task: Task, number: int, place: Path) -> Facts:
@@ -123,24 +122,32 @@ class Driver:
         self.unreadable: Int[ndarray, " k"] | None = None
         self.weight: float | None = None  # mean of the weights of kept rows
 
-    def run(self, notes: list[str]) -> Run:
-        """Do what is not done yet."""
+    def run(self, why: str | None) -> Run:
+        """Do what is not done yet; why is said of method auto."""
         request, config, place = self.request, self.config, self.place
+        notes: list[str] = []
         if not request.overwrite and folder.is_finished(place, config, with_report=request.report):
             shutil.rmtree(place / folder.PARTS, ignore_errors=True)
             return found_complete(place)
-        note_model(config, self.adapter, request, self.source.dataset.column_names)
+        is_embedded = request.needs_embeddings and request.ready_embeddings is None
+        if is_embedded or request.method == "adq":  # a worker has the room for the model
+            task = partial(on_shards.describe, config, self.source.dataset, request)
+            [(_, found)] = self.cluster.do("model", task, [0], has_model=True)
+            config = self.config = check_type("config", found["config"], Config)
+            notes = found["notes"]
         whole = f"{__version__} {self.rows.starts} {config.format()}"  # what all parts depend on
         key = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        self.store = Store(f"{request.ray_storage or (place / folder.PARTS).absolute()}/{key}")
+        where = request.ray_storage or str(place / folder.PARTS)
+        self.store = Store(f"{where if '://' in where else expand_home(where)}/{key}")
         self.work = Work(self.store, self.rows, request, *self.settings)
         manifest = folder.begin(place, config, request.overwrite)
         self.manifest = manifest or start_manifest(self.source, [""], None)
         with folder.stage(place, self.manifest, "embeddings"):
-            has_model = request.needs_embeddings and request.ready_embeddings is None
             task = partial(on_shards.embed, self.work)
-            embedded = self.do("embeddings", task, has_model=has_model)
-            self.note(embedded, notes)
+            embedded = self.do("embeddings", task, has_model=is_embedded)
+            notes += [note for facts in embedded for note in facts["notes"]]
+            notes += [*self.note(embedded), self.source.note or "", why or ""]
+            self.manifest.notes = [*filter(None, dict.fromkeys(notes))]
         with folder.stage(place, self.manifest, "selection"):
             self.select(embedded)
         with folder.stage(place, self.manifest, "subset"):
@@ -162,8 +169,8 @@ class Driver:
         found |= dict(self.cluster.do(stage, task, left, **how))
         return [found[number] for number in range(n_tasks)]
 
-    def note(self, embedded: list[Facts], notes: list[str]) -> None:
-        """Note what is odd about the rows, and find those that no subset takes."""
+    def note(self, embedded: list[Facts]) -> list[str]:
+        """Say what is odd about the rows, and find those that no subset takes."""
         problems: dict[str, tuple[int, list[int]]] = {}
         for facts in embedded:
             for what, (n_odd, rows) in facts["problems"].items():
@@ -171,15 +178,15 @@ class Driver:
                 problems[what] = before[0] + n_odd, before[1] + rows
         if problems.get(UNLABELLED, (0,))[0] == self.n_rows:
             del problems[UNLABELLED]
-        where = (self.n_rows, self.adapter, self.request)
-        listed, found = note_problems(problems, *where, is_probe=True)
-        own = [note for facts in embedded for note in facts["notes"]]
-        own += [*found, self.source.note or "", *notes]
-        self.manifest.problems, self.manifest.notes = listed, [*filter(None, dict.fromkeys(own))]
+        names = dict(pair for facts in embedded for pair in facts["names"])
+        asked = (problems, self.n_rows, self.adapter, self.request)
+        listed, found = note_problems(*asked, lambda rows: [*map(names.get, rows)])
+        self.manifest.problems = listed
         self.manifest.bytes.source_data = sum(facts["bytes"] for facts in embedded)
         if leaves_out(self.adapter, self.request):
             lost = [row for what in UNDECODED if what in listed for row in listed[what].rows]
             self.unreadable = np.unique(np.array(lost, dtype=np.int64))
+        return found
 
     def select(self, embedded: list[Facts]) -> None:
         """Bin the rows, score the bins, put the rows in their order."""

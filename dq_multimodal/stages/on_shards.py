@@ -32,11 +32,11 @@ from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.shards import Rows
 from dq_multimodal.data.store import Store
 from dq_multimodal.files import put_in_place
-from dq_multimodal.manifest import BinsKind
+from dq_multimodal.manifest import BinsKind, Config
 from dq_multimodal.stages import embedding, subset
 from dq_multimodal.stages.marks import Marks
 from dq_multimodal.stages.ordering import bin_by_method, count_stood_for, order_strata
-from dq_multimodal.stages.preparation import MAX_LISTED, UNLABELLED
+from dq_multimodal.stages.preparation import MAX_LISTED, MAX_NAMED, UNLABELLED, note_model
 from dq_multimodal.stages.scoring import score_bins
 from dq_multimodal.stages.selection import tabulate_rows
 
@@ -75,13 +75,23 @@ class Work:
     npy: Path | None
 
 
+def describe(
+    config: Config, sample: Dataset, request: CompressConfig, number: int, folder: Path
+) -> Facts:
+    """Load the model, and give the config with what there is to say of it; one task does this."""
+    adapter = choose_adapter(sample, request)
+    note_model(config, adapter, request, sample.column_names)
+    return {"config": config.as_dict(), "notes": adapter.notes if adapter else []}
+
+
 def embed(work: Work, number: int, folder: Path) -> Facts:
     """Embed a shard: embeddings/NUMBER.parquet has row, vector, and the code of its label."""
     request, shard, start = work.request, work.rows.read(number), work.rows.starts[number]
     method = "dq" if request.method == "adq" else request.method  # scores come later
     adapter = choose_adapter(shard, replace(request, method=method))
     columns: dict[str, Any] = {"row": np.arange(start, start + len(shard))}
-    facts: Facts = {"bytes": subset.count_bytes(shard), "labels": [], "problems": {}, "notes": []}
+    facts: Facts = {"bytes": subset.count_bytes(shard), "labels": [], "problems": {}}
+    facts |= {"notes": [], "names": []}
     if request.needs_embeddings:
         vectors = embed_shard(work, shard, adapter, start, folder)
         flat = pa.array(vectors.reshape(-1))
@@ -107,6 +117,10 @@ def embed(work: Work, number: int, folder: Path) -> Facts:
         for what, odd in adapter.problems.items():
             most = None if what in UNDECODED else MAX_LISTED
             facts["problems"][what] = len(odd), sorted(row + start for row in odd)[:most]
+            if what in UNDECODED and isinstance(adapter, ImageAdapter):
+                some = sorted(odd)[:MAX_NAMED]
+                names = zip(some, adapter.file_names(some), strict=True)
+                facts["names"] += [(row + start, name) for row, name in names]
         facts["notes"] = adapter.notes
     write_table(work, f"embeddings/{number:05d}.parquet", pa.table(columns), folder)
     return facts

@@ -1,6 +1,6 @@
 """What a run has before its first stage: the request, its rows, config.yaml, manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -330,12 +330,11 @@ def note_problems(
     n_rows: int,
     adapter: Adapter | None,
     request: CompressConfig,
-    *,
-    is_probe: bool = False,
+    names: Callable[[list[int]], list[str | None]] | None = None,
 ) -> tuple[dict[str, Problem], list[str]]:
     """Record the odd rows, how many and the first of them, and say what becomes of them.
 
-    A probe is an adapter of the first rows only.
+    Names gives those of the files of rows; None asks the adapter.
     """
     left_out = UNDECODED if leaves_out(adapter, request) else ()
     notes, listed = [], {}
@@ -346,8 +345,8 @@ def note_problems(
         listed[what] = Problem(count=n_odd, rows=rows[: None if is_out else MAX_LISTED])
     lost = sorted(row for what in left_out if what in listed for row in listed[what].rows)
     if lost and isinstance(adapter, ImageAdapter):
-        names = [None] * MAX_NAMED if is_probe else adapter.file_names(lost[:MAX_NAMED])
-        notes = note_left_out(lost, names) + notes
+        names = names or adapter.file_names
+        notes = note_left_out(lost, names(lost[:MAX_NAMED])) + notes
     return listed, notes
 
 

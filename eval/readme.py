@@ -18,6 +18,9 @@ from harness.table import markdown, summarise
 from measure import ROOT, grid
 from selection_benchmark import extrapolate
 
+from dq_multimodal.config import format_bytes
+from dq_multimodal.report.summary import format_seconds
+
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARK = re.compile(r"(<!-- ([a-z]+): (\S+\.json) -->\n)\n?(?:\|.*\n)*\n?")
 BENCH_MARK = re.compile(r"(<!-- bench: (\S+\.jsonl) -->\n).*?(<!-- end -->\n)", re.DOTALL)
@@ -231,6 +234,41 @@ def plans(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def cluster(document: dict[str, Any]) -> str:
+    """Lay out what eval/cluster_plan.py foresaw: the stages, then the sums, for each plan."""
+    head = ("parts", "stage", "on", "time", "work", "read", "written", "a task")
+    rows: list[tuple[str, ...]] = [head]
+    for plan in document["lines"]:
+        name, stages = f"{plan['strata']:,}", plan["stages"]
+        for stage in stages:
+            unit = stage["unit"]
+            on = unit if unit == "driver" else f"{stage['n_units']:,} {unit}s"
+            times = (format_seconds(stage[key]) for key in ("seconds", "work_seconds"))
+            keys = ("read_bytes", "written_bytes", "task_bytes")
+            rows.append((name, stage["name"], on, *times, *(format_bytes(stage[k]) for k in keys)))
+        moved = (sum(x[key] for x in stages) for key in ("read_bytes", "written_bytes"))
+        took = format_seconds(plan["total_seconds"]), f"{plan['node_hours']:,.0f} node hours"
+        most = f"driver {format_bytes(plan['memory']['driver'])}"
+        rows.append((name, "**all**", "", *took, *map(format_bytes, moved), most))
+    return grid(rows)
+
+
+def orders(document: dict[str, Any]) -> str:
+    """Lay out what eval/order_simulation.py counted."""
+    head = ("share kept", "rows kept", "farthest from its share", "order as by whole numbers")
+    head += ("equal priorities beside each other", "nearest two that differ", "holds the smaller")
+    rows: list[tuple[str, ...]] = [head]
+    for line in document["lines"]:
+        cells = [f"{100 * line['ratio']:g} %", f"{line['kept']:,}"]
+        cells[1] += "" if line["is_exact_number"] else " (not kept)"
+        cells.append(f"{line['greatest_deviation']:.3f} rows")
+        is_same = line["is_exact_order"] and line["places_agree"]
+        cells += [f"{'yes' if is_same else 'no'}, of {line['compared']:,}"]
+        cells += [f"{line['equal_neighbours']:,}", f"{line['nearest']:.1e}"]
+        rows.append((*cells, "yes" if line["holds_the_smaller"] else "no"))
+    return grid(rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "facts": facts,
     "bytes": stores,
@@ -244,6 +282,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "noise": label_noise,
     "plan": plans,
     "large": large,
+    "cluster": cluster,
+    "order": orders,
 }
 
 

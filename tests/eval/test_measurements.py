@@ -4,12 +4,14 @@ import argparse
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import figures
 import label_noise
 import measure
 import numpy as np
+import order_simulation
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -205,6 +207,30 @@ def test_what_parts_lose_is_measured_and_laid_out(real_data, tmp_path):
     assert len({line.count("|") for line in table}) == 1
     assert "| 1 | 400 to 400 |" in table[2] and "100 % | 100 % | 100 % |" in table[2]
     assert table[4].startswith("| random rows, no bins |")
+
+
+def test_the_order_of_many_rows_is_compared_with_whole_numbers(tmp_path, monkeypatch):
+    output = tmp_path / "order.json"
+    flags = {"rows": 20_000, "strata": 60, "seed": 3, "output": output}
+    start(order_simulation, monkeypatch, **flags)
+    document = json.loads(output.read_text())
+    sizes = order_simulation.draw_sizes(20_000, 60, 3)
+    assert sizes.sum() == 20_000 and sizes.min() >= 1 and len(sizes) == 60
+    for line, ratio in zip(document["lines"], (0.001, 0.01, 0.2), strict=True):
+        kept = round(20_000 * ratio)
+        assert line["ratio"] == ratio and line["kept"] == kept
+        names = ("is_exact_number", "is_exact_order", "holds_the_smaller", "places_agree")
+        assert all(line[name] for name in names)
+        order = sorted((-Fraction(n, 2 * j + 1), c) for c, n in enumerate(sizes.tolist())
+                       for j in range(n))  # fmt: skip
+        counts = np.bincount([c for _, c in order[:kept]], minlength=60)
+        away = np.abs(counts - sizes * ratio).max()
+        np.testing.assert_allclose(line["greatest_deviation"], away, rtol=1e-9)
+        other = counts.copy()  # a row of one stratum in place of one of another
+        other[np.argmax(counts)] -= 1
+        other[np.argmin(np.where(counts < sizes, counts, 10**6))] += 1
+        assert not order_simulation.compare_exactly(sizes, other)["is_exact_order"]
+    assert len(readme.orders(document).splitlines()) == 5
 
 
 def test_wrongly_labelled_rows_of_low_margin_are_left_out(tmp_path, monkeypatch):

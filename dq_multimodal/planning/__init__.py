@@ -109,6 +109,9 @@ def plan_cluster(trials: Trials, asked: PlanConfig, n_kept: int) -> dict[str, An
     if "report" in seconds:
         shown = trials.of_rows(min(there.n_rows, SAMPLE_ROWS))
         seconds["report"] = shown.seconds(min(n_kept, shown.n_rows))["report"]
+    if trials.by_model:  # of the processor: how busy this machine is does not matter there
+        seconds["embeddings"] *= (trials.by_model if trials.is_embedded else trials.plain)[-1].share
+    seconds |= {k: seconds[k] * tried.share for k in ("order", "subset", "report") if k in seconds}
     data_bytes = subset.measure_picks(trials.rows).sum()
     files = job.source.origin.get("files")
     is_half = given is not None and given.endswith(".npy") and is_float16(given)

@@ -169,7 +169,8 @@ def foresee_cluster(asked: PlanConfig, seen: Seen) -> dict[str, Any]:
     work = reading + seen.seconds["embeddings"] * (times if seen.is_embedded else 1)
     if is_parted:  # every task chooses the sample
         work += n_shards * n_rows * _time(lambda: sample_numbers(HASHED_ROWS, 1)) / HASHED_ROWS
-    add("embeddings", (model[0], min(model[1], n_shards)), work, source, records, held)
+    units = (model[0], min(model[1], n_shards)) if seen.is_embedded else of_shards
+    add("embeddings", units, work, source, records, held)
     of_row = 0.0
     if is_parted:
         of_row, of_step, of_centre = _time_parts(seen.width, len(parts))
@@ -181,7 +182,9 @@ def foresee_cluster(asked: PlanConfig, seen: Seen) -> dict[str, Any]:
     add("parts", of_shards, n_rows * of_row + moving, records, written, held)
     if seen.bins is not None:
         lone, group = np.array([largest]), np.full(beside, parts.mean())
-        work, *longest = (seen.bins.n_strata * seen.bins.scale(x) for x in (parts, lone, group))
+        work, *longest = (
+            seen.bins.n_strata * seen.bins.share * seen.bins.scale(x) for x in (parts, lone, group)
+        )
         held = 4 * record * group_rows + count_working(asked, lone, seen.width)
         add("bins", of_groups, work, records, BIN.itemsize * n_rows, held, max(longest))
     if "scores" in seen.seconds:
@@ -245,7 +248,7 @@ def _tell(
     ]
     if seen.is_embedded or any(stage.name == "scores" for stage in stages):
         notes.append(f"the model was measured on {seen.device}")
-        if asked.gpus_per_node and seen.n_threads > 1:
+        if asked.gpus_per_node and "cpu" in seen.device:
             notes[-1] += ", and a GPU is taken to be as fast as that: it will be faster"
         elif not asked.gpus_per_node and "cpu" not in seen.device:
             notes[-1] += ", and a core is taken to be as fast as that: it will be slower"
@@ -258,12 +261,12 @@ def _tell(
 
 
 def _time(work: Callable[[], object]) -> float:
-    """Give the seconds of some work, done again until it can be told."""
-    started, times = time.perf_counter(), 0
+    """Give the seconds of some work, done again until it can be told, however busy the machine."""
+    started, used, times = time.perf_counter(), time.process_time(), 0
     while (seconds := time.perf_counter() - started) < LEAST_SECONDS or not times:
         work()
         times += 1
-    return seconds / times
+    return min(seconds, time.process_time() - used) / times
 
 
 def _time_reading(table: pa.Table) -> float:

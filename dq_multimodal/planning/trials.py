@@ -136,6 +136,7 @@ class Trial:
     Attributes:
         rows: Their row numbers.
         used: Seconds in all, or those of the processors if fewer, however busy the machine is.
+        share: Used over the seconds that it took.
         held: Bytes of each stage at its highest, beside what the process held before all trials.
         files: Bytes of each file or folder in the run folder.
         manifest: What manifest.json holds.
@@ -144,6 +145,7 @@ class Trial:
 
     rows: Int[ndarray, " k"]
     used: float
+    share: float
     held: dict[str, int]
     files: dict[str, int]
     manifest: dict[str, Any]
@@ -192,7 +194,7 @@ class Trials:
 
     def __init__(self, compress: Callable[..., Run], job: Job) -> None:
         self._compress, self.job, request = compress, job, job.request
-        self._is_embedded = request.needs_embeddings and request.ready_embeddings is None
+        self.is_embedded = request.needs_embeddings and request.ready_embeddings is None
         self.n_rows, self.rows = len(job.strata), job.source.dataset
         self.sizes: ndarray = np.bincount(job.strata)
         self.by_model: list[Trial] = []
@@ -204,7 +206,7 @@ class Trials:
         place = tempfile.TemporaryDirectory(prefix="dq-plan-")
         with place as name, contextlib.redirect_stderr(io.StringIO()):
             self._place = Path(name)
-            if self._is_embedded and job.adapter is not None:
+            if self.is_embedded and job.adapter is not None:
                 self.pass_held = self._hold_longest(job.adapter)
             self.base, self._rss = resident_unmapped(), resident()
             vectors, method = self._try_models(), request.method
@@ -226,10 +228,10 @@ class Trials:
             place = str(self._place / "target.parquet")
             target.source.dataset.select(range(self.n_targets)).to_parquet(place)
             options = {"target": place, "target_split": "train", "target_config": None}
-        elif not (self._is_embedded or request.method == "adq" or request.drop_ratio):
+        elif not (self.is_embedded or request.method == "adq" or request.drop_ratio):
             return vectors
         self.by_model = self._grow(MODEL_ROWS, MODEL_SECONDS, options, vectors)
-        return self.by_model[-1].vectors if self._is_embedded else vectors
+        return self.by_model[-1].vectors if self.is_embedded else vectors
 
     def _grow(self, most: int, seconds: float, *trial: Any) -> list[Trial]:
         """Try the longest rows, then ever more from all over the dataset, until the time is up."""
@@ -285,7 +287,8 @@ class Trials:
             with Watch() as watch:
                 self._compress(sample, **given)
             until = time.perf_counter()
-            used = min(until - started, time.process_time() - used)
+            took = until - started
+            used = min(took, time.process_time() - used)
             manifest = json.loads((folder / "manifest.json").read_text())
             peaks, spent = {}, manifest["seconds"]
             for name in ("report", "subset", "selection", "embeddings"):
@@ -297,6 +300,7 @@ class Trials:
             return Trial(
                 rows=rows,
                 used=used,
+                share=used / took,
                 held={name: peaks[name] - models - self._rss for name in peaks if name in spent},
                 files={
                     path.name: sum(
@@ -305,7 +309,7 @@ class Trials:
                     for path in folder.iterdir()
                 },
                 manifest=manifest,
-                vectors=np.load(folder / embedding.FILE) if self._is_embedded else None,
+                vectors=np.load(folder / embedding.FILE) if self.is_embedded else None,
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # for the next trial
@@ -358,7 +362,7 @@ class Trials:
     def seconds(self, n_kept: int) -> dict[str, float]:
         """Give the seconds of each stage with all rows."""
         request, plain, models = self.job.request, self.plain, self.by_model
-        runs = models if self._is_embedded else plain
+        runs = models if self.is_embedded else plain
         rows = [(len(run.rows), run.seconds["embeddings"]) for run in runs]
         found = {"embeddings": scale(rows, self.n_rows)}
         if request.method == "adq":
@@ -417,7 +421,7 @@ class Trials:
             more = self.count_scored() - self.by_model[-1].manifest["scores"]["rows"]
             features = adapter.dimension + adapter.middle_dimension
             stages["scores"] = max(stages["scores"], self.pass_held) + 24 * features * max(0, more)
-            mapped += (2 * adapter.middle_dimension + 8) * self.n_rows * self._is_embedded
+            mapped += (2 * adapter.middle_dimension + 8) * self.n_rows * self.is_embedded
         if self.job.target is not None:  # lists of near rows
             n_targets = len(self.job.target.source.dataset)
             stages["target"] += 4 * min(n_targets * self.n_rows, LIST_VALUES)

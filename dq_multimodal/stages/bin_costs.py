@@ -28,10 +28,14 @@ LONG_SECONDS, MANY_ROWS = 120.0, 65_536
 
 @dataclass(frozen=True)
 class BinTimes:
-    """Rows and seconds of each trial, and the strata side by side in it: the seconds of bins."""
+    """Rows and seconds of each trial, and the strata side by side in it: the seconds of bins.
+
+    The share of the last trial's seconds would have been enough on a machine that is not busy.
+    """
 
     n_strata: int
     seconds: list[tuple[int, float]]
+    share: float = 1.0
 
     @property
     def growth(self) -> float:
@@ -79,7 +83,7 @@ def time_bins(
         used = min(found[-1][1], time.process_time() - used)  # however busy the machine is
         if size == n_most or 6 * used > TRIAL_SECONDS:
             break
-    return BinTimes(n_strata, found)
+    return BinTimes(n_strata, found, used / found[-1][1])
 
 
 def _side_by_side(parts: Float[ndarray, " p"], n_threads: int) -> int:

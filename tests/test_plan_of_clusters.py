@@ -14,6 +14,7 @@ from dq_multimodal.config import PlanConfig
 from dq_multimodal.planning import cluster
 from dq_multimodal.planning.cluster import Seen, foresee_cluster
 from dq_multimodal.stages.bin_costs import BinTimes
+from dq_multimodal.stages.on_shards import BIN, PLACE
 
 STAGES = ["rows", "embeddings", "centres", "parts", "bins", "order", "subset", "joining"]
 STAGES += ["report"]
@@ -88,9 +89,9 @@ def test_seconds_and_bytes_are_those_of_the_definition():
     moved = {name: (stage["read_bytes"], stage["written_bytes"]) for name, stage in stages.items()}
     assert moved["embeddings"] == (50 * n, record * n)
     assert moved["parts"] == (record * n, (record + 4 * d) * n), "and embeddings.npy"
-    assert moved["bins"] == (record * n, 40 * n)
-    assert moved["order"] == (40 * n, 8 * n)
-    assert moved["subset"] == (50 * n + 48 * n, 22 * n)
+    assert moved["bins"] == (record * n, BIN.itemsize * n)
+    assert moved["order"] == (BIN.itemsize * n, PLACE.itemsize * n)
+    assert moved["subset"] == ((50 + BIN.itemsize + PLACE.itemsize) * n, 22 * n)
     assert moved["joining"] == (22 * n, 22 * n)
     assert found["memory"]["sample"] == 8 * sample * d
     assert found["memory"]["counts"] == 8 * 100 * k

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +32,6 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its files tell all the same
         try:
             import ray
             import ray.data
@@ -51,9 +52,12 @@ class Cluster:
         context.enable_progress_bars = context.print_on_execution_start = False
 
     def __enter__(self) -> "Cluster":
+        self._away = redirect_stdout(sys.stderr)  # Ray prints there what has died
+        self._away.__enter__()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._away.__exit__(*_)
         if self._is_ours:
             self._ray.shutdown()
 

@@ -258,8 +258,10 @@ class Driver:
             record.append(("vector", kind.str, (width,)))
             if not request.ray_storage:
                 whole = self.place / (embedding.FILE + embedding.PARTIAL)
-                if not whole.exists():
-                    embedding.RowsFile(whole, (self.n_rows, width), np.float32, is_new=True)
+                if not whole.exists() and not self.store.read_facts("parts"):
+                    new = whole.with_name(whole.name + ".tmp")
+                    embedding.RowsFile(new, (self.n_rows, width), np.float32, is_new=True)
+                    put_in_place(new, whole)
         if self.n_parts:
             vector = np.dtype((kind, (width,)))
             names = (f"centres/{number:05d}.bin" for number in range(len(embedded)))
@@ -270,7 +272,7 @@ class Driver:
         kind_of_row = np.dtype(record)
         task = partial(on_shards.assign, work, kind_of_row, parts, codes, whole)
         found = self.do("parts", task)
-        if whole is not None:
+        if whole is not None and whole.exists():  # else it has its name already
             put_in_place(whole, self.place / embedding.FILE)
         counts = np.zeros((len(found), 1 + max(max(f["parts"]) for f in found)), dtype=np.int64)
         for number, facts in enumerate(found):

@@ -278,7 +278,7 @@ def find_victim(log: Path, stage: str, driver: subprocess.Popen[str]) -> dict[st
 
 def find_parts(place: Path) -> dict[Path, int]:
     """Give the files in a run folder of those tasks that are done, with their times."""
-    done = [file.with_suffix("") for file in place.glob("parts/*/*.json")]
+    done = [file.with_suffix("") for file in place.glob("parts/**/*.json")]
     files = [file for task in done for file in task.parent.glob(f"{task.name}[.-]*")]
     return {file: file.stat().st_mtime_ns for file in files if file.suffix != ".tmp"}
 

@@ -39,7 +39,9 @@ MAP_STAGES = ("files", "embeddings", "parts", "bins", "order", "selection", "sub
 ADQ_STAGES = (*MAP_STAGES[:4], "scores", "score", *MAP_STAGES[4:])
 AT_DRIVER = ("join", "write", "report")
 """What the driver does itself: selection.parquet, the names of the subset's files, the report."""
-ALONE = ("score", "report")
+BEFORE = ("files", "model")
+"""What every driver that starts has done."""
+ALONE = ("model", "score", "report")
 """Stages of one task."""
 PATIENCE = 300.0
 STORE_BYTES = 100 * 2**20
@@ -118,11 +120,12 @@ def drive(asked: dict[str, Any]) -> None:
     """Be the driver: the command line, whose workers note what they do."""
     from dq_multimodal import cli
     from dq_multimodal.data import shards
-    from dq_multimodal.distributed import engine
+    from dq_multimodal.distributed import cluster, engine
+    from dq_multimodal.stages import on_shards
 
     log, gates = asked["log"], [Path(gate) for gate in asked["gates"]]
-    do_once, survey_one, write_report = engine.do_once, engine.survey_one, engine.write_report
-    progress = engine.tqdm
+    do_once, do_all = engine.do_once, cluster.Cluster.do
+    progress, write_report = engine.tqdm, engine.write_report
 
     def begin(stage: str, number: int) -> dict[str, Any]:
         import ray
@@ -146,11 +149,14 @@ def drive(asked: dict[str, Any]) -> None:
         note(log, **about, event="made" if made else "found")
         return facts
 
-    def survey_noted(files: list[str], is_hashed: bool, number: int, place: Path) -> Any:
-        about = begin("files", number)
-        facts = survey_one(files, is_hashed, number, place)
-        note(log, **about, event="made")
-        return facts
+    def do_all_noted(machines: Any, what: str, task: Any, *given: Any, **how: Any) -> Any:
+        def do_one(number: int, place: Path) -> Any:
+            about = begin(what, number)
+            facts = task(number, place)
+            note(log, **about, event="made")
+            return facts
+
+        return do_all(machines, what, do_one if what in BEFORE else task, *given, **how)
 
     def show_progress(items: Any, **how: Any) -> Any:
         for number, item in enumerate(progress(items, **how)):
@@ -162,9 +168,10 @@ def drive(asked: dict[str, Any]) -> None:
         begin("report", 0)
         return write_report(*given, **how)
 
-    engine.do_once, engine.survey_one, engine.write_report = do_noted, survey_noted, report
-    engine.tqdm = show_progress
-    shards.SHARD_ROWS = engine.GROUP_ROWS = asked["shard_rows"]
+    engine.do_once, cluster.Cluster.do = do_noted, do_all_noted
+    engine.tqdm = on_shards.tqdm = show_progress
+    engine.write_report = report
+    shards.SHARD_ROWS = on_shards.GROUP_ROWS = asked["shard_rows"]
     cli.main(asked["arguments"])
 
 
@@ -250,11 +257,8 @@ class Runner:
 
 
 def count_tasks(events: list[dict[str, Any]]) -> dict[str, int]:
-    """Count the tasks of workers, those begun again, and those made twice.
-
-    Files are surveyed by every driver that starts.
-    """
-    parts = [x for x in events if x["stage"] not in ("files", *AT_DRIVER)]
+    """Count the tasks of workers, those begun again, and those made twice."""
+    parts = [x for x in events if x["stage"] not in (*BEFORE, *AT_DRIVER)]
     begun, made = (
         Counter((x["stage"], x["number"]) for x in parts if x["event"] == event)
         for event in ("begun", "made")

@@ -110,15 +110,16 @@ class Driver:
         self.adapter = choose_adapter(source.dataset, request)
         self.label_column = label_column_of(self.adapter, request)
         check_strata(request, self.n_rows, self.label_column)
-        self.n_parts, kind = 0, bins_kind(request.method)
+        self.n_parts, kind, sample = 0, bins_kind(request.method), np.zeros(0, dtype=np.int64)
         if request.partition is not None and request.needs_embeddings:
             self.n_parts = count_parts(request.partition, self.n_rows)
+            sample = sample_numbers(self.n_rows, self.n_parts)
         given, vectors, npy = request.ready_embeddings, None, None
         if given is not None and request.needs_embeddings:
             vectors = embedding.describe_given(given, source.dataset, request.split, self.n_rows)
             npy = expand_home(given).absolute() if "file" in vectors else None
         self.config = make_config(request, source, self.adapter, self.label_column, vectors)
-        self.settings = (kind, self.label_column, self.n_parts, npy)
+        self.settings = (kind, self.label_column, sample, npy)
         self.unreadable: Int[ndarray, " k"] | None = None
         self.weight: float | None = None  # mean of the weights of kept rows
 

@@ -25,7 +25,7 @@ from dq_multimodal.core.bins import count_working_bytes
 from dq_multimodal.core.diversity import count_sampled
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.core.order import place_in_all
-from dq_multimodal.core.partition import Parts, count_pieces, piece_of, sample_numbers
+from dq_multimodal.core.partition import Parts, count_pieces, piece_of
 from dq_multimodal.data.columns import read_labels
 from dq_multimodal.data.local import read_parquet
 from dq_multimodal.data.pixels import UNDECODED
@@ -48,6 +48,8 @@ RANK = np.dtype("i8")
 WEIGHT = "weight"
 """Column that a table of `gather` has beside those of selection.parquet."""
 PLACE = np.dtype([("order", "i8"), ("weight", "f8")])
+RANDOM_BYTES = 150
+"""Bytes of a row that are held where rows are put in a random order."""
 LOADED: list[Adapter] = []
 """The adapter whose model this process has loaded."""
 
@@ -62,7 +64,7 @@ class Work:
         request: What is asked, its method settled.
         kind: What the bins are.
         label_column: Column of strata.
-        n_parts: Parts by k-means, 0 for none.
+        sample: Rows that the centres of k-means come from, ascending.
         npy: File of ready embeddings.
     """
 
@@ -71,7 +73,7 @@ class Work:
     request: CompressConfig
     kind: BinsKind
     label_column: str | None
-    n_parts: int
+    sample: Int[ndarray, " s"]
     npy: Path | None
 
 
@@ -98,9 +100,8 @@ def embed(work: Work, number: int, folder: Path) -> Facts:
         columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         facts |= {"kind": vectors.dtype.str, "width": vectors.shape[1]}
         facts["largest"] = float(np.abs(vectors).max())
-        if work.n_parts:
-            wanted = sample_numbers(work.rows.n_rows, work.n_parts)
-            some = vectors[rows_of(work, number, wanted) - start]
+        if len(work.sample):
+            some = vectors[rows_of(work, number, work.sample) - start]
             work.store.write(f"centres/{number:05d}.bin", some, folder)
     elif isinstance(adapter, ImageAdapter):
         adapter.check_images()
@@ -223,6 +224,9 @@ def count_task_bytes(groups: list[Group], counts: Int[ndarray, "u p"], record: n
     found = [0]
     for group in groups:
         sizes = counts[:, group.first : group.last].sum(axis=0) // group.n_pieces
+        if record.names == ("row",):  # of a random order
+            found.append(RANDOM_BYTES * int(sizes.sum()))
+            continue
         working = count_working_bytes(sizes.tolist(), record.itemsize // 4)
         found.append(4 * record.itemsize * int(sizes.sum()) + working)
     return max(found)

@@ -48,7 +48,9 @@ Engine = Literal["local", "ray"]
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
 SPLIT_NAME = r"\w+(\.\w+)*"  # what `datasets` takes for the name of a split
-MAX_PART_ROWS = 50_000  # on average, where the number of parts is not given
+MAX_PART_ROWS, MOST_PARTS = 50_000, 2000
+"""Rows of a part on average, where the number of parts is not given, and that number at most: the
+time that k-means takes grows with its square."""
 COVERAGE_NOISE, CCS_NOISE = 0.05, 0.3
 """Share of the rows that go to the end by their AUM; that of ccs is its paper's for CIFAR-10."""
 
@@ -210,7 +212,7 @@ class CompressConfig(Request):
     partition: str | None = choose(
         None,
         "For very many rows without labels: bins in each of K parts of similar rows; kmeans alone "
-        "takes ceil(rows / 50,000).  [default: none]",
+        "takes ceil(rows / 50,000), at most 2,000.  [default: none]",
         lambda _, value: value == "none" or count_parts(value, 10**18),
         metavar="none|kmeans|kmeans:K",
     )
@@ -475,7 +477,7 @@ class ResampleConfig(Request):
 
 
 def count_parts(partition: Any, n_rows: int) -> int:
-    """Give the parts that "kmeans:K" asks for; of "kmeans" ceil(n_rows / 50,000).
+    """Give the parts that "kmeans:K" asks for; of "kmeans" ceil(n_rows / 50,000), at most 2,000.
 
     Raises:
         InputError: If it is neither, or K lies outside 1 ... n_rows.
@@ -486,7 +488,7 @@ def count_parts(partition: Any, n_rows: int) -> int:
         raise InputError(
             f"partition must be none, kmeans or kmeans:K with K of at least 1, got {partition!r}"
         )
-    n_parts = int(number) if colon else -(-n_rows // MAX_PART_ROWS)
+    n_parts = int(number) if colon else min(MOST_PARTS, -(-n_rows // MAX_PART_ROWS))
     if n_parts > n_rows:
         raise InputError(f"partition must be of at most the {n_rows} rows, got {partition}")
     return n_parts

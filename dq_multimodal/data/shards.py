@@ -29,7 +29,7 @@ from dq_multimodal.files import expand_home
 SHARD_ROWS, SHARD_BYTES, IMAGE_ROWS = 100_000, 2**28, 10_000
 """A shard holds about so many rows (of images: the last) or bytes, or more where there would be
 more than MOST_SHARDS."""
-MOST_SHARDS = 1000
+MOST_SHARDS = 4000
 PROBED_ROWS = 1000
 BLOCK_BYTES = 2**26
 LINES = (".jsonl", ".ndjson")

@@ -167,14 +167,13 @@ def foresee_cluster(asked: PlanConfig, seen: Seen) -> dict[str, Any]:
     add("rows", ("core", n_cores), hashing * source, source, task=HASHED_BYTES)
     held = seen.batch_bytes + shard_bytes + 2 * record * shard_rows
     work = reading + seen.seconds["embeddings"] * (times if seen.is_embedded else 1)
-    if is_parted:  # every task chooses the sample
-        work += n_shards * n_rows * _time(lambda: sample_numbers(HASHED_ROWS, 1)) / HASHED_ROWS
     units = (model[0], min(model[1], n_shards)) if seen.is_embedded else of_shards
     add("embeddings", units, work, source, records, held)
     of_row = 0.0
     if is_parted:
         of_row, of_step, of_centre = _time_parts(seen.width, len(parts))
         work = sample * (len(parts) * of_centre + MAX_STEPS * of_step * n_here / a_node)
+        work += n_rows * _time(lambda: sample_numbers(HASHED_ROWS, 1)) / HASHED_ROWS
         held = SAMPLE_BYTES * sample * seen.width
         add("centres", ("driver", 1), work, 4 * sample * seen.width, task=held)
     held = 2 * record * shard_rows + 8 * len(parts) * seen.width * is_parted

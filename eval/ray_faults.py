@@ -36,14 +36,14 @@ from dq_multimodal import verify
 
 DRIVER = "--driver"
 MAP_STAGES = ("files", "embeddings", "parts", "bins", "order", "selection", "subset")
-ADQ_STAGES = (*MAP_STAGES[:4], "scores", "score", *MAP_STAGES[4:])
+ADQ_STAGES = ("files", "model", *MAP_STAGES[1:4], "scores", "score", *MAP_STAGES[4:])
 AT_DRIVER = ("join", "write", "report")
 """What the driver does itself: selection.parquet, the names of the subset's files, the report."""
 BEFORE = ("files", "model")
 """What every driver that starts has done."""
 ALONE = ("model", "score", "report")
 """Stages of one task."""
-PATIENCE = 300.0
+PATIENCE = 900.0
 STORE_BYTES = 100 * 2**20
 
 
@@ -320,9 +320,10 @@ def make_vectors(folder: Path, n_rows: int, n_files: int = 8, dimension: int = 6
     return folder
 
 
-def make_texts(folder: Path, n_rows: int) -> Path:
+def make_texts(folder: Path, n_rows: int, n_files: int = 4) -> Path:
     """Write the first rows of Alpaca, or made-up ones where it is not there."""
-    path = folder / "texts.parquet"
+    folder = folder / "texts"
+    folder.mkdir()
     if (DATA / "alpaca.parquet").exists():
         table = pq.read_table(DATA / "alpaca.parquet").slice(0, n_rows)
     else:
@@ -330,8 +331,11 @@ def make_texts(folder: Path, n_rows: int) -> Path:
         sizes = rng.integers(5, 40, size=n_rows)
         texts = [" ".join(f"word{k}" for k in rng.integers(0, 500, size=n)) for n in sizes]
         table = pa.table({"text": texts})
-    pq.write_table(table, path, row_group_size=max(1, n_rows // 10))
-    return path
+    size = n_rows // n_files
+    for number in range(n_files):
+        part = table.slice(number * size, size)
+        pq.write_table(part, folder / f"{number}.parquet", row_group_size=max(1, size // 5))
+    return folder
 
 
 def make_cases(work: Path, share: int) -> list[Case]:
@@ -339,7 +343,7 @@ def make_cases(work: Path, share: int) -> list[Case]:
     common = ("--keep-ratio", "0.1", "--partition")
     given = ("--method", "dq", "--ready-embeddings", "vector", *common, "kmeans:8")
     n_given, n_texts = 200_000 // share, 5000 // share
-    adq = ("--method", "adq", *common, "kmeans:2")
+    adq = ("--method", "adq", "--score-rows", "20", *common, "kmeans:2")
     return [
         Case("vectors", make_vectors(work, n_given), given, n_given // 10, MAP_STAGES),
         Case("texts", make_texts(work, n_texts), adq, n_texts // 10, ADQ_STAGES),
@@ -347,27 +351,30 @@ def make_cases(work: Path, share: int) -> list[Case]:
 
 
 def measure(case: Case, work: Path) -> dict[str, Any]:
-    """Run a case with every death."""
+    """Run a case with every death; the other clusters, and single workers, for given vectors."""
     runner, found = Runner(case, work), list[dict[str, Any]]()
-    local = work / f"{case.name}-local"
+    local, is_given = work / f"{case.name}-local", "--ready-embeddings" in case.flags
     seconds = dq("compress", case.source, *case.flags, output_dir=local).seconds
     at = [case.stages.index(stage) + 1 for stage in ("selection", "subset")]
     every = [*case.stages[: at[0]], "join", *case.stages[at[0] : at[1]], "write", "report"]
+    runs: dict[str, Sequence[Death]] = {
+        "undisturbed": (),
+        "nodes": [("node", stage) for stage in case.stages],
+        "drivers": [("driver", stage) for stage in every],
+    }
+    if is_given:
+        runs["workers"] = [("worker", "embeddings"), ("worker", "bins")]
     with Machines(3) as machines:
-        runs: dict[str, Sequence[Death]] = {
-            "undisturbed": (),
-            "nodes": [("node", stage) for stage in case.stages],
-            "drivers": [("driver", stage) for stage in every],
-            "workers": [("worker", "embeddings"), ("worker", "bins")],
-        }
         for name, deaths in runs.items():
             found.append(runner.run(name, machines, deaths))
             print(json.dumps(found[-1]), flush=True)
-        with Machines(1) as one:
-            found.append(runner.run("moved", machines, [("driver", "bins")], one))
-    for n_nodes in (1, 2, 4):
+        if is_given:
+            with Machines(1) as other:
+                found.append(runner.run("elsewhere", machines, [("driver", "bins")], other))
+                print(json.dumps(found[-1]), flush=True)
+    for n_nodes in (1, 2, 4) if is_given else (1,):
         with Machines(n_nodes) as machines:
-            found.append(runner.run(f"nodes-{n_nodes}", machines))
+            found.append(runner.run(f"{n_nodes} nodes", machines))
             print(json.dumps(found[-1]), flush=True)
     kept = [set(read_subset(place)["dq_row"].to_pylist()) for place in (local, runner.undisturbed)]
     return {

@@ -210,6 +210,23 @@ def large(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def faults(document: dict[str, Any]) -> str:
+    """Lay out what eval/ray_faults.py measured: deaths in every stage, and what came of them."""
+    head = ("rows", "nodes", "killed", "in", "tasks", "begun again", "done again", "seconds")
+    rows: list[tuple[str, ...]] = [(*head, "as undisturbed, verified, nothing left")]
+    for case in document["cases"]:
+        for run in case["runs"]:
+            killed = ", ".join(dict.fromkeys(what for what, _ in run["deaths"]))
+            where = ", ".join(stage for _, stage in run["deaths"])
+            moved = " (goes on on another cluster)" if run["run"] == "elsewhere" else ""
+            counts = (str(run[name]) for name in ("tasks", "begun_again", "made_again"))
+            same = ("same_selection", "same_bins", "same_subset", "verified", "is_answer_whole")
+            is_same = all(run[name] for name in same) and not run["left"]
+            cells = (f"{case['rows']:,} {case['name']}", str(run["nodes"]), killed, where + moved)
+            rows.append((*cells, *counts, f"{run['seconds']:.0f}", "yes" if is_same else "no"))
+    return grid(rows)
+
+
 def plans(document: dict[str, Any]) -> str:
     """Lay out what eval/plan_accuracy.py measured: what happened over what was said."""
     names = {
@@ -282,6 +299,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "noise": label_noise,
     "plan": plans,
     "large": large,
+    "faults": faults,
     "cluster": cluster,
     "order": orders,
 }

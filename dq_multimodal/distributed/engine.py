@@ -8,6 +8,7 @@ stopped.
 import hashlib
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,6 +110,7 @@ class Driver:
         self.request, self.n_rows = request, rows.n_rows
         self.adapter = choose_adapter(source.dataset, request)
         self.label_column = label_column_of(self.adapter, request)
+        count_asked(self.n_rows, self.n_rows, request)  # raises if there are too few
         check_strata(request, self.n_rows, self.label_column)
         self.n_parts, kind, sample = 0, bins_kind(request.method), np.zeros(0, dtype=np.int64)
         if request.partition is not None and request.needs_embeddings:
@@ -140,7 +142,8 @@ class Driver:
         key = hashlib.sha256(whole.encode()).hexdigest()[:16]
         where = request.ray_storage or str(place / folder.PARTS)
         self.store = Store(f"{where if '://' in where else expand_home(where)}/{key}")
-        self.work = Work(self.store, self.rows, request, *self.settings)
+        measured = replace(request, representativeness=config.request.representativeness)
+        self.work = Work(self.store, self.rows, measured, *self.settings)
         manifest = folder.begin(place, config, request.overwrite)
         self.manifest = manifest or start_manifest(self.source, [""], None)
         with folder.stage(place, self.manifest, "embeddings"):

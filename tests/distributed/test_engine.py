@@ -219,8 +219,8 @@ def test_text_is_embedded_as_here(cluster, tmp_path, small_encoder, name):
     rows = [f"the quick fox {k} " * (k % 5 + 1) for k in range(120)]
     rows[7] = rows[70] = ""
     if name == "messages":
-        ends = {"role": "assistant", "content": "a dog"}
-        rows = [[{"role": "user", "content": text}, ends] for text in rows]
+        turns = [{"role": "assistant", "content": f"dog {k}"} for k in range(120)]
+        rows = [[{"role": "user", "content": row}, t] for row, t in zip(rows, turns, strict=True)]
     path = tmp_path / "d.parquet"
     pq.write_table(pa.table({name: rows}), path, row_group_size=25)
     runs = by_both(path, tmp_path, method="dq", embedding_model=str(small_encoder), n_bins=4)
@@ -296,7 +296,8 @@ def stop_in(stage, monkeypatch):
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 @pytest.mark.parametrize(
-    "stage", ["bins", *(slow(name) for name in "embeddings parts order selection subset".split())]
+    "stage",
+    ["bins", *map(slow, ("embeddings", "parts", "order", "selection", "subset"))],
 )
 def test_a_stopped_run_goes_on_where_it_was(
     cluster, tmp_path, files, whole, monkeypatch, stage, where

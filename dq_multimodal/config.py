@@ -77,7 +77,6 @@ output = partial(option, "Output", is_recorded=False)
 WHERE = "Where it runs"
 where = partial(option, WHERE, is_recorded=False)
 
-ON_RAY = ("random", "blocks", "coverage", "dq", "adq", "graphcut")
 """Methods that order each stratum by itself, as a cluster has to."""
 NOT_ON_RAY = (
     *("streaming", "target", "dynamics", "difficulty", "drop_duplicates", "cap_by", "max_memory"),
@@ -379,8 +378,6 @@ class CompressConfig(Request):
         for name in NOT_ON_RAY:
             if getattr(self, name) != defaults[name]:
                 raise InputError(f"{name} is for engine local: leave out one of them")
-        if self.method not in ("auto", *ON_RAY):
-            raise InputError(f"engine ray has the methods {', '.join(ON_RAY)}, got {self.method}")
         if self.split == "all":
             raise InputError("engine ray reads one split, got all")
         if self.image_embedding == "gradients":

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from dq_multimodal.config import InputError, format_bytes
 from dq_multimodal.files import first_line
 
+CONNECT_SECONDS = 10
 Facts = dict[str, Any]
 Task = Callable[[int, Path], Facts]
 """Called with a number and a folder of its machine; gives what the driver has to know."""
@@ -44,9 +46,12 @@ class Cluster:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         if self._is_ours:
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            host, _, port = (address or "").rpartition(":")
             try:
+                if host and port.isdigit():  # Ray itself tries for minutes
+                    socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
                 ray.init(address or "local", **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise InputError(
                     f"no Ray cluster at {address or 'this machine'}: {first_line(error)}"
                 ) from error

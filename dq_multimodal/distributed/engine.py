@@ -161,7 +161,6 @@ class Driver:
                 self.show(written)
         folder.finish(place, config, self.manifest, self.n_kept)
         self.store.clear()
-        shutil.rmtree(place / folder.PARTS, ignore_errors=True)
         return Run(place)
 
     def do(self, stage: str, task: Task, n_tasks: int | None = None, **how: Any) -> list[Facts]:
@@ -299,7 +298,7 @@ class Driver:
         return scores, make(ScoreFacts, found["facts"])
 
     def write(self) -> list[Facts]:
-        """Have the kept rows written, and give their files the names of a subset."""
+        """Have the kept rows written, give their files their names, and read those to be shown."""
         shown = sample_numbers(self.n_rows, 1, SALT)
         task = partial(on_shards.write, self.work, self.weight, shown)
         written = self.do("subset", task)
@@ -319,6 +318,17 @@ class Driver:
         partial_folder.replace(self.place / subset.FOLDER)
         self.source.check()
         self.manifest.bytes.subset_data = sum(facts["bytes"] for facts in written)
+        names = (f"shown/{number:05d}.parquet" for number in range(len(written)))
+        table = pa.concat_tables([on_shards.read_table(self.work, name) for name in names])
+        if self.request.needs_embeddings:
+            flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            vectors = flat.reshape(len(table), -1).astype(np.float32)
+            given, similarity = self.request.ready_embeddings, self.request.similarity
+            by_cosine = given is None or similarity == "cosine"
+            self.manifest.add_notes(embedding.note_alike(vectors, by_cosine=by_cosine))
+            self.sample = table.drop_columns(["vector"]), vectors
+        else:
+            self.sample = table, None
         return written
 
     def show(self, written: list[Facts]) -> None:
@@ -330,19 +340,7 @@ class Driver:
                 for name in facts["shown"]["files"]
             ]
             dataset = read_parquet(files).remove_columns(["dq_row"])
-            tables = [
-                on_shards.read_table(self.work, f"shown/{number:05d}.parquet")
-                for number in range(len(written))
-            ]
-            table = pa.concat_tables(tables)
-            vectors = None
-            if "vector" in table.column_names:
-                flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-                vectors = flat.reshape(len(table), -1).astype(np.float32)
-                table = table.drop_columns(["vector"])
-                given, similarity = self.request.ready_embeddings, self.request.similarity
-                by_cosine = given is None or similarity == "cosine"
-                self.manifest.add_notes(embedding.note_alike(vectors, by_cosine=by_cosine))
+            table, vectors = self.sample
             sample = None if len(table) == self.n_rows else table
             how = {"embeddings": vectors, "dataset": dataset, "sample": sample}
             write_report(self.place, self.config, self.manifest, **how)

@@ -77,7 +77,6 @@ output = partial(option, "Output", is_recorded=False)
 WHERE = "Where it runs"
 where = partial(option, WHERE, is_recorded=False)
 
-"""Methods that order each stratum by itself, as a cluster has to."""
 NOT_ON_RAY = (
     *("streaming", "target", "dynamics", "difficulty", "drop_duplicates", "cap_by", "max_memory"),
     *("keep_every_class", "drop_ratio"),

@@ -65,7 +65,8 @@ WHOLE = {
     scoring.FOLDER: rf"(rows|views)(/({_ROWS})({re.escape(embedding.PARTIAL)}|\.tmp)?)?",
     patching.FOLDER: r"\d{6}\.parquet(\.tmp)?",
     targeting.FOLDER: targeting.WHOLE_PATTERN,
-    PARTS: r"[0-9a-f]{16}(/[a-z]+(/\d{5,}(-\d+)?\.(json|parquet|bin|txt)(\.[0-9a-f]{32}\.tmp)?)?)?",
+    PARTS: r"[0-9a-f]{16}(/embeddings\.npy(\.tmp)?|/[a-z]+(/\d{5,}(-\d+)?\.(json|parquet|bin|txt)"
+    r"(\.[0-9a-f]{32}\.tmp)?)?)?",
 }
 """Folders that a run replaces or removes as a whole, and what it writes into them."""
 PICKS = f"{targeting.FOLDER}/{targeting.PICKS}"

@@ -119,7 +119,9 @@ class Run:
     @property
     def stratum_rows(self) -> list[int]:
         """Source rows of every stratum, by its code."""
-        return np.bincount(self.bins.stratum).tolist()
+        table = read_table(self.path, BINS_FILE)
+        strata, sizes = (table[name].to_numpy() for name in ("stratum", "size"))
+        return np.bincount(strata, sizes).astype(int).tolist()
 
     @property
     def order(self) -> Int[ndarray, " n"]:

@@ -74,6 +74,11 @@ class Rows:
         """Number of rows."""
         return self.starts[-1]
 
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest shard, as far as its files tell."""
+        return max(sum(piece.n_bytes for piece in shard) for shard in self.shards)
+
     def read(self, number: int) -> Dataset:
         """Read the rows of a shard.
 
@@ -92,14 +97,14 @@ class Rows:
     def _read(self, piece: Piece) -> pa.Table:
         address = self.files[piece.file]
         fs, path = fsspec.core.url_to_fs(address)
-        if fs.ukey(path) != self.stamps[piece.file]:
+        if _stamp(fs, path) != self.stamps[piece.file]:
             raise InputError(f"{self.name} has changed while it was read: {Path(path).name}")
         if _is_lines(address):
             table = read_lines(fs.cat_file(path, piece.start, piece.stop))
             origin = f"{Path(path).name} from byte {piece.start:,} on"
             for name in {*self.features} - {*table.column_names}:
                 table = table.append_column(name, pa.nulls(len(table)))
-            check_texts(table, self.features.arrow_schema, origin)
+            check_types(table, self.features.arrow_schema, origin)
         else:
             origin = Path(path).name
             with fs.open(path, "rb") as file, pq.ParquetFile(file) as source:
@@ -134,27 +139,34 @@ def read_lines(data: bytes) -> pa.Table:
         return found.with_format("arrow")[:]
 
 
-def check_texts(table: pa.Table, wanted: pa.Schema, origin: str) -> None:
-    """Raise where values are none of text and are to be text: a cast would make it of any.
-
-    Times are no text either: a cast would write them in another way.
+def check_types(table: pa.Table, wanted: pa.Schema, origin: str) -> None:
+    """Raise where a cast would change values: the types must be those wanted, or null, or int for
+    float.
     """
     for name, kind in zip(wanted.names, wanted.types, strict=True):
         found = table.schema.field(name).type
-        if not _has_text(found, kind):
+        if not _is_kept(found, kind):
             raise InputError(f"{name} is {found} in {origin}, and {kind} in the first rows")
 
 
-def _has_text(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Say whether a type has text or nothing where another has text."""
-    if pa.types.is_string(wanted):
-        return pa.types.is_string(found) or pa.types.is_null(found)
+def _is_kept(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Say whether a cast from one type to another keeps values as they are."""
     if pa.types.is_list(wanted) and pa.types.is_list(found):
-        return _has_text(found.value_type, wanted.value_type)
+        return _is_kept(found.value_type, wanted.value_type)
     if pa.types.is_struct(wanted) and pa.types.is_struct(found):
         names = {part.name for part in found} & {part.name for part in wanted}
-        return all(_has_text(found.field(name).type, wanted.field(name).type) for name in names)
-    return True
+        return all(_is_kept(found.field(name).type, wanted.field(name).type) for name in names)
+    is_wider = pa.types.is_integer(found) and pa.types.is_floating(wanted)
+    return found == wanted or pa.types.is_null(found) or is_wider
+
+
+STAMPS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "blob_id", "sha256")
+"""What file systems say of a file that changes with it."""
+
+
+def _stamp(fs: Any, path: str) -> str:
+    info = fs.info(path)
+    return repr([info[name] for name in STAMPS if info.get(name) is not None])
 
 
 def survey_file(files: list[str], is_hashed: bool, number: int, _: Path) -> dict[str, Any]:
@@ -166,7 +178,7 @@ def survey_file(files: list[str], is_hashed: bool, number: int, _: Path) -> dict
     """
     fs, path = fsspec.core.url_to_fs(files[number])
     digest, pieces = hashlib.sha256(), []
-    with fs.open(path, "rb") as file:
+    with reading(files[number]), fs.open(path, "rb") as file:
         if _is_lines(path):
             start = 0
             while data := file.read(BLOCK_BYTES):
@@ -188,7 +200,7 @@ def survey_file(files: list[str], is_hashed: bool, number: int, _: Path) -> dict
     return {
         "bytes": fs.size(path),
         "sha256": digest.hexdigest() if is_hashed else None,
-        "stamp": fs.ukey(path),
+        "stamp": _stamp(fs, path),
         "pieces": [piece for piece in pieces if piece[2]],
     }
 
@@ -240,26 +252,33 @@ def find_files(
     """
     name, split = request.dataset, request.split
     origin: dict[str, Any] = {"kind": "file", "name": name, "path": name, "split": split}
-    data = None
+    data, is_local_name = None, "://" not in name and is_local(name)
     if not re.fullmatch(SPLIT_NAME, split) or request.field or request.image_folder:
         return None
     if "://" in name:
+        for key in ("config_name", "revision"):
+            if getattr(request, key) is not None:
+                raise InputError(f"{key} is for the Hub, and {name} is a URL")
+        if split != "train":
+            raise InputError(f"files at a URL are the split train, got {split!r}")
         fs, path = fsspec.core.url_to_fs(name)
         found = sorted(fs.find(path) if fs.isdir(path) else fs.glob(path))
         files = [fs.unstrip_protocol(file) for file in found]
         files = [file for file in files if file.lower().endswith((".parquet", *LINES))]
         if not files:
             raise InputError(f"no .parquet or .jsonl files at {name}")
-    elif is_local(name):
+    elif is_local_name and request.revision is None:
         path = expand_home(name)
-        if is_saved(path):
-            return None
+        if is_saved(path) or (request.config_name is not None and not path.is_dir()):
+            return None  # it is refused, or read in another way
         data = find_data(path, name, request.config_name)
         if data.make is not None or split not in data.by_split:
             return None
         files = data.by_split[split]
         origin["kind"] = "folder" if path.is_dir() else "file"
         origin |= {"path": str(path.absolute()), "names": NAMES}
+    elif is_local_name:
+        return None
     else:
         origin = load_source(
             *(name,), split=split, config_name=request.config_name, revision=request.revision,

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from numpy import ndarray
 
 from dq_multimodal.config import InputError
 from dq_multimodal.files import first_line
+
+READERS = 16
+"""Small files that are read at the same time."""
 
 
 class Store:
@@ -64,7 +68,7 @@ class Store:
         stop = None if size is None else (start + size) * kind.itemsize
         data = b"" if size == 0 else self.fs.cat_file(self.path(name), start * kind.itemsize, stop)
         if len(data) % kind.itemsize or (size is not None and len(data) != size * kind.itemsize):
-            raise OSError(f"{self.root}/{name} is not as long as it was written")
+            raise InputError(f"{self.root}/{name} is not as long as it was written: remove it")
         return np.frombuffer(data, kind)
 
     def open(self, name: str) -> Any:
@@ -86,22 +90,40 @@ class Store:
         """Write what is known of a part, after all else of it."""
         self.write(f"{name}.json", json.dumps(facts).encode(), folder)
 
+    def count_try(self, name: str, most: int) -> bool:
+        """Note that a part is begun; False, and all is forgotten, if it was so many times."""
+        files = [self.path(f"{name}-{k}.txt") for k in range(most)]
+        found = [file for file in files if self.fs.exists(file)]
+        if len(found) == most:
+            self.fs.rm(found)
+            return False
+        self.fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+        self.fs.pipe_file(files[len(found)], b"")
+        return True
+
     def find_facts(self, name: str) -> dict[str, Any] | None:
         """Give what is known of a part, if it is done."""
         try:
-            return json.loads(self.fs.cat_file(self.path(f"{name}.json")))
-        except FileNotFoundError:
+            found = json.loads(self.fs.cat_file(self.path(f"{name}.json")))
+        except (FileNotFoundError, ValueError):
             return None
+        return found if isinstance(found, dict) else None
 
     def read_facts(self, stage: str) -> dict[int, dict[str, Any]]:
         """Give what is known of those parts of a stage that are done, by number."""
-        place = self.path(stage)
         self.fs.invalidate_cache()
-        files = self.fs.glob(f"{place}/*.json") if self.fs.exists(place) else []
-        found = self.fs.cat(files) if files else {}
-        return {int(Path(file).stem): json.loads(text) for file, text in found.items()}
+        try:
+            files = self.fs.ls(self.path(stage), detail=False)
+        except FileNotFoundError:
+            return {}
+        names = [Path(file).stem for file in files if file.endswith(".json")]
+        with ThreadPoolExecutor(READERS) as pool:
+            facts = pool.map(lambda name: self.find_facts(f"{stage}/{name}"), names)
+            found = zip(names, facts, strict=True)
+            return {int(name): one for name, one in found if one is not None}
 
-    def clear(self) -> None:
-        """Remove all of it."""
-        if self.fs.exists(self._place):
-            self.fs.rm(self._place, recursive=True)
+    def clear(self, stage: str = "") -> None:
+        """Remove a stage, or all."""
+        place = self.path(stage).rstrip("/")
+        if self.fs.exists(place):
+            self.fs.rm(place, recursive=True)

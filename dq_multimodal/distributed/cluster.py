@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
@@ -19,6 +20,8 @@ from dq_multimodal.config import InputError, format_bytes
 from dq_multimodal.files import first_line
 
 CONNECT_SECONDS = 10
+MOST_RETRIES = 100
+"""So often a task goes to another worker: each time that a machine does not answer counts."""
 Facts = dict[str, Any]
 Task = Callable[[int, Path], Facts]
 """Called with a number and a folder of its machine; gives what the driver has to know."""
@@ -42,8 +45,8 @@ class Cluster:
         except ImportError as error:
             raise InputError("engine ray needs Ray: pip install 'dq-multimodal[ray]'") from error
         self._ray, self._is_ours = ray, not ray.is_initialized()
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        for name in ("ray", "ray.data"):  # what ends a run is said in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if self._is_ours:
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             host, _, port = (address or "").rpartition(":")
@@ -68,6 +71,12 @@ class Cluster:
         if self._is_ours:
             self._ray.shutdown()
 
+    @property
+    def room(self) -> int:
+        """Bytes of memory of the largest machine."""
+        nodes = (node["Resources"] for node in self._ray.nodes() if node["Alive"])
+        return int(max((node.get("memory", 0) for node in nodes), default=0))
+
     def do(
         self, what: str, task: Task, numbers: list[int], *, has_model: bool = False, memory: int = 0
     ) -> Iterator[tuple[int, Facts]]:
@@ -84,20 +93,21 @@ class Cluster:
         if not numbers:
             return
         ray, found = self._ray, self._ray.cluster_resources()
-        most = max((node["Resources"].get("memory", 0) for node in ray.nodes()), default=0)
-        if memory > most:
+        n_cpus, n_gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
+        if memory > self.room or not n_cpus:
             raise InputError(
-                f"a task needs {format_bytes(memory)}, and no machine has more than "
-                f"{format_bytes(int(most))}: use --partition kmeans, or other strata"
+                f"a task needs a core and {format_bytes(memory)}, and no machine has more than "
+                f"{format_bytes(self.room)}: use --partition kmeans, or other strata"
             )
         options: dict[str, Any] = {"batch_size": 1, "num_cpus": 1, "memory": memory or None}
         call: Any = partial(perform, task)
         if has_model:
-            n_gpus = int(found.get("GPU", 0))
             options |= {"num_gpus": 1} if n_gpus else {}
             options |= {"fn_constructor_args": (task,)}
-            options["concurrency"] = max(1, min(n_gpus or int(found["CPU"]), len(numbers)))
+            options["concurrency"] = min(n_gpus or n_cpus, len(numbers))
             call = Worker
+        limit = {"max_task_retries" if has_model else "max_retries": MOST_RETRIES}
+        options["ray_remote_args_fn"] = limit.copy
         items = ray.data.from_items(
             [{"number": number} for number in numbers], override_num_blocks=len(numbers)
         )
@@ -108,9 +118,10 @@ class Cluster:
                 if "error" in facts:
                     raise InputError(facts["error"])
                 yield int(row["number"]), facts
-        except ray.exceptions.RayError as error:
+        except ray.exceptions.RayError as error:  # a task that fails otherwise has facts
             raise InputError(
-                f"the cluster failed: {first_line(error)}; the same command goes on"
+                f"{what}: no worker could do a task ({type(error).__name__}); the same command "
+                "goes on"
             ) from error
 
 
@@ -120,8 +131,10 @@ def perform(task: Task, batch: dict[str, ndarray]) -> dict[str, list[Any]]:
     try:
         with TemporaryDirectory() as place:
             facts = task(number, Path(place))
-    except (InputError, OSError) as error:
-        facts = {"error": str(error)}
+    except Exception as error:  # Ray would do it again and again
+        traceback.print_exc()  # into the log of the worker
+        name = "" if isinstance(error, InputError) else f"task {number} failed: {error!r}: "
+        facts = {"error": name + first_line(error)}
     return {"number": [number], "facts": [json.dumps(facts)]}
 
 

@@ -46,6 +46,7 @@ from dq_multimodal.stages import embedding, on_shards, subset
 from dq_multimodal.stages.on_shards import Work, count_task_bytes, join_tables, make_groups
 from dq_multimodal.stages.ordering import bins_kind, count_asked, weigh_groups
 from dq_multimodal.stages.preparation import (
+    MAX_LISTED,
     UNLABELLED,
     check_strata,
     leaves_out,
@@ -62,6 +63,8 @@ from dq_multimodal.stages.selection import (
     tabulate_groups,
 )
 
+MOST_TRIES = 10
+"""A task that has begun so often and not ended is not begun again by this start of the run."""
 SALT = 0x73686F77
 """Sets the hash of the rows that the report shows apart from that of the draw."""
 
@@ -90,11 +93,17 @@ def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
             return driver.run(why)
 
 
-def do_once(store: Store, stage: str, task: Task, number: int, place: Path) -> Facts:
-    """Do a task, unless another worker has."""
+def do_once(release: str, store: Store, stage: str, task: Task, number: int, place: Path) -> Facts:
+    """Do a task of the driver's release, unless another worker has."""
+    if release != __version__:
+        raise InputError(f"a machine has dq-multimodal {__version__}, and the driver {release}")
     name = f"{stage}/{number:05d}"
     facts = store.find_facts(name)
     if facts is None:
+        if not store.count_try(name, MOST_TRIES):
+            raise InputError(
+                f"task {number} of {stage} has ended {MOST_TRIES} workers, maybe for want of memory"
+            )
         facts = task(number, place)
         store.put_facts(name, facts, place)
     return facts
@@ -130,7 +139,6 @@ class Driver:
         request, config, place = self.request, self.config, self.place
         notes: list[str] = []
         if not request.overwrite and folder.is_finished(place, config, with_report=request.report):
-            shutil.rmtree(place / folder.PARTS, ignore_errors=True)
             return found_complete(place)
         is_embedded = request.needs_embeddings and request.ready_embeddings is None
         if is_embedded or request.method == "adq":  # a worker has the room for the model
@@ -138,14 +146,14 @@ class Driver:
             [(_, found)] = self.cluster.do("model", task, [0], has_model=True)
             config = self.config = check_type("config", found["config"], Config)
             notes = found["notes"]
-        whole = f"{__version__} {self.rows.starts} {config.format()}"  # what all parts depend on
-        key = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        where = request.ray_storage or str(place / folder.PARTS)
-        self.store = Store(f"{where if '://' in where else expand_home(where)}/{key}")
+        whole = (__version__, self.rows.starts, config.format())  # what all parts depend on
+        key = hashlib.sha256(repr((place.absolute(), *whole)).encode()).hexdigest()[:16]
+        self.store = Store(f"{self.find_storage() or place / folder.PARTS}/{key}")
         measured = replace(request, representativeness=config.request.representativeness)
         self.work = Work(self.store, self.rows, measured, *self.settings)
         manifest = folder.begin(place, config, request.overwrite)
         self.manifest = manifest or start_manifest(self.source, [""], None)
+        (place / folder.PARTS / key).mkdir(parents=True, exist_ok=True)  # tells that there is work
         with folder.stage(place, self.manifest, "embeddings"):
             task = partial(on_shards.embed, self.work)
             embedded = self.do("embeddings", task, has_model=is_embedded)
@@ -163,12 +171,30 @@ class Driver:
         self.store.clear()
         return Run(place)
 
+    def find_storage(self) -> str | None:
+        """Give the ray_storage.
+
+        Raises:
+            InputError: If it lies where the source is read: a second start would take it for data.
+        """
+        where, source = self.request.ray_storage, self.config.source.path
+        if where is None or "://" in where:
+            return where
+        found = expand_home(where).resolve()
+        if source is not None and "://" not in source and found.is_relative_to(source):
+            raise InputError(
+                f"ray_storage {where} lies in the dataset {source}: name another folder"
+            )
+        return str(found)
+
     def do(self, stage: str, task: Task, n_tasks: int | None = None, **how: Any) -> list[Facts]:
         """Have those tasks of a stage done that are not, one for each shard or so many."""
-        n_tasks = len(self.rows.shards) if n_tasks is None else n_tasks
+        if n_tasks is None:
+            n_tasks = len(self.rows.shards)
+            how["memory"] = min(3 * self.rows.largest_bytes, self.cluster.room)
         found = self.store.read_facts(stage)
         left = [number for number in range(n_tasks) if number not in found]
-        task = partial(do_once, self.store, stage, task)
+        task = partial(do_once, __version__, self.store, stage, task)
         found |= dict(self.cluster.do(stage, task, left, **how))
         return [found[number] for number in range(n_tasks)]
 
@@ -177,8 +203,9 @@ class Driver:
         problems: dict[str, tuple[int, list[int]]] = {}
         for facts in embedded:
             for what, (n_odd, rows) in facts["problems"].items():
-                before = problems.get(what, (0, []))
-                problems[what] = before[0] + n_odd, before[1] + rows
+                before, known = problems.get(what, (0, []))
+                most = None if what in UNDECODED else MAX_LISTED - len(known)
+                problems[what] = before + n_odd, known + rows[:most]
         if problems.get(UNLABELLED, (0,))[0] == self.n_rows:
             del problems[UNLABELLED]
         names = dict(pair for facts in embedded for pair in facts["names"])
@@ -260,8 +287,10 @@ class Driver:
                 )
             record.append(("vector", kind.str, (width,)))
             if not request.ray_storage:
-                whole = self.place / (embedding.FILE + embedding.PARTIAL)
-                if not whole.exists() and not self.store.read_facts("parts"):
+                whole = Path(self.store.path(embedding.FILE))
+                is_done = len(self.store.read_facts("parts")) == len(embedded)
+                if not whole.exists() and not (is_done and (self.place / embedding.FILE).exists()):
+                    self.store.clear("parts")
                     new = whole.with_name(whole.name + ".tmp")
                     embedding.RowsFile(new, (self.n_rows, width), np.float32, is_new=True)
                     put_in_place(new, whole)
@@ -291,7 +320,7 @@ class Driver:
         keys = hash_numbers(~self.request.seed, rows.astype(np.uint64))
         picks = sample_bins(bins, keys, self.request.score_rows, filled)
         copied = self.do("scores", partial(on_shards.take, self.work, rows[picks]))
-        files = [file for facts in copied for file in facts["files"]]
+        files = name_files("scores", copied)
         task = partial(on_shards.score, self.work, files, bins[picks])
         [found] = self.do("score", task, 1, has_model=True)
         scores = Scores(*(np.array(found[n]) for n in ("representativeness", "diversity")))
@@ -305,15 +334,17 @@ class Driver:
         partial_folder = self.place / subset.PARTIAL
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir()
-        files = [file for facts in written for file in facts["files"]]
+        files = name_files("subset", written)
         for number, name in enumerate(tqdm(files, desc="write", unit="file")):
             self.store.fetch(name, partial_folder / f"part-{number:05d}.parquet")
-        if any(facts.get("named") for facts in written):
+        if any(facts["named"] for facts in written):
             with (partial_folder / subset.FILE_NAMES).open("wb") as out:
                 for number, facts in enumerate(written):
-                    if facts.get("named"):
-                        with self.store.open(f"subset/{number:05d}.txt") as lines:
-                            shutil.copyfileobj(lines, out)
+                    if not facts["named"]:  # a line for each row all the same
+                        out.write(b"\n" * facts["rows"])
+                        continue
+                    with self.store.open(f"subset/{number:05d}.txt") as lines:
+                        shutil.copyfileobj(lines, out)
         shutil.rmtree(self.place / subset.FOLDER, ignore_errors=True)
         partial_folder.replace(self.place / subset.FOLDER)
         self.source.check()
@@ -334,13 +365,17 @@ class Driver:
     def show(self, written: list[Facts]) -> None:
         """Write the report, of a sample where there are many rows."""
         with TemporaryDirectory() as work:
-            files = [
-                self.store.fetch(name, Path(work, name.replace("/", "-")))
-                for facts in written
-                for name in facts["shown"]["files"]
-            ]
+            names = name_files("shown", [facts["shown"] for facts in written])
+            places = [Path(work, name.replace("/", "-")) for name in names]
+            files = [*map(self.store.fetch, names, places)]
             dataset = read_parquet(files).remove_columns(["dq_row"])
             table, vectors = self.sample
             sample = None if len(table) == self.n_rows else table
             how = {"embeddings": vectors, "dataset": dataset, "sample": sample}
             write_report(self.place, self.config, self.manifest, **how)
+
+
+def name_files(stage: str, found: list[Facts]) -> list[str]:
+    """Give the names of the files that `put_rows` wrote, by what is known of every shard."""
+    numbers = ((number, int(facts["files"])) for number, facts in enumerate(found))
+    return [f"{stage}/{number:05d}-{k}.parquet" for number, n in numbers for k in range(n)]

@@ -384,7 +384,18 @@ def _is_column(given: str, dataset: "Dataset") -> bool:
     return given in dataset.column_names and not given.endswith(".npy")
 
 
-def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
+def read_npy(given: str, n_rows: int, split: str, start: int, stop: int) -> ndarray:
+    """Read the ready embeddings of rows start to stop of so many, float16 or else float32."""
+    values, ranges = _open_ranges(given, n_rows, split)
+    found, first = [values[:0]], 0
+    for low, high in ranges:
+        found.append(values[low + max(start - first, 0) : min(low + stop - first, high)])
+        first += high - low
+    return np.concatenate(found).astype("f2" if values.dtype == "f2" else "f4")
+
+
+def _open_ranges(given: str, n_rows: int, split: str) -> tuple[ndarray, list[tuple[int, int]]]:
+    """Map a .npy file, and say where in it the rows lie."""
     path = expand_home(given)
     if not path.is_file():
         raise InputError(f"no embeddings {given}: neither a .npy file nor a column of the dataset")
@@ -398,6 +409,11 @@ def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
             f"{given} must hold one vector for each of the {n_rows:,} rows, "
             f"got shape {values.shape}"
         )
+    return values, ranges
+
+
+def _npy_blocks(given: str, n_rows: int, split: str) -> Iterator[ndarray]:
+    values, ranges = _open_ranges(given, n_rows, split)
     step = max(1, BLOCK_BYTES // (4 * values.shape[1]))
     for first, stop in ranges:
         for start in range(first, stop, step):

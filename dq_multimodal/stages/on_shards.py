@@ -133,8 +133,8 @@ def embed_shard(
     """Give the embeddings of a shard: ready ones as they are, others in float32."""
     given = work.request.ready_embeddings
     if work.npy is not None:
-        values = np.load(work.npy, mmap_mode="r")[start : start + len(shard)]
-        return np.array(values, dtype="f2" if values.dtype == "f2" else "f4")
+        asked = str(work.npy), work.rows.n_rows, work.request.split
+        return embedding.read_npy(*asked, start, start + len(shard))
     if given is not None:
         vectors = np.concatenate([*embedding.read_column(given, shard, start)])
         is_half = getattr(shard.features[given].feature, "dtype", "") == "float16"
@@ -464,13 +464,14 @@ def put_rows(
 ) -> Facts:
     """Write rows of a shard as files stage/NUMBER-0.parquet, and so on; see `write_subset`."""
     if not len(kept):
-        return {"files": [], "bytes": 0}
+        return {"files": 0, "rows": 0, "bytes": 0, "named": False}
     picks = kept["row"].to_numpy() - work.rows.starts[number]
-    n_bytes, files = subset.write_subset(shard, picks, kept, folder), []
-    for k, file in enumerate(subset.subset_files(folder)):
-        files.append(f"{stage}/{number:05d}-{k}.parquet")
-        work.store.put(files[-1], file)
+    n_bytes = subset.write_subset(shard, picks, kept, folder)
+    files = subset.subset_files(folder)
+    for k, file in enumerate(files):
+        work.store.put(f"{stage}/{number:05d}-{k}.parquet", file)
     names = folder / subset.FOLDER / subset.FILE_NAMES
     if names.exists():
         work.store.put(f"{stage}/{number:05d}.txt", names)
-    return {"files": files, "bytes": n_bytes, "named": names.exists()}
+    facts = {"files": len(files), "rows": len(kept), "bytes": n_bytes}
+    return {**facts, "named": names.exists()}

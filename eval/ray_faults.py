@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measure import DATA, ROOT, dq, flags, save
+from measure import DATA, ROOT, command_line, dq, flags, write
 
 from dq_multimodal import verify
 
@@ -330,7 +330,7 @@ def make_texts(folder: Path, n_rows: int, n_files: int = 4) -> Path:
         rng = np.random.default_rng(1)
         sizes = rng.integers(5, 40, size=n_rows)
         texts = [" ".join(f"word{k}" for k in rng.integers(0, 500, size=n)) for n in sizes]
-        table = pa.table({"text": texts})
+        table = pa.table({"instruction": texts})
     size = n_rows // n_files
     for number in range(n_files):
         part = table.slice(number * size, size)
@@ -338,16 +338,24 @@ def make_texts(folder: Path, n_rows: int, n_files: int = 4) -> Path:
     return folder
 
 
-def make_cases(work: Path, share: int) -> list[Case]:
-    """Make the sources: vectors that are given, and texts for the default encoder."""
-    common = ("--keep-ratio", "0.1", "--partition")
-    given = ("--method", "dq", "--ready-embeddings", "vector", *common, "kmeans:8")
-    n_given, n_texts = 200_000 // share, 5000 // share
-    adq = ("--method", "adq", "--score-rows", "20", *common, "kmeans:2")
-    return [
-        Case("vectors", make_vectors(work, n_given), given, n_given // 10, MAP_STAGES),
-        Case("texts", make_texts(work, n_texts), adq, n_texts // 10, ADQ_STAGES),
-    ]
+COMMON = ("--keep-ratio", "0.1", "--partition")
+
+
+def make_given(work: Path, share: int) -> Case:
+    """Make rows whose vectors are given."""
+    asked, n_rows = ("--method", "dq", "--ready-embeddings", "vector"), 200_000 // share
+    source = make_vectors(work, n_rows)
+    return Case("vectors", source, (*asked, *COMMON, "kmeans:8"), n_rows // 10, MAP_STAGES)
+
+
+def make_embedded(work: Path, share: int) -> Case:
+    """Make rows whose instructions the default encoder embeds."""
+    asked = ("--method", "adq", "--score-rows", "20", "--text-columns", "instruction")
+    source, n_rows = make_texts(work, 5000 // share), 5000 // share
+    return Case("texts", source, (*asked, *COMMON, "kmeans:2"), n_rows // 10, ADQ_STAGES)
+
+
+SOURCES = {"vectors": make_given, "texts": make_embedded}
 
 
 def measure(case: Case, work: Path) -> dict[str, Any]:
@@ -378,7 +386,6 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
             print(json.dumps(found[-1]), flush=True)
     kept = [set(read_subset(place)["dq_row"].to_pylist()) for place in (local, runner.undisturbed)]
     return {
-        "name": case.name,
         "rows": pq.read_table(runner.undisturbed / "selection.parquet").num_rows,
         "flags": case.flags,
         "local": {"seconds": round(seconds, 1), "same_rows": len(kept[0] & kept[1]) / len(kept[0])},
@@ -391,12 +398,16 @@ def main() -> None:
     if sys.argv[1:2] == [DRIVER]:
         return drive(json.loads(sys.argv[2]))
     parser = flags(__doc__, "ray_faults")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dq") as folder:
-        cases = make_cases(Path(folder), 10 if args.quick else 1)
-        found = [measure(case, Path(folder)) for case in cases]
-    save(args.output, {"cases": found})
+    for name in args.sources:
+        with tempfile.TemporaryDirectory(prefix="dq") as folder:
+            case = SOURCES[name](Path(folder), 10 if args.quick else 1)
+            about = {"command": command_line(), "cores": os.cpu_count()}
+            found = {**about, "load_before": os.getloadavg()[0], **measure(case, Path(folder))}
+        before = json.loads(args.output.read_text())["sources"] if args.output.exists() else {}
+        write(args.output, {"sources": before | {name: found}})
 
 
 if __name__ == "__main__":

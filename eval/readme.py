@@ -214,15 +214,15 @@ def faults(document: dict[str, Any]) -> str:
     """Lay out what eval/ray_faults.py measured: deaths in every stage, and what came of them."""
     head = ("rows", "nodes", "killed", "in", "tasks", "begun again", "done again", "seconds")
     rows: list[tuple[str, ...]] = [(*head, "as undisturbed, verified, nothing left")]
-    for case in document["cases"]:
+    for name, case in document["sources"].items():
         for run in case["runs"]:
             killed = ", ".join(dict.fromkeys(what for what, _ in run["deaths"]))
             where = ", ".join(stage for _, stage in run["deaths"])
             moved = " (goes on on another cluster)" if run["run"] == "elsewhere" else ""
-            counts = (str(run[name]) for name in ("tasks", "begun_again", "made_again"))
+            counts = (str(run[key]) for key in ("tasks", "begun_again", "made_again"))
             same = ("same_selection", "same_bins", "same_subset", "verified", "is_answer_whole")
-            is_same = all(run[name] for name in same) and not run["left"]
-            cells = (f"{case['rows']:,} {case['name']}", str(run["nodes"]), killed, where + moved)
+            is_same = all(run[key] for key in same) and not run["left"]
+            cells = (f"{case['rows']:,} {name}", str(run["nodes"]), killed, where + moved)
             rows.append((*cells, *counts, f"{run['seconds']:.0f}", "yes" if is_same else "no"))
     return grid(rows)
 

@@ -8,6 +8,7 @@ import uuid
 import numpy as np
 import pytest
 
+from dq_multimodal.config import InputError
 from dq_multimodal.data.store import Store
 
 KIND = np.dtype([("row", "i8"), ("vector", "f2", (3,))])
@@ -39,9 +40,9 @@ def test_what_is_written_is_read_all_or_in_part(store, tmp_path):
 def test_reading_beyond_the_end_or_another_kind_raises(store, tmp_path):
     store.write("parts/00000.bin", make_records(), tmp_path)
     for start, size in ((0, 11), (8, 3), (10, 1), (99, 1)):
-        with pytest.raises(OSError, match="not as long as it was written"):
+        with pytest.raises(InputError, match="not as long as it was written"):
             store.read("parts/00000.bin", KIND, start, size)
-    with pytest.raises(OSError, match="not as long"):
+    with pytest.raises(InputError, match="not as long"):
         store.read("parts/00000.bin", np.dtype("V9"))
     with pytest.raises(FileNotFoundError):
         store.read("parts/00001.bin", KIND)

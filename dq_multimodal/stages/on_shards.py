@@ -291,8 +291,11 @@ def make_bins(
 
 def take(work: Work, picks: Int[ndarray, " k"], number: int, folder: Path) -> Facts:
     """Copy some rows of a shard for the scores of adq: scores/NUMBER-0.parquet, and so on."""
-    rows = pa.table({"row": rows_of(work, number, picks)})
-    return put_rows(work, "scores", number, work.rows.read(number), rows, folder)
+    rows = rows_of(work, number, picks)
+    if not len(rows):
+        return {"files": 0}
+    kept = pa.table({"row": rows})
+    return put_rows(work, "scores", number, work.rows.read(number), kept, folder)
 
 
 def score(

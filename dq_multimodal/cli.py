@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dq_multimodal.run import Run
 
 INTERRUPTED = 130
+ONCE = ("compress", "plan", "resample", "push")
+"""Commands that several processes of a launcher would do several times."""
 LAST_SECONDS = 5.0
 """So long other processes of a launcher wait: until then rank 0 has said what is wrong."""
 MAX_LINE = 2000
@@ -260,7 +262,7 @@ def _attempt(arguments: list[str]) -> tuple[int, str | None]:
         for argument in arguments:
             argument.encode()  # before it stands in files and messages
         n_started = os.environ.get("WORLD_SIZE", "")
-        if n_started.isdigit() and int(n_started) > 1:
+        if arguments[0] in ONCE and n_started.isdigit() and int(n_started) > 1:
             return 2, _refuse_launcher(arguments[0], n_started)
         asked = vars(make_parser().parse_args(arguments))
         asked.pop("command")(asked)

@@ -124,7 +124,7 @@ def drive(asked: dict[str, Any]) -> None:
     from dq_multimodal.stages import on_shards
 
     log, gates = asked["log"], [Path(gate) for gate in asked["gates"]]
-    do_once, do_all = engine.do_once, cluster.Cluster.do
+    do_once, do_all = on_shards.do_once, cluster.Cluster.do
     progress, write_report = engine.tqdm, engine.write_report
 
     def begin(stage: str, number: int) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def drive(asked: dict[str, Any]) -> None:
         begin("report", 0)
         return write_report(*given, **how)
 
-    engine.do_once, cluster.Cluster.do = do_noted, do_all_noted
+    on_shards.do_once, cluster.Cluster.do = do_noted, do_all_noted
     engine.tqdm = on_shards.tqdm = show_progress
     engine.write_report = report
     shards.SHARD_ROWS = on_shards.GROUP_ROWS = asked["shard_rows"]

@@ -4,7 +4,7 @@
 
 Makes 50 parquet files of short texts and embeddings of 64 float16 numbers, block by block, and has
 each engine compress them by dq in parts by k-means. Memory is that of the process that was started
-(with ray: the driver, not its workers).
+(with ray: the driver, not its workers), the anonymous part, sampled.
 """
 
 import json
@@ -35,8 +35,8 @@ def main() -> None:
         place = args.work / engine
         done = dq("compress", source, *asked, "--engine", engine, "--overwrite", output_dir=place)
         spent = {"wall_seconds": round(done.seconds, 1), "seconds": done.found["seconds"]}
-        peaks = {"peak_bytes": done.resident, "anonymous_bytes": done.anonymous}
-        runs.append({"engine": engine, **spent, **peaks})
+        peaks = {"resident_bytes": done.resident, "peak_bytes": done.anonymous}
+        runs.append({"name": engine, **spent, **peaks})
         print(json.dumps(runs[-1]), flush=True)
     tables = [pq.read_table(args.work / engine / "selection.parquet") for engine in args.engines]
     facts = {"rows": args.rows, "files": args.files, "dimension": args.dimension, "flags": asked}

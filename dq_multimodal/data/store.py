@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from dq_multimodal.config import InputError
-from dq_multimodal.files import first_line
+from dq_multimodal.files import expand_home, first_line
 
 READERS = 16
 """Small files that are read at the same time."""
@@ -127,3 +127,17 @@ class Store:
         place = self.path(stage).rstrip("/")
         if self.fs.exists(place):
             self.fs.rm(place, recursive=True)
+
+
+def find_storage(where: str | None, source: str | None) -> str | None:
+    """Give the folder or URL that the user named for parts, absolute.
+
+    Raises:
+        InputError: If it lies where the source is read: a second start would take it for data.
+    """
+    if where is None or "://" in where:
+        return where
+    found = expand_home(where).resolve()
+    if source is not None and "://" not in source and found.is_relative_to(source):
+        raise InputError(f"ray_storage {where} lies in the dataset {source}: name another folder")
+    return str(found)

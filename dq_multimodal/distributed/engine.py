@@ -36,7 +36,7 @@ from dq_multimodal.data.local import read_parquet
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.shards import Rows, open_rows, survey_file
 from dq_multimodal.data.source import MEMORY, AnyDataset, Source
-from dq_multimodal.data.store import Store
+from dq_multimodal.data.store import Store, find_storage
 from dq_multimodal.distributed.cluster import Cluster, Facts, Task
 from dq_multimodal.files import expand_home, put_in_place, write_table
 from dq_multimodal.manifest import Config, ScoreFacts, check_type, make
@@ -63,8 +63,6 @@ from dq_multimodal.stages.selection import (
     tabulate_groups,
 )
 
-MOST_TRIES = 10
-"""A task that has begun so often and not ended is not begun again by this start of the run."""
 SALT = 0x73686F77
 """Sets the hash of the rows that the report shows apart from that of the draw."""
 
@@ -91,22 +89,6 @@ def compress_on_ray(dataset: AnyDataset, options: dict[str, Any]) -> Run:
             folder.spare_inputs(place, request, source)
             driver = Driver(cluster, rows, source, request.of_rows(rows.n_rows), place)
             return driver.run(why)
-
-
-def do_once(release: str, store: Store, stage: str, task: Task, number: int, place: Path) -> Facts:
-    """Do a task of the driver's release, unless another worker has."""
-    if release != __version__:
-        raise InputError(f"a machine has dq-multimodal {__version__}, and the driver {release}")
-    name = f"{stage}/{number:05d}"
-    facts = store.find_facts(name)
-    if facts is None:
-        if not store.count_try(name, MOST_TRIES):
-            raise InputError(
-                f"task {number} of {stage} has ended {MOST_TRIES} workers, maybe for want of memory"
-            )
-        facts = task(number, place)
-        store.put_facts(name, facts, place)
-    return facts
 
 
 class Driver:
@@ -148,7 +130,8 @@ class Driver:
             notes = found["notes"]
         whole = (__version__, self.rows.starts, config.format())  # what all parts depend on
         key = hashlib.sha256(repr((place.absolute(), *whole)).encode()).hexdigest()[:16]
-        self.store = Store(f"{self.find_storage() or place / folder.PARTS}/{key}")
+        where = find_storage(request.ray_storage, config.source.path)
+        self.store = Store(f"{where or place / folder.PARTS}/{key}")
         measured = replace(request, representativeness=config.request.representativeness)
         self.work = Work(self.store, self.rows, measured, *self.settings)
         manifest = folder.begin(place, config, request.overwrite)
@@ -171,22 +154,6 @@ class Driver:
         self.store.clear()
         return Run(place)
 
-    def find_storage(self) -> str | None:
-        """Give the ray_storage.
-
-        Raises:
-            InputError: If it lies where the source is read: a second start would take it for data.
-        """
-        where, source = self.request.ray_storage, self.config.source.path
-        if where is None or "://" in where:
-            return where
-        found = expand_home(where).resolve()
-        if source is not None and "://" not in source and found.is_relative_to(source):
-            raise InputError(
-                f"ray_storage {where} lies in the dataset {source}: name another folder"
-            )
-        return str(found)
-
     def do(self, stage: str, task: Task, n_tasks: int | None = None, **how: Any) -> list[Facts]:
         """Have those tasks of a stage done that are not, one for each shard or so many."""
         if n_tasks is None:
@@ -194,7 +161,7 @@ class Driver:
             how["memory"] = min(3 * self.rows.largest_bytes, self.cluster.room)
         found = self.store.read_facts(stage)
         left = [number for number in range(n_tasks) if number not in found]
-        task = partial(do_once, __version__, self.store, stage, task)
+        task = partial(on_shards.do_once, __version__, self.store, stage, task)
         found |= dict(self.cluster.do(stage, task, left, **how))
         return [found[number] for number in range(n_tasks)]
 
@@ -320,7 +287,7 @@ class Driver:
         keys = hash_numbers(~self.request.seed, rows.astype(np.uint64))
         picks = sample_bins(bins, keys, self.request.score_rows, filled)
         copied = self.do("scores", partial(on_shards.take, self.work, rows[picks]))
-        files = name_files("scores", copied)
+        files = on_shards.name_files("scores", copied)
         task = partial(on_shards.score, self.work, files, bins[picks])
         [found] = self.do("score", task, 1, has_model=True)
         scores = Scores(*(np.array(found[n]) for n in ("representativeness", "diversity")))
@@ -334,7 +301,7 @@ class Driver:
         partial_folder = self.place / subset.PARTIAL
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir()
-        files = name_files("subset", written)
+        files = on_shards.name_files("subset", written)
         for number, name in enumerate(tqdm(files, desc="write", unit="file")):
             self.store.fetch(name, partial_folder / f"part-{number:05d}.parquet")
         if any(facts["named"] for facts in written):
@@ -365,7 +332,7 @@ class Driver:
     def show(self, written: list[Facts]) -> None:
         """Write the report, of a sample where there are many rows."""
         with TemporaryDirectory() as work:
-            names = name_files("shown", [facts["shown"] for facts in written])
+            names = on_shards.name_files("shown", [facts["shown"] for facts in written])
             places = [Path(work, name.replace("/", "-")) for name in names]
             files = [*map(self.store.fetch, names, places)]
             dataset = read_parquet(files).remove_columns(["dq_row"])
@@ -373,9 +340,3 @@ class Driver:
             sample = None if len(table) == self.n_rows else table
             how = {"embeddings": vectors, "dataset": dataset, "sample": sample}
             write_report(self.place, self.config, self.manifest, **how)
-
-
-def name_files(stage: str, found: list[Facts]) -> list[str]:
-    """Give the names of the files that `put_rows` wrote, by what is known of every shard."""
-    numbers = ((number, int(facts["files"])) for number, facts in enumerate(found))
-    return [f"{stage}/{number:05d}-{k}.parquet" for number, n in numbers for k in range(n)]

@@ -4,6 +4,7 @@ Each is called with what all tasks share, its own number, and a folder of its ma
 result in the store and returns what the driver has to know. They follow each other as here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
+from dq_multimodal import __version__
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.config import CompressConfig
+from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import Bins, one_bin
 from dq_multimodal.core.bins import count_working_bytes
 from dq_multimodal.core.diversity import count_sampled
@@ -48,6 +50,8 @@ RANK = np.dtype("i8")
 WEIGHT = "weight"
 """Column that a table of `gather` has beside those of selection.parquet."""
 PLACE = np.dtype([("order", "i8"), ("weight", "f8")])
+MOST_TRIES = 10
+"""A task that has begun so often and not ended is not begun again by this start of the run."""
 RANDOM_BYTES = 150
 """Bytes of a row that are held where rows are put in a random order."""
 LOADED: list[Adapter] = []
@@ -75,6 +79,29 @@ class Work:
     label_column: str | None
     sample: Int[ndarray, " s"]
     npy: Path | None
+
+
+def do_once(
+    release: str,
+    store: Store,
+    stage: str,
+    task: Callable[[int, Path], Facts],
+    number: int,
+    place: Path,
+) -> Facts:
+    """Do a task of the driver's release, unless another worker has."""
+    if release != __version__:
+        raise InputError(f"a machine has dq-multimodal {__version__}, and the driver {release}")
+    name = f"{stage}/{number:05d}"
+    facts = store.find_facts(name)
+    if facts is None:
+        if not store.count_try(name, MOST_TRIES):
+            raise InputError(
+                f"task {number} of {stage} has ended {MOST_TRIES} workers, maybe for want of memory"
+            )
+        facts = task(number, place)
+        store.put_facts(name, facts, place)
+    return facts
 
 
 def describe(
@@ -478,3 +505,9 @@ def put_rows(
         work.store.put(f"{stage}/{number:05d}.txt", names)
     facts = {"files": len(files), "rows": len(kept), "bytes": n_bytes}
     return {**facts, "named": names.exists()}
+
+
+def name_files(stage: str, found: list[Facts]) -> list[str]:
+    """Give the names of the files that `put_rows` wrote, by what is known of every shard."""
+    numbers = ((number, int(facts["files"])) for number, facts in enumerate(found))
+    return [f"{stage}/{number:05d}-{k}.parquet" for number, n in numbers for k in range(n)]

@@ -565,19 +565,17 @@ def test_facts_name_no_files(cluster, files, tmp_path, monkeypatch):
 
 
 def test_a_task_that_ends_its_workers_is_given_up(tmp_path, monkeypatch):
-    from dq_multimodal.distributed import engine
-
     def fall(*_):
         raise SystemExit  # as a worker that dies: no facts
 
-    monkeypatch.setattr(engine, "MOST_TRIES", 3)
-    asked = engine.__version__, Store(str(tmp_path)), "bins", fall, 7, tmp_path
+    monkeypatch.setattr(on_shards, "MOST_TRIES", 3)
+    asked = on_shards.__version__, Store(str(tmp_path)), "bins", fall, 7, tmp_path
     for _ in range(3):
         with pytest.raises(SystemExit):
-            engine.do_once(*asked)
+            on_shards.do_once(*asked)
     with pytest.raises(InputError, match="task 7 of bins has ended 3 workers"):
-        engine.do_once(*asked)
+        on_shards.do_once(*asked)
     with pytest.raises(SystemExit):  # another start tries again
-        engine.do_once(*asked)
+        on_shards.do_once(*asked)
     with pytest.raises(InputError, match=r"a machine has dq-multimodal .* the driver 9\.9"):
-        engine.do_once("9.9", *asked[1:])
+        on_shards.do_once("9.9", *asked[1:])

@@ -333,7 +333,8 @@ def finish(target: Path, config: Config, manifest: Manifest, kept: int | None = 
     shutil.rmtree(target / patching.FOLDER, ignore_errors=True)  # it is in the subset now
     targeting.forget_vectors(target)
     seal(target, manifest)
-    shutil.rmtree(target / PARTS, ignore_errors=True)
+    if (target / PARTS).exists():
+        shutil.rmtree(target / PARTS, ignore_errors=True)
 
 
 def seal(target: Path, manifest: Manifest) -> None:

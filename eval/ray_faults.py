@@ -138,14 +138,14 @@ def drive(asked: dict[str, Any]) -> None:
             time.sleep(0.02)
         return about
 
-    def do_noted(store: Any, stage: str, task: Any, number: int, place: Path) -> Any:
+    def do_noted(release: str, store: Any, stage: str, task: Any, number: int, place: Path) -> Any:
         about, made = begin(stage, number), []
 
         def make(number: int, place: Path) -> Any:
             made.append(number)
             return task(number, place)
 
-        facts = do_once(store, stage, make, number, place)
+        facts = do_once(release, store, stage, make, number, place)
         note(log, **about, event="made" if made else "found")
         return facts
 

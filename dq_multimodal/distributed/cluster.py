@@ -20,8 +20,6 @@ from dq_multimodal.config import InputError, format_bytes
 from dq_multimodal.files import first_line
 
 CONNECT_SECONDS = 10
-MOST_RETRIES = 100
-"""So often a task goes to another worker: each time that a machine does not answer counts."""
 Facts = dict[str, Any]
 Task = Callable[[int, Path], Facts]
 """Called with a number and a folder of its machine; gives what the driver has to know."""
@@ -106,8 +104,6 @@ class Cluster:
             options |= {"fn_constructor_args": (task,)}
             options["concurrency"] = min(n_gpus or n_cpus, len(numbers))
             call = Worker
-        limit = {"max_task_retries" if has_model else "max_retries": MOST_RETRIES}
-        options["ray_remote_args_fn"] = limit.copy
         items = ray.data.from_items(
             [{"number": number} for number in numbers], override_num_blocks=len(numbers)
         )

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ ELSEWHERE = {"output_dir", "disable_tqdm", "use_cpu", "local_rank", "resume_from
 """Flags that say where and how a run is made, not what comes out."""
 
 
-def describe_request(*arguments: dict[str, Any]) -> dict[str, Any]:
+def describe_request(*arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Put together all flags that change the result, as JSON holds them."""
     found = {name: value for flags in arguments for name, value in flags.items()}
     kept = {

@@ -10,6 +10,7 @@ import math
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from dq_multimodal.options import (
@@ -37,7 +38,8 @@ Representativeness = Literal["texture", "surprisal"]
 Importance = Literal["both", "representativeness", "diversity"]
 Norm = Literal["minmax", "softmax-z"]
 Preset = Literal["dq-iccv23", "adq-aaai25"]
-Modality = Literal["auto", "text", "image"]
+NamedModality = Literal["text", "image", "image-text"]
+Modality = Literal["auto", NamedModality]
 Embedding = Literal["features", "gradients"]
 Attribution = Literal["gradcam++", "random"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -47,6 +49,7 @@ Engine = Literal["local", "ray"]
 
 DEFAULT_TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_IMAGE_MODEL = "resnet18.a1_in1k"
+TEXT_SHARE = 0.5
 SPLIT_NAME = r"\w+(\.\w+)*"  # what `datasets` takes for the name of a split
 MAX_PART_ROWS, MOST_PARTS = 50_000, 2000
 """Rows of a part on average, where the number of parts is not given, and that number at most: the
@@ -77,6 +80,14 @@ output = partial(option, "Output", is_recorded=False)
 WHERE = "Where it runs"
 where = partial(option, WHERE, is_recorded=False)
 
+
+def split_models(name: str | None) -> list[str]:
+    """Give the models of IMAGE_MODEL,TEXT_MODEL, or the one that is named."""
+    if name is None:
+        return []
+    return [name] if Path(name).expanduser().exists() else name.split(",")
+
+
 NOT_ON_RAY = (
     *("streaming", "target", "dynamics", "difficulty", "drop_duplicates", "cap_by", "max_memory"),
     *("keep_every_class", "drop_ratio"),
@@ -105,11 +116,13 @@ class CompressConfig(Request):
     revision: str | None = read(None, "Branch, tag or commit of a Hub dataset.")
     streaming: bool = read(False, "Read in several passes, never whole on this disk or in memory.")
     field: str | None = read(None, "Key of a JSON file that holds the rows.", metavar="KEY")
-    modality: Modality = read("auto", "What the rows are; auto looks for a column of images.")
+    modality: Modality = read("auto", "What the rows are; auto looks for images and for text.")
     text_columns: tuple[str, ...] | None = read(
         None, "Text columns that are embedded, in order.  [default: detected]", metavar="A,B"
     )
-    image_column: str | None = read(None, "Column of images.  [default: the only one]")
+    image_column: str | None = read(
+        None, "Column of images.  [default: the only one; beside text all of them]"
+    )
     label_column: str | None = read(
         None,
         "Column of strata: each value is binned on its own; none leaves it aside.  [default: the "
@@ -217,8 +230,15 @@ class CompressConfig(Request):
 
     embedding_model: str | None = model(
         None,
-        "Encoder: a sentence-transformers, timm or transformers id, or a folder.  [default: "
-        f"{DEFAULT_TEXT_MODEL}, {DEFAULT_IMAGE_MODEL}]",
+        "Encoder: a sentence-transformers, timm or transformers id, or a folder; of rows with "
+        "images and text one that reads both, or IMAGE_MODEL,TEXT_MODEL.  [default: "
+        f"{DEFAULT_IMAGE_MODEL}, {DEFAULT_TEXT_MODEL}]",
+    )
+    text_share: float | None = model(
+        None,
+        "Share of the text in the cosine of two rows with images and text, in (0, 1).  [default: "
+        f"{TEXT_SHARE}]",
+        in_range("(0, 1)"),
     )
     ready_embeddings: str | None = model(
         None,

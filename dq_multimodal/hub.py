@@ -345,7 +345,11 @@ def _strip(value: Any, key: str = "") -> Any:
         return [_strip(entry, key) for entry in value]
     if not isinstance(value, str) or key in ROW_NAMES:
         return value
-    return last_part(value) if key in PLACES or value.startswith(("/", "~")) else value
+    if key not in PLACES and not value.startswith(("/", "~")):
+        return value
+    return (
+        ",".join(map(last_part, value.split(","))) if key == "embedding_model" else last_part(value)
+    )
 
 
 def _places(value: Any) -> Iterator[str]:
@@ -353,8 +357,8 @@ def _places(value: Any) -> Iterator[str]:
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _places(part)
-    elif isinstance(value, str) and value.startswith("/") and value.strip("/"):
-        yield value
+    elif isinstance(value, str):
+        yield from (p for p in (value, *value.split(",")) if p.startswith("/") and p.strip("/"))
 
 
 def download(name: str, revision: str | None = None) -> Path:

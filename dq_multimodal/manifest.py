@@ -195,17 +195,21 @@ def check_splits(splits: dict[str, int] | None, n_rows: int) -> None:
 
 @dataclass(kw_only=True)
 class Columns(Record):
-    """Which columns are embedded, and how."""
+    """Which columns are embedded, and how; of image-text rows `columns` are those of the text."""
 
-    modality: Literal["text", "image"]
+    modality: Literal["text", "image", "image-text"]
     shape: str
     columns: list[str]
+    image_columns: list[str] | None = None
     template: str | None = None
 
 
 @dataclass(kw_only=True)
 class Model(Record):
-    """What embeds or scores: a model, or the file or column of ready embeddings."""
+    """What embeds or scores: a model, or the file or column of ready embeddings.
+
+    Image-text rows may have a model for each half: vectors begin with the numbers of the image.
+    """
 
     model: str | None = None
     revision: str | None = None
@@ -221,6 +225,9 @@ class Model(Record):
     kind: str | None = None
     factors: list[int] | None = None
     sha256_of_float32: str | None = None
+    text_share: float | None = None
+    image: "Model | None" = None
+    text: "Model | None" = None
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_multimodal import folder
-from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.image_text import image_half
 from dq_multimodal.config import CompressConfig, InputError, PlanConfig
 from dq_multimodal.core import one_bin
 from dq_multimodal.folder import stage
@@ -120,8 +120,9 @@ def embed(job: Job, place: Path, manifest: Manifest) -> None:
             embedding.copy_embeddings(given, job.source.dataset, request.split, place)
         elif adapter is not None and is_needed:
             embedding.embed_rows(adapter, place, request.batch_size)
-        if isinstance(adapter, ImageAdapter) and not (is_needed and given is None):
-            adapter.check_images()
+        image = image_half(adapter)
+        if image is not None and not (is_needed and given is None):
+            image.check_images()
         problems, notes = note_rows(job)
         if is_needed:
             by_cosine = given is None or request.similarity == "cosine"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from jaxtyping import Float, Int
@@ -23,12 +23,21 @@ class Embedded:
         embedding: One vector a row, float32.
         middle: Pooled features of a middle layer; None unless the adapter is scored.
         texture: Texture level of each row and the number of patches (or windows) it is the mean
-            of, 0 for a row without any; None unless the adapter is scored.
+            of, 0 for a row without any; None unless the adapter is scored. Of a row with images
+            and text these two numbers of the images, then those of the text.
     """
 
     embedding: Float[ndarray, "b d"]
     middle: Float[ndarray, "b k"] | None = None
-    texture: Float[ndarray, "b 2"] | None = None
+    texture: Float[ndarray, "b t"] | None = None
+
+
+class Part(NamedTuple):
+    """The columns of each array of `Embedded` that are scored together."""
+
+    embedding: slice = slice(None)
+    middle: slice = slice(None)
+    texture: slice = slice(None)
 
 
 class Adapter(ABC):
@@ -46,7 +55,7 @@ class Adapter(ABC):
         chunk_rows: Rows of a chunk, where the rows come as a stream: a batch is of one chunk.
     """
 
-    MODEL_PARTS = ("model", "_encoder")
+    MODEL_PARTS = ("model", "encoder")
     """Attributes that hold a loaded model."""
 
     def __init__(self, dataset: Dataset, *, is_scored: bool = False) -> None:
@@ -95,6 +104,11 @@ class Adapter(ABC):
     def middle_dimension(self) -> int:
         """Size k of the middle features, 0 where the model has none."""
         return 0
+
+    @property
+    def parts(self) -> list[Part]:
+        """What is scored on its own, text last; the scores of the parts are summed."""
+        return [Part()]
 
     def contents(self, rows: Int[ndarray, " b"]) -> Iterator[bytes]:
         """Give the text, white space apart, or the image file of rows, empty if there is none."""

@@ -7,14 +7,17 @@ from datasets import Dataset
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.adapters.text import TextAdapter, detect_layout, holds_turns
+from dq_multimodal.adapters.image_text import ImageTextAdapter, image_half
+from dq_multimodal.adapters.text import TextAdapter, TextLayout, detect_layout, holds_turns
 from dq_multimodal.config import (
     DEFAULT_IMAGE_MODEL,
     DEFAULT_TEXT_MODEL,
     CompressConfig,
     InputError,
+    NamedModality,
+    split_models,
 )
-from dq_multimodal.data.columns import NO_LABEL
+from dq_multimodal.data.columns import NO_LABEL, find_image_column
 from dq_multimodal.data.pixels import image_columns
 
 NAME_PARTS = {
@@ -27,81 +30,108 @@ NAME_PARTS = {
 
 
 def choose_adapter(dataset: Dataset, request: CompressConfig) -> Adapter | None:
-    """Choose by the features of the dataset: images where it has a column of them, else text.
+    """Choose by the features of the dataset: rows have images, text, or both.
 
     InputError if what has to be embedded, or was named, is not there; None where nothing has to be
     and neither was found.
     """
-    if is_image(dataset, request):
+    modality = find_modality(dataset, request)
+    check_modality(modality, request)
+    image_model, text_model = name_models(request.embedding_model, modality)
+    options: dict[str, Any] = {"device": request.device, "dtype": request.dtype}
+    options["is_scored"] = request.method == "adq"
+    is_needed = request.needs_embeddings and request.ready_embeddings is None
+    image = None
+    if modality != "text":
+        columns = [find_image_column(dataset, request.image_column)]
+        if modality == "image-text" and request.image_column is None:
+            columns = image_columns(dataset)
+        how = (request.label_column, image_model, request.image_embedding)
+        image = ImageAdapter(dataset, columns, *how, **options)
+        if modality == "image":
+            return image
+    try:
+        layout = find_text(dataset, request) if image is not None else None
+        layout = layout or detect_layout(dataset.column_names, request.text_columns)
+        text = TextAdapter(dataset, layout, text_model, has_images=image is not None, **options)
+    except InputError:
+        if is_needed or request.text_columns is not None or request.modality != "auto":
+            raise
+        return None
+    if image is None:
+        return text
+    adapter = ImageTextAdapter(dataset, image, text, request.text_share)
+    if is_needed:
+        adapter.notes.append(
+            f"rows are chosen by the images in {', '.join(image.columns)} and the text in "
+            f"{', '.join(layout.columns)} (--modality image or text chooses by one of them alone)"
+        )
+    return adapter
+
+
+def check_modality(modality: str, request: CompressConfig) -> None:
+    """Raise if something is asked that such rows do not have."""
+    read = f"this dataset is read as {modality}"
+    if modality == "image":
         if request.text_columns is not None:
             raise InputError("text_columns are for text, and this dataset is read as images")
         if request.method == "adq" and request.representativeness == "surprisal":
             raise InputError("representativeness surprisal is for text: images have texture")
-        adapter = ImageAdapter(
-            dataset,
-            request.image_column,
-            request.label_column,
-            request.embedding_model or DEFAULT_IMAGE_MODEL,
-            request.image_embedding,
-            is_scored=request.method == "adq",
-            device=request.device,
-            dtype=request.dtype,
-        )
-        if request.needs_embeddings and request.ready_embeddings is None:
-            adapter.notes += note_text(dataset, adapter)
-        return adapter
-    if request.drop_ratio:
+    elif request.image_embedding == "gradients":
+        raise InputError(f"embedding gradients is for images, and {read}")
+    if modality == "text" and request.drop_ratio:
         raise InputError("drop_ratio is for images, and this dataset is read as text")
-    if request.image_embedding == "gradients":
-        raise InputError("embedding gradients is for images, and this dataset is read as text")
-    needs_text = request.needs_embeddings and request.ready_embeddings is None
-    try:
-        layout = detect_layout(dataset.column_names, request.text_columns)
-        model = request.embedding_model or DEFAULT_TEXT_MODEL
-        where: dict[str, Any] = {"device": request.device, "dtype": request.dtype}
-        return TextAdapter(dataset, layout, model, is_scored=request.method == "adq", **where)
-    except InputError:
-        if needs_text or request.text_columns is not None or request.modality == "text":
-            raise
-        return None
+    if modality != "image-text" and request.text_share is not None:
+        raise InputError(f"text_share is for images with text, and {read}")
 
 
-def is_image(dataset: Dataset, request: CompressConfig) -> bool:
-    """Say whether the rows are to be read as images."""
+def name_models(asked: str | None, modality: str) -> tuple[str, str]:
+    """Give the model of the images and that of the text.
+
+    InputError if there are two for rows of one kind, or more.
+    """
+    models = split_models(asked)
+    if len(models) > (2 if modality == "image-text" else 1) or not all(models):
+        wanted = "one model or IMAGE_MODEL,TEXT_MODEL" if modality == "image-text" else "one model"
+        raise InputError(f"embedding_model must be {wanted} for {modality} rows, got {asked}")
+    if not models:
+        return DEFAULT_IMAGE_MODEL, DEFAULT_TEXT_MODEL
+    return models[0], models[-1]
+
+
+def find_modality(dataset: Dataset, request: CompressConfig) -> NamedModality:
+    """Say what the rows are to be read as."""
     if request.modality != "auto":
-        return request.modality == "image"
-    if request.image_column is not None:
-        return True
-    return request.text_columns is None and bool(image_columns(dataset))
+        return request.modality
+    if request.image_column is None and not image_columns(dataset):
+        return "text"
+    is_image = request.image_embedding == "gradients" or find_text(dataset, request) is None
+    return "image" if is_image else "image-text"
+
+
+def find_text(dataset: Dataset, request: CompressConfig) -> TextLayout | None:
+    """Find the text beside images: a known shape, or all columns of text with no other name."""
+    if request.text_columns is not None:
+        return detect_layout(dataset.column_names, request.text_columns)
+    texts = [name for name, kind in dataset.features.items() if _is_text(kind)]
+    try:
+        return detect_layout(texts)
+    except InputError:
+        pass
+    named = [
+        name
+        for name in texts
+        if name != request.label_column and not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower()))
+    ]
+    return TextLayout("columns", tuple(named)) if named else None
 
 
 def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | None:
     """Give the column of strata: that of the images, or the one that was named."""
-    if isinstance(adapter, ImageAdapter):
-        return adapter.label_column
+    image = image_half(adapter)
+    if image is not None:
+        return image.label_column
     return None if request.label_column == NO_LABEL else request.label_column
-
-
-def note_text(dataset: Dataset, adapter: ImageAdapter) -> list[str]:
-    """Say which text beside the images does not count, if there is any."""
-    names = [
-        name
-        for name, kind in dataset.features.items()
-        if name != adapter.label_column
-        and not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower()))
-        and _is_text(kind)
-    ]
-    if not names:
-        return []
-    instead = "--modality text"
-    try:
-        detect_layout(dataset.column_names)
-    except InputError:
-        instead += f" --text-columns {','.join(names)}"
-    return [
-        f"rows are chosen by the image in {adapter.column} alone: the text in {', '.join(names)} "
-        f"does not count ({instead} chooses by the text alone)"
-    ]
 
 
 def _is_text(kind: Any) -> bool:

@@ -2,15 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
@@ -18,14 +18,17 @@ from tqdm import tqdm
 from dq_multimodal.adapters.base import Adapter, Embedded, Problems
 from dq_multimodal.config import Dtype, Embedding, InputError
 from dq_multimodal.core.texture import image_texture
-from dq_multimodal.data.columns import (
-    find_image_column,
-    find_label_column,
-    match_classes,
-    read_classes,
+from dq_multimodal.data.columns import find_label_column, match_classes, read_classes
+from dq_multimodal.data.pixels import (
+    BLANK,
+    NO_IMAGE,
+    decode_image,
+    holds_lists,
+    image_files,
+    read_bytes,
+    undecoded,
 )
-from dq_multimodal.data.pixels import BLANK, decode_image, read_bytes, undecoded
-from dq_multimodal.models.image import ImageModel, load_image_model
+from dq_multimodal.models.image import load_image_model
 
 SMALL_PIXELS = 2**16
 CHECKED_ROWS = 256
@@ -35,25 +38,21 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255
 MAX_PIXELS = 2**20
 """Larger images are halved, or divided by the next whole number, until they have no more."""
 
-Batch = tuple[
-    UInt8[ndarray, "b size size 3"],
-    Bool[ndarray, " b"],
-    Int[ndarray, " b"],
-    Float[ndarray, "b 2"] | None,
-]
-"""Prepared pictures, which of them could be read, their row numbers and their texture."""
+Batch = tuple[list[Any], Int[ndarray, " m"], Int[ndarray, " b"], Float[ndarray, "b 2"] | None]
+"""Prepared pictures, the place of the row of each, the row numbers, and the texture of the rows."""
 
 
 class ImageAdapter(Adapter):
     r"""Embeddings of the images of a dataset.
 
-    `features` are the pooled penultimate features. `gradients` are those of the cross-entropy
+    `features` are the pooled penultimate features; of a row with several images their mean over
+    those that can be read. `gradients` are those of the cross-entropy
     with respect to the weights of the last layer: the outer product of $p - onehot(y)$ and the
     features, y the label of the row, or the predicted class where it has none. Only the two
     factors are stored, side by side; `core.make_bins` multiplies their inner products.
 
     Args:
-        image_column: The column; None finds the only one.
+        columns: The columns of images, or of lists of them.
         label_column: The column of labels; None finds it, "none" stands for none.
         model: See `models.image.load_image_model`.
         kind: "features" or "gradients".
@@ -65,7 +64,7 @@ class ImageAdapter(Adapter):
     def __init__(
         self,
         dataset: Dataset,
-        image_column: str | None,
+        columns: list[str],
         label_column: str | None,
         model: str,
         kind: Embedding = "features",
@@ -75,17 +74,20 @@ class ImageAdapter(Adapter):
         dtype: Dtype = "auto",
     ) -> None:
         super().__init__(dataset, is_scored=is_scored)
-        self.column = find_image_column(dataset, image_column)
+        self.columns = columns
+        self.has_lists = len(columns) > 1 or holds_lists(dataset.features[columns[0]])
+        if self.has_lists and kind == "gradients":
+            raise InputError(f"gradients are for one image a row, got lists in {columns[0]}")
         self.label_column = find_label_column(dataset, label_column)
         self.model_name, self.kind = model, kind
-        self._device, self._dtype = device, dtype
-        self._files = undecoded(dataset, self.column)
+        self.load_model: Callable[[], Any] = partial(load_image_model, model, device, dtype)
+        self._files = undecoded(dataset, *columns)
         self._labels = dataset.select_columns([self.label_column]) if self.label_column else None
 
     @cached_property
-    def model(self) -> ImageModel:
-        """The model that embeds."""
-        model = load_image_model(self.model_name, self._device, self._dtype)
+    def model(self) -> Any:
+        """The model that embeds: an `ImageModel` or another that is used as one."""
+        model = self.load_model()
         if self.kind == "gradients" and not model.n_classes:
             raise InputError(f"gradients need a classifier, and {self.model_name} has no classes")
         return model
@@ -114,7 +116,7 @@ class ImageAdapter(Adapter):
 
     def describe(self) -> dict[str, Any]:
         """Say which column is embedded."""
-        return {"modality": "image", "shape": "images", "columns": [self.column]}
+        return {"modality": "image", "shape": "images", "columns": self.columns}
 
     def describe_model(self) -> dict[str, Any]:
         """Say which model embeds, and how."""
@@ -126,8 +128,13 @@ class ImageAdapter(Adapter):
         return found
 
     def lengths(self) -> Int[ndarray, " n"]:
-        """Every image costs the same."""
+        """Every row costs the same."""
         return np.ones(len(self._files), dtype=np.int64)
+
+    def files(self, rows: Int[ndarray, " b"] | list[int]) -> list[list[Any]]:
+        """Give the image files of rows, undecoded."""
+        places = [int(row) for row in rows]
+        return image_files(self._files[places], self.columns) if places else []
 
     @property
     def middle_dimension(self) -> int:
@@ -151,9 +158,9 @@ class ImageAdapter(Adapter):
         started, n_checked = time.monotonic(), 0
         with ThreadPoolExecutor() as pool, tqdm(total=n_rows, desc="check", unit="row") as bar:
             for rows in blocks:
-                values = self._files[rows.tolist()][self.column]
-                for row, odd in zip(rows.tolist(), pool.map(_find_fault, values), strict=True):
-                    for what in set(odd) & set(BLANK):
+                found = pool.map(_find_faults, self.files(rows))
+                for row, odd in zip(rows.tolist(), found, strict=True):
+                    for what in odd & set(BLANK):
                         self.problems.setdefault(what, []).append(row)
                 n_checked += len(rows)
                 bar.update(len(rows))
@@ -162,8 +169,8 @@ class ImageAdapter(Adapter):
         return n_checked
 
     def contents(self, rows: Int[ndarray, " b"]) -> Iterator[bytes]:
-        """Give the image files."""
-        return (read_bytes(v) or b"" for v in self._files[rows.tolist()][self.column])
+        """Give the image files, one after the other."""
+        return (b"".join(read_bytes(file) or b"" for file in part) for part in self.files(rows))
 
     def file_names(self, rows: list[int]) -> list[str | None]:
         """Give the names of the image files of some rows, without their folders."""
@@ -174,52 +181,86 @@ class ImageAdapter(Adapter):
         return self._paths([row])[0].parent.name
 
     def _paths(self, rows: list[int]) -> list[PurePosixPath]:
-        values = self._files[rows][self.column] if rows else []
-        paths = [(value or {}).get("path") or "" for value in values]
+        firsts = (part[0] if part else {} for part in self.files(rows))
+        paths = [file.get("path") or "" for file in firsts]
         return [PurePosixPath(path.split("::")[0].replace("\\", "/")) for path in paths]
 
     def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[Batch, Problems]:
-        """Decode a batch of images, or a view of each, and scale them for the model."""
-        size = self.model.size
-        pixels = np.zeros((len(rows), size, size, 3), dtype=np.uint8)
-        is_read = np.zeros(len(rows), dtype=bool)
-        texture = np.zeros((len(rows), 2), dtype=np.float32) if self.is_scored else None
+        """Decode the images of a batch, or a view of each, and prepare them for the model."""
+        pictures: list[Any] = []
+        owners: list[int] = []
+        large: dict[int, Float[ndarray, "1 2"]] = {}
         small: dict[int, Image.Image] = {}  # measured together; large ones are not held
         problems: Problems = {}
-        for k, value in enumerate(self._files[rows.tolist()][self.column]):
-            image, odd = decode_image(read_bytes(value))
+        for k, files in enumerate(self.files(rows)):
+            row, odd = int(rows[k]), set() if files else {NO_IMAGE}
+            for number, file in enumerate(files):
+                image, found = decode_image(read_bytes(file))
+                odd |= set(found)
+                if image is None:
+                    continue
+                at, picture = len(pictures), self.model.prepare(image)
+                if view is not None:
+                    picture = augment(picture, (view, row, *([number] if number else [])))
+                elif self.is_scored and image.width * image.height <= SMALL_PIXELS:
+                    small[at] = image
+                elif self.is_scored:
+                    large[at] = measure_texture([image])
+                pictures.append(picture)
+                owners.append(k)
             for what in odd:
-                problems.setdefault(what, []).append(int(rows[k]))
-            if image is None:
-                continue
-            is_read[k] = True
-            picture = self.model.prepare(image)
-            pixels[k] = picture if view is None else augment(picture, (view, int(rows[k])))
-            if texture is not None and view is None:
-                if image.width * image.height <= SMALL_PIXELS:
-                    small[k] = image
-                else:
-                    texture[k] = measure_texture([image])
-        if small and texture is not None:
-            texture[list(small)] = measure_texture(list(small.values()))
-        return (pixels, is_read, rows, texture), problems
+                problems.setdefault(what, []).append(row)
+        place, texture = np.array(owners, dtype=np.int64), None
+        if self.is_scored:
+            levels = np.zeros((len(pictures), 2), dtype=np.float32)
+            for at, measured in large.items():
+                levels[at] = measured
+            if small:
+                levels[list(small)] = measure_texture(list(small.values()))
+            texture = pool_texture(levels, place, len(rows))
+        return (pictures, place, rows, texture), problems
 
     def embed(self, batch: Batch) -> Embedded:
-        """Embed prepared pictures; those that could not be read become zeros."""
-        pixels, is_read, rows, texture = batch
-        features, logits, middle = self.model.look(pixels, with_middle=self.is_scored)
+        """Embed prepared pictures; rows without one that could be read become zeros."""
+        pictures, place, rows, texture = batch
+        if not pictures:
+            middle = np.zeros((len(rows), self.middle_dimension * self.is_scored), dtype=np.float32)
+            nothing = np.zeros((len(rows), self.dimension), dtype=np.float32)
+            return Embedded(nothing, middle if self.is_scored else None, texture)
+        features, logits, middle = self.model.look(pictures, with_middle=self.is_scored)
         if self.kind == "gradients" and logits is not None:
             errors = softmax(logits)
-            classes = self.classes[rows]
+            classes = self.classes[rows[place]]
             classes = np.where(classes >= 0, classes, logits.argmax(axis=1))
-            errors[np.arange(len(rows)), classes] -= 1
+            errors[np.arange(len(place)), classes] -= 1
             features = np.concatenate([errors, features], axis=1)
-        features[~is_read] = 0
-        return Embedded(features, middle, texture)
+        pooled = None if middle is None else pool_rows(middle, place, len(rows))
+        return Embedded(pool_rows(features, place, len(rows)), pooled, texture)
 
 
-def _find_fault(value: Any) -> list[str]:
-    return decode_image(read_bytes(value), is_check=True)[1]
+def _find_faults(files: list[Any]) -> set[str]:
+    if not files:
+        return {NO_IMAGE}
+    return {what for file in files for what in decode_image(read_bytes(file), is_check=True)[1]}
+
+
+def pool_rows(
+    values: Float[ndarray, "m k"], place: Int[ndarray, " m"], n_rows: int
+) -> Float[ndarray, "n k"]:
+    """Give each row the mean of its pictures, zeros where it has none."""
+    sums = np.zeros((n_rows, values.shape[1]), dtype=np.float32)
+    np.add.at(sums, place, values)
+    return sums / np.maximum(np.bincount(place, minlength=n_rows), 1)[:, None].astype(np.float32)
+
+
+def pool_texture(
+    found: Float[ndarray, "m 2"], place: Int[ndarray, " m"], n_rows: int
+) -> Float[ndarray, "n 2"]:
+    """Give each row the mean level of the patches of its pictures, and their number."""
+    levels, counts = found.astype(np.float64).T
+    totals = np.bincount(place, counts, minlength=n_rows)
+    sums = np.bincount(place, levels * counts, minlength=n_rows)
+    return np.stack([sums / np.maximum(totals, 1), totals], axis=1).astype(np.float32)
 
 
 def softmax(logits: Float[ndarray, "b c"]) -> Float[ndarray, "b c"]:
@@ -249,9 +290,7 @@ def measure_texture(images: list[Image.Image]) -> Float[ndarray, "b 2"]:
     return found
 
 
-def augment(
-    pixels: UInt8[ndarray, "size size 3"], seed: tuple[int, int]
-) -> UInt8[ndarray, "size size 3"]:
+def augment(pixels: UInt8[ndarray, "h w 3"], seed: tuple[int, ...]) -> UInt8[ndarray, "h w 3"]:
     """Make the positive view of the diversity score: crop, flip, rotation and colour, seeded.
 
     A crop of 80 to 100 % of the area, a flip in half of the cases, a rotation of up to 10 degrees,
@@ -261,23 +300,25 @@ def augment(
 
     Args:
         pixels: A picture as the model takes it.
-        seed: Of the dataset and of the row; the same seed gives the same view.
+        seed: Of the dataset and of the picture; the same seed gives the same view.
     """
     rng = np.random.default_rng([number % 2**64 for number in seed])
-    size = len(pixels)
-    side = max(1, round(size * np.sqrt(rng.uniform(0.8, 1.0))))
-    left, top = (int(start) for start in rng.integers(0, size - side + 1, size=2))
+    height, width, _ = pixels.shape
+    factor = np.sqrt(rng.uniform(0.8, 1.0))
+    across, down = (max(1, round(side * factor)) for side in (width, height))
+    left, top = (int(rng.integers(0, rest + 1)) for rest in (width - across, height - down))
     is_flipped = rng.random() < 0.5
     angle = rng.uniform(-10, 10)
     factors = rng.uniform(0.8, 1.2, size=3)
-    around = tuple((pixels.reshape(-1, 3).sum(axis=0) // size**2).tolist())
+    n_pixels = width * height
+    around = tuple((pixels.reshape(-1, 3).sum(axis=0) // n_pixels).tolist())
     image = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR, fillcolor=around)
-    image = image.resize((size, size), box=(left, top, left + side, top + side))
+    image = image.resize((width, height), box=(left, top, left + across, top + down))
     if is_flipped:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     brightness, contrast, saturation = factors.tolist()
     image = ImageEnhance.Brightness(image).enhance(brightness)
     # as ImageEnhance.Contrast, whose mean comes from a histogram summed in Python
-    mean = int(np.asarray(image.convert("L")).sum() / size**2 + 0.5)
+    mean = int(np.asarray(image.convert("L")).sum() / n_pixels + 0.5)
     image = Image.blend(Image.new("RGB", image.size, (mean, mean, mean)), image, contrast)
     return np.asarray(ImageEnhance.Color(image).enhance(saturation))

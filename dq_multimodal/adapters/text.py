@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dq_multimodal.adapters.base import LONGER, Adapter, Embedded, Problems
 from dq_multimodal.config import Dtype, InputError
 from dq_multimodal.data.columns import check_columns
 from dq_multimodal.data.row_sizes import cut_rows, read_blocks
-from dq_multimodal.models.text import load_encoder
+from dq_multimodal.models.text import Encoder, load_encoder
 
 BLOCK_ROWS = 4096
 TOKENIZED = 1_000_000
@@ -55,6 +56,9 @@ CHAT_TEMPLATE = (
 )
 """What the recorded template says beside the columns; other rules need another version."""
 MISREAD = 'a turn whose content is no text (beside lists, datasets reads a text like "42" as JSON)'
+
+IMAGE_MARK = re.compile(r"<image(?:_\d+)?>")
+"""What stands in a text for an image of its row."""
 
 NO_TEXT = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")
 
@@ -230,7 +234,10 @@ def leave_out_shared(turns: Int[ndarray, "k 3"], lengths: Int[ndarray, " n"]) ->
 
 
 class TextAdapter(Adapter):
-    """Sentence embeddings of the rows of an instruction dataset."""
+    """Sentence embeddings of the rows of an instruction dataset.
+
+    Beside images (`has_images`) the marks that stand for them, such as <image>, are no text.
+    """
 
     def __init__(
         self,
@@ -238,12 +245,13 @@ class TextAdapter(Adapter):
         layout: TextLayout,
         model: str,
         *,
+        has_images: bool = False,
         is_scored: bool = False,
         device: str | None = None,
         dtype: Dtype = "auto",
     ) -> None:
         super().__init__(dataset, is_scored=is_scored)
-        self.layout, self.model = layout, model
+        self.layout, self.model, self._has_images = layout, model, has_images
         self._device, self._dtype = device, dtype
         features = [dataset.features[column] for column in layout.columns]
         for column, feature in zip(layout.columns, features, strict=True):
@@ -256,7 +264,8 @@ class TextAdapter(Adapter):
         self._hashes = array("q")
 
     @cached_property
-    def _encoder(self) -> Any:
+    def encoder(self) -> Encoder:
+        """The model that embeds."""
         encoder = load_encoder(self.model, self._device, self._dtype)
         if encoder.note:
             self.notes.append(encoder.note)
@@ -265,7 +274,7 @@ class TextAdapter(Adapter):
     @property
     def dimension(self) -> int:
         """Size d of an embedding."""
-        return self._encoder.dimension
+        return self.encoder.dimension
 
     def describe(self) -> dict[str, Any]:
         """Say which columns are embedded and how."""
@@ -278,7 +287,7 @@ class TextAdapter(Adapter):
 
     def describe_model(self) -> dict[str, Any]:
         """Say which model embeds."""
-        return self._encoder.describe()
+        return self.encoder.describe()
 
     def turns(self, rows: Int[ndarray, " b"]) -> list[list[Turn]]:
         """Give what stands for rows, turn by turn; text outside a chat is one turn."""
@@ -289,7 +298,7 @@ class TextAdapter(Adapter):
             turns = [
                 (role, make_valid(" ".join(texts)))
                 for column, value in zip(self.layout.columns, values, strict=True)
-                for role, texts in split_turns(column, value)
+                for role, texts in self._split(column, value)
                 if texts
             ]
             kept = turns
@@ -297,6 +306,14 @@ class TextAdapter(Adapter):
                 kept = [t for t in turns if t[0] not in SYSTEM or _digest(t[1]) not in self._shared]
             found.append(kept or turns)
         return found
+
+    def _split(self, column: str, value: Any) -> list[tuple[str, list[str]]]:
+        """Give role and texts of every turn in one field."""
+        turns = split_turns(column, value)
+        if not self._has_images:
+            return turns
+        bare = ((role, (IMAGE_MARK.sub(" ", t).strip() for t in texts)) for role, texts in turns)
+        return [(role, [*filter(None, texts)]) for role, texts in bare]
 
     def texts(self, rows: Int[ndarray, " b"]) -> list[str]:
         """Give the strings that stand for rows, however long."""
@@ -325,7 +342,7 @@ class TextAdapter(Adapter):
                 found: list[str] = []
                 for column, value in zip(layout.columns, values, strict=True):
                     n_found = len(found)
-                    for role, texts in split_turns(column, value):
+                    for role, texts in self._split(column, value):
                         found += texts
                         if self.is_chat and role in SYSTEM and texts:
                             text = make_valid(" ".join(texts))
@@ -361,7 +378,7 @@ class TextAdapter(Adapter):
     @property
     def middle_dimension(self) -> int:
         """Size of the pooled middle layer."""
-        return self._encoder.middle_dimension
+        return self.encoder.middle_dimension
 
     def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[list[str], Problems]:
         """Give the strings that stand for rows, or a view of each with spans left out.
@@ -371,20 +388,20 @@ class TextAdapter(Adapter):
         turns = self.turns(rows)
         texts = [" ".join(text for _, text in row) for row in turns]
         problems: Problems = {}
-        n_read = self._encoder.n_read
+        n_read = self.encoder.n_read
         if n_read is not None:
             # No token is shorter than a byte.
             may = [k for k, text in enumerate(texts) if len(text.encode()) > n_read]
-            sizes = self._encoder.count_tokens([texts[k] for k in may])
+            sizes = self.encoder.count_tokens([texts[k] for k in may])
             long = [k for k, size in zip(may, sizes, strict=True) if size > n_read]
             if long:
                 part = "the beginning of each long turn" if self.is_chat else "their beginning"
-                limit = self._encoder.model.max_seq_length
+                limit = self.encoder.model.max_seq_length
                 what = f"{LONGER} ({limit:,} tokens): only {part} counts"
                 problems[what] = rows[long].tolist()
             for k in long if self.is_chat else ():
                 roles, parts = zip(*turns[k], strict=True)
-                ends = self._encoder.token_ends(list(parts))
+                ends = self.encoder.token_ends(list(parts))
                 shares = share_tokens(list(roles), [len(e) for e in ends], n_read)
                 texts[k] = " ".join(
                     part[: end[share - 1]]
@@ -398,8 +415,8 @@ class TextAdapter(Adapter):
     def embed(self, batch: list[str]) -> Embedded:
         """Embed strings."""
         if self.is_scored:
-            return self._encoder.encode_scored(batch)
-        return Embedded(self._encoder.encode(batch))
+            return self.encoder.encode_scored(batch)
+        return Embedded(self.encoder.encode(batch))
 
     def surprisal(self, bins: Int[ndarray, " n"]) -> Float[ndarray, " m"]:
         r"""Give the mean surprisal of the tokens of each bin, in bits.
@@ -408,11 +425,11 @@ class TextAdapter(Adapter):
         and p its share of all tokens: a unigram model of the whole dataset, read as far as the
         encoder reads.
         """
-        counts = np.zeros((int(bins.max()) + 1, self._encoder.n_tokens))
+        counts = np.zeros((int(bins.max()) + 1, self.encoder.n_tokens))
         with tqdm(total=len(bins), desc="count tokens", unit="row") as bar:
             for start, stop in cut_rows(self.lengths(), BLOCK_ROWS, TOKENIZED):
                 rows = np.arange(start, stop)
-                ids = self._encoder.token_ids(self.load(rows)[0])
+                ids = self.encoder.token_ids(self.load(rows)[0])
                 at = np.repeat(bins[rows], [len(part) for part in ids])
                 np.add.at(counts, (at, np.concatenate(ids)), 1)
                 bar.update(len(rows))

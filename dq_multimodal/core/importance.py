@@ -54,6 +54,22 @@ def normalise(values: Float[ndarray, " m"], norm: Norm = "minmax") -> Float[ndar
     return result
 
 
+def sum_scores(parts: list[Scores], norm: Norm = "minmax") -> Scores:
+    """Add the scores of parts of the data (images, texts), whose units are not the same.
+
+    Args:
+        parts: Scores of each part. Those of a single part stay as they are.
+        norm: The scale to which each is brought first, see `normalise`.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    found = [
+        np.sum([normalise(getattr(part, name), norm) for part in parts], axis=0)
+        for name in ("representativeness", "diversity")
+    ]
+    return Scores(*found)
+
+
 def bin_importance(
     scores: Scores, importance: Importance = "both", norm: Norm = "minmax"
 ) -> Float[ndarray, " m"]:

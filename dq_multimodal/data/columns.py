@@ -27,7 +27,10 @@ def check_columns(present: list[str], asked: Iterable[str]) -> None:
 
 
 def find_image_column(dataset: Dataset, asked: str | None = None) -> str:
-    """Find the column of images; InputError if there is none, several, or another kind is named."""
+    """Find the column of images; InputError if there is none, several, or another kind is named.
+
+    It may hold a list of images a row.
+    """
     found = image_columns(dataset)
     if asked is not None:
         check_columns(dataset.column_names, [asked])

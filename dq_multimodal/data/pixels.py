@@ -3,6 +3,9 @@
 import io
 import re
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -165,11 +168,33 @@ def to_square(
 
 
 def image_columns(dataset: Dataset) -> list[str]:
-    """List the columns that hold one image a row; plain structs of bytes and path count too."""
-    kinds = dataset.features.items()
-    return [n for n, kind in kinds if type(kind).__name__ == "Image" or is_file_struct(kind)]
+    """List the columns that hold an image a row, or a list of them; structs of files count too."""
+    return [name for name, kind in dataset.features.items() if is_image(kind) or holds_lists(kind)]
 
 
-def undecoded(dataset: Dataset, column: str) -> Dataset:
-    """Give the one column of images as files, not as pictures."""
-    return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+def is_image(kind: Any) -> bool:
+    """Say whether a column holds one image a row."""
+    return type(kind).__name__ == "Image" or is_file_struct(kind)
+
+
+def holds_lists(kind: Any) -> bool:
+    """Say whether a column holds a list of images a row."""
+    return hasattr(kind, "feature") and is_image(kind.feature)
+
+
+def undecoded(dataset: Dataset, *columns: str) -> Dataset:
+    """Give columns of images, or of lists of them, as files, not as pictures."""
+    found = dataset.select_columns(list(columns))
+    for column in columns:
+        kind, file = dataset.features[column], datasets.Image(decode=False)
+        found = found.cast_column(
+            column, replace(kind, feature=file) if holds_lists(kind) else file
+        )
+    return found
+
+
+def image_files(batch: dict[str, list[Any]], columns: Sequence[str]) -> list[list[Any]]:
+    """Give the image files of every row of a batch, column by column; null ones are left out."""
+    rows = zip(*(batch[column] for column in columns), strict=True)
+    flat = ([v if isinstance(v, list) else [v] for v in values] for values in rows)
+    return [[file for part in row for file in part if file is not None] for row in flat]

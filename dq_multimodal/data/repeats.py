@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.image_text import ImageTextAdapter
 from dq_multimodal.adapters.text import TextAdapter
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.data.pixels import undecoded
@@ -30,7 +31,9 @@ def note_repeats(
     rows = find_repeats(dataset, adapter).tolist()
     if not rows:
         return []
-    what = "image file" if isinstance(adapter, ImageAdapter) else "text, white space apart"
+    what = "text, white space apart"
+    if not isinstance(adapter, TextAdapter):
+        what = "image file" if isinstance(adapter, ImageAdapter) else f"image file and {what}"
     verb = count(len(rows), "row repeats a row before it", "rows repeat a row before them")
     shown = ", ".join(map(str, rows[:N_SHOWN])) + (", ..." if len(rows) > N_SHOWN else "")
     advice = "; --drop-duplicates puts near-duplicates last" * (request.drop_duplicates is None)
@@ -42,32 +45,42 @@ def find_repeats(dataset: Dataset | Stream, adapter: Adapter | None) -> Int[ndar
     """Find the rows that repeat a row before them exactly, ascending.
 
     Texts are compared whole, but for white space, as they were read for their lengths. Of image
-    files those are read that are as long as another; a stream is read once more. Rows without
-    text or file repeat nothing.
+    files those are read that are as long as another, or whose text is that of another; a stream of
+    images is read once more. Rows without text or file repeat nothing.
     """
+    if adapter is None:
+        return np.zeros(0, dtype=np.int64)
     if isinstance(adapter, TextAdapter):
         rows = np.flatnonzero(adapter.lengths())
         keys = adapter.text_hashes[rows]
-    elif isinstance(adapter, ImageAdapter):
-        rows = np.arange(len(dataset))
-        if not isinstance(dataset, Stream):
-            sizes = _file_sizes(undecoded(dataset, adapter.column), adapter.column)
-            _, code, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-            rows = np.flatnonzero((counts[code] > 1) & (sizes > 0))
-        found = digest_rows(adapter, rows)
+    else:
+        found = digest_rows(adapter, _find_alike(dataset, adapter))
         pairs = [(row, int.from_bytes(digest[:8], "big", signed=True)) for row, digest in found]
         rows, keys = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    else:
-        return np.zeros(0, dtype=np.int64)
     order = np.argsort(keys, kind="stable")
     is_repeat = keys[order[1:]] == keys[order[:-1]]
     return np.sort(rows[order[1:][is_repeat]])
 
 
+def _find_alike(dataset: Dataset | Stream, adapter: Adapter) -> Int[ndarray, " k"]:
+    """Find the rows with images that may repeat another, or be repeated."""
+    rows = np.arange(len(dataset))
+    if isinstance(adapter, ImageTextAdapter):
+        codes = adapter.text.text_hashes
+    elif isinstance(dataset, Stream) or not isinstance(adapter, ImageAdapter) or adapter.has_lists:
+        return rows
+    else:
+        [column] = adapter.columns
+        codes = _file_sizes(undecoded(dataset, column), column)
+        rows = np.flatnonzero(codes)
+    _, code, counts = np.unique(codes[rows], return_inverse=True, return_counts=True)
+    return rows[counts[code] > 1]
+
+
 def digest_rows(
     adapter: Adapter, rows: Int[ndarray, " k"] | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Give number and hash of the text or image file of rows; those without any are left out.
+    """Give number and hash of the text or image files of rows; those without any are left out.
 
     Args:
         adapter: What reads them, see `Adapter.contents`.
@@ -75,7 +88,7 @@ def digest_rows(
     """
     sizes = adapter.lengths()
     rows = np.arange(len(sizes)) if rows is None else rows
-    most_rows = IMAGE_ROWS if isinstance(adapter, ImageAdapter) else BLOCK_ROWS
+    most_rows = BLOCK_ROWS if isinstance(adapter, TextAdapter) else IMAGE_ROWS
     for start, stop in cut_rows(sizes[rows], most_rows):
         some = rows[start:stop]
         for row, content in zip(some.tolist(), adapter.contents(some), strict=True):

@@ -1,6 +1,7 @@
 """Image models from timm, transformers or a folder of ours: pooled features and logits."""
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
@@ -94,9 +95,11 @@ class ImageModel:
         return batch.mul_(scale[:, None, None]).add_(shift[:, None, None]).to(self.dtype)
 
     def look(
-        self, pixels: UInt8[ndarray, "b size size 3"], *, with_middle: bool = False
+        self, pictures: "Sequence[ndarray] | ndarray", *, with_middle: bool = False
     ) -> tuple[Float[ndarray, "b d"], Float[ndarray, "b c"] | None, Float[ndarray, "b k"] | None]:
-        """Give pooled penultimate features, logits and pooled middle features of a batch.
+        """Give pooled penultimate features, logits and pooled middle features of pictures.
+
+        They are (b, size, size, 3) of uint8, as `prepare` gives them.
 
         The features are what goes into the last linear layer; of a model without one, its pooled
         output. There are no logits (None) without classes, and middle features only if asked for;
@@ -113,7 +116,7 @@ class ImageModel:
             if layer is not None:
                 hook = layer.register_forward_hook(lambda *x: seen.update(middle=x[2]))
                 stack.callback(hook.remove)
-            output = self.net(self.to_input(pixels))
+            output = self.net(self.to_input(np.asarray(pictures)))
         logits = middle = None
         features = seen["head"] if "head" in seen else _pooled(output)
         if "head" in seen:
@@ -121,7 +124,7 @@ class ImageModel:
         if "middle" in seen:
             middle = pool_places(seen["middle"]).float().cpu().numpy()
         elif with_middle:
-            middle = np.zeros((len(pixels), 0), dtype=np.float32)
+            middle = np.zeros((len(pictures), 0), dtype=np.float32)
         return features.flatten(1).float().cpu().numpy(), logits, middle
 
     @cached_property

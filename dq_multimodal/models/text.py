@@ -45,13 +45,45 @@ class Encoder:
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
+    @cached_property
+    def reads_images(self) -> bool:
+        """Whether the model reads images and text."""
+        return {"image", "text"} <= {*self.model.modalities}
+
+    @cached_property
+    def is_joint(self) -> bool:
+        """Whether the model reads images and text together, as one input."""
+        return self.reads_images and "message" in self.model.modalities
+
+    @property
+    def media_tokens(self) -> list[str]:
+        """Tokens that stand for images and the like in the input: no text may hold them."""
+        processor = self.model.processor
+        names = (f"{kind}_token" for kind in ("image", "video", "audio"))
+        return [token for n in names if isinstance(token := getattr(processor, n, None), str)]
+
+    @property
+    def image_net(self) -> Any:
+        """The part of the model that reads images."""
+        net = self.model[0].auto_model
+        return getattr(net, "vision_model", net)
+
     def encode(self, texts: list[str]) -> Float[ndarray, "b d"]:
         """Embed the texts as one batch."""
-        return self._encode(texts, convert_to_numpy=True).astype("float32", copy=False)
+        return self.encode_rows(self._inputs(texts))
 
-    def _encode(self, texts: list[str], **options: Any) -> Any:
-        n_texts = max(1, len(texts))
-        return self.model.encode(texts, batch_size=n_texts, show_progress_bar=False, **options)
+    def encode_rows(self, rows: list[Any], **options: Any) -> Any:
+        """Embed rows as one batch: texts, or by name a text, an image or a list of them, or both.
+
+        Options are more of `SentenceTransformer.encode`; without any it is (b, d) float32.
+        """
+        n_rows = max(1, len(rows))
+        found = self.model.encode(rows, batch_size=n_rows, show_progress_bar=False, **options)
+        return found.astype("float32", copy=False) if isinstance(found, ndarray) else found
+
+    def _inputs(self, texts: list[str]) -> list[Any]:
+        """Say that texts are texts: an address would be fetched by a model that reads images."""
+        return texts if self.model.modalities == ["text"] else [{"text": text} for text in texts]
 
     @property
     def n_tokens(self) -> int:
@@ -125,10 +157,11 @@ class Encoder:
 
         first = self.model[0]
         config = getattr(getattr(first, "auto_model", None), "config", None)
-        if config is None:
+        if config is None or self.reads_images:
             raise InputError(
                 f"the scores of adq need token vectors, and {self.name} has none: use a "
-                "transformer as --embedding-model, or --method dq"
+                "transformer of text as --embedding-model (for images and text "
+                "IMAGE_MODEL,TEXT_MODEL), or --method dq"
             )
 
         def note(_: Any, __: Any, found: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +178,7 @@ class Encoder:
         config.output_hidden_states = True
         handle = first.register_forward_hook(note)
         try:
-            rows = self._encode(texts, output_value=None)
+            rows = self.encode_rows(self._inputs(texts), output_value=None)
         finally:
             handle.remove()
             config.output_hidden_states = before

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.image_text import image_half
 from dq_multimodal.config import CompressConfig, PlanConfig
 from dq_multimodal.core.partition import SAMPLE_ROWS
 from dq_multimodal.data.stream import Stream
@@ -144,7 +144,7 @@ def plan_cluster(trials: Trials, asked: PlanConfig, n_kept: int) -> dict[str, An
         device=device,
         n_threads=n_threads,
         table=trials.rows.select(tried.rows).with_format("arrow")[:],
-        is_image=isinstance(job.adapter, ImageAdapter),
+        is_image=image_half(job.adapter) is not None,
     )
     return foresee_cluster(asked, seen)
 

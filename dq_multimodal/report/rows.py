@@ -88,7 +88,7 @@ class RowReader:
         self.columns: list[str] = []
         if dataset is None or rows is None or not wanted:
             return
-        self.kind = rows.modality
+        self.kind = "text" if rows.modality == "image-text" else rows.modality
         self.columns = wanted[:1] if self.kind == "image" else wanted[:MAX_FIELDS]
         if self.kind == "image":
             self._source = undecoded(dataset, wanted[0])

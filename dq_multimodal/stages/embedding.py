@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FILE = "embeddings.npy"
 MIDDLE, TEXTURE = "middle.npy", "texture.npy"
-"""What the scores of the bins need beside the embeddings: (n, k) float16, (n, 2) float32."""
+"""What the scores of the bins need beside the embeddings: (n, k) float16, (n, t) float32."""
 FILES = (FILE, MIDDLE, TEXTURE)
 PARTIAL = ".partial"
 HALF_RANGE = (-65504.0, 65504.0)
@@ -170,7 +170,7 @@ def make_plan(
     if adapter.is_scored:
         shapes[MIDDLE] = (adapter.middle_dimension, np.float16)
         if view is None:
-            shapes[TEXTURE] = (2, np.float32)
+            shapes[TEXTURE] = (2 * len(adapter.parts), np.float32)
     chunks = picked // adapter.chunk_rows if adapter.chunk_rows else None
     sizes = [len(picked), adapter.chunk_rows, *(size for size, _ in shapes.values())]
     facts = json.dumps([sizes, batch_size, view, adapter.describe(), adapter.describe_model()])

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dq_multimodal import __version__
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter
-from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.image_text import image_half
 from dq_multimodal.config import CompressConfig, InputError
 from dq_multimodal.core import Bins, one_bin
 from dq_multimodal.core.bins import count_working_bytes
@@ -118,6 +118,7 @@ def embed(work: Work, number: int, folder: Path) -> Facts:
     request, shard, start = work.request, work.rows.read(number), work.rows.starts[number]
     method = "dq" if request.method == "adq" else request.method  # scores come later
     adapter = choose_adapter(shard, replace(request, method=method))
+    image = image_half(adapter)
     columns: dict[str, Any] = {"row": np.arange(start, start + len(shard))}
     facts: Facts = {"bytes": subset.count_bytes(shard), "labels": [], "problems": {}}
     facts |= {"notes": [], "names": []}
@@ -130,8 +131,8 @@ def embed(work: Work, number: int, folder: Path) -> Facts:
         if len(work.sample):
             some = vectors[rows_of(work, number, work.sample) - start]
             work.store.write(f"centres/{number:05d}.bin", some, folder)
-    elif isinstance(adapter, ImageAdapter):
-        adapter.check_images()
+    elif image is not None:
+        image.check_images()
     if work.label_column is not None:
         codes, labels = read_labels(shard, work.label_column)
         used, columns["label"] = np.unique(codes, return_inverse=True)
@@ -145,9 +146,9 @@ def embed(work: Work, number: int, folder: Path) -> Facts:
         for what, odd in adapter.problems.items():
             most = None if what in UNDECODED else MAX_LISTED
             facts["problems"][what] = len(odd), sorted(row + start for row in odd)[:most]
-            if what in UNDECODED and isinstance(adapter, ImageAdapter):
+            if what in UNDECODED and image is not None:
                 some = sorted(odd)[:MAX_NAMED]
-                names = zip(some, adapter.file_names(some), strict=True)
+                names = zip(some, image.file_names(some), strict=True)
                 facts["names"] += [(row + start, name) for row, name in names]
         facts["notes"] = adapter.notes
     write_table(work, f"embeddings/{number:05d}.parquet", pa.table(columns), folder)

@@ -18,7 +18,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.adapters.base import Adapter
-from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.image_text import image_half
 from dq_multimodal.config import CompressConfig, Fill, InputError
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.data.columns import match_classes, read_classes
@@ -309,19 +309,27 @@ def make_dropper(
         InputError: If a model cannot be had, or the one that is to say what matters is no
             classifier.
     """
-    assert isinstance(adapter, ImageAdapter)  # choose_adapter lets drop_ratio pass for images only
+    image = image_half(adapter)
+    assert image is not None  # choose_adapter lets drop_ratio pass for images only
+    if image.has_lists:
+        raise InputError(
+            f"drop_ratio is for one image a row: name one of {', '.join(image.columns)} with "
+            "--image-column, and not one of lists"
+        )
+    [column] = image.columns
     classes = np.full(len(dataset), -1, dtype=np.int64)
-    model, name = None, request.attribution_model or request.embedding_model
+    name = request.attribution_model or (request.embedding_model and image.model_name)
+    model = None
     is_asked = request.attribution == "gradcam++"
     if is_asked or name is not None:
-        own = name is not None and name != adapter.model_name
-        model = load_image_model(str(name), request.device, request.dtype) if own else adapter.model
+        own = name is not None and name != image.model_name
+        model = load_image_model(str(name), request.device, request.dtype) if own else image.model
         if is_asked:
             _check_classifier(model)
-        found, labels = read_classes(dataset, adapter.label_column)
+        found, labels = read_classes(dataset, image.label_column)
         classes = match_classes(found, labels, model.labels)
         if (found >= 0).any() and (classes < 0).all() and is_asked:
-            adapter.notes.append(
+            image.notes.append(
                 f"{model.name} does not know the labels: patches are chosen by its own answers"
             )
     size = request.patch_size
@@ -333,11 +341,11 @@ def make_dropper(
             )
         size = filler_size
     if size is None:  # the default for the largest of the first images
-        first = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), adapter.column)
-        images = (decode_image(read_bytes(value))[0] for value in first[adapter.column])
-        sides = (max(image.size) for image in images if image is not None)
+        first = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), column)
+        pictures = (decode_image(read_bytes(value))[0] for value in first[column])
+        sides = (max(one.size) for one in pictures if one is not None)
         size = default_patch_size(max(sides, default=224))
-    return PatchDropper(request, adapter.column, size, model, classes)
+    return PatchDropper(request, column, size, model, classes)
 
 
 def _check_classifier(model: ImageModel) -> None:

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter, note_problem
-from dq_multimodal.adapters.choice import choose_adapter, is_image, label_column_of
+from dq_multimodal.adapters.choice import choose_adapter, find_modality, label_column_of
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.config import CompressConfig, InputError, Method, count_parts
+from dq_multimodal.adapters.image_text import image_half
+from dq_multimodal.config import CompressConfig, InputError, Method, count_parts, split_models
 from dq_multimodal.data.local import is_table
 from dq_multimodal.data.pixels import UNDECODED
 from dq_multimodal.data.repeats import note_repeats
@@ -172,7 +173,7 @@ def settle_method(
     elif is_plain and request.dynamics is not None and has_epochs(request.dynamics):
         request = replace(request, difficulty="cad", method="coverage")
         method, why = "coverage", "there are training dynamics, by which rows weigh as cad says"
-    elif is_plain and is_image(dataset, request) and share <= COVERED_SHARE:
+    elif is_plain and share <= COVERED_SHARE and find_modality(dataset, request) == "image":
         method, why = "coverage", f"these are images, and at most {COVERED_SHARE:.0%} are kept"
     elif is_plain and (request.ready_embeddings is not None or request.embedding_model is not None):
         method, why = "blocks", "there are embeddings, and no method is known to do more with them"
@@ -201,8 +202,9 @@ def survey(
     splits = source.origin.get("splits")
     strata, labels, unlabelled = read_strata(source.dataset, label_column, splits)
     n_rows = len(strata)
-    if isinstance(adapter, ImageAdapter) and has_numbered_folders(source, adapter, labels):
-        adapter.notes.append(
+    image = image_half(adapter)
+    if image is not None and has_numbered_folders(source, image, labels):
+        image.notes.append(
             f"the folders {min(labels)} ... {max(labels)} are taken for {len(labels):,} classes: "
             "if they are shards of one set, use --label-column none"
         )
@@ -262,8 +264,14 @@ def make_config(
         embedding=None if vectors is None else make(Model, vectors),
         bins=bins_kind(request.method),
         dynamics=hash_file(request.dynamics),
-        model_folders={name: hash_weights(getattr(request, name)) for name in MODELS},
+        model_folders={name: hash_models(getattr(request, name)) for name in MODELS},
     )
+
+
+def hash_models(names: str | None) -> str | None:
+    """Hash the weights of a model, or of two, whose folders may hold others tomorrow."""
+    found = [*filter(None, map(hash_weights, split_models(names)))]
+    return ",".join(found) or None
 
 
 def note_model(

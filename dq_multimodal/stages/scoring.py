@@ -7,11 +7,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
-from dq_multimodal.adapters.base import Adapter
+from dq_multimodal.adapters.base import Adapter, Part
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core import Bins, Scores
 from dq_multimodal.core.diversity import count_steps, diversity, learn_directions, sample_bins
 from dq_multimodal.core.hashing import hash_numbers
+from dq_multimodal.core.importance import sum_scores
 from dq_multimodal.manifest import ScoreFacts
 from dq_multimodal.stages import embedding
 
@@ -39,6 +40,9 @@ def score_bins(
     The folder holds embeddings.npy, and middle.npy and texture.npy unless the embeddings were
     given; n_left is that of their bins, see `make_bins`.
 
+    Images and text of one row are scored apart, and their scores summed, each brought to one scale
+    first as `core.importance.normalise` does: their units are not the same.
+
     Returns:
         The scores, NaN where there is nothing to score, and how many rows they come from.
     """
@@ -60,29 +64,37 @@ def score_bins(
         embedding.embed_rows(adapter, place, request.batch_size, rows=picks, view=view, name=name)
         return place
 
-    places = np.arange(len(picks))
     if request.ready_embeddings is None:
-        rows, source, scored = _features(folder, picks, n_left), folder, np.arange(len(bins))
+        source, places, scored = folder, picks, np.arange(len(bins))
     else:
         source, scored = embed("rows", "embed sample", None), picks
-        rows = _features(source, places, n_left)
-    views = _features(embed("views", "embed views", request.seed), places, n_left)
-
-    with tqdm(total=count_steps(len(picks)), desc="score", unit="step") as bar:
-        rows, views = learn_directions(rows, views, seed=request.seed, on_steps=bar.update)
-    of_bin = [bins.bin[picks] == b for b in range(n_bins)]
-    div = np.array([diversity(rows[part], views[part]) for part in of_bin])
-    is_all = request.measure_of(adapter.describe()["modality"]) == "surprisal"
-    if is_all:
-        rep = adapter.surprisal(bins.bin)
-    else:
-        textures = np.load(source / embedding.TEXTURE, mmap_mode="r")
-        rep = mean_texture(textures, bins.bin[scored], n_bins)
-    counts = [int(part.sum()) for part in of_bin]
-    return Scores(rep, div), ScoreFacts(
+        places = np.arange(len(picks))
+    shown = embed("views", "embed views", request.seed)
+    is_surprisal = request.measure_of(adapter.describe()["modality"]) == "surprisal"
+    textures = np.load(source / embedding.TEXTURE, mmap_mode="r")
+    found, numbers, parts = [], bins.bin[picks], adapter.parts
+    with tqdm(total=len(parts) * count_steps(len(picks)), desc="score", unit="step") as bar:
+        for part in parts:
+            rows = _features(source, places, part, n_left)
+            views = _features(shown, np.arange(len(picks)), part, n_left)
+            there = rows.any(axis=1)  # other rows have no such half
+            div = np.full(n_bins, np.nan)
+            if there.any():
+                rows, views = learn_directions(
+                    rows[there], views[there], seed=request.seed, on_steps=bar.update
+                )
+                of_bin = [numbers[there] == b for b in range(n_bins)]
+                div = np.array([diversity(rows[b], views[b]) for b in of_bin])
+            if is_surprisal and part is parts[-1]:
+                rep = adapter.surprisal(bins.bin)
+            else:
+                rep = mean_texture(textures[:, part.texture], bins.bin[scored], n_bins)
+            found.append(Scores(rep, div))
+    counts = [int((numbers == b).sum()) for b in range(n_bins)]
+    return sum_scores(found, request.norm), ScoreFacts(
         rows=len(picks),
         rows_a_bin=[min(counts), max(counts)],
-        all_rows=is_all or len(scored) == len(bins),
+        all_rows=(is_surprisal and len(found) == 1) or len(scored) == len(bins),
     )
 
 
@@ -96,10 +108,12 @@ def mean_texture(
     return np.where(totals > 0, sums / np.maximum(totals, 1), np.nan)
 
 
-def _features(folder: Path, rows: Int[ndarray, " k"], n_left: int) -> Float[ndarray, "k f"]:
+def _features(
+    folder: Path, rows: Int[ndarray, " k"], part: Part, n_left: int
+) -> Float[ndarray, "k f"]:
     """Read [embedding, middle features] of some rows; of outer products, the right factor."""
-    parts = [
-        np.load(folder / file, mmap_mode="r")[rows].astype(np.float32)
-        for file in (embedding.FILE, embedding.MIDDLE)
-    ]
-    return np.concatenate([parts[0][:, n_left:], parts[1]], axis=1)
+    vectors, middle = (
+        np.load(folder / file, mmap_mode="r")[rows][:, columns].astype(np.float32)
+        for file, columns in ((embedding.FILE, part.embedding), (embedding.MIDDLE, part.middle))
+    )
+    return np.concatenate([vectors[:, n_left:], middle], axis=1)

@@ -15,6 +15,7 @@ from fake_hub import FakeHub
 from forked import run_forked
 from jaxtyping import install_import_hook
 from launching import capture
+from small_multimodal import make_clip, make_joint
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DQ_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -97,6 +98,18 @@ def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     save_classifier(net, Classifier("resnet10-narrow", 16, 3, labels, **colours), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny untrained CLIP."""
+    return make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def small_joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny untrained encoder that reads images and text together."""
+    return make_joint(tmp_path_factory.mktemp("joint"))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from nasty_images import image_rows, picture, save
 from PIL import Image as Pictures
 
 from dq_multimodal import InputError, compress, resample, verify
+from dq_multimodal.adapters.base import Part
 from dq_multimodal.adapters.image import augment, measure_texture
 from dq_multimodal.adapters.text import TextAdapter, detect_layout, drop_spans
 from dq_multimodal.core import Scores, adaptive_weights, bin_importance, order_rows
@@ -295,7 +296,7 @@ def test_settings_of_adq_are_not_ignored_by_other_methods(run, tmp_path):
 def test_outer_products_are_scored_by_their_right_factor(tmp_path):
     np.save(tmp_path / "embeddings.npy", np.arange(20, dtype=np.float32).reshape(2, 10))
     np.save(tmp_path / "middle.npy", np.full((2, 3), 7, dtype=np.float16))
-    got = scoring._features(tmp_path, np.array([1]), 4)
+    got = scoring._features(tmp_path, np.array([1]), Part(), 4)
     assert got.tolist() == [[14, 15, 16, 17, 18, 19, 7, 7, 7]]
 
 

@@ -268,7 +268,7 @@ def test_long_turns_leave_room_for_the_others(small_encoder):
     cut, problems = adapter.load(np.arange(3))
     assert cut[0] == whole[0] == f"q 0 {some_words(0)} a 0"
     assert cut[1].endswith(" a 1") and LONG.startswith(cut[1][:-4])
-    count = adapter._encoder.count_tokens
+    count = adapter.encoder.count_tokens
     assert count(cut[1:]) == [30, 30]  # [CLS] and [SEP] are the other two
     question = next(k for k in range(len(cut[2])) if not LONG.startswith(cut[2][: k + 1]))
     assert count([cut[2][:question]]) == [15]
@@ -350,7 +350,9 @@ def test_alike_means_a_mean_cosine_of_99_percent_or_half_of_the_rows_equal():
     assert note_alike(half, by_cosine=True) == []
 
 
-def test_given_embeddings_and_images_that_are_alike_are_said(small_classifier, tmp_path):
+def test_given_embeddings_and_rows_that_are_alike_are_said(
+    small_classifier, small_encoder, tmp_path
+):
     np.save(tmp_path / "emb.npy", np.ones((N, 4), dtype=np.float32))
     rows = Dataset.from_dict({"text": [f"t {k}" for k in range(N)]})
     options = {"method": "dq", "n_bins": 3, "report": False}
@@ -366,14 +368,16 @@ def test_given_embeddings_and_images_that_are_alike_are_said(small_classifier, t
     white = Pictures.new("RGB", (16, 16), "white")
     columns = {"image": [white] * N, "question": ["what?"] * N, "file_name": ["a.png"] * N}
     rows = Dataset.from_dict(columns).cast_column("image", Image())
-    options |= {"embedding_model": str(small_classifier), "output_dir": tmp_path / "images"}
+    options |= {"embedding_model": f"{small_classifier},{small_encoder}"}
+    options |= {"output_dir": tmp_path / "images"}
     first, second, third = compress(rows, **options).manifest["notes"]
     assert "WARNING: nearly all embeddings are alike" in first
     assert second == (
-        "rows are chosen by the image in image alone: the text in question does not count "
-        "(--modality text --text-columns question chooses by the text alone)"
+        "rows are chosen by the images in image and the text in question (--modality image or text "
+        "chooses by one of them alone)"
     )
-    assert third.startswith(f"{N - 1} rows repeat a row before them exactly (the same image file)")
+    repeats = f"{N - 1} rows repeat a row before them exactly (the same image file and text, "
+    assert third.startswith(repeats)
     random_run = CompressConfig(dataset="x", method="random")
     assert choose_adapter(rows, random_run).notes == []
     with pytest.raises(InputError):

@@ -43,9 +43,9 @@ def choose_adapter(dataset: Dataset, request: CompressConfig) -> Adapter | None:
     is_needed = request.needs_embeddings and request.ready_embeddings is None
     image = None
     if modality != "text":
-        columns = [find_image_column(dataset, request.image_column)]
-        if modality == "image-text" and request.image_column is None:
-            columns = image_columns(dataset)
+        columns = image_columns(dataset) if modality == "image-text" else []
+        if request.image_column is not None or not columns:
+            columns = [find_image_column(dataset, request.image_column)]
         how = (request.label_column, image_model, request.image_embedding)
         image = ImageAdapter(dataset, columns, *how, **options)
         if modality == "image":

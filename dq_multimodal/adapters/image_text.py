@@ -194,3 +194,9 @@ def image_half(adapter: Adapter | None) -> ImageAdapter | None:
     """Give the adapter that reads the images of rows, if there is one."""
     adapter = adapter.image if isinstance(adapter, ImageTextAdapter) else adapter
     return adapter if isinstance(adapter, ImageAdapter) else None
+
+
+def text_half(adapter: Adapter | None) -> TextAdapter | None:
+    """Give the adapter that reads the text of rows, if there is one."""
+    adapter = adapter.text if isinstance(adapter, ImageTextAdapter) else adapter
+    return adapter if isinstance(adapter, TextAdapter) else None

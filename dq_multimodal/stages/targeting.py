@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter
-from dq_multimodal.adapters.image import ImageAdapter
+from dq_multimodal.adapters.image_text import text_half
 from dq_multimodal.adapters.text import TextAdapter
 from dq_multimodal.config import CompressConfig, InputError, Modality
 from dq_multimodal.core.target import pick_for_targets
@@ -117,12 +117,12 @@ def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
             f"a target of {FEWEST} to {MOST:,} rows is wanted, and {name} has {n_rows:,} in split "
             f'{request.target_split!r}: name fewer, such as --target-split "train[:{MOST // 2}]"'
         )
-    texts = request.target_columns
-    if texts is None and isinstance(adapter, TextAdapter) and adapter.layout.shape == "columns":
-        texts = adapter.layout.columns if set(adapter.layout.columns) <= set(columns) else None
-    modality: Modality = "text" if isinstance(adapter, TextAdapter) or texts else "auto"
-    if isinstance(adapter, ImageAdapter):
-        modality = "image"
+    texts, text = request.target_columns, text_half(adapter)
+    if texts is None and text is not None and text.layout.shape == "columns":
+        texts = text.layout.columns if set(text.layout.columns) <= set(columns) else None
+    modality: Modality = "text" if texts else "auto"
+    if adapter is not None:
+        modality = adapter.describe()["modality"]
     asked = CompressConfig(
         name,
         method="dq",
@@ -131,6 +131,7 @@ def load_target(request: CompressConfig, adapter: Adapter | None) -> Target:
         image_column=request.image_column if request.image_column in columns else None,
         label_column=NO_LABEL,
         embedding_model=request.embedding_model,
+        text_share=request.text_share,
     )
     try:
         own = choose_adapter(source.dataset, asked)
@@ -213,7 +214,7 @@ def _embed_target(
     """Embed the target rows with the encoder of the run."""
     size, wanted = target.adapter.dimension, embeddings.shape[1]
     if size != wanted:
-        model = target.adapter.describe_model()["model"]
+        model = target.adapter.describe_model().get("model") or "their pair of models"
         raise InputError(
             f"the embeddings of the rows have {wanted} numbers, and {model}, which embeds the "
             f"target, gives {size}: name their encoder as --embedding-model"
@@ -326,8 +327,8 @@ def _write_picks(
 ) -> None:
     """Write down what the report shows: texts of the target rows, and their first picks."""
     texts = [""] * len(targets)
-    if isinstance(target.adapter, TextAdapter):
-        texts = target.adapter.texts(np.arange(len(targets)))
+    if (text := text_half(target.adapter)) is not None:
+        texts = text.texts(np.arange(len(targets)))
     by_target = np.lexsort((rank, row))[int((rank < 0).sum()) :]
     edges = np.searchsorted(row[by_target], np.arange(len(targets) + 1))
     found = []

@@ -1,0 +1,305 @@
+"""Rows with images and text: which columns are read, and what becomes of both halves."""
+
+import io
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Pictures
+
+from dq_multimodal import InputError
+from dq_multimodal.adapters.choice import choose_adapter, find_modality
+from dq_multimodal.adapters.image_text import ImageTextAdapter, join_halves
+from dq_multimodal.config import CompressConfig
+from dq_multimodal.core import Scores
+from dq_multimodal.core.importance import normalise, sum_scores
+from dq_multimodal.data.pixels import NO_IMAGE, UNREADABLE
+
+BROKEN = {"bytes": b"no picture", "path": None}
+
+
+def picture(seed, size=(20, 24)):
+    rng = np.random.default_rng(seed)
+    image = Pictures.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": f"{seed}.png"}
+
+
+def make(columns, **kinds):
+    kinds = {name: kinds.get(name, Value("string")) for name in columns}
+    return Dataset.from_dict(columns, features=Features(kinds))
+
+
+def choose(rows, models=None, **options):
+    options = {"method": "dq", "embedding_model": models, **options}
+    return choose_adapter(rows, CompressConfig(dataset="x", **options))
+
+
+@pytest.fixture
+def models(small_classifier, small_encoder):
+    return f"{small_classifier},{small_encoder}"
+
+
+def embed(adapter, rows):
+    batch, problems = adapter.load(np.asarray(rows))
+    return adapter.embed(batch).embedding, problems
+
+
+PARTS = {
+    "role": Value("string"),
+    "content": List({"type": Value("string"), "text": Value("string")}),
+}
+SHARED = {"from": Value("string"), "value": Value("string")}
+
+
+def turns_of_parts(question):
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": question}]
+    return [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    ]
+
+
+def turns_of_sharegpt(question):
+    return [
+        {"from": "human", "value": f"<image>\n{question}"},
+        {"from": "gpt", "value": "yes"},
+    ]
+
+
+ONE = [picture(0), picture(1)]
+MANY = [[picture(0)], [picture(1), picture(2), picture(3)]]
+SHAPES = {
+    "columns": (
+        {"image": ONE, "question": ["a", "b"], "answer": ["yes", "yes"], "image_id": ["1", "2"]},
+        {"image": Image()},
+        ["question", "answer"],
+        ["a yes", "b yes"],
+    ),
+    "instruction": (
+        {"picture": ONE, "instruction": ["a", "b"], "output": ["yes", "yes"], "topic": ["p", "q"]},
+        {"picture": Image()},
+        ["instruction", "output"],
+        ["a yes", "b yes"],
+    ),
+    "messages": (
+        {"images": MANY, "messages": [turns_of_parts("a"), turns_of_parts("b")]},
+        {"images": List(Image()), "messages": List(PARTS)},
+        ["messages"],
+        ["a yes", "b yes"],
+    ),
+    "sharegpt": (
+        {"id": ["1", "2"], "image": ONE, "conversations": [*map(turns_of_sharegpt, "ab")]},
+        {"image": Image(), "conversations": List(SHARED)},
+        ["conversations"],
+        ["a yes", "b yes"],
+    ),
+    "captions": (
+        {"image": ONE, "captions": [["a", "a b"], ["b"]], "file_name": ["x", "y"]},
+        {"image": Image(), "captions": List(Value("string"))},
+        ["captions"],
+        ["a a b", "b"],
+    ),
+    "two columns": (
+        {"image_1": ONE, "image_2": [None, picture(5)], "prompt": ["a <image_1>", "<image_2>b"]},
+        {"image_1": Image(), "image_2": Image()},
+        ["prompt"],
+        ["a", "b"],
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(shape, models):
+    columns, kinds, wanted, texts = SHAPES[shape]
+    rows = make(columns, **kinds)
+    adapter = choose(rows, models)
+    assert isinstance(adapter, ImageTextAdapter)
+    facts = adapter.describe()
+    assert facts["modality"] == "image-text"
+    assert facts["columns"] == wanted
+    assert facts["image_columns"] == [n for n in kinds if n not in wanted]
+    assert adapter.text.texts(np.arange(2)) == texts
+    assert not adapter.problems
+    got, problems = embed(adapter, [0, 1])
+    assert not problems
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
+
+
+def test_the_cosine_is_the_mean_of_both_cosines():
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(6, 5)).astype("f4"), rng.normal(size=(6, 3)).astype("f4")
+    image[1] = text[2] = image[3] = text[3] = 0
+    got = join_halves(image, text, 0.2)
+    assert got.dtype == np.float32
+    for i in range(6):
+        for j in range(6):
+            parts = []
+            for half in (image, text):
+                norms = np.linalg.norm(half[i]) * np.linalg.norm(half[j])
+                parts.append(half[i] @ half[j] / norms if norms else 0)
+            assert got[i] @ got[j] == pytest.approx(0.8 * parts[0] + 0.2 * parts[1], abs=1e-6)
+    assert not got[3].any()
+
+
+def test_each_half_is_what_its_model_makes_of_it(models, small_classifier, small_encoder):
+    rows = make({"image": ONE, "question": ["what", "a fox"]}, image=Image())
+    got, _ = embed(choose(rows, models, text_share=0.25), [0, 1])
+    image, _ = embed(choose(rows, str(small_classifier), modality="image"), [0, 1])
+    only = {"modality": "text", "text_columns": ("question",)}
+    text, _ = embed(choose(rows, str(small_encoder), **only), [0, 1])
+    size = image.shape[1]
+    unit = image / np.linalg.norm(image, axis=1, keepdims=True)
+    np.testing.assert_allclose(got[:, :size], np.sqrt(0.75) * unit, atol=1e-6)
+    unit = text / np.linalg.norm(text, axis=1, keepdims=True)
+    np.testing.assert_allclose(got[:, size:], np.sqrt(0.25) * unit, atol=1e-6)
+
+
+def test_a_missing_half_is_zeros_and_several_images_are_their_mean(models, small_classifier):
+    images = [
+        [picture(0)],
+        [],
+        None,
+        [picture(0), BROKEN, picture(1)],
+        [BROKEN],
+        [None, picture(0)],
+    ]
+    texts = ["a", "a", "", "a", "a", " \t"]
+    rows = make({"images": images, "text": texts}, images=List(Image()))
+    adapter = choose(rows, models)
+    got, problems = embed(adapter, range(6))
+    assert problems == {NO_IMAGE: [1, 2], UNREADABLE: [3, 4]}
+    adapter.lengths()
+    assert adapter.problems["no text at all"] == [2, 5]
+    size = adapter.image.dimension
+    has_image, has_text = got[:, :size].any(axis=1), got[:, size:].any(axis=1)
+    assert has_image.tolist() == [True, False, False, True, False, True]
+    assert has_text.tolist() == [True, True, False, True, True, False]
+    single = choose(make({"image": [picture(0), picture(1)]}, image=Image()), str(small_classifier))
+    mean = embed(single, [0, 1])[0].mean(axis=0)
+    np.testing.assert_allclose(got[3, :size], np.sqrt(0.5) * mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(got[0, :size], got[5, :size], atol=1e-6)
+
+
+def test_what_the_rows_are_read_as():
+    both = make({"image": ONE, "question": ["a", "b"]}, image=Image())
+    named = make({"image": ONE, "file_name": ["a", "b"], "label": ["x", "y"]}, image=Image())
+    words = make({"text": ["a", "b"]})
+
+    def read(rows, **options):
+        return find_modality(rows, CompressConfig(dataset="x", method="dq", **options))
+
+    assert read(both) == read(both, text_columns=("question",)) == "image-text"
+    assert read(both, image_column="image") == "image-text"
+    assert read(both, image_embedding="gradients") == read(both, modality="image") == "image"
+    assert read(both, label_column="question") == "image"
+    assert read(named) == "image"
+    assert read(named, text_columns=("label",)) == "image-text"
+    assert read(words) == read(both, modality="text") == "text"
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "wanted"),
+    [
+        ("a,b,c", {}, "embedding_model must be one model or IMAGE_MODEL,TEXT_MODEL for image-text"),
+        ("a,", {}, "embedding_model must be one model or IMAGE_MODEL,TEXT_MODEL"),
+        ("a,b", {"modality": "image"}, "embedding_model must be one model for image rows, got a,b"),
+        ("a", {"modality": "image", "text_share": 0.5}, "text_share is for images with text"),
+        ("a", {"text_columns": ("no",)}, "no column no"),
+        (None, {"image_column": "question"}, "the image column question must hold images"),
+    ],
+)
+def test_what_cannot_be(models, options, wanted):
+    rows = make({"image": ONE, "question": ["a", "b"]}, image=Image())
+    with pytest.raises(InputError, match=wanted):
+        choose(rows, models, **options)
+
+
+def test_one_model_has_to_read_both(small_encoder):
+    rows = make({"image": ONE, "question": ["a", "b"]}, image=Image())
+    with pytest.raises(InputError, match="reads no images beside text: name IMAGE_MODEL,TEXT"):
+        choose(rows, str(small_encoder)).describe_model()
+
+
+def test_a_clip_reads_both_apart(small_clip):
+    from sentence_transformers import SentenceTransformer
+
+    rows = make({"image": [*ONE, None], "question": ["what", "shape", "is"]}, image=Image())
+    adapter = choose(rows, str(small_clip))
+    got, problems = embed(adapter, [0, 1, 2])
+    assert problems == {NO_IMAGE: [2]}
+    model = SentenceTransformer(str(small_clip))
+    images = model.encode([{"image": Pictures.open(io.BytesIO(v["bytes"]))} for v in ONE])
+    texts = model.encode(["what", "shape", "is"])
+    wanted = join_halves(np.concatenate([images, 0 * images[:1]]), texts, 0.5)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    found = adapter.describe_model()
+    assert found["dimension"] == 48
+    assert found["image"]["model"] == found["text"]["model"] == str(small_clip)
+
+
+def test_a_text_that_is_an_address_stays_a_text(small_clip, tmp_path):
+    Pictures.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
+    place = str(tmp_path / "a.png")
+    rows = make({"image": [None] * 3, "text": [place, place + " ", "x"]}, image=Image())
+    got, _ = embed(choose(rows, str(small_clip)), [0, 1, 2])
+    np.testing.assert_allclose(got[0], got[1], atol=1e-6)
+    texts = choose(rows, str(small_clip), modality="text")
+    np.testing.assert_allclose(embed(texts, [0])[0], embed(texts, [1])[0], atol=1e-5)
+
+
+def test_a_model_may_read_rows_whole(small_joint):
+    from sentence_transformers import SentenceTransformer
+
+    images = [[picture(0)], [], [picture(1), picture(2)], [picture(3)], []]
+    texts = ["what", "no picture", "<image>two<image_2>", "", ""]
+    rows = make({"images": images, "text": texts}, images=List(Image()))
+    adapter = choose(rows, str(small_joint))
+    got, problems = embed(adapter, range(5))
+    assert problems == {NO_IMAGE: [1, 4]}
+    opened = [[Pictures.open(io.BytesIO(v["bytes"])) for v in row] for row in images]
+    inputs = [
+        {"image": opened[0], "text": "what"},
+        {"text": "no picture"},
+        {"image": opened[2], "text": "two"},
+        {"image": opened[3]},
+    ]
+    wanted = SentenceTransformer(str(small_joint)).encode(inputs)
+    np.testing.assert_allclose(got[:4], wanted, atol=1e-5)
+    assert not got[4].any()
+    assert adapter.describe_model()["model"] == str(small_joint)
+    assert "text_share" not in adapter.describe_model()
+
+
+def test_tokens_of_images_in_a_text_break_nothing(small_joint):
+    texts = ["a <|image_pad|> b", "a   b"]
+    rows = make({"image": [picture(0)] * 2, "text": texts}, image=Image())
+    got, _ = embed(choose(rows, str(small_joint)), [0, 1])
+    assert np.isfinite(got).all()
+
+
+def test_what_one_model_cannot_do(small_joint):
+    rows = make({"image": ONE, "text": ["a", "b"]}, image=Image())
+    with pytest.raises(InputError, match="text_share is for two halves"):
+        choose(rows, str(small_joint), text_share=0.5).describe_model()
+    with pytest.raises(InputError, match="adq scores images and text apart"):
+        choose(rows, str(small_joint), method="adq").describe_model()
+
+
+def test_scores_are_the_sum_of_both_halves():
+    image = Scores(np.array([0.1, 0.3, 0.2]), np.array([-5.0, -4.0, np.nan]))
+    text = Scores(np.array([20.0, 10.0, 30.0]), np.array([-1.0, -3.0, -2.0]))
+    got = sum_scores([image, text], "minmax")
+    np.testing.assert_allclose(got.representativeness, [0.5, 1.0, 1.5])
+    np.testing.assert_allclose(got.diversity, [1.0, 1.0, 0.5 + 0.5])
+    z = sum_scores([image, text], "softmax-z").representativeness
+    wanted = sum(normalise(s.representativeness, "softmax-z") for s in (image, text))
+    np.testing.assert_allclose(z, wanted)
+    assert sum_scores([text]) is text
+
+
+def test_contents_are_text_and_files(models):
+    rows = make({"image": [*ONE, None], "text": ["a  b", "", " "]}, image=Image())
+    got = [*choose(rows, models).contents(np.arange(3))]
+    assert got == [b"a b\0" + ONE[0]["bytes"], b"\0" + ONE[1]["bytes"], b""]

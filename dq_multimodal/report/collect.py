@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
 from dq_multimodal.files import read_text
-from dq_multimodal.manifest import Config, Manifest, check_type
+from dq_multimodal.manifest import Config, Manifest, Model, check_type
 from dq_multimodal.report.compare import (
     IMAGE_THRESHOLD,
     TEXT_THRESHOLD,
@@ -22,6 +22,7 @@ from dq_multimodal.report.compare import (
     Vectors,
     draw_random,
     find_groups,
+    find_other_words,
     measure_coverage,
     read_groups,
     sample_rows,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-MAX_POINTS = {"text": 4000, "image": 3000, "none": 4000}
+MAX_POINTS, MAX_PICTURES = 4000, 3000
 MAX_GROUPS = 20
 GROUP_ROWS = 4
 MAX_GALLERY_BINS = 30
@@ -83,17 +84,21 @@ class Facts:
     map: Map | None = None
     coverage: Coverage | None = None
     groups: Groups | None = None
+    other_words: Groups | None = None
+    """Rows of the same picture with other words; None where that cannot be told."""
     gallery: list[tuple[int | None, list[int], list[int]]] = field(default_factory=list)
     """Bin, some kept rows and some that were left out, of each bin."""
     target: Target | None = None
     examples: list[Example] = field(default_factory=list)  # of dropped patches
     texts: dict[int, list[str]] = field(default_factory=dict)  # of the rows shown somewhere
-    pictures: dict[int, Picture | None] = field(default_factory=dict)
+    pictures: dict[int, Picture] = field(default_factory=dict)
 
     @property
     def length_name(self) -> str:
         """What `Map.length` counts: "characters", "pixels", or "" where no rows can be read."""
-        return {"text": "characters", "image": "pixels", "none": ""}[self.reader.kind]
+        if self.reader.has_texts:
+            return "characters"
+        return "pixels" if self.reader.has_pictures else ""
 
     def label(self, row: int) -> str:
         """Label of a row; empty where there are none."""
@@ -161,7 +166,8 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     seed, n_left, kept = request.seed, count_left(facts.config), selection.kept
     vectors = Vectors(embeddings, request.similarity, n_left)
     facts.n_blank = int(vectors.is_blank.sum())
-    facts.map = make_map(vectors, kept, MAX_POINTS[facts.reader.kind], seed)
+    n_points = MAX_PICTURES if facts.reader.has_pictures else MAX_POINTS
+    facts.map = make_map(vectors, kept, n_points, seed)
     strata = strata_to_share(selection.stratum, request.partition)
     draws = draw_random(strata, int(kept.sum()), seed, selection.marks.readable(len(selection)))
     with tqdm(desc="coverage", unit="pair", unit_scale=True) as bar:
@@ -169,16 +175,38 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
             vectors, kept, draws, request.method, seed, on_pairs=bar.update
         )
     duplicate_of = selection.marks.duplicate_of
-    if duplicate_of is not None and request.drop_duplicates is not None:
-        facts.groups = read_groups(duplicate_of, vectors.is_blank, request.drop_duplicates)
-        return
-    rows_of = facts.config.rows
-    is_image = rows_of is not None and rows_of.modality == "image"
-    threshold = IMAGE_THRESHOLD if is_image else TEXT_THRESHOLD
-    if vectors.similarity != "cosine":
-        vectors = Vectors(embeddings, "cosine", n_left)
+    share = share_of_text(facts.config)
+    threshold = (1 - share) * IMAGE_THRESHOLD + share * TEXT_THRESHOLD
     with tqdm(desc="near-duplicates", unit="pair", unit_scale=True) as bar:
-        facts.groups = find_groups(vectors, threshold, seed, on_pairs=bar.update)
+        if duplicate_of is not None and request.drop_duplicates is not None:
+            facts.groups = read_groups(duplicate_of, vectors.is_blank, request.drop_duplicates)
+        else:
+            if vectors.similarity != "cosine":
+                vectors = Vectors(embeddings, "cosine", n_left)
+            facts.groups = find_groups(vectors, threshold, seed, on_pairs=bar.update)
+        if (halves := split_halves(embeddings, facts.config.embedding)) is not None:
+            images, texts = (Vectors(half, "cosine") for half in halves)
+            facts.other_words = find_other_words(images, texts, seed, on_pairs=bar.update)
+
+
+def share_of_text(config: Config) -> float:
+    """Give the share of the text in the cosine of two rows; half where it is not known."""
+    if config.rows is None or config.rows.modality != "image-text":
+        return float(config.rows is None or config.rows.modality == "text")
+    share = config.embedding.text_share if config.embedding else None
+    return 0.5 if share is None else share
+
+
+def split_halves(
+    embeddings: Float[ndarray, "n d"], model: Model | None
+) -> tuple[Float[ndarray, "n a"], Float[ndarray, "n b"]] | None:
+    """Give the image vectors and the text vectors of rows; None where a row is one vector."""
+    if model is None or model.image is None or model.text is None:
+        return None
+    n_image, n_text = model.image.dimension or 0, model.text.dimension or 0
+    if min(n_image, n_text) < 1 or n_image + n_text != embeddings.shape[1]:
+        return None
+    return embeddings[:, :n_image], embeddings[:, n_image:]
 
 
 class TargetDict(TypedDict):
@@ -254,20 +282,21 @@ def group_sample(members: Int[ndarray, " m"], kept: Bool[ndarray, " n"]) -> list
 def _read_rows(facts: Facts) -> None:
     """Read every row that is shown somewhere, in the order of the source."""
     reader = facts.reader
-    if reader.kind == "none":
-        return
-    wanted = {row for _, ours, others in facts.gallery for row in (*ours, *others)}
-    for members in (facts.groups.members if facts.groups else [])[:MAX_GROUPS]:
-        wanted.update(group_sample(members, facts.selection.kept))
+    found = {row for _, ours, others in facts.gallery for row in (*ours, *others)}
+    for groups in filter(None, (facts.groups, facts.other_words)):
+        for members in groups.members[:MAX_GROUPS]:
+            found.update(group_sample(members, facts.selection.kept))
     if facts.map is not None:
-        wanted.update(facts.map.rows.tolist(), facts.map.near[facts.map.near >= 0].tolist())
+        found.update(facts.map.rows.tolist(), facts.map.near[facts.map.near >= 0].tolist())
     for target in facts.target.rows if facts.target else []:
-        wanted.update(row for row, _ in target.picks)
-    with tqdm(total=len(wanted), desc="rows to show", unit="row") as bar:
-        if reader.kind == "image":
-            facts.pictures = reader.pictures(sorted(wanted), bar.update)
-        else:
-            facts.texts = reader.texts(sorted(wanted), bar.update)
+        found.update(row for row, _ in target.picks)
+    wanted = sorted(found)
+    n_reads = len(wanted) * (reader.has_texts + reader.has_pictures)
+    with tqdm(total=n_reads, desc="rows to show", unit="row", disable=not n_reads) as bar:
+        if reader.has_pictures:
+            facts.pictures = reader.pictures(wanted, bar.update)
+        if reader.has_texts:
+            facts.texts = reader.texts(wanted, bar.update)
     if facts.map is not None:
         for at, row in enumerate(facts.map.rows.tolist()):
             facts.map.length[at] = reader.lengths.get(row, -1)

@@ -10,11 +10,11 @@ FILE = "map.parquet"
 
 
 def write_map(facts: Facts, folder: Path) -> None:
-    """Write the shown points: row, x, y, bin, kept, label, text or image, neighbors.
+    """Write the shown points: row, x, y, bin, kept, label, neighbors, text and image.
 
     `neighbors` holds positions within the file, each point itself first, as Embedding Atlas has
-    them: `embedding-atlas map.parquet --x x --y y --neighbors neighbors --text text`. Without
-    points no file is left.
+    them: `embedding-atlas map.parquet --x x --y y --neighbors neighbors --text text` (or `--image
+    image`, or both). Without points no file is left.
     """
     import pyarrow as pa
     from datasets import Features, Image, List, Value
@@ -42,12 +42,12 @@ def write_map(facts: Facts, folder: Path) -> None:
         "label": (Value("string"), [facts.label(row) if facts.labels else None for row in rows]),
         "neighbors": (lists, neighbours),
     }
-    if facts.reader.kind == "text":
+    if facts.reader.has_texts:
         texts = [" ".join(filter(None, facts.texts[row])) for row in rows]
         columns["text"] = Value("string"), texts
-    elif facts.reader.kind == "image":
-        pictures = [facts.pictures[row] for row in rows]
-        files = [picture and {"bytes": picture.large, "path": None} for picture in pictures]
+    if facts.reader.has_pictures:
+        pictures = [facts.pictures[row].large for row in rows]
+        files = [{"bytes": picture, "path": None} if picture else None for picture in pictures]
         columns["image"] = Image(), files
     schema = Features({name: feature for name, (feature, _) in columns.items()}).arrow_schema
     values = {name: found for name, (_, found) in columns.items()}

@@ -17,7 +17,7 @@ from dq_multimodal.data.local import short_name
 from dq_multimodal.files import count
 from dq_multimodal.manifest import Config
 from dq_multimodal.report.collect import Facts, group_sample
-from dq_multimodal.report.compare import Coverage
+from dq_multimodal.report.compare import SAME_PICTURE, TEXT_THRESHOLD, Coverage, Groups
 from dq_multimodal.report.decisions import KINDS, Decisions
 from dq_multimodal.report.figures import bin_colours, normalise
 from dq_multimodal.report.rows import clean, clean_name, cut_fields, shorten
@@ -75,8 +75,7 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     script = "(function () {\n" + read("page.js") + read("map.js") + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows, cut = _rows_as_data(facts)
-    numbers = facts.selection.row
-    document = {**_map_as_data(facts), "rows": {int(numbers[k]): rows[k] for k in rows}}
+    document = _map_as_data(facts) | rows
     packages = ["numpy", "scikit-learn"] + (["matplotlib"] if has_figures else [])
     n_rows, n_kept = facts.selection.n_rows, facts.selection.n_kept
     request, source = facts.config.request, _source_name(facts.config)
@@ -103,7 +102,10 @@ def make_page(facts: Facts, has_figures: bool) -> str:
         settings=_settings(facts),
         bins=_bins(facts),
         strips=[] if facts.coverage is None else _strips(facts.coverage),
-        groups=_groups(facts),
+        groups=_groups(facts, facts.groups),
+        other_words=_groups(facts, facts.other_words),
+        same_picture=SAME_PICTURE,
+        other_text=TEXT_THRESHOLD,
     )
 
 
@@ -183,7 +185,7 @@ def _strips(found: Coverage) -> list[dict[str, Any]]:
     return strips
 
 
-def _groups(facts: Facts) -> list[dict[str, Any]]:
+def _groups(facts: Facts, found: Groups | None) -> list[dict[str, Any]]:
     """Give size, kept rows and some rows of every group of near-duplicates."""
     kept = facts.selection.kept
     return [
@@ -192,7 +194,7 @@ def _groups(facts: Facts) -> list[dict[str, Any]]:
             "n_kept": int(kept[members].sum()),
             "shown": group_sample(members, kept) if number < MAX_GROUPS else [],
         }
-        for number, members in enumerate(facts.groups.members if facts.groups else [])
+        for number, members in enumerate(found.members if found else [])
     ]
 
 
@@ -201,7 +203,6 @@ def _map_as_data(facts: Facts) -> dict[str, Any]:
     selection, shown, decisions = facts.selection, facts.map, facts.decisions
     n_bins = selection.n_bins
     document: dict[str, Any] = {
-        "kind": facts.reader.kind,
         "columns": facts.reader.column_names,
         "labels": [],
         "nBins": n_bins,
@@ -259,31 +260,38 @@ def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _rows_as_data(facts: Facts) -> tuple[dict[int, Any], str]:
-    """Give text or picture of every row of the map, within a size, and say what was cut."""
+def _rows_as_data(facts: Facts) -> tuple[dict[str, Any], str]:
+    """Give pictures and texts of the rows of the map by row number, and say what was cut.
+
+    A picture is its address, empty where there is none, and what is said of it.
+    """
+    found: dict[str, Any] = {"pictures": None, "texts": None}
     if facts.map is None:
-        return {}, ""
-    near = facts.map.near[facts.map.near >= 0]
+        return found, ""
     ours = facts.map.rows.tolist()
+    near = facts.map.near[facts.map.near >= 0]
     others = np.setdiff1d(near, facts.map.rows).tolist()
-    if facts.reader.kind == "text":
-        for limit in TEXT_LIMITS:
-            found = {row: cut_fields(facts.texts[row], limit) for row in ours}
-            half = int(limit * NEAR_SHARE)
-            found |= {row: cut_fields(facts.texts[row], half) for row in others}
-            if len(as_json(found).encode()) <= MAX_TEXT_BYTES:
-                break
-        return found, f"Texts are cut at {limit} characters ({half} for the nearest kept row)."
-    if facts.reader.kind == "image":
-        pictures, size, n_left_out = {}, 0, 0
+    numbers, said = facts.selection.row.tolist(), []
+    if facts.reader.has_pictures:
+        size, n_left_out, found["pictures"] = 0, 0, {}
         for row in [*ours, *others]:
             picture = facts.pictures[row]
-            address = "" if picture is None else _data_uri(picture.small)
+            address = _data_uri(picture.small) if picture.small else ""
             size += len(address)
             if size > MAX_PICTURE_BYTES:
                 n_left_out += 1
             else:
-                pictures[row] = address
+                found["pictures"][numbers[row]] = [address, picture.note]
         rest = f"; {n_left_out:,} found no room in this file" if n_left_out else ""
-        return pictures, f"Pictures are scaled down to 48 px on the map, 96 px below it{rest}."
-    return {}, ""
+        said.append(f"Pictures are scaled down to 48 px on the map, 96 px below it{rest}.")
+    if facts.reader.has_texts:
+        most_bytes = MAX_TEXT_BYTES // (1 + facts.reader.has_pictures)
+        for limit in TEXT_LIMITS:
+            half = int(limit * NEAR_SHARE)
+            sizes = [*((row, limit) for row in ours), *((row, half) for row in others)]
+            texts = {numbers[row]: cut_fields(facts.texts[row], size) for row, size in sizes}
+            if len(as_json(texts).encode()) <= most_bytes:
+                break
+        found["texts"] = texts
+        said.append(f"Texts are cut at {limit} characters ({half} for the nearest kept row).")
+    return found, " ".join(said)

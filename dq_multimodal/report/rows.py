@@ -1,25 +1,23 @@
-"""What a reader sees of a row: its texts, cut and cleaned, or a small picture."""
+"""What a reader sees of a row: its texts, cut and cleaned, and a small picture."""
 
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dq_multimodal.adapters.text import field_texts, share_out
 from dq_multimodal.config import InputError
-from dq_multimodal.data.pixels import decode_image, read_bytes, undecoded
+from dq_multimodal.data.pixels import decode_image, image_files, read_bytes, undecoded
 from dq_multimodal.data.row_sizes import cut_rows, measure_rows
 from dq_multimodal.manifest import Columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Kind = Literal["text", "image", "none"]
 
 MAX_FIELDS = 12
 """So many columns of a row are shown."""
@@ -31,6 +29,9 @@ LARGE_SIDE = 96
 NAME_CHARACTERS = 60
 UNREADABLE = "(this row cannot be read)"
 
+Split = Callable[[dict[str, list[Any]], Sequence[str]], list[list[Any]]]
+"""Takes a batch of rows and its columns apart, row by row."""
+
 BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 """Control characters become their pictures: pages cannot hold some of them."""
@@ -38,12 +39,13 @@ CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {
 
 @dataclass(frozen=True)
 class Picture:
-    """Two sizes of one picture, WebP."""
+    """The first picture of a row that can be read, in two sizes, WebP; both empty without one."""
 
-    small: bytes  # at most 48 px wide and high, for the map
-    large: bytes  # at most 96 px
-    is_tiny: bool  # whether the picture itself is no larger than 48 px
-    n_pixels: int  # of the picture itself
+    small: bytes = b""  # at most 48 px wide and high, for the map
+    large: bytes = b""  # at most 96 px
+    is_tiny: bool = False  # whether the picture itself is no larger than 48 px
+    n_pixels: int = -1  # of the picture itself
+    note: str = ""  # said below it, or in its place
 
 
 def clean(text: str) -> str:
@@ -73,7 +75,11 @@ class RowReader:
     """Reads what is shown of the rows of the source.
 
     Attributes:
-        lengths: Of the rows that were read, characters of the texts or pixels of the picture.
+        columns: Those of the texts of a row.
+        has_texts: Whether rows have texts to show.
+        has_pictures: Whether they have pictures.
+        lengths: Of the rows that were read, characters of the texts, or pixels of the picture
+            where rows have no texts.
 
     Args:
         dataset: The source in row order; None where it cannot be had.
@@ -81,19 +87,18 @@ class RowReader:
     """
 
     def __init__(self, dataset: "Dataset | None", rows: Columns | None) -> None:
-        present = dataset.column_names if dataset is not None else []
-        wanted = [c for c in (rows.columns if rows else []) if c in present]
-        self.kind: Kind = "none"
+        present = [] if dataset is None else dataset.column_names
+        texts, images = ([], []) if rows is None else (rows.columns, rows.image_columns or [])
+        if rows is not None and rows.modality == "image":
+            texts, images = [], rows.columns[:1]
+        self.columns = [column for column in texts if column in present][:MAX_FIELDS]
+        images = [column for column in images if column in present]
+        self.has_texts, self.has_pictures = bool(self.columns), bool(images)
         self.lengths: dict[int, int] = {}
-        self.columns: list[str] = []
-        if dataset is None or rows is None or not wanted:
-            return
-        self.kind = "text" if rows.modality == "image-text" else rows.modality
-        self.columns = wanted[:1] if self.kind == "image" else wanted[:MAX_FIELDS]
-        if self.kind == "image":
-            self._source = undecoded(dataset, wanted[0])
-        else:
-            self._source = dataset.select_columns(self.columns)
+        if dataset is not None and self.has_texts:
+            self._texts = dataset.select_columns(self.columns)
+        if dataset is not None and self.has_pictures:
+            self._files = undecoded(dataset, *images)
 
     @property
     def column_names(self) -> list[str]:
@@ -105,46 +110,56 @@ class RowReader:
     ) -> dict[int, list[str]]:
         """Read the texts of rows, one for each column, cut to 500 characters together."""
         found = {}
-        for part, read in self._blocks(list(rows), on_rows):
+        for part, read in self._blocks(self._texts, rows, on_rows, _values):
             for row, values in zip(part, read, strict=True):
                 found[row], self.lengths[row] = _fields(values)
         return found
 
     def pictures(
         self, rows: Iterable[int], on_rows: Callable[[int], object] | None = None
-    ) -> dict[int, Picture | None]:
-        """Read the pictures of rows, small; None for what cannot be read."""
-        found: dict[int, Picture | None] = {}
+    ) -> dict[int, Picture]:
+        """Read the pictures of rows, small: of each row the first that can be read."""
+        found: dict[int, Picture] = {}
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for part, read in self._blocks(list(rows), on_rows):
-                files = [None if values is None else values[0] for values in read]
-                found |= dict(zip(part, pool.map(_draw_small, files), strict=True))
-        self.lengths |= {row: shown.n_pixels for row, shown in found.items() if shown is not None}
+            for part, read in self._blocks(self._files, rows, on_rows, image_files):
+                found |= dict(zip(part, pool.map(_draw_small, read), strict=True))
+        if not self.has_texts:
+            self.lengths |= {row: shown.n_pixels for row, shown in found.items()}
         return found
 
     def _blocks(
-        self, rows: list[int], on_rows: Callable[[int], object] | None
+        self,
+        source: "Dataset",
+        rows: Iterable[int],
+        on_rows: Callable[[int], object] | None,
+        split: Split,
     ) -> Iterator[tuple[list[int], list[list[Any] | None]]]:
         """Read rows in blocks."""
+        rows = list(rows)
         sizes = np.zeros(len(rows), dtype=np.int64)
-        if self.kind != "none" and hasattr(self._source, "data"):
-            sizes = measure_rows(self._source)[rows]
+        if hasattr(source, "data"):
+            sizes = measure_rows(source)[rows]
         for start, stop in cut_rows(sizes, READ_ROWS):
-            yield rows[start:stop], self._read(rows[start:stop])
+            yield rows[start:stop], _read(source, rows[start:stop], split)
             if on_rows is not None:
                 on_rows(stop - start)
 
-    def _read(self, rows: list[int]) -> list[list[Any] | None]:
-        """Read the columns of rows; None for a row that cannot be read."""
-        try:
-            batch = self._source[rows]
-            return [list(values) for values in zip(*(batch[c] for c in self.columns), strict=True)]
-        except InputError:  # a stream that broke off
-            raise
-        except Exception:  # whatever it is that the one odd row among them holds
-            if len(rows) == 1:
-                return [None]
-            return [self._read([row])[0] for row in rows]
+
+def _values(batch: dict[str, list[Any]], columns: Sequence[str]) -> list[list[Any]]:
+    """Give the values of every row of a batch, column by column."""
+    return [list(values) for values in zip(*(batch[c] for c in columns), strict=True)]
+
+
+def _read(source: "Dataset", rows: list[int], split: Split) -> list[list[Any] | None]:
+    """Read the values or the image files of rows; None for a row that cannot be read."""
+    try:
+        return [*split(source[rows], source.column_names)]
+    except InputError:  # a stream that broke off
+        raise
+    except Exception:  # whatever it is that the one odd row among them holds
+        if len(rows) == 1:
+            return [None]
+        return [_read(source, [row], split)[0] for row in rows]
 
 
 def _fields(values: list[Any] | None) -> tuple[list[str], int]:
@@ -165,17 +180,20 @@ def _fields(values: list[Any] | None) -> tuple[list[str], int]:
     return cut_fields(texts, MAX_CHARACTERS), length
 
 
-def _draw_small(value: Any) -> Picture | None:
-    """Decode an image file and scale it down; None where that cannot be done."""
-    image, _ = decode_image(read_bytes(value))
+def _draw_small(files: list[Any] | None) -> Picture:
+    """Decode the first image file of a row that can be read, and scale it down."""
+    if not files:
+        return Picture(note=UNREADABLE if files is None else "no picture")
+    image = next(filter(None, (decode_image(read_bytes(file))[0] for file in files)), None)
     if image is None:
-        return None
+        return Picture(note="no picture that can be read")
     is_tiny = max(image.size) <= SMALL_SIDE
-    files = []
+    sizes = []
     for side in (SMALL_SIDE, LARGE_SIDE):
         copy = image.copy()
         copy.thumbnail((side, side), reducing_gap=2.0)
         file = io.BytesIO()
         copy.save(file, "WEBP", quality=90 if is_tiny else 75, method=4)
-        files.append(file.getvalue())
-    return Picture(files[0], files[1], is_tiny, image.width * image.height)
+        sizes.append(file.getvalue())
+    note = f"1 of {len(files)} pictures" if len(files) > 1 else ""
+    return Picture(sizes[0], sizes[1], is_tiny, image.width * image.height, note)

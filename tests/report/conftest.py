@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import Dataset, Image
+from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
-from report_runs import TEXT_ROWS, clusters, write_run
+from report_runs import PAIR_ROWS, TEXT_ROWS, clusters, write_run
 
 from dq_multimodal.report import write_report
 from dq_multimodal.report.collect import Map, collect
@@ -96,6 +96,64 @@ def evil_report(tmp_path_factory):
     return folder
 
 
+def draw(seed, side=32):
+    """A file of a picture of 4 x 4 colours."""
+    file = io.BytesIO()
+    colours = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    Pillow.fromarray(colours).resize((side, side), 0).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_pairs(n_rows):
+    """Three questions about each picture; of 12 rows, three have other numbers of pictures.
+
+    Row 4 of 12 has no picture, row 5 three of which the first is broken, row 6 only a broken one,
+    row 7 no words.
+    """
+    pictures = [draw(k // 3, 32 if k % 2 else 150) for k in range(n_rows)]
+    more = [[] for _ in range(n_rows)]
+    questions = [f"Which colour has square {k % 3} of picture {k // 3}?" for k in range(n_rows)]
+    for k in range(n_rows):
+        if k % 12 == 4:
+            pictures[k] = None
+        elif k % 12 == 5:
+            more[k] = [pictures[k], draw(k)]
+        if k % 12 in (5, 6):
+            pictures[k] = pictures[k][:60]
+        elif k % 12 == 7:
+            questions[k] = ""
+    columns = {
+        "image": [file and {"bytes": file, "path": None} for file in pictures],
+        "more": [[{"bytes": file, "path": None} for file in files] for files in more],
+        "question": questions,
+        "answer": [question and f"Colour {k}" for k, question in enumerate(questions)],
+    }
+    features = {"image": Image(), "more": List(Image())}
+    features |= {name: Value("string") for name in ("question", "answer")}
+    return Dataset.from_dict(columns, Features(features))
+
+
+def pair_values(n_rows, n_image=10, n_text=6):
+    """Image vectors of `make_pairs`, equal but for their last bits, beside text vectors."""
+    rng = np.random.default_rng(5)
+    images = clusters(n_rows, n_image, seed=1)[np.arange(n_rows) // 3]
+    images += 1e-4 * rng.standard_normal(images.shape, dtype=np.float32)
+    texts = clusters(n_rows, n_text, seed=2)
+    images[[k for k in range(n_rows) if k % 12 in (4, 6)]] = 0
+    texts[[k for k in range(n_rows) if k % 12 == 7]] = 0
+    return np.concatenate([images, texts], axis=1)
+
+
+@pytest.fixture(scope="session")
+def pair_report(tmp_path_factory):
+    """The folder of a report of 96 rows of pictures and words."""
+    folder = tmp_path_factory.mktemp("pairs")
+    values = pair_values(96)
+    config, manifest = write_run(folder, values, rows=PAIR_ROWS, halves=(10, 0.5))
+    write_report(folder, config, manifest, embeddings=values, dataset=make_pairs(96))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def image_report(tmp_path_factory):
     """The folder of a report of 90 pictures, some of which cannot be read."""
@@ -103,11 +161,8 @@ def image_report(tmp_path_factory):
     values = clusters(90)
     files = []
     for k in range(90):
-        file = io.BytesIO()
-        side = 32 if k % 2 else 150
-        colours = np.random.default_rng(k).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-        Pillow.fromarray(colours).resize((side, side), 0).save(file, "PNG")
-        files.append(None if k % 30 == 5 else file.getvalue()[: 60 if k % 30 == 6 else None])
+        file = draw(k, 32 if k % 2 else 150)
+        files.append(None if k % 30 == 5 else file[: 60 if k % 30 == 6 else None])
     values[[k for k in range(90) if k % 30 in (5, 6)]] = 0
     dataset = Dataset.from_dict({"img": [f and {"bytes": f, "path": None} for f in files]})
     dataset = dataset.cast_column("img", Image())

@@ -14,6 +14,13 @@ TEXT_ROWS = {
     "template": "{instruction} {output}",
 }
 
+PAIR_ROWS = {
+    "modality": "image-text",
+    "shape": "columns",
+    "columns": ["question", "answer"],
+    "image_columns": ["image", "more"],
+}
+
 
 def clusters(n_rows, size=16, seed=0, n_clusters=6):
     rng = np.random.default_rng(seed)
@@ -40,9 +47,13 @@ def write_run(
     name="small",
     notes=(),
     marks=None,
+    halves=None,
     **request,
 ):
-    """Write selection.parquet and bins.parquet; give config and manifest."""
+    """Write selection.parquet and bins.parquet; give config and manifest.
+
+    halves: how many of the numbers of a row are of its image, and the share of its text.
+    """
     n_rows, kind = len(embeddings), "none" if method == "random" else "dq"
     codes = np.zeros(n_rows, dtype=np.int64) if strata is None else np.asarray(strata)
     if method == "random":
@@ -58,6 +69,10 @@ def write_run(
     model = {"model": "owner/encoder", "dimension": embeddings.shape[1]}
     if n_left:
         model["factors"] = [n_left, embeddings.shape[1] - n_left]
+    if halves:
+        n_image, model["text_share"] = halves
+        model["image"] = {"model": "owner/eye", "dimension": n_image}
+        model["text"] = {"model": "owner/ear", "dimension": embeddings.shape[1] - n_image}
     config = {
         "request": {**request, "similarity": similarity},
         "source": {"kind": "hub", "name": name, "split": "train", "rows": n_rows},

@@ -217,6 +217,30 @@ def test_rows_that_are_all_alike_stay_cheap(noise):
     assert [len(m) for m in found.members] == [20_000]
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=12))
+def test_same_picture_with_other_words_is_what_it_says(rows):
+    """Picture 0 is none, words 0 are none; words 1 and 2 say nearly the same."""
+    rng = np.random.default_rng(0)
+    pictures, words = rng.standard_normal((4, 8)), rng.standard_normal((5, 8))
+    words[2] = words[1] + 0.1 * words[2]
+    pictures[0] = words[0] = 0
+    images, texts = (
+        table[of] for table, of in zip((pictures, words), np.array(rows).T, strict=True)
+    )
+    images += 1e-5 * rng.standard_normal(images.shape) * images.any(axis=1)[:, None]
+    found = compare.find_other_words(
+        *(compare.Vectors(half.astype(np.float32), "cosine") for half in (images, texts)), 0
+    )
+    expected, said = [], (0, 1, 1, 3, 4)
+    for picture in (1, 2, 3):
+        members = [k for k, (of, what) in enumerate(rows) if of == picture and what]
+        if len({said[rows[k][1]] for k in members}) > 1:
+            expected.append(members)
+    expected.sort(key=lambda members: (-len(members), members[0]))
+    assert [m.tolist() for m in found.members] == expected
+    assert found.n_searched == sum(p > 0 and w > 0 for p, w in rows)
+
+
 def test_points_are_sampled_in_proportion():
     readable = np.ones(10_000, dtype=bool)
     readable[::10] = False

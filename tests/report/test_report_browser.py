@@ -137,7 +137,7 @@ WIDE = """() => [...document.querySelectorAll('main *, header *, footer *')]
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
-@pytest.mark.parametrize("kind", ["text_report", "image_report", "evil_report"])
+@pytest.mark.parametrize("kind", ["text_report", "image_report", "pair_report", "evil_report"])
 def test_opens_at_any_size_and_in_any_light(browser, request, kind, size, scheme):
     """Nothing is wider than the screen, everything has a name, and text can be read."""
     with Opened(browser, request.getfixturevalue(kind), size, scheme) as page:
@@ -171,6 +171,34 @@ def test_pointing_and_clicking_show_a_row(browser, text_report):
         page.mouse.move(other["x"] + 5, other["y"] + other["height"] - 5)
         assert f"Row {at}" in panel.inner_text()
         assert f"Row {at}," in page.locator("#map-live").text_content()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_picture_and_words_are_shown_together(browser, pair_report, size):
+    with Opened(browser, pair_report, size) as page:
+        panel, table = page.locator("#point"), page.locator("#points")
+        at = lonely_point(page)
+        page.mouse.click(*spot(page, at))
+        until(page, "document.querySelector('#point h3') !== null")
+        near = data_of(page)["points"]["near"][at]
+        for number, row in enumerate((at, near)):
+            shown, of_point = panel.locator(".shown").nth(number), row % 12
+            assert shown.locator("img").count() == (of_point not in (4, 6))
+            wanted = "(no text)" if of_point == 7 else f"square {row % 3} of picture {row // 3}?"
+            assert wanted in shown.inner_text()
+        page.get_by_label("Search").fill("of picture 1?")
+        assert page.locator("#map-count").text_content() == "3 of 96 points shown"
+        lines = table.locator("tbody tr")
+        assert lines.locator("img").count() == 2  # row 4 has none
+        assert lines.locator("mark").all_inner_texts() == ["of picture 1?"] * 3
+        assert "no picture" in lines.nth(1).inner_text()
+        assert "1 of 3 pictures" in lines.nth(2).inner_text()
+        lines.nth(2).get_by_role("button").click()
+        image = panel.locator("img").first
+        assert image.evaluate("i => i.complete && i.naturalWidth") == 32
+        assert "1 of 3 pictures" in page.locator("#map-live").text_content()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator("#duplicates details").last.locator(".card img").count()
 
 
 def test_a_finger_shows_a_row(browser, text_report):

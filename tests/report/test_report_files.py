@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import EVIL_TEXTS, write_text_report
-from report_runs import clusters, write_run
+from conftest import EVIL_TEXTS, make_pairs, pair_values, write_text_report
+from report_runs import PAIR_ROWS, clusters, write_run
 
 from dq_multimodal.core import Bins
 from dq_multimodal.manifest import Columns, Patches, PatchFacts, make
 from dq_multimodal.report import FILES, collect, write_report
+from dq_multimodal.report import page as page_module
 from dq_multimodal.report.page import as_json, make_page
 from dq_multimodal.report.patched import Example
 from dq_multimodal.report.rows import RowReader
@@ -73,8 +74,9 @@ def test_what_the_page_says_is_what_the_run_holds(text_report):
     kept = np.flatnonzero(points["kept"])
     assert set(points["near"]) <= set(kept.tolist())
     assert all(near != row for near, row in zip(points["near"], points["row"], strict=True))
-    assert data["rows"]["3"][0] == "Question number 3: why?"
-    long = data["rows"]["239"]
+    assert data["pictures"] is None
+    assert data["texts"]["3"][0] == "Question number 3: why?"
+    long = data["texts"]["239"]
     assert sum(map(len, long)) <= 400 and long[1].endswith("…")
     assert points["length"][239] == len("Question number 239: why?" + "Answer 239, ") + 59 * 17
     text = plain(page)
@@ -107,8 +109,8 @@ def test_the_first_thing_said_is_why_and_the_last_the_settings(text_report):
     assert page.index("<code>", start) > page.index("<details><summary>Settings", start)
 
 
-def test_one_file_that_needs_nothing_else(text_report, image_report, evil_report):
-    for folder in (text_report, image_report, evil_report):
+def test_one_file_that_needs_nothing_else(text_report, image_report, pair_report, evil_report):
+    for folder in (text_report, image_report, pair_report, evil_report):
         page = read(folder)
         elements = Outline(page).elements
         policy = next(a["content"] for t, a in elements if a.get("http-equiv"))
@@ -137,7 +139,7 @@ def test_hostile_rows_stay_data(evil_report):
     assert "\u202e" not in page[page.index("<title>") : page.index("</title>")]
     assert len(page) < 1_500_000
     assert "1 row has no embedding" in plain(page)
-    assert data_of(page)["rows"]["0"][0] == EVIL_TEXTS[0]
+    assert data_of(page)["texts"]["0"][0] == EVIL_TEXTS[0]
     texts = pq.read_table(evil_report / "map.parquet")["text"].to_pylist()
     assert max(map(len, texts)) <= 502
 
@@ -150,23 +152,29 @@ def test_json_inside_a_page_looks_like_no_markup():
         as_json(float("nan"))
 
 
-def test_map_file_opens_as_a_dataset(text_report, image_report):
+def test_map_file_opens_as_a_dataset(text_report, image_report, pair_report):
     from datasets import Dataset
 
-    for folder, name in ((text_report, "text"), (image_report, "image")):
+    own = {text_report: {"text"}, image_report: {"image"}, pair_report: {"text", "image"}}
+    for folder, names in own.items():
         shown = Dataset.from_parquet(str(folder / "map.parquet"), cache_dir=str(folder / "cache"))
-        assert {"row", "x", "y", "bin", "kept", "label", "neighbors", name} == set(
-            shown.column_names
-        )
+        always = {"row", "x", "y", "bin", "kept", "label", "neighbors"}
+        assert always | names == set(shown.column_names)
+        command = re.search(r"<code>embedding-atlas map.parquet (.*?)</code>", read(folder))[1]
+        asked = dict(zip(*[iter(command.split())] * 2, strict=True))
+        assert asked == {f"--{name}": name for name in {"x", "y", "neighbors"} | names}
         for at, row in enumerate(shown):
             ids, distances = row["neighbors"]["ids"], row["neighbors"]["distances"]
             assert ids[0] == at and distances[0] == 0 and distances == sorted(distances)
             assert len(ids) == len(distances) == 16 and max(ids) < len(shown)
             assert 0 <= row["x"] <= 1 and 0 <= row["y"] <= 1
-        if name == "image":
+        if folder == image_report:
             assert shown[0]["image"].size == (96, 96) and len(shown) == 84
-        else:
+        elif folder == text_report:
             assert shown[7]["label"] == "odd" and shown[7]["text"].startswith("Question number 7")
+        else:
+            assert shown[9]["image"].size == (32, 32) and shown[4]["image"] is None
+            assert shown[9]["text"] == "Which colour has square 0 of picture 3? Colour 9"
 
 
 def test_pictures_that_cannot_be_read_have_a_place(image_report):
@@ -290,6 +298,58 @@ def test_dropped_patches_are_shown(tmp_path):
         "Row 4, filled",
     ]
     assert "<b>" not in page and "#patches" in page
+
+
+def test_picture_and_words_of_a_row_are_shown_together(pair_report):
+    data, page = data_of(read(pair_report)), read(pair_report)
+    assert data["points"]["row"] == list(range(96)) and data["lengthName"] == "characters"
+    assert data["points"]["length"][9] == len("Which colour has square 0 of picture 3?Colour 9")
+    for row in range(96):
+        (address, note), texts = data["pictures"][str(row)], data["texts"][str(row)]
+        assert address.startswith("data:image/webp;base64,") == (row % 12 not in (4, 6))
+        said = {4: "no picture", 5: "1 of 3 pictures", 6: "no picture that can be read"}
+        assert note == said.get(row % 12, "")
+        assert texts[0].endswith(f"picture {row // 3}?" if row % 12 != 7 else "")
+    text = plain(page)
+    assert "Pictures are scaled down" in text and "Texts are cut at 400 characters" in text
+    cards = re.findall(r'<li class="card.*?</li>', page, re.DOTALL)
+    cards = [card for card in cards if "no picture" not in card and "(no text)" not in card]
+    assert cards and all("<img" in card and "Which colour" in card for card in cards)
+
+
+def test_pictures_with_other_words_are_counted(pair_report, tmp_path):
+    """Of every 12 rows, 0 to 2, 3 with 5, and 9 to 11 share a picture; 8 is alone with 6 and 7."""
+    page = read(pair_report)
+    text, kept = plain(page), np.array(data_of(page)["points"]["kept"], dtype=bool)
+    groups = [g for k in range(0, 96, 12) for g in ([k, k + 1, k + 2], [k + 3, k + 5])]
+    groups += [[k + 9, k + 10, k + 11] for k in range(0, 96, 12)]
+    several = sum(kept[g].sum() > 1 for g in groups)
+    assert "from a cosine similarity of 0.97 on" in text
+    assert f"24 pictures are shared by {8 * 8} rows with other words; {several} of those" in text
+    assert "The 20 with the most rows are listed" in text
+    values = pair_values(96)
+    run = {"rows": PAIR_ROWS, "dataset": make_pairs(96)}
+    one = plain(page_of(tmp_path / "one", values, **run))
+    assert "make one vector here, so rows of the same picture" in one
+    assert "from a cosine similarity of 0.97 on" in one and "are shared by" not in one
+    dropped = {"marks": Marks(duplicate_of=np.full(96, -1)), "drop_duplicates": 0.9}
+    two = plain(page_of(tmp_path / "two", values, halves=(10, 0.25), **run, **dropped))
+    assert "24 pictures are shared" in two
+    values[:, 10:] = 1
+    none = plain(page_of(tmp_path / "none", values, halves=(10, 0.25), **run))
+    assert "from a cosine similarity of 0.98 on" in none
+    assert "No picture has other words in another row." in none
+
+
+def test_a_page_has_room_for_so_many_pictures_and_words(tmp_path, monkeypatch):
+    values = pair_values(96)
+    monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", 9000)
+    monkeypatch.setattr(page_module, "MAX_TEXT_BYTES", 12_000)
+    page = page_of(tmp_path, values, make_pairs(96), rows=PAIR_ROWS, halves=(10, 0.5))
+    data, text = data_of(page), plain(page)
+    assert len(as_json(data["texts"]).encode()) <= 6000
+    assert sum(len(address) for address, _ in data["pictures"].values()) <= 9000
+    assert f"{96 - len(data['pictures'])} found no room in this file" in text
 
 
 class Broken:

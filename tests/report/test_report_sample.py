@@ -99,7 +99,7 @@ def test_every_row_has_its_own_number_and_text(shown):
     document, columns = data_of(page), table.to_pydict()
     points = document["points"]
     assert points["row"] == SAMPLE.tolist()
-    assert document["rows"] == {str(row): [f"fox <{row}>"] for row in SAMPLE}
+    assert document["texts"] == {str(row): [f"fox <{row}>"] for row in SAMPLE}
     for at, row in enumerate(points["row"]):
         assert (
             points["kept"][at] == columns["kept"][row] and points["bin"][at] == columns["bin"][row]

@@ -49,7 +49,7 @@ if (points) {
     const row = points.row[at], label = labelOf(at), near = points.near[at];
     live.textContent = "Row " + row + ", " + (points.kept[at] ? "kept" : "left out") +
       (data.nBins > 1 ? ", bin " + points.bin[at] : "") + (label ? ", " + label : "") +
-      ". " + plainText(row, 160) +
+      ". " + [pictureFacts(row)[1], plainText(row, 160)].filter(Boolean).join(". ") +
       (near >= 0 ? " Nearest kept row " + near + ", " + similarity(at) + "." : "");
   }
 

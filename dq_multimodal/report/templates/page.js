@@ -35,13 +35,11 @@ function shutAgain() {
 addEventListener("beforeprint", openAll);
 addEventListener("afterprint", shutAgain);
 
-/* What a row says. */
-function fieldsOf(row) {
-  const found = data.rows[row];
-  return Array.isArray(found) ? found : [];
-}
+/* What a row says: its texts, and the address of its picture with what is said of that. */
+const fieldsOf = (row) => (data.texts && data.texts[row]) || [];
+const pictureFacts = (row) => (data.pictures ?
+  data.pictures[row] || ["", "its picture is not part of this page"] : ["", ""]);
 function plainText(row, size) {
-  if (data.kind === "image") return data.rows[row] ? "" : "no picture that can be read";
   const text = fieldsOf(row).filter(Boolean).join(" · ");
   const found = wanted ? text.toLowerCase().indexOf(wanted) : -1;
   const start = found > size / 2 ? found - Math.floor(size / 4) : 0;
@@ -63,34 +61,37 @@ function marked(text) {
   return node;
 }
 function pictureOf(row, name) {
-  const found = data.rows[row];
-  if (found === undefined) return make("p", "its picture is not part of this page", "quiet");
-  if (!found) return make("p", "no picture that can be read", "no-picture");
-  const image = make("img");
-  image.alt = "Picture of row " + row + (name ? ", " + name : "");
-  image.onload = () => image.classList.toggle("tiny", image.naturalWidth <= 40);
-  image.src = found;
-  return image;
+  const [address, note] = pictureFacts(row), part = make("div", undefined, "picture");
+  if (address) {
+    const image = make("img");
+    image.alt = "Picture of row " + row + (name ? ", " + name : "");
+    image.onload = () => image.classList.toggle("tiny", image.naturalWidth <= 40);
+    image.src = address;
+    part.append(image);
+  }
+  if (note) part.append(make("small", note));
+  return part;
+}
+function wordsOf(row) {
+  const part = make("div", undefined, "words"), fields = fieldsOf(row);
+  fields.forEach((text, at) => {
+    if (!text) return;
+    const field = make("p", undefined, "field");
+    if (fields.length > 1) {
+      const head = make("span", data.columns[at] || "", "name");
+      head.dir = "auto";
+      field.append(head);
+    }
+    field.append(marked(text));
+    part.append(field);
+  });
+  if (!part.childNodes.length) part.append(make("p", "(no text)", "field quiet"));
+  return part;
 }
 function content(row, name) {
-  const part = document.createDocumentFragment();
-  if (data.kind === "image") {
-    part.append(pictureOf(row, name));
-  } else if (data.kind === "text") {
-    const fields = fieldsOf(row);
-    fields.forEach((text, at) => {
-      if (!text) return;
-      const field = make("p", undefined, "field");
-      if (fields.length > 1) {
-        const head = make("span", data.columns[at] || "", "name");
-        head.dir = "auto";
-        field.append(head);
-      }
-      field.append(marked(text));
-      part.append(field);
-    });
-    if (!part.childNodes.length) part.append(make("p", "(no text)", "field quiet"));
-  }
+  const part = make("div", undefined, "shown");
+  if (data.pictures) part.append(pictureOf(row, name));
+  if (data.texts) part.append(wordsOf(row));
   return part;
 }
 
@@ -128,11 +129,8 @@ function tableOf(places, choose) {
   }
   columns.push(["nearest kept row", (at) => (points.near[at] < 0 ? "" :
     number.format(points.near[at]) + " (" + points.similarity[at] + ")"), "near"]);
-  if (data.kind === "image") {
-    columns.push(["picture", (at) => pictureOf(points.row[at], labelOf(at))]);
-  } else if (data.kind === "text") {
-    columns.push(["what it says", (at) => marked(plainText(points.row[at], 140))]);
-  }
+  if (data.pictures) columns.push(["picture", (at) => pictureOf(points.row[at], labelOf(at))]);
+  if (data.texts) columns.push(["what it says", (at) => marked(plainText(points.row[at], 140))]);
   for (const [name, , kind] of columns) {
     const cell = make("th", name, kind);
     cell.scope = "col";

@@ -327,8 +327,8 @@ def _write_picks(
 ) -> None:
     """Write down what the report shows: texts of the target rows, and their first picks."""
     texts = [""] * len(targets)
-    if (text := text_half(target.adapter)) is not None:
-        texts = text.texts(np.arange(len(targets)))
+    if (half := text_half(target.adapter)) is not None:
+        texts = half.texts(np.arange(len(targets)))
     by_target = np.lexsort((rank, row))[int((rank < 0).sum()) :]
     edges = np.searchsorted(row[by_target], np.arange(len(targets) + 1))
     found = []

@@ -156,18 +156,26 @@ class Encoder:
         import torch
 
         first = self.model[0]
-        config = getattr(getattr(first, "auto_model", None), "config", None)
-        if config is None or self.reads_images:
+        net = getattr(first, "auto_model", None)
+        tower = getattr(net, "text_model", net)  # of a model that reads images apart
+        config = getattr(tower, "config", None)
+        if config is None:
             raise InputError(
                 f"the scores of adq need token vectors, and {self.name} has none: use a "
-                "transformer of text as --embedding-model (for images and text "
-                "IMAGE_MODEL,TEXT_MODEL), or --method dq"
+                "transformer as --embedding-model, or --method dq"
             )
+        seen: dict[str, Any] = {}
+
+        def look(_: Any, __: Any, found: Any) -> None:
+            seen["token_embeddings"] = found.last_hidden_state
+            seen["all_layer_embeddings"] = found.hidden_states
 
         def note(_: Any, __: Any, found: dict[str, Any]) -> dict[str, Any]:
-            tokens, mask = found["token_embeddings"], found["attention_mask"].bool()
+            found |= seen
+            tokens, ids = found["token_embeddings"], found["input_ids"]
+            mask = found.get("attention_mask", torch.ones_like(ids)).bool()
             special = torch.tensor(self._special_ids, device=mask.device)
-            is_token = mask & ~torch.isin(found["input_ids"], special)
+            is_token = mask & ~torch.isin(ids, special)
             texture = torch.stack([x.float() for x in token_texture(tokens, is_token)], dim=1)
             layers = found.pop("all_layer_embeddings")
             weights = mask[:, :, None].float()
@@ -176,11 +184,13 @@ class Encoder:
 
         before = config.output_hidden_states
         config.output_hidden_states = True
-        handle = first.register_forward_hook(note)
+        handles = [first.register_forward_hook(note)]
+        handles += [tower.register_forward_hook(look)] if tower is not net else []
         try:
             rows = self.encode_rows(self._inputs(texts), output_value=None)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
             config.output_hidden_states = before
         names = ("sentence_embedding", "middle", "texture")
         columns = [torch.stack([row[name] for row in rows]).float().cpu() for name in names]

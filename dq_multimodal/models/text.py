@@ -156,8 +156,8 @@ class Encoder:
         import torch
 
         first = self.model[0]
-        net = getattr(first, "auto_model", None)
-        tower = getattr(net, "text_model", net)  # of a model that reads images apart
+        net: Any = getattr(first, "auto_model", None)
+        tower: Any = getattr(net, "text_model", net)  # of a model that reads images apart
         config = getattr(tower, "config", None)
         if config is None:
             raise InputError(

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from nasty_images import picture, save
 
 from dq_multimodal import InputError, Run, compress, folder, verify
@@ -283,6 +283,28 @@ def test_images(cluster, tmp_path, small_classifier, method, is_folder):
     assert len(rows) == 9
     for row in rows:
         assert row["image"]["bytes"] == PICTURES[Path(row["image"]["path"]).name]
+
+
+@pytest.mark.parametrize("method", ["dq", slow("random"), slow("adq")])
+def test_images_with_text(cluster, tmp_path, small_classifier, small_encoder, method):
+    path = tmp_path / "rows.parquet"
+    files = [*PICTURES.values()]
+    files[22], files[30] = b"no picture", None
+    images = [[] if data is None else [{"bytes": data, "path": None}] for data in files]
+    texts = [f"<image> the quick fox {k % 5}" for k in range(44)] + [""]
+    kinds = Features({"images": List(Image()), "text": Value("string")})
+    Dataset.from_dict({"images": images, "text": texts}, kinds).to_parquet(path, batch_size=10)
+    model = {"embedding_model": f"{small_classifier},{small_encoder}", "n_bins": 3}
+    runs = by_both(path, tmp_path, method=method, **({} if method == "random" else model))
+    assert runs[0].config.rows.modality == "image-text"
+    problems = {what: found.rows for what, found in runs[0].manifest.problems.items()}
+    assert problems["an image that cannot be read"] == [22]
+    assert (problems["no image"], problems["no text at all"]) == ([30], [44])
+    if method == "random":
+        check_tables(*runs)
+    else:
+        ours, theirs = (np.load(run.path / "embeddings.npy") for run in runs)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def stop_in(stage, monkeypatch):

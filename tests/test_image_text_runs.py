@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Image, List, load_dataset
+from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
 from image_text_rows import BROKEN, SHAPES, make, picture
 
 from dq_multimodal import InputError, Run, compress, plan, verify
@@ -14,7 +14,7 @@ from dq_multimodal.adapters.text import TextAdapter, detect_layout
 from dq_multimodal.core import Scores
 from dq_multimodal.core.diversity import diversity, learn_directions
 from dq_multimodal.core.importance import normalise
-from dq_multimodal.data.pixels import NO_IMAGE, UNREADABLE
+from dq_multimodal.data.pixels import NO_IMAGE, UNREADABLE, read_paths, undecoded
 from dq_multimodal.hub import public_config
 from dq_multimodal.stages.scoring import mean_texture
 from dq_multimodal.stages.selection import read_scores
@@ -222,3 +222,40 @@ def test_a_run_is_read_again(source, models, tmp_path):
     fewer = again.resample(0.25, output_dir=tmp_path / "fewer")
     assert len(fewer.subset) == N // 4
     assert isinstance(fewer.subset, Dataset)
+
+
+def test_paths_of_images_are_read_from_a_folder(models, tmp_path):
+    (tmp_path / "pictures" / "coco").mkdir(parents=True)
+    rows = []
+    for k in range(8):
+        name = f"coco/{k}.PNG"
+        (tmp_path / "pictures" / name).write_bytes(picture(k)["bytes"])
+        turns = [{"from": "human", "value": f"<image>\nwhat {k}"}, {"from": "gpt", "value": "a"}]
+        rows.append({"id": f"{k}", "conversations": turns} | ({"image": name} if k else {}))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    folder = {"image_folder": str(tmp_path / "pictures"), "n_bins": 1}
+    done = run(tmp_path / "rows.json", models, tmp_path / "run", **folder)
+    assert done.config.rows.image_columns == ["image"]
+    assert done.manifest.problems[NO_IMAGE].rows == [0]
+    kept = done.subset.cast_column("image", Image(decode=False))
+    for number, value in zip(kept["dq_row"], kept["image"], strict=True):
+        assert value is None if number == 0 else value["bytes"] == picture(number)["bytes"]
+    assert {check.result for check in verify(done)} == {"passed"}
+    plain = run(tmp_path / "rows.json", models.split(",")[1], tmp_path / "plain", n_bins=1)
+    assert plain.config.rows.modality == "text"
+    rows[3]["image"] = "../rows.json.png"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=r"row 3 .* names a file that is none of its own"):
+        run(tmp_path / "rows.json", models, tmp_path / "other", **folder)
+
+
+def test_lists_of_paths_are_read_too_and_names_beside_images_are_names(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(0)["bytes"])
+    rows = Dataset.from_dict({"images": [["a.png"], [], None], "text": ["a", "b", "c"]})
+    found = read_paths(rows)
+    assert found.features["images"] == List(Image())
+    found = undecoded(found, "images")["images"]
+    assert [row and [value["path"] for value in row] for row in found] == [["a.png"], [], None]
+    named = make({"image": [picture(0)], "file_name": ["a.png"]}, image=Image())
+    assert read_paths(named) is named
+    assert read_paths(rows.select_columns(["text"])).features == {"text": Value("string")}

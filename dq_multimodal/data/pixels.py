@@ -9,12 +9,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset
+import pyarrow.compute as pc
+from datasets import Dataset, Features
+from datasets.fingerprint import update_fingerprint
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageOps
 
-from dq_multimodal.data.row_files import is_file_struct
+from dq_multimodal.data.row_files import TEXT_KINDS, is_file_struct
 from dq_multimodal.data.row_files import read_bytes as read_bytes
 
 NO_IMAGE = "no image"
@@ -37,6 +39,8 @@ OTHER_COLOURS = "colours other than RGB, converted"
 
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "FLI")
 """Formats whose pictures are shown one after the other; those of a camera's MPO are not."""
+
+PATH = r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$"
 
 ORIENTATION_TAG = 0x0112
 DEEP_MODES = re.compile(r";(10|12|16)[BLN]")
@@ -170,6 +174,32 @@ def to_square(
 def image_columns(dataset: Dataset) -> list[str]:
     """List the columns that hold an image a row, or a list of them; structs of files count too."""
     return [name for name, kind in dataset.features.items() if is_image(kind) or holds_lists(kind)]
+
+
+def read_paths(dataset: Dataset) -> Dataset:
+    """Read as images the columns of paths that all end as those of images do.
+
+    Of rows that hold images already nothing is changed: their names are names.
+    """
+    if image_columns(dataset):
+        return dataset
+    features = Features(dataset.features)
+    for column, kind in dataset.features.items():
+        is_list = hasattr(kind, "feature")
+        if getattr(kind.feature if is_list else kind, "dtype", "") not in TEXT_KINDS:
+            continue
+        paths = dataset.data.column(column)
+        paths = (pc.list_flatten(paths) if is_list else paths).drop_null()
+        if len(paths) and pc.all(pc.match_substring_regex(paths, PATH, ignore_case=True)).as_py():
+            file = datasets.Image()
+            features[column] = replace(kind, feature=file) if is_list else file
+    if features == dataset.features:
+        return dataset
+    info = dataset.info.copy()
+    info.features = features
+    mark = update_fingerprint(dataset._fingerprint, "read_paths", {})
+    table = dataset.data.cast(features.arrow_schema)
+    return Dataset(table, info, dataset.split, dataset._indices, mark)
 
 
 def is_image(kind: Any) -> bool:

@@ -18,6 +18,7 @@ from huggingface_hub.file_download import repo_folder_name
 from dq_multimodal.config import InputError
 from dq_multimodal.data.hub_errors import HubOutOfReach, hub_errors
 from dq_multimodal.data.local import SAVED_MARKS, Source, is_local, load_local
+from dq_multimodal.data.pixels import read_paths
 from dq_multimodal.data.row_files import (
     CARD_FILES,
     RowFiles,
@@ -66,7 +67,8 @@ def load_source(
         field: Key of local JSON files under which the list of rows is.
         streaming: Read the rows as a stream, pass by pass.
         n_rows: Rows of that stream, where they are known.
-        image_folder: Folder in which rows may name files beside the source's own.
+        image_folder: Folder in which rows may name files beside the source's own. Columns of paths
+            of images are read as images then, where rows have no others.
 
     Raises:
         InputError: If it cannot be found, reached or read, has no rows, or a row names a file that
@@ -86,6 +88,9 @@ def load_source(
         raise InputError(f"{name} has no rows in split {split!r}")
     if split == ALL and not isinstance(source.dataset, Stream):
         source.origin["splits"] = count_splits(source.dataset)
+    if image_folder is not None and not isinstance(source.dataset, Stream):
+        with reading(name):
+            source = replace(source, dataset=admit(read_paths(source.dataset), own, name))
     source.origin.update(_pin_folder(source.dataset, image_folder))
     return source
 
@@ -171,7 +176,8 @@ def from_memory(
             origin["splits"] = count_splits(dataset) if split == ALL else None
     if not len(dataset):
         raise InputError("the dataset has no rows")
-    admitted = admit(dataset, replace(allow_folder(image_folder), is_own=is_own), MEMORY)
+    named = dataset if image_folder is None else read_paths(dataset)
+    admitted = admit(named, replace(allow_folder(image_folder), is_own=is_own), MEMORY)
     origin |= {"fingerprint": dataset._fingerprint, "rows": len(dataset)}
     return Source(admitted, origin | _pin_folder(admitted, image_folder))
 

@@ -77,6 +77,15 @@ SHAPES = {
         ["captions"],
         ["a a b", "b"],
     ),
+    "turns by name": (
+        {"images": MANY, "texts": [[{"user": q, "assistant": "yes"}] for q in "ab"]},
+        {
+            "images": List(Image()),
+            "texts": List({"user": Value("string"), "assistant": Value("string")}),
+        },
+        ["texts"],
+        ["a yes", "b yes"],
+    ),
     "two columns": (
         {"image_1": ONE, "image_2": [None, picture(5)], "prompt": ["a <image_1>", "<image_2>b"]},
         {"image_1": Image(), "image_2": Image()},

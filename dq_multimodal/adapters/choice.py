@@ -19,6 +19,7 @@ from dq_multimodal.config import (
 )
 from dq_multimodal.data.columns import NO_LABEL, find_image_column
 from dq_multimodal.data.pixels import image_columns
+from dq_multimodal.data.row_files import is_file_struct
 
 NAME_PARTS = {
     *("id", "ids", "uid", "uuid", "key", "index", "file", "filename", "path", "filepath", "name"),
@@ -118,11 +119,7 @@ def find_text(dataset: Dataset, request: CompressConfig) -> TextLayout | None:
         return detect_layout(texts)
     except InputError:
         pass
-    named = [
-        name
-        for name in texts
-        if name != request.label_column and not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower()))
-    ]
+    named = [name for name in texts if name != request.label_column and _may_say(name)]
     return TextLayout("columns", tuple(named)) if named else None
 
 
@@ -135,7 +132,14 @@ def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | N
 
 
 def _is_text(kind: Any) -> bool:
-    """Say whether a column holds texts, lists of them, or chat turns."""
+    """Say whether a column holds texts, chat turns, or lists or structs of them."""
     if hasattr(kind, "feature"):
         return _is_text(kind.feature)
+    if isinstance(kind, dict) and not is_file_struct(kind):
+        return holds_turns(kind) or any(_is_text(kind[name]) for name in kind if _may_say(name))
     return holds_turns(kind) or getattr(kind, "dtype", "") in ("string", "large_string")
+
+
+def _may_say(name: str) -> bool:
+    """Say whether a column of this name may hold what a row says."""
+    return not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower()))

@@ -18,7 +18,7 @@ from dq_multimodal.data.local import last_part, short_name
 from dq_multimodal.data.source import LICENCE
 from dq_multimodal.data.splits import base_split
 from dq_multimodal.files import open_parquet, parse_yaml, read_text, write_text
-from dq_multimodal.manifest import Config, Manifest, Origin
+from dq_multimodal.manifest import Config, Manifest, Model, Origin
 from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.stages.subset import files_by_split, subset_files
 
@@ -201,17 +201,25 @@ def list_settings(config: Config) -> dict[str, str]:
         "none: the splits are the strata" if config.source.splits else "none: one stratum"
     )
     if model is not None:
-        facts = model.as_dict()
-        facts |= {key: last_part(facts[key]) for key in ("model", "file") if key in facts}
-        settings["embedding"] = ", ".join(f"{key} {value}" for key, value in facts.items())
-        if rows is not None and model.model is not None:
-            what = rows.template or ", ".join(rows.columns)
+        settings["embedding"] = _list_facts(model)
+        halves = {"image": model.image, "text": model.text}
+        settings |= {f"embedding of the {n}": _list_facts(m) for n, m in halves.items() if m}
+        if rows is not None and (model.model or model.image) is not None:
+            texts = [rows.template] if rows.template else rows.columns
+            what = ", ".join([*(rows.image_columns or []), *texts])
             settings[f"embedded {rows.modality}"] = f"{what} ({rows.shape})"
     if config.patches is not None:
         names = ("drop_ratio", "attribution", "patch_coding", "min_psnr")
         settings |= {name: asked[name] for name in names if asked[name] is not None}
         settings["patch_size"] = f"{config.patches.patch_size} px"
     return {name: str(value) for name, value in settings.items()}
+
+
+def _list_facts(model: Model) -> str:
+    """Give what is recorded of a model in one line, but for the models of its halves."""
+    facts = {key: value for key, value in model.as_dict().items() if not isinstance(value, dict)}
+    facts |= {key: last_part(facts[key]) for key in ("model", "file") if key in facts}
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
 def _bin_table(run_folder: Path) -> str:

@@ -24,7 +24,8 @@ def summarise(run: "Run", as_json: bool, address: str | None) -> str:
         document |= {key: found.get(key) for key in ("patches", "scores")}
         return json.dumps(document, indent=2)
     columns = run.config.rows
-    read_as = f" ({columns.shape}: {', '.join(columns.columns)})" if columns else ""
+    read = [*(columns.image_columns or []), *columns.columns] if columns else []
+    read_as = f" ({columns.shape}: {', '.join(read)})" if columns else ""
     rows, kept, sizes = manifest.rows, manifest.kept, manifest.bytes
     how: str = request.method
     if request.method in ("adq", "dq"):

@@ -70,8 +70,9 @@ def write_run(
     if n_left:
         model["factors"] = [n_left, embeddings.shape[1] - n_left]
     if halves:
-        n_image, model["text_share"] = halves
-        model["image"] = {"model": "owner/eye", "dimension": n_image}
+        n_image, share = halves
+        model = {"dimension": embeddings.shape[1], "text_share": share}
+        model["image"] = {"model": "/home/me/eye", "dimension": n_image}
         model["text"] = {"model": "owner/ear", "dimension": embeddings.shape[1] - n_image}
     config = {
         "request": {**request, "similarity": similarity},

@@ -311,6 +311,10 @@ def test_picture_and_words_of_a_row_are_shown_together(pair_report):
         assert note == said.get(row % 12, "")
         assert texts[0].endswith(f"picture {row // 3}?" if row % 12 != 7 else "")
     text = plain(page)
+    settings = text[text.index("Settings of the run setting value") :]
+    assert "embedding dimension 16, text_share 0.5 embedding of the image model eye," in settings
+    assert "embedding of the text model owner/ear, dimension 6" in settings
+    assert "embedded image-text image, more, question, answer (columns)" in settings
     assert "Pictures are scaled down" in text and "Texts are cut at 400 characters" in text
     cards = re.findall(r'<li class="card.*?</li>', page, re.DOTALL)
     cards = [card for card in cards if "no picture" not in card and "(no text)" not in card]

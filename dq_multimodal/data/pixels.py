@@ -213,13 +213,22 @@ def holds_lists(kind: Any) -> bool:
 
 
 def undecoded(dataset: Dataset, *columns: str) -> Dataset:
-    """Give columns of images, or of lists of them, as files, not as pictures."""
-    found = dataset.select_columns(list(columns))
+    """Give columns of images, or of lists of them, as files, not as pictures.
+
+    No file is copied, as `Dataset.cast_column` would copy those of lists.
+    """
+    found, file = dataset.select_columns(list(columns)), datasets.Image(decode=False)
     for column in columns:
-        kind, file = dataset.features[column], datasets.Image(decode=False)
-        found = found.cast_column(
-            column, replace(kind, feature=file) if holds_lists(kind) else file
-        )
+        old = dataset.features[column]
+        kind = replace(old, feature=file) if holds_lists(old) else file
+        is_same = Features({column: kind}).type == Features({column: old}).type
+        if isinstance(found, Dataset) and is_same:
+            info = found.info.copy()
+            info.features = Features({**found.features, column: kind})
+            mark = update_fingerprint(found._fingerprint, "undecoded", {"column": column})
+            found = Dataset(found.data, info, found.split, found._indices, mark)
+        else:
+            found = found.cast_column(column, kind)
     return found
 
 

@@ -1,13 +1,15 @@
 """Images of every nasty kind become upright 8-bit RGB, or are named."""
 
+import datasets
 import numpy as np
 import pytest
+from datasets import Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nasty_images import nasty_images, picture, save
 from PIL import Image
 
-from dq_multimodal.data.pixels import BLANK, decode_image, read_bytes, to_square
+from dq_multimodal.data.pixels import BLANK, decode_image, read_bytes, to_square, undecoded
 
 NASTY = nasty_images()
 
@@ -81,3 +83,24 @@ def test_square_is_the_centre():
     assert to_square(picture((3, 3)), 8).shape == (8, 8, 3)
     right = picture((16, 16))  # of the right size, and so untouched
     np.testing.assert_array_equal(to_square(right, 16), np.asarray(right))
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_files_are_given_as_they_are_and_not_copied(tmp_path, is_plain):
+    kind = {"bytes": Value("binary"), "path": Value("string")} if is_plain else datasets.Image()
+    files = [{"bytes": bytes([k]) * 1000, "path": f"{k}.png"} for k in range(8)]
+    columns = {"a": files, "b": [[], *([file, file] for file in files[1:])], "n": list(range(8))}
+    features = Features({"a": kind, "b": List(kind), "n": Value("int64")})
+    Dataset.from_dict(columns, features).save_to_disk(tmp_path / "rows")
+    rows = Dataset.load_from_disk(tmp_path / "rows")
+    found = undecoded(rows.select([5, 0, 3]), "b", "a")
+    assert found.column_names == ["b", "a"]
+    assert found["a"][:] == [files[k] for k in (5, 0, 3)]
+    assert found["b"][:] == [[files[5]] * 2, [], [files[3]] * 2]
+    assert len(list(tmp_path.rglob("*.arrow"))) == 1
+    addresses = [
+        {b.address for c in table.column("b").chunks for b in c.buffers() if b}
+        for table in (rows.data, found.data)
+    ]
+    assert addresses[0] == addresses[1]
+    assert found._fingerprint == undecoded(rows.select([5, 0, 3]), "b", "a")._fingerprint

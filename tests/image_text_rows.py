@@ -46,7 +46,26 @@ def turns_of_sharegpt(question):
 
 ONE = [picture(0), picture(1)]
 MANY = [[picture(0)], [picture(1), picture(2), picture(3)]]
+IN_PARTS = {"type": Value("string"), "text": Value("string"), "image": Image()}
+INSIDE = {"role": Value("string"), "content": List(IN_PARTS)}
+
+
+def turns_with_images(question, *images):
+    parts = [{"type": "image", "text": None, "image": image} for image in images]
+    parts.append({"type": "text", "text": question, "image": None})
+    return [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes", "image": None}]},
+    ]
+
+
 SHAPES = {
+    "images inside": (
+        {"messages": [turns_with_images("a", ONE[0]), turns_with_images("b", *ONE)]},
+        {"messages": List(INSIDE)},
+        ["messages"],
+        ["a yes", "b yes"],
+    ),
     "columns": (
         {"image": ONE, "question": ["a", "b"], "answer": ["yes", "yes"], "image_id": ["1", "2"]},
         {"image": Image()},

@@ -23,8 +23,8 @@ from dq_multimodal.data.pixels import (
     BLANK,
     NO_IMAGE,
     decode_image,
-    holds_lists,
     image_files,
+    is_image,
     read_bytes,
     undecoded,
 )
@@ -75,7 +75,7 @@ class ImageAdapter(Adapter):
     ) -> None:
         super().__init__(dataset, is_scored=is_scored)
         self.columns = columns
-        self.has_lists = len(columns) > 1 or holds_lists(dataset.features[columns[0]])
+        self.has_lists = len(columns) > 1 or not is_image(dataset.features[columns[0]])
         if self.has_lists and kind == "gradients":
             raise InputError(f"gradients are for one image a row, got lists in {columns[0]}")
         self.label_column = find_label_column(dataset, label_column)

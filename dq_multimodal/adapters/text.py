@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dq_multimodal.adapters.base import LONGER, Adapter, Embedded, Problems
 from dq_multimodal.config import Dtype, InputError
 from dq_multimodal.data.columns import check_columns
+from dq_multimodal.data.pixels import undecoded
 from dq_multimodal.data.row_sizes import cut_rows, read_blocks
 from dq_multimodal.models.text import Encoder, load_encoder
 
@@ -133,6 +134,8 @@ def field_texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value] if value.strip() else []
     if isinstance(value, dict):
+        if value.keys() == {"bytes", "path"}:
+            return []  # an image
         keys = set(TURN_TEXT & value.keys() or {"text"} & value.keys())
         if not keys and not TURN_BESIDE & value.keys() and "type" not in value:
             keys = set(value)  # a plain mapping, neither a turn nor a part such as an image
@@ -259,7 +262,7 @@ class TextAdapter(Adapter):
                 raise InputError(f"column {column} holds {kind}, not text: name others")
         self.is_chat = layout.shape != "columns" and any(map(holds_turns, features))
         self._shared: frozenset[int] = frozenset()
-        self._columns = dataset.select_columns(list(layout.columns))
+        self._columns = undecoded(dataset, *layout.columns)  # turns may hold images
         self._lengths: Int[ndarray, " n"] | None = None
         self._hashes = array("q")
 

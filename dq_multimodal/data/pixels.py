@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -172,8 +172,17 @@ def to_square(
 
 
 def image_columns(dataset: Dataset) -> list[str]:
-    """List the columns that hold an image a row, or a list of them; structs of files count too."""
-    return [name for name, kind in dataset.features.items() if is_image(kind) or holds_lists(kind)]
+    """List the columns of images: one a row, a list of them, or chat turns that hold some.
+
+    Plain structs of bytes and path count as images.
+    """
+    return [name for name, kind in dataset.features.items() if _is_of_images(kind)]
+
+
+def _is_of_images(kind: Any) -> bool:
+    part = getattr(kind, "feature", kind)
+    is_turn = isinstance(part, dict) and bool({"role", "from"} & part.keys())
+    return is_image(part) or (is_turn and _as_files(part) != part)
 
 
 def read_paths(dataset: Dataset) -> Dataset:
@@ -207,20 +216,26 @@ def is_image(kind: Any) -> bool:
     return type(kind).__name__ == "Image" or is_file_struct(kind)
 
 
-def holds_lists(kind: Any) -> bool:
-    """Say whether a column holds a list of images a row."""
-    return hasattr(kind, "feature") and is_image(kind.feature)
+def _as_files(kind: Any) -> Any:
+    """Give a type whose images, at any depth, come as files."""
+    if is_image(kind):
+        return datasets.Image(decode=False)
+    if isinstance(kind, dict):
+        return {name: _as_files(part) for name, part in kind.items()}
+    return replace(kind, feature=_as_files(kind.feature)) if hasattr(kind, "feature") else kind
 
 
 def undecoded(dataset: Dataset, *columns: str) -> Dataset:
-    """Give columns of images, or of lists of them, as files, not as pictures.
+    """Give columns whose images, at any depth, come as files, not as pictures.
 
     No file is copied, as `Dataset.cast_column` would copy those of lists.
     """
-    found, file = dataset.select_columns(list(columns)), datasets.Image(decode=False)
+    found = dataset.select_columns(list(columns))
     for column in columns:
         old = dataset.features[column]
-        kind = replace(old, feature=file) if holds_lists(old) else file
+        kind = _as_files(old)
+        if kind == old:
+            continue
         is_same = Features({column: kind}).type == Features({column: old}).type
         if isinstance(found, Dataset) and is_same:
             info = found.info.copy()
@@ -235,5 +250,13 @@ def undecoded(dataset: Dataset, *columns: str) -> Dataset:
 def image_files(batch: dict[str, list[Any]], columns: Sequence[str]) -> list[list[Any]]:
     """Give the image files of every row of a batch, column by column; null ones are left out."""
     rows = zip(*(batch[column] for column in columns), strict=True)
-    flat = ([v if isinstance(v, list) else [v] for v in values] for values in rows)
-    return [[file for part in row for file in part if file is not None] for row in flat]
+    return [[*_find_files(values)] for values in rows]
+
+
+def _find_files(value: Any) -> Iterator[Any]:
+    """Find the files in a value, at any depth, in their order."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _find_files(part)

@@ -96,7 +96,7 @@ class RowReader:
         self.has_texts, self.has_pictures = bool(self.columns), bool(images)
         self.lengths: dict[int, int] = {}
         if dataset is not None and self.has_texts:
-            self._texts = dataset.select_columns(self.columns)
+            self._texts = undecoded(dataset, *self.columns)  # chat turns may hold images
         if dataset is not None and self.has_pictures:
             self._files = undecoded(dataset, *images)
 

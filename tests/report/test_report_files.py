@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import EVIL_TEXTS, make_pairs, pair_values, write_text_report
+from conftest import EVIL_TEXTS, draw, make_pairs, pair_values, write_text_report
+from datasets import Dataset, Features, Image, List, Value
 from report_runs import PAIR_ROWS, clusters, write_run
 
 from dq_multimodal.core import Bins
@@ -359,7 +360,7 @@ def test_a_page_has_room_for_so_many_pictures_and_words(tmp_path, monkeypatch):
 class Broken:
     """A source of which one row cannot be read."""
 
-    column_names = ("text",)
+    column_names, features = ("text",), {"text": Value("string")}
 
     def select_columns(self, names):
         return self
@@ -374,6 +375,23 @@ def test_one_row_that_cannot_be_read_spoils_no_other():
     reader = RowReader(Broken(), Columns(modality="text", shape="text", columns=["text"]))
     texts = reader.texts(range(6))
     assert texts[3] == ["(this row cannot be read)"] and texts[4] == ["row 4 ?"]
+
+
+def test_pictures_inside_chat_turns_are_shown_and_a_broken_one_hides_no_words():
+    def turn(row, file):
+        parts = [{"type": "image", "image": file and {"bytes": file, "path": None}, "text": None}]
+        parts.append({"type": "text", "image": None, "text": f"What is on picture {row}?"})
+        return [{"role": "user", "content": parts}]
+
+    part = {"type": Value("string"), "image": Image(), "text": Value("string")}
+    features = Features({"chat": List({"role": Value("string"), "content": List(part)})})
+    files = [draw(0), draw(1)[:60], None]
+    rows = Dataset.from_dict({"chat": [turn(k, file) for k, file in enumerate(files)]}, features)
+    columns = {"shape": "messages", "columns": ["chat"], "image_columns": ["chat"]}
+    reader = RowReader(rows, Columns(modality="image-text", **columns))
+    assert reader.texts(range(3)) == {k: [f"What is on picture {k}?"] for k in range(3)}
+    notes = [picture.note for picture in reader.pictures(range(3)).values()]
+    assert notes == ["", "no picture that can be read", "no picture"]
 
 
 def test_a_large_run_has_a_small_page(large_report):

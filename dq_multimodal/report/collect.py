@@ -177,15 +177,17 @@ def _compare(facts: Facts, embeddings: ndarray) -> None:
     duplicate_of = selection.marks.duplicate_of
     share = share_of_text(facts.config)
     threshold = (1 - share) * IMAGE_THRESHOLD + share * TEXT_THRESHOLD
+    found = split_halves(embeddings, facts.config.embedding)
+    images, texts = [Vectors(half, "cosine") for half in found] if found else (None, None)
+    halves = [(images, IMAGE_THRESHOLD), (texts, TEXT_THRESHOLD)] if images and texts else []
     with tqdm(desc="near-duplicates", unit="pair", unit_scale=True) as bar:
         if duplicate_of is not None and request.drop_duplicates is not None:
             facts.groups = read_groups(duplicate_of, vectors.is_blank, request.drop_duplicates)
         else:
             if vectors.similarity != "cosine":
                 vectors = Vectors(embeddings, "cosine", n_left)
-            facts.groups = find_groups(vectors, threshold, seed, on_pairs=bar.update)
-        if (halves := split_halves(embeddings, facts.config.embedding)) is not None:
-            images, texts = (Vectors(half, "cosine") for half in halves)
+            facts.groups = find_groups(vectors, threshold, seed, halves=halves, on_pairs=bar.update)
+        if images and texts:
             facts.other_words = find_other_words(images, texts, seed, on_pairs=bar.update)
 
 

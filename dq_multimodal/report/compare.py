@@ -1,6 +1,6 @@
 """Many pairs of rows compared, never all at once: nearest kept rows, coverage, near-duplicates."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -418,6 +418,7 @@ def find_groups(
     threshold: float,
     seed: int,
     *,
+    halves: Sequence[tuple[Vectors, float]] = (),
     max_rows: int = MAX_SEARCHED,
     on_pairs: OnPairs | None = None,
 ) -> Groups:
@@ -425,13 +426,17 @@ def find_groups(
 
     Pairs are looked at tile by tile, first in some main directions, which leave few open, and only
     a component number a row is held. More than max_rows rows of up to 384 numbers are sampled.
+
+    Where the vectors have halves, each with a least similarity of its own, pairs must reach these
+    too, but in a half that neither row has.
     """
     readable = vectors.readable
     size = int(max_rows * min(1.0, (384 / vectors.dimension) ** 0.5))
     rows = sample_rows(readable, size, seed)
     component = np.arange(len(rows))
     if len(rows) > 1:
-        component = _join(vectors.take(rows), threshold, on_pairs)
+        parts = [(half.take(rows), least) for half, least in halves]
+        component = _join(vectors.take(rows), threshold, parts, on_pairs)
     return Groups(_group(rows, component), len(rows), len(readable), threshold)
 
 
@@ -483,7 +488,12 @@ def _shorten(block: Block, threshold: float) -> Float[ndarray, "n k"] | None:
     return None
 
 
-def _join(block: Block, threshold: float, on_pairs: OnPairs | None) -> Int[ndarray, " n"]:
+def _join(
+    block: Block,
+    threshold: float,
+    halves: list[tuple[Block, float]],
+    on_pairs: OnPairs | None,
+) -> Int[ndarray, " n"]:
     """Number the connected components of rows."""
     component, short = np.arange(len(block)), _shorten(block, threshold)
 
@@ -510,6 +520,9 @@ def _join(block: Block, threshold: float, on_pairs: OnPairs | None) -> Int[ndarr
         if not is_sure:
             values = block.factors[0]
             is_open &= np.vecdot(values[rows], values[others]) >= threshold
+        for half, least in halves:
+            is_missing = half.squares[rows] + half.squares[others] == 0
+            is_open &= is_missing | (half[rows].dots(half[others]) >= least)
         return rows[is_open], others[is_open]
 
     waiting: list[tuple[ndarray, ndarray]] = []  # alike pairs that are not merged yet

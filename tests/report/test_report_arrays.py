@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import clusters
+from scipy.sparse.csgraph import connected_components
 
+from dq_multimodal.adapters.image_text import join_halves
 from dq_multimodal.core import one_bin, order_rows
 from dq_multimodal.report import compare, layout
 from dq_multimodal.report.figures import bin_colours, normalise
@@ -185,6 +187,33 @@ def test_comparing_few_directions_first_changes_nothing(small_blocks, monkeypatc
     for threshold in (0.8, 0.9):
         found = compare.find_groups(opened, threshold, 0)
         assert [m.tolist() for m in found.members] == brute_groups(values, 0, threshold)
+
+
+def test_pairs_must_be_alike_in_both_halves(small_blocks):
+    image, text = clusters(140, n_clusters=5), clusters(140, n_clusters=3)[::-1].copy()
+    text[30:40], image[50:60], image[70:73] = text[0], 0, 0
+    text[70:73] = text[1]
+    whole = join_halves(image.astype("f4"), text.astype("f4"), 0.5)
+    size, least = image.shape[1], (0.9, 0.8)
+    opened = [compare.Vectors(half, "cosine") for half in (whole[:, :size], whole[:, size:])]
+    halves = [*zip(opened, least, strict=True)]
+    found = compare.find_groups(compare.Vectors(whole, "cosine"), 0.85, 0, halves=halves)
+    is_alike = whole @ whole.T >= 0.85 * np.linalg.norm(whole, axis=1)[:, None] * np.linalg.norm(
+        whole, axis=1
+    )
+    for half, bound in zip((image, text), least, strict=True):
+        norms = np.linalg.norm(half, axis=1)
+        unit = half / np.where(norms > 0, norms, 1)[:, None]
+        neither = (norms == 0)[:, None] & (norms == 0)
+        is_alike &= neither | (unit @ unit.T >= bound)
+    codes = connected_components(is_alike)[1]
+    wanted = [np.flatnonzero(codes == code).tolist() for code in np.unique(codes)]
+    wanted = sorted((rows for rows in wanted if len(rows) > 1), key=lambda rows: (-len(rows), rows))
+    assert sorted((m.tolist() for m in found.members), key=lambda r: (-len(r), r)) == wanted
+    assert any({70, 71, 72} <= {*rows} for rows in wanted)
+    assert len(wanted) > 3
+    looser = compare.find_groups(compare.Vectors(whole, "cosine"), 0.85, 0)
+    assert sum(map(len, looser.members)) > sum(map(len, found.members))
 
 
 def test_groups_of_the_run_are_each_row_with_those_that_repeat_it():

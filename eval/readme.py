@@ -286,6 +286,32 @@ def orders(document: dict[str, Any]) -> str:
     return grid(rows)
 
 
+def kept(document: dict[str, Any]) -> str:
+    """Lay out what eval/joint_coverage.py measured, without the lines of DQ."""
+    names = {
+        "easy_vqa_unlabelled": "easy-VQA",
+        "easy_vqa_shuffled": "easy-VQA, shuffled",
+        "flickr8k": "Flickr8k, five captions a row",
+        "flickr8k_captions": "Flickr8k, one caption a row",
+    }
+    head = ("data", "kept", "selection", "to the nearest picture", "to the nearest text")
+    head += ("pictures kept", "texts kept", "text and answer kept", "entropy of answers, bits")
+    rows: list[tuple[str, ...]] = [head]
+    for task, name in names.items():
+        for line in document["tasks"].get(task, {"lines": []})["lines"]:
+            if line["selection"].startswith("dq"):
+                continue
+            near = (f"{abs(line[f'distance of {key}']):.3f}" for key in ("pictures", "texts"))
+            shares = (
+                f"{100 * line[key]:.1f} %" if (key := f"kept of {what}") in line else ""
+                for what in ("pictures", "texts", "pairs")
+            )
+            entropy = line.get("entropy of answers")
+            cells = (name, f"{100 * line['keep_ratio']:g} %", line["selection"], *near, *shares)
+            rows.append((*cells, "" if entropy is None else f"{entropy:.2f}"))
+    return grid(rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "facts": facts,
     "bytes": stores,

@@ -25,6 +25,7 @@ from harness.results import digest
 PACKAGE = "package:"
 WEIGHT_KEYS = {"timm", "weights", "image_size", "mean", "std", "crop"}
 NEEDED_KEYS = {"timm", "weights", "image_size"}
+HALVES = {"image", "text"}
 IMAGENET_HALF = (0.5, 0.5, 0.5)
 
 
@@ -86,10 +87,11 @@ def find_encoder(wanted: str | Sequence[str] | Mapping[str, Any], work_folder: P
     """Give what `compress(embedding_model=...)` takes for the `encoder` of a suite's task.
 
     Args:
-        wanted: A place or a list of them; or, for weights that are stored under other names, the
-            keys `timm` (architecture), `weights` (place of a .pth file), `image_size` (pixels),
-            and, if other than 0.5 a channel and 1, `mean`, `std` and `crop` (share of the shorter
-            side of an image that is looked at).
+        wanted: A place or a list of them; or `image` and `text`, an encoder for each half of a
+            row; or, for weights that are stored under other names, the keys `timm` (architecture),
+            `weights` (place of a .pth file), `image_size` (pixels), and, if other than 0.5 a
+            channel and 1, `mean`, `std` and `crop` (share of the shorter side of an image that is
+            looked at).
         work_folder: Where a folder for timm is made of such weights.
 
     Raises:
@@ -97,6 +99,8 @@ def find_encoder(wanted: str | Sequence[str] | Mapping[str, Any], work_folder: P
     """
     if not isinstance(wanted, Mapping):
         return find_place(wanted)
+    if set(wanted) == HALVES:
+        return ",".join(find_encoder(wanted[half], work_folder) for half in ("image", "text"))
     if not NEEDED_KEYS <= set(wanted) <= WEIGHT_KEYS:
         raise InputError(
             f"encoder must have the keys {', '.join(sorted(NEEDED_KEYS))} and may have "

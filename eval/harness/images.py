@@ -26,6 +26,7 @@ from harness.suite import AMOUNTS, COUNTS, SHARE, Job, at_ratio
 Decay = Literal["cosine", "linear"]
 Padding = Literal["none", "zero", "reflect"]
 Precision = Literal["auto", "bf16", "float32"]
+Optimizer = Literal["sgd", "adamw"]
 
 COMPILE_STEPS = 3000
 """A GPU cell of at least so many steps is compiled by torch.compile: that takes a minute."""
@@ -55,6 +56,7 @@ class Protocol(Request):
         "", None, "Passes over the kept rows. Either this or steps.", AMOUNTS
     )
     steps: int | None = option("", None, "Steps, whatever the number of rows.", check_count)
+    optimizer: Optimizer = option("", "sgd", "adamw: arXiv:1711.05101, without momentum's keys.")
     momentum: float = option("", 0.9, "Of SGD.", SHARE)
     nesterov: bool = option("", False, "Whether SGD looks ahead.")
     weight_decay: float = option("", 5e-4, "Added to the gradient.", in_range("[0, inf)"))
@@ -112,6 +114,30 @@ class Pictures:
     def n_classes(self) -> int:
         """Labels count from 0."""
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
+
+    def start(
+        self,
+        name: str,
+        rows: Tensor,
+        batch: int,
+        protocol: Protocol,
+        generator: torch.Generator,
+        chances: Tensor | None,
+    ) -> tuple[nn.Module, Iterator[tuple[tuple[Tensor, ...], Tensor]]]:
+        """Build a net by its name, and give the batches that it reads; see `make_batches`."""
+        mean, spread = measure_colours(self.train, rows)
+        net = Colours(build_net(name, self.n_classes, self.train.shape[1]), mean, spread)
+        fill = mean.round().to(torch.uint8).to(rows.device)
+        batches = make_batches(self, rows, batch, protocol, fill, generator, chances)
+        return net, (((images,), places) for images, places in batches)
+
+    def tests(self, n_together: int) -> Iterator[tuple[Tensor, ...]]:
+        """Give what a net reads of all test rows, so many at a time."""
+        return ((images,) for images in self.test.split(n_together))
+
+    def measure(self, is_right: Tensor) -> dict[str, float]:
+        """Give the metrics, in percent, of an answer to each test row: right or not, (n,) bool."""
+        return {"test accuracy": 100 * int(is_right.sum()) / len(is_right)}
 
 
 @functools.lru_cache(maxsize=2)
@@ -211,10 +237,11 @@ class Colours(nn.Module):
         self.register_buffer("mean", mean.view(3, 1, 1))
         self.register_buffer("spread", spread.view(3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Give the logits, (n, classes)."""
+    def forward(self, images: Tensor, *others: Tensor) -> Tensor:
+        """Give the logits, (n, classes); what is read beside the images goes on as it is."""
         # rows of pixels seen as channels are channels_last without a copy
-        return self.net((images.permute(0, 3, 1, 2).float() - self.mean) / self.spread)
+        scaled = (images.permute(0, 3, 1, 2).float() - self.mean) / self.spread
+        return self.net(scaled, *others)
 
 
 def _conv(n_in: int, n_out: int, *, pool: bool = False) -> nn.Sequential:
@@ -315,6 +342,16 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
+def draw_order(
+    n_rows: int, batch: int, generator: torch.Generator, chances: Tensor | None = None
+) -> Tensor:
+    """Draw the places of the rows of an epoch, of whole batches, on the CPU; see `make_batches`."""
+    n = n_rows // batch * batch
+    if chances is None:
+        return torch.randperm(n_rows, generator=generator)[:n]
+    return torch.multinomial(chances, n, replacement=True, generator=generator)
+
+
 def make_batches(
     pictures: Pictures,
     rows: Tensor,
@@ -339,10 +376,7 @@ def make_batches(
         return values
 
     while True:
-        if chances is None:
-            order = move(torch.randperm(len(rows), generator=generator)[:n])
-        else:
-            order = move(torch.multinomial(chances, n, replacement=True, generator=generator))
+        order = move(draw_order(len(rows), batch, generator, chances))
         draws = Draws.make(n, height, width, generator)
         parts = [move(part) for part in (draws.shift, draws.is_mirrored, draws.hole)]
         for start in range(0, n, block):
@@ -352,17 +386,23 @@ def make_batches(
             yield from zip(images.split(batch), places.split(batch), strict=True)
 
 
-def count_right(net: nn.Module, pictures: Pictures) -> Tensor:
-    """Count the test images whose highest logit is their label; the count stays on the device."""
+def check_net(net: nn.Module, pictures: Pictures) -> Tensor:
+    """Say of each test row whether its highest logit is its label, (n,) bool, on the device."""
     n_together = 1000 if pictures.test.device.type == "cuda" else 250
     net.eval()
-    right = torch.zeros((), dtype=torch.int64, device=pictures.test.device)
-    parts = (pictures.test.split(n_together), pictures.test_labels.split(n_together))
     with torch.no_grad():
-        for images, labels in zip(*parts, strict=True):
-            right += (net(images).argmax(1) == labels).sum()
+        found = torch.cat([net(*inputs).argmax(1) for inputs in pictures.tests(n_together)])
     net.train()
-    return right
+    return found == pictures.test_labels
+
+
+def make_optimizer(net: nn.Module, protocol: Protocol) -> torch.optim.Optimizer:
+    """Make the optimizer of a protocol; the schedule sets the rate."""
+    options: dict[str, Any] = {"lr": 0.0, "weight_decay": protocol.weight_decay, "fused": True}
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), **options)
+    options |= {"momentum": protocol.momentum, "nesterov": protocol.nesterov}
+    return torch.optim.SGD(net.parameters(), **options)
 
 
 @contextmanager
@@ -392,14 +432,21 @@ def train(
     Returns:
         steps, epochs, batch_size, precision, compiled, and the metric "test accuracy" in percent.
     """
+    return train_on(job, load_pictures(bundle, job.task, device), device, progress)
+
+
+def train_on(
+    job: Job, pictures: Pictures, device: torch.device, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Do the work of `train` on pictures that are loaded."""
     with own_state(device, job.seed):
-        return _train(job, load_pictures(bundle, job.task, device), device, progress)
+        return _train(job, pictures, device, progress)
 
 
 def _train(
     job: Job, pictures: Pictures, device: torch.device, progress: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Do the work of `train`."""
+    """Do the work of `train_on`, in its state."""
     protocol: Protocol = job.protocol
     rows = torch.tensor(job.rows, dtype=torch.int64, device=device)
     labels = pictures.train_labels[rows]
@@ -408,34 +455,30 @@ def _train(
     weights = None if given is None or job.is_sampled else given.to(device)
     batch, steps = count_steps(protocol, len(rows), job.keep_ratio)
 
-    mean, spread = measure_colours(pictures.train, rows)
-    net = Colours(build_net(job.net, pictures.n_classes, pictures.train.shape[1]), mean, spread)
+    generator = torch.Generator().manual_seed(job.seed)
+    net, batches = pictures.start(job.net, rows, batch, protocol, generator, chances)
     net.to(device, memory_format=torch.channels_last).train()
-    forward: Callable[[Tensor], Tensor] = net
+    forward: Callable[..., Tensor] = net
     if is_compiled := pays_to_compile(device, steps):
         torch.compiler.reset()  # a process compiles only so many nets; files keep what was made
         forward = torch.compile(net, dynamic=False)
-    options = {"momentum": protocol.momentum, "nesterov": protocol.nesterov, "fused": True}
-    options |= {"lr": 0.0, "weight_decay": protocol.weight_decay}  # the schedule sets the rate
-    optimizer = torch.optim.SGD(net.parameters(), **options)
+    optimizer = make_optimizer(net, protocol)
     loss_of = nn.CrossEntropyLoss(reduction="none", label_smoothing=protocol.label_smoothing)
-    fill = mean.round().to(torch.uint8).to(device)
-    generator = torch.Generator().manual_seed(job.seed)
-    batches = make_batches(pictures, rows, batch, protocol, fill, generator, chances)
     peak = at_ratio(protocol.learning_rate, job.keep_ratio)
 
     n_tests = min(protocol.evaluations, steps)
     tests_at = {steps * (k + 1) // n_tests for k in range(n_tests)}
-    total, done = 3 * batch * steps + len(pictures.test) * n_tests, 0  # a test is a third of a step
+    n_tested = len(pictures.test_labels)
+    total, done = 3 * batch * steps + n_tested * n_tests, 0  # a test is a third of a step
     is_low = is_bf16(protocol, device)
     right = []
     progress(0.0)
     for step in range(steps):
-        images, places = next(batches)
+        inputs, places = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = peak * rate_at(protocol, step, steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
-            logits = forward(images)
+            logits = forward(*inputs)
         losses = loss_of(logits.float(), labels[places])
         # weights have mean 1 over all kept rows: the expectation is the weighted loss of all
         (losses if weights is None else losses * weights[places]).mean().backward()
@@ -445,14 +488,18 @@ def _train(
         progress(min(1.0, done / total))
         if step + 1 in tests_at:
             with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
-                right.append(count_right(net, pictures))
-            done += len(pictures.test)
-    found = [100 * int(count) / len(pictures.test) for count in right]
+                right.append(check_net(net, pictures))
+            done += n_tested
+    found = [pictures.measure(is_right) for is_right in right]
     progress(1.0)
     return {
         "steps": steps,
         "metrics": {
-            "test accuracy": {"last": found[-1], "best": max(found) if len(found) > 1 else None}
+            name: {
+                "last": last,
+                "best": max(one[name] for one in found) if len(found) > 1 else None,
+            }
+            for name, last in found[-1].items()
         },
         "epochs": round(steps / (len(rows) // batch), 3),
         "batch_size": batch,

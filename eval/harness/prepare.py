@@ -11,6 +11,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from dq_multimodal.config import InputError
+from dq_multimodal.core.hashing import row_hash
 from dq_multimodal.data.source import Source, load_source, pin_of
 from dq_multimodal.files import describe_file
 from dq_multimodal.models.locate import hash_weights
@@ -20,6 +21,7 @@ from harness.results import digest
 from harness.selections import Chooser
 from harness.suite import Suite, read_suite
 from harness.texts import add_texts, load_test, split_held_out
+from harness.vqa import number_words, split_words
 
 BOTH = {
     *("kind", "dataset", "split", "config_name", "test", "test_split", "encoder", "embeddings"),
@@ -28,9 +30,14 @@ BOTH = {
 TASK = {
     "image": BOTH | {"image_column", "image_size"},
     "text": BOTH | {"text_columns", "held_out", "tests", "models", "max_length", "target"},
+    "image-text": BOTH - {"embeddings"}
+    | {"image_column", "image_size", "text_columns", "unnest", "shuffle"},
 }
 """Keys of a task, by its kind."""
-ROWS = {"kind", "dataset", "split", "config_name", "held_out", "encoder", "embeddings"}
+ROWS = {
+    *("kind", "dataset", "split", "config_name", "held_out", "encoder", "embeddings"),
+    *("unnest", "shuffle"),
+}
 """Keys that say which rows a task chooses from; tasks that agree in them share their runs."""
 PLACES = {"dataset", "test", "embeddings", "encoder", "models", "tests", "target"}
 """Keys that say where something is, and not what."""
@@ -74,10 +81,8 @@ def prepare(name: str, folder: Path, work: Path) -> None:
         if strange or "dataset" not in spec:
             said = f"no key {strange}" if strange else "dataset is missing"
             raise InputError(f"task {task}: {said}; keys are {', '.join(sorted(known))}")
-        rows = [{k: v for k, v in other.items() if k in ROWS} for other in suite.tasks.values()]
-        first = rows.index({k: v for k, v in spec.items() if k in ROWS})
-        kind = ImageTask if spec["kind"] == "image" else TextTask
-        tasks[task] = kind(suite, task, work / list(suite.tasks)[first])
+        kinds = {"image": ImageTask, "text": TextTask, "image-text": QuestionTask}
+        tasks[task] = kinds[spec["kind"]](suite, task, folder_of(suite, task, work))
     cells = [(repr(cell), suite.settings[cell.protocol]["trainer"]) for cell in suite.cells]
     pins = {task: made.pins for task, made in tasks.items()}
     asked = digest(pins, {task: suite.tasks[task] for task in used}, suite.selections, cells)
@@ -88,6 +93,12 @@ def prepare(name: str, folder: Path, work: Path) -> None:
     about = {task: made.prepare(writer) for task, made in tasks.items()}
     writer.finish({"suite": suite.name, "asked": asked, "tasks": about})
     print(f"{folder}: {Bundle(folder).n_bytes:,} bytes for {len(suite.cells):,} cells")
+
+
+def folder_of(suite: Suite, task: str, work: Path) -> Path:
+    """Give the folder of a task in the work folder: that of the first that has the same rows."""
+    rows = [{k: v for k, v in spec.items() if k in ROWS} for spec in suite.tasks.values()]
+    return work / list(suite.tasks)[rows.index(rows[list(suite.tasks).index(task)])]
 
 
 class Task:
@@ -150,7 +161,7 @@ class Task:
             line["rows"] = positions.astype(np.int32)
         writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
         digests = {}
-        if "probe" in self.trainers or self.spec["kind"] == "image":
+        if "probe" in self.trainers or self.spec["kind"] != "text":
             self.pack_labels(writer, used)
         if "probe" in self.trainers:
             self.pack_features(writer, used)
@@ -160,14 +171,24 @@ class Task:
             digests |= self.pack(writer, used)
         return {"kind": self.spec["kind"], "rows": self.n_rows, "digests": digests}
 
+    def write(self, name: str, rows: Any) -> str:
+        """Write rows into a file of the work folder, and give its place."""
+        path = self.work / name
+        self.work.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(path.with_suffix(".tmp"))
+        return str(path.with_suffix(".tmp").replace(path).absolute())
+
     @property
     def pins(self) -> list[Any]:
         """What says which rows, columns and encoder these are, wherever they lie."""
         sources = [self.whole, *([self.test_source] if "test" in self.spec else [])]
         spec = {key: value for key, value in self.spec.items() if key not in PLACES}
-        about = Path(self.encoder or "") / "config.json"
-        config = about.read_text() if about.is_file() else None
-        model = [hash_weights(self.encoder) or self.encoder, config]
+        models = []
+        for encoder in (self.encoder or "").split(","):
+            about = Path(encoder) / "config.json"
+            config = about.read_text() if encoder and about.is_file() else None
+            models.append([hash_weights(encoder) or encoder or None, config])
+        model = models if len(models) > 1 else models[0]
         return [[pin_of(source.origin, has_names=False) for source in sources], spec, model]
 
     @property
@@ -307,6 +328,102 @@ class ImageTask(Task):
         return None if self.sizes is None else int(self.sizes[rows].sum())
 
 
+class QuestionTask(ImageTask):
+    """Prepares rows of a picture and a text, such as a question, whose answers are classes.
+
+    `unnest` names a column of lists, of which each element becomes a row; `shuffle` is a seed by
+    which the rows change places.
+    """
+
+    def __init__(self, suite: Suite, name: str, work: Path) -> None:
+        super().__init__(suite, name, work)
+        self.text_column = self.spec["text_columns"][0]
+        rows = self.whole.dataset
+        if column := self.spec.get("unnest"):
+            rows = unnest(rows, column)
+        if (seed := self.spec.get("shuffle")) is not None:
+            rows = rows.select(np.argsort(row_hash(seed, len(rows)), kind="stable"))
+        if rows is not self.whole.dataset:
+            self.place, self.which = self.write("rows.parquet", rows), {}
+            self.source = load_source(self.place)
+
+    @cached_property
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the pictures and of the texts of all rows, (n, d) each."""
+        rows = self.source.dataset
+        return self.embed_half("image", rows), self.embed_half("text", rows)
+
+    def embed_half(self, half: str, rows: Any, part: str = "train") -> np.ndarray:
+        """Embed the pictures or the texts of some rows, each once however often it is there."""
+        encoder = (self.encoder or "").split(",")[half == "text"]
+        if half == "image":
+            column, key = self.image_column, hash_files(rows, self.image_column)
+            named: dict[str, Any] = {"image_column": column}
+        else:
+            column, key = self.text_column, np.array([*map(str, rows[self.text_column])])
+            named = {"text_columns": [column]}
+        _, first, codes = np.unique(key, return_index=True, return_inverse=True)
+        place = self.write(f"{part}-{half}.parquet", rows.select(first).select_columns([column]))
+        return embed(place, encoder, self.work, modality=half, **named)[codes]
+
+    @cached_property
+    def image_column(self) -> str:
+        """The column of the pictures."""
+        from dq_multimodal.data.columns import find_image_column
+
+        return find_image_column(self.source.dataset, self.spec.get("image_column"))
+
+    def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
+        """Write every picture once, pixels and features, and the picture and words of each row.
+
+        Words have numbers in the order of the alphabet, those of all rows to choose from.
+        """
+        known = {
+            word
+            for text in set(self.source.dataset[self.text_column])
+            for word in split_words(text)
+        }
+        numbers = {word: number for number, word in enumerate(sorted(known), 1)}
+        tests = self.test_source.dataset
+        for part, rows, own, features in (
+            ("train", self.source.dataset, used, self.halves[0]),
+            ("test", tests, np.arange(len(tests)), self.embed_half("image", tests, "test")),
+        ):
+            files = hash_files(rows, self.image_column)[own]
+            _, first, places = np.unique(files, return_index=True, return_inverse=True)
+            words = number_words(rows.select(own)[self.text_column], numbers)
+            images = self.decode(rows, own[first], f"decode {part}")
+            writer.add_array(f"{self.name}/{part}/images", images)
+            writer.add_array(f"{self.name}/{part}/features", features[own[first]])
+            writer.add_array(f"{self.name}/{part}/places", places.astype(np.int32))
+            writer.add_array(f"{self.name}/{part}/words", words)
+        return {"vqa": digest(self.pins, [writer.digest_of(f"{self.name}/test/")])}
+
+    def count_bytes(self, rows: np.ndarray) -> int | None:
+        """Give nothing: rows share pictures."""
+        return None
+
+    def restore(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Refuse it."""
+        raise InputError(f"task {self.name}: drop_ratio is for tasks of kind image")
+
+
+def hash_files(rows: Any, column: str) -> np.ndarray:
+    """Give a hash of the image file of each row, (n,): rows with the same one share a picture."""
+    from dq_multimodal.data.pixels import undecoded
+
+    files = undecoded(rows, column)
+    return np.array([hashlib.sha256(row[column]["bytes"] or b"").hexdigest() for row in files])
+
+
+def unnest(rows: Any, column: str) -> Any:
+    """Give a row for each element of a column of lists, with the other columns beside it."""
+    lists = rows[column]
+    numbers = np.repeat(np.arange(len(rows)), [len(values) for values in lists])
+    flat = [value for values in lists for value in values]
+    return rows.select(numbers).remove_columns(column).add_column(column, flat)
+
+
 class TextTask(Task):
     """Prepares instruction rows as tokens of every model, or texts with classes for the probe."""
 
@@ -326,13 +443,6 @@ class TextTask(Task):
             rows, columns = load_test("target", self.spec["target"])
             place = self.write(f"target-{digest(self.spec['target'])}.parquet", rows)
             self.target = {"target": place, "target_columns": columns}
-
-    def write(self, name: str, rows: Any) -> str:
-        """Write rows into a file of the work folder, and give its place."""
-        path = self.work / name
-        self.work.mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(path.with_suffix(".tmp"))
-        return str(path.with_suffix(".tmp").replace(path).absolute())
 
     def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
         """Write the tokens of the used rows and of the tests, and the models.

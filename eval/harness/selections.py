@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from dq_multimodal.config import CompressConfig, InputError, Method, check_choice, count_kept
+from dq_multimodal.adapters.image_text import join_halves
+from dq_multimodal.config import (
+    TEXT_SHARE,
+    CompressConfig,
+    InputError,
+    Method,
+    check_choice,
+    count_kept,
+)
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.training.weights import UseWeights
 from harness.encoders import find_encoder, find_place
@@ -21,7 +29,7 @@ DRAWN = {"method", "draw", "alpha", "importance", "norm", "target_share"}
 """Options that need no other bins, scores or marks of rows."""
 KINDS = ("method", "row_list", "by_length")
 """Keys of which a selection has one: how it chooses."""
-OWN = {"by_class", "where", "use_weights", *KINDS[1:]}
+OWN = {"by_class", "where", "use_weights", "text_share", *KINDS[1:]}
 """Keys of a selection beside the options of `compress`."""
 PLACES = ("dynamics", "target", "target_model")
 """Options that are places, found as the encoder is."""
@@ -34,6 +42,8 @@ PATCHES = {
 """Options that change the images and not the rows."""
 ENCODED = {"embedding_model", "image_embedding"}
 """Options that ask for other embeddings than those of the task."""
+BOTH = "image-text"
+"""The kind of tasks whose selections may have a modality, and a text_share, of their own."""
 GIVEN = {
     *("dataset", "split", "config_name", "revision", "modality", "text_columns", "image_column"),
     *("keep_ratio", "keep_rows", "seed", "ready_embeddings", "streaming", "field", "image_folder"),
@@ -43,9 +53,12 @@ RUN_RATIO = 0.01
 """Kept by the runs that hold bins and scores; it is not used."""
 
 
-def check_selections(selections: dict[str, dict[str, Any]], has_target: bool = False) -> None:
+def check_selections(
+    selections: dict[str, dict[str, Any]], has_target: bool = False, kind: str = "image"
+) -> None:
     """Raise unless every selection has one way to choose, and options that there are."""
     known = set(CompressConfig.recorded()) - GIVEN | OWN
+    known = known | {"modality"} if kind == BOTH else known - {"text_share"}
     for name, options in selections.items():
         if set(options) - known or sum(key in options for key in KINDS) != 1:
             raise InputError(
@@ -69,6 +82,7 @@ class Chooser:
     """
 
     def __init__(self, task: Any) -> None:
+        self.task = task
         spec, self.work, self.dataset, self.n_rows = task.spec, task.work, task.place, task.n_rows
         self.encoder, self.encoder_place = spec.get("encoder"), task.encoder
         self.embeddings, self.numbers, self.target = task.embeddings, task.numbers, task.target
@@ -82,7 +96,7 @@ class Chooser:
         }
         self._runs: dict[str, Run] = {}
         self._embedded: Run | None = None  # whose embeddings are those of all
-        check_selections(self.selections, bool(self.target))
+        check_selections(self.selections, bool(self.target), spec["kind"])
 
     def choose(self, name: str, keep: float | str, seed: int) -> dict[str, Any]:
         """Choose rows.
@@ -171,10 +185,23 @@ class Chooser:
 
     @property
     def ready(self) -> str | None:
-        """File of the embeddings, if there is one by now."""
+        """File of the embeddings, if there is one by now; of image-text rows there is."""
+        if self.options["modality"] == BOTH:
+            return self.join({})
         if self.embeddings is None and self._embedded is not None:
             return str(self._embedded.path / "embeddings.npy")
         return self.embeddings
+
+    def join(self, options: dict[str, Any]) -> str:
+        """Give the file of the embeddings of image-text rows that a selection looks at."""
+        modality, share = options.get("modality", BOTH), options.get("text_share", TEXT_SHARE)
+        image, text = self.task.halves
+        joint = join_halves(image, text, share) if modality == BOTH else None
+        whole = {"image": image, "text": text, BOTH: joint}[modality]
+        path = self.work / f"{modality}-{digest(self.encoder_place, self.options, share)}.npy"
+        if not path.is_file():
+            np.save(path, whole)
+        return str(path.absolute())
 
     def key_of(self, options: dict[str, Any]) -> str:
         """Tell apart what needs a run of its own."""
@@ -206,7 +233,7 @@ class Chooser:
         folder = f"{method}-{digest(key, Path(of_another).parent.name) if of_another else key}"
         self._runs[key] = compress(
             self.dataset,
-            **(self.options | fixed | encoding),
+            **(self.base(options) | fixed | encoding),
             method=method,
             keep_ratio=max(RUN_RATIO, 1 / self.n_rows),
             report=False,
@@ -214,10 +241,18 @@ class Chooser:
         )
         return self._runs[key]
 
+    def base(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Give the options that say what is read of the rows for a selection."""
+        modality = options.get("modality", self.options["modality"])
+        unread = {"image": "text_columns", "text": "image_column"}.get(modality)
+        return {k: v for k, v in self.options.items() if k != unread} | {"modality": modality}
+
     def encoding(self, options: dict[str, Any]) -> dict[str, Any]:
         """Give the options that say what embeds the rows of a selection."""
         if not self.is_embedded(options):
             return {}
+        if self.options["modality"] == BOTH:
+            return {"ready_embeddings": self.join(options)}
         if not ENCODED & set(options):
             return {"ready_embeddings": self.ready, "embedding_model": self.encoder_place}
         model = options.get("embedding_model")

@@ -35,6 +35,10 @@ EVAL = Path(__file__).resolve().parent.parent
 BASELINE = "random"
 """The selection with which all others are compared."""
 SEEDS_APART = 1000
+TRAINERS = {"image": "images", "text": "text", "probe": "probe", "vqa": "vqa"}
+"""Module of each trainer, in this folder."""
+FITTING = {"image": ("image", "probe"), "text": ("text", "probe"), "image-text": ("vqa",)}
+"""Kinds of tasks, and the trainers for each."""
 Entries = dict[str, dict[str, Any]]
 
 
@@ -141,10 +145,9 @@ class Suite:
 
 def trainer_of(name: Any) -> Any:
     """Give the module that trains the cells of a protocol."""
-    trainers = {"image": "images", "text": "text", "probe": "probe"}
-    if name not in trainers:
-        raise InputError(f"trainer must be image, text or probe, got {name!r}")
-    return importlib.import_module(f"harness.{trainers[name]}")
+    if name not in TRAINERS:
+        raise InputError(f"trainer must be one of {', '.join(TRAINERS)}, got {name!r}")
+    return importlib.import_module(f"harness.{TRAINERS[name]}")
 
 
 def find_suite(name: str) -> Path:
@@ -227,9 +230,9 @@ def _cells_of(number: int, group: Group, suite: Suite) -> Iterator[Cell]:
             raise InputError(f"keep_ratios must lie in (0, 1] or name a row list, got {keep}")
     suite.protocol(protocol)
     kind, trainer = suite.tasks[task].get("kind"), suite.settings[protocol]["trainer"]
-    if kind not in ("image", "text"):
-        raise InputError(f"task {task}: kind must be image or text, got {kind!r}")
-    if trainer not in ("probe", kind):
+    if kind not in FITTING:
+        raise InputError(f"task {task}: kind must be one of {', '.join(FITTING)}, got {kind!r}")
+    if trainer not in FITTING[kind]:
         raise InputError(f"protocol {protocol} is for {trainer}, and task {task} is of {kind}")
     keeps = [keep if isinstance(keep, str) else float(keep) for keep in group["keep_ratios"]]
     order = (*map(range, counts.values()), keeps, group["selections"], group["nets"])

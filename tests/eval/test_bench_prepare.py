@@ -273,7 +273,7 @@ def test_prepared_moved_trained_without_the_data_and_laid_out(
 @pytest.mark.parametrize(
     ("task", "options", "said"),
     [
-        ({"kind": "sound"}, {}, "kind must be image or text, got 'sound'"),
+        ({"kind": "sound"}, {}, "kind must be one of image, text, image-text, got 'sound'"),
         ({"colour": 1}, {}, "no key colour"),
         ({"dataset": "/nowhere/*.parquet"}, {}, "/nowhere"),
         ({}, {"method": "best"}, "no method best"),

@@ -121,10 +121,16 @@ def test_only_training_without_noise_makes_same_rows_a_fixed_cell(tmp_path):
         ({"selections": {1: {"method": "dq"}}}, "selections must be str, got 1"),
         *[({"tasks": x}, "tasks must be dict") for x in (None, [], "toy")],
         *[({"protocols": x}, "protocols must be dict") for x in (None, [], "quick")],
-        ({"protocols": {"quick": {}}}, "protocol quick: trainer must be image, text or probe"),
+        (
+            {"protocols": {"quick": {}}},
+            "protocol quick: trainer must be one of image, text, probe, vqa",
+        ),
         ({"protocols": {"quick": {"trainer": "probe"}}}, "protocol quick: "),
         ({"protocols": {"quick": {"like": ["probe"]}}}, "no ['probe']"),
-        ({"tasks": {"toy": {"kind": "sound"}}}, "kind must be image or text, got 'sound'"),
+        (
+            {"tasks": {"toy": {"kind": "sound"}}},
+            "kind must be one of image, text, image-text, got 'sound'",
+        ),
         ({"compare": group(protocol="sft")}, "protocol sft is for text, and task toy is of image"),
         (
             {"compare": group(task="words", protocol="paper")},

@@ -15,9 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PAD, BOS, EOS = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
-HEAD_DIM = 64
-MAX_POSITIONS = 1024
+from dq_multimodal.training.tiny_models import (
+    HEAD_DIM,
+    SPECIAL_TOKENS,
+    configure_llama,
+    train_tokenizer,
+)
+
 RECORD = "tiny_llama.json"
 OPTIONS = ("vocab_size", "hidden_size", "num_hidden_layers", "seed")
 COLUMNS = ("instruction", "input", "output")
@@ -44,50 +48,12 @@ def read_texts(path: Path) -> list[str]:
     return [PROMPT.format(**row) for row in table.to_pylist()]
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> Any:
-    """Train a byte-level BPE tokenizer, which can write any text.
-
-    The vocabulary holds the special tokens and the 256 bytes among others.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **{"pad_token": PAD, "bos_token": BOS, "eos_token": EOS},
-        model_max_length=MAX_POSITIONS,
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def make_model(tokenizer: Any, hidden_size: int, num_hidden_layers: int, seed: int) -> Any:
     """Make a Llama with random weights; its width is a multiple of that of a head."""
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+    from transformers import LlamaForCausalLM, set_seed
 
-    n_heads = hidden_size // HEAD_DIM
     set_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 8 // 3,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=n_heads,
-        num_key_value_heads=n_heads,
-        max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=True,
-        **{f"{kind}_token_id": k for k, kind in enumerate(("pad", "bos", "eos"))},
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(configure_llama(tokenizer, hidden_size, num_hidden_layers))
 
 
 def make_folder(args: argparse.Namespace) -> str:

@@ -183,8 +183,13 @@ def load_rows(flags: Any, split: str | None = None) -> "Source":
     """Load the rows that the flags of a recipe name, or those of another split."""
     from dq_multimodal.data.source import load_source
 
-    of_hub = {"config_name": flags.dataset_config_name, "revision": flags.dataset_revision}
-    return load_source(flags.dataset_name, split=split or flags.dataset_split or "train", **of_hub)
+    return load_source(
+        flags.dataset_name,
+        split=split or flags.dataset_split or "train",
+        config_name=flags.dataset_config_name,
+        revision=flags.dataset_revision,
+        image_folder=getattr(flags, "image_folder", None),
+    )
 
 
 def flags_from_yaml(path: Path) -> list[str]:

@@ -30,7 +30,7 @@ DRAWN = ("method", "draw", "seed")
 """What `resample` can change beside the size."""
 WEIGHED = ("alpha", "importance", "norm")
 """What it can change of adq."""
-FIXED = {*HOW, "text_columns", "label_column", "image_embedding"}
+FIXED = {*HOW, "modality", "text_columns", "label_column", "image_embedding"}
 FIXED -= {*SIZES, *DRAWN, *WEIGHED, "batch_size"}
 """What it cannot change."""
 
@@ -71,12 +71,9 @@ class RowArguments:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
-TextFlags: Any = flags_of(*SOURCE, "text_columns", *HOW, dataset="tatsu-lab/alpaca", split=None)
-
-
 @dataclass
-class SelectionArguments(RowArguments, TextFlags):
-    """Which rows of text to train on, and which to test on.
+class HeldOutArguments(RowArguments):
+    """Which rows are trained on, and which are held out.
 
     The held-out rows are named by `eval_dataset_name` (another dataset), by `eval_split` (another
     slice of the same one), or, where neither the splits nor another dataset are named, are the
@@ -108,19 +105,35 @@ class SelectionArguments(RowArguments, TextFlags):
         Args:
             n_rows: Rows of the whole split that `dataset_split` is of.
         """
+        split = self.__dict__["dataset_split"] or ""
         if self.eval_dataset_name is not None or self.eval_split is None:
             return
-        if "+" in f"{self.dataset_split}{self.eval_split}":
+        if "+" in split + self.eval_split:
             raise InputError("dataset_split and eval_split must name one split each, without +")
-        if base_split(self.dataset_split or "") != base_split(self.eval_split):
+        if base_split(split) != base_split(self.eval_split):
             return
-        for start, stop in split_ranges(self.dataset_split or "", n_rows):
+        for start, stop in split_ranges(split, n_rows):
             for first, last in split_ranges(self.eval_split, n_rows):
                 if max(start, first) < min(stop, last):
                     raise InputError(
                         f"eval_split {self.eval_split} shares rows with dataset_split "
-                        f"{self.dataset_split}: held-out rows must not be trained on"
+                        f"{split}: held-out rows must not be trained on"
                     )
+
+
+TextFlags: Any = flags_of(*SOURCE, "text_columns", *HOW, dataset="tatsu-lab/alpaca", split=None)
+COLUMNS = ("modality", "text_columns", "image_column", "label_column", "image_folder")
+PictureFlags: Any = flags_of(*SOURCE, *COLUMNS, *HOW, dataset=None, split=None)
+
+
+@dataclass
+class SelectionArguments(HeldOutArguments, TextFlags):
+    """Which rows of text to train on, and which to test on."""
+
+
+@dataclass
+class PictureSelectionArguments(HeldOutArguments, PictureFlags):
+    """Which rows of pictures and text to train on, and which to test on."""
 
 
 def select_rows(
@@ -162,6 +175,8 @@ def select_rows(
     plain = CompressConfig(dataset=dataset_name)
     for name in FIXED & options.keys():
         value, made = options[name], getattr(run.request, name)
+        if name == "modality" and run.config.rows is not None:
+            made = run.config.rows.modality
         if value not in (None, DEFAULT_TEXT_MODEL, getattr(plain, name), made):
             raise InputError(
                 f"{name} {value} was asked, and the run {from_run} was made with {made}, which "

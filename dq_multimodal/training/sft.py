@@ -112,16 +112,26 @@ def has_chats(dataset: "Dataset", text_columns: list[str] | None = None) -> bool
     return layout.shape in ("messages", "conversations")
 
 
-def check_model(name: str, *, needs_chat_template: bool, gguf_file: str | None = None) -> None:
-    """Raise early, in one line, when a model cannot be had, wants code run, or reads no chats.
+def check_model(
+    name: str,
+    *,
+    needs_chat_template: bool,
+    gguf_file: str | None = None,
+    has_images: bool = False,
+) -> None:
+    """Raise early, in one line, when a model cannot be had, wants code run, or reads no such rows.
 
     Args:
         name: Folder, .gguf file or Hub id.
         needs_chat_template: Whether its tokenizer has to have a chat template.
         gguf_file: Name of a .gguf file in the folder.
+        has_images: Whether it has to read images beside text.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
 
     where: dict[str, Any] = {"trust_remote_code": False}
     if found := find_gguf(name, gguf_file):
@@ -136,12 +146,17 @@ def check_model(name: str, *, needs_chat_template: bool, gguf_file: str | None =
             ) from error
         if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
             raise InputError(f"the folder {name} holds no model: it has no config.json")
+    tokenizer: Any = None
     with loading(name):
         kind = AutoConfig.from_pretrained(place, **where).model_type
+        if has_images and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            tokenizer = AutoProcessor.from_pretrained(place, **where)
+    if has_images and not hasattr(tokenizer, "image_processor"):
+        raise InputError(f"{name} is no vision-language model: it holds a model of type {kind}")
     if found and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"{name} is no causal language model: it holds a model of type {kind}")
     if needs_chat_template:
-        tokenizer = load_tokenizer(place, **where)
+        tokenizer = tokenizer or load_tokenizer(place, **where)
         if not tokenizer.chat_template:
             raise InputError(
                 f"the rows are chats and {name} has no chat template: give --chat_template_path"
@@ -157,7 +172,7 @@ def response_loss(trainer: "SFTTrainer", dataset: "Dataset", batch_size: int) ->
 
     Args:
         trainer: After training; its model is used as it is, wrapped or not.
-        dataset: Rows prepared by the trainer (input_ids and labels).
+        dataset: Rows that its collator takes; prepared ones (input_ids and labels) go by length.
         batch_size: Rows in a forward pass.
 
     Returns:
@@ -167,8 +182,10 @@ def response_loss(trainer: "SFTTrainer", dataset: "Dataset", batch_size: int) ->
 
     accelerator, model = trainer.accelerator, trainer.model_wrapped
     model.eval()
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    rows = sorted(range(len(dataset)), key=lambda k: (-lengths[k], k))
+    rows = list(range(len(dataset)))
+    if "input_ids" in dataset.column_names:
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        rows.sort(key=lambda k: -lengths[k])
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     n_rounds = math.ceil(len(batches) / accelerator.num_processes)
     sums = torch.zeros(2, dtype=torch.float64)

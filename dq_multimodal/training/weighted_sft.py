@@ -67,7 +67,8 @@ class WeightedSFTTrainer(SFTTrainer):
         check_settings(args, use_weights)
         super().__init__(args=args, **given)
         self.use_weights = use_weights
-        rows: Any = self.train_dataset
+        trained: Any = self.train_dataset
+        rows = trained.with_format(None)
         self.row_weights = np.asarray(rows[WEIGHT_COLUMN], dtype=np.float64)
         if not self.row_weights.any():
             raise InputError("the weights of all rows that are trained on are 0")

@@ -34,7 +34,7 @@ SMALL = {
     "learning_rate": 2e-3,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
 }
 """How a small model with random weights is trained."""
 MOST_ROWS = 10_000

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -57,11 +57,13 @@ class PictureLayout:
         text: Of rows that are chats the columns of turns, in order. Of others, those of the prompt
             (none are CAPTION_PROMPT), and last that of the response.
         is_chat: Whether rows are chats.
+        classes: Names of the classes of those columns of text that hold class labels.
     """
 
     images: tuple[str, ...]
     text: tuple[str, ...]
     is_chat: bool = False
+    classes: dict[str, list[str]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """Say what is trained on, as metrics.json has it."""
@@ -81,7 +83,8 @@ def find_layout(
 
     Text columns are those named, the last of them the response; or those of a known shape (chats,
     instruction and output, prompt and completion), a question and its answer by their names, or the
-    only column of text, which holds captions: of a list of texts the first is the response.
+    only column of text, which holds captions: of a list of texts the first is the response. Of
+    answers that are class labels the names are.
 
     Raises:
         InputError: If there are no pictures, or text columns have to be named.
@@ -99,17 +102,20 @@ def find_layout(
     columns = text.columns if text else ()
     if any(_holds_chat(dataset.features[column]) for column in columns):
         return PictureLayout(images, columns, is_chat=True)
-    if text is not None and text.shape == "columns" and asked is None and len(columns) > 1:
-        named = {column.lower(): column for column in reversed(columns)}
+    classes = {n: kind.names for n, kind in dataset.features.items() if hasattr(kind, "names")}
+    if text is not None and text.shape == "columns" and asked is None:
+        named = {column.lower(): column for column in reversed((*columns, *classes))}
         found = [[named[n] for n in names if n in named][:1] for names in (QUESTIONS, ANSWERS)]
-        columns = tuple(found[0] + found[1]) if all(found) else ()
-    is_known = columns and not isinstance(_inner(dataset.features[columns[-1]]), dict)
-    if not is_known or (asked is None and columns[-1].lower() in QUESTIONS):
+        if all(found):
+            columns = tuple(found[0] + found[1])
+        elif found[0] or len(columns) > 1:
+            columns = ()
+    if not columns or isinstance(_inner(dataset.features[columns[-1]]), dict):
         raise InputError(
             "found neither chats, nor a question and its answer, nor one column of captions among "
             f"{', '.join(dataset.column_names)}: name them with --text_columns PROMPT RESPONSE"
         )
-    return PictureLayout(images, columns)
+    return PictureLayout(images, columns, classes={n: classes[n] for n in columns if n in classes})
 
 
 def _inner(kind: Any) -> Any:
@@ -210,6 +216,7 @@ def convert(row: dict[str, Any], layout: PictureLayout) -> dict[str, Any]:
             raise Unusable(NO_ANSWER)
         prompt, answer = turns[: ends[-1]], turns[ends[-1]]["content"]
     else:
+        row = row | {n: _name(row[n], classes) for n, classes in layout.classes.items()}
         *asked, response = (field_texts(row[column]) for column in layout.text)
         answer = [part for text in response[:1] for part in _split(text)]
         texts = [text for field in asked for text in field]
@@ -232,6 +239,10 @@ def convert(row: dict[str, Any], layout: PictureLayout) -> dict[str, Any]:
         raise Unusable(NO_QUESTION)
     completion = [{"role": "assistant", "content": answer}]
     return {"images": images, "prompt": prompt, "completion": completion}
+
+
+def _name(number: int | None, classes: list[str]) -> str | None:
+    return classes[number] if number is not None and number >= 0 else None
 
 
 def _read_turns(column: str, value: Any) -> list[dict[str, Any]]:

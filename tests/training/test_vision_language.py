@@ -6,7 +6,7 @@ import shutil
 from functools import partial
 
 import pytest
-from datasets import Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 
 from dq_multimodal.config import InputError
@@ -67,6 +67,16 @@ def test_one_picture_and_text_columns(row, asked, prompt, answer):
     rows, about = convert([{"image": file_of(7, "L"), **row}], None, asked)
     check(rows[0], [7], [user(PLACE, text(prompt))], answer)
     assert (about["rows"], about["rows_with_images"], about["rows_left_out"]) == (1, 1, {})
+
+
+def test_answers_that_are_class_labels():
+    kinds = {"image": Image(), "question": STRING, "answer": ClassLabel(names=["no", "yes"])}
+    rows = [{"image": file_of(1), "question": "Q", "answer": answer} for answer in (1, 0, None)]
+    dataset = Dataset.from_list(rows, features=Features(kinds))
+    got, about = to_vlm_rows(dataset)
+    assert [row["completion"][0]["content"][0]["text"] for row in got] == ["yes", "no"]
+    assert about["rows_left_out"] == {"no answer": 1}
+    check(to_vlm_rows(dataset, ["answer"])[0][0], [1], [user(PLACE, text(CAPTION_PROMPT))], "yes")
 
 
 def test_of_several_captions_the_first_is_trained_on():

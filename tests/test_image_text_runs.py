@@ -260,3 +260,9 @@ def test_lists_of_paths_are_read_too_and_names_beside_images_are_names(tmp_path)
     named = make({"image": [picture(0)], "file_name": ["a.png"]}, image=Image())
     assert read_paths(named) is named
     assert read_paths(rows.select_columns(["text"])).features == {"text": Value("string")}
+
+
+@pytest.mark.parametrize(("ratio", "method"), [(0.1, "coverage"), (0.2, "blocks")])
+def test_auto_covers_where_few_rows_are_kept(source, models, tmp_path, ratio, method):
+    done = run(source, models, tmp_path / "run", method="auto", keep_ratio=ratio)
+    assert done.request.method == method

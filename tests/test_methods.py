@@ -422,7 +422,7 @@ def test_auto_of_an_image_folder_is_weighted_coverage_where_few_are_kept(tmp_pat
     flags = ("--ready-embeddings", "e.npy", "--keep-ratio", 0.05, "--output-dir", "run")
     done = command(tmp_path, "compress", "pictures", *flags)
     assert (
-        "method auto is coverage, since these are images, and at most 10% are kept" in done.stdout
+        "method auto is coverage, since there are images, and at most 10% are kept" in done.stdout
     )
     run = Run(tmp_path / "run")
     assert results(run) == ALL_PASSED

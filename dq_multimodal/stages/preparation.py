@@ -173,8 +173,8 @@ def settle_method(
     elif is_plain and request.dynamics is not None and has_epochs(request.dynamics):
         request = replace(request, difficulty="cad", method="coverage")
         method, why = "coverage", "there are training dynamics, by which rows weigh as cad says"
-    elif is_plain and share <= COVERED_SHARE and find_modality(dataset, request) == "image":
-        method, why = "coverage", f"these are images, and at most {COVERED_SHARE:.0%} are kept"
+    elif is_plain and share <= COVERED_SHARE and find_modality(dataset, request) != "text":
+        method, why = "coverage", f"there are images, and at most {COVERED_SHARE:.0%} are kept"
     elif is_plain and (request.ready_embeddings is not None or request.embedding_model is not None):
         method, why = "blocks", "there are embeddings, and no method is known to do more with them"
     else:

@@ -7,10 +7,10 @@ resample(), and the request in config.yaml follow from it: a new option is one m
 
 import dataclasses
 import math
+import os
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from dq_multimodal.options import (
@@ -85,7 +85,8 @@ def split_models(name: str | None) -> list[str]:
     """Give the models of IMAGE_MODEL,TEXT_MODEL, or the one that is named."""
     if name is None:
         return []
-    return [name] if Path(name).expanduser().exists() else name.split(",")
+    is_place = os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111 - raises nothing
+    return [name] if is_place else [part.strip() for part in name.split(",")]
 
 
 NOT_ON_RAY = (
@@ -208,7 +209,8 @@ class CompressConfig(Request):
     target_gradients: bool = choose(False, "Compare by LoRA gradients of that model (LESS).")
     drop_duplicates: float | None = choose(
         None,
-        "Rows of such a cosine to one before them go to the end; the flag alone is 0.95.",
+        "Rows of such a cosine (of images and of text, where there are both) to one before them go "
+        "to the end; the flag alone is 0.95.",
         check_share,
         metavar="COSINE",
         bare=0.95,

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from dq_multimodal import __version__, card, report
 from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
-from dq_multimodal.config import CompressConfig, InputError
+from dq_multimodal.config import CompressConfig, InputError, split_models
 from dq_multimodal.data.local import check_path
 from dq_multimodal.data.source import Source, is_same_source
 from dq_multimodal.files import describe_file, expand_home
@@ -170,7 +170,7 @@ def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
     """Raise before a run would overwrite the very files it is made from."""
     names = [request.dataset, request.ready_embeddings, request.image_folder]
     names += [request.dynamics, request.target]
-    names += [getattr(request, name) for name in MODELS]
+    names += [part for name in MODELS for part in split_models(getattr(request, name))]
     names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
     for name in filter(None, names):
         path = expand_home(name)

@@ -166,12 +166,16 @@ def select(job: Job, place: Path, manifest: Manifest) -> None:
             manifest.add_notes(notes)
         if request.drop_duplicates is not None:
             assert vectors is not None
-            marks = mark_duplicates(vectors, bins, request, scores, marks)
+            share = getattr(config.embedding, "text_share", None)
+            marks = mark_duplicates(vectors, bins, request, scores, marks, share)
             assert marks.duplicate_of is not None
-            n_repeated, cosine = int((marks.duplicate_of >= 0).sum()), request.drop_duplicates
+            n_repeated = int((marks.duplicate_of >= 0).sum())
+            least = f"{request.drop_duplicates:g}" + (
+                "" if share is None else " of the images and of the texts"
+            )
             manifest.add_notes(
                 [
-                    f"{n_repeated:,} near-duplicates (cosine of at least {cosine:g}) of rows "
+                    f"{n_repeated:,} near-duplicates (cosine of at least {least}) of rows "
                     "before them are at the end of the order, see duplicate_of in selection.parquet"
                 ]
             )

@@ -1,10 +1,12 @@
 """Runs of rows with images and text, from the source to the subset."""
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, Image, List, load_dataset
 from image_text_rows import BROKEN, SHAPES, make, picture
 
 from dq_multimodal import InputError, Run, compress, plan, verify
@@ -69,7 +71,7 @@ def test_shapes_come_through_untouched(shape, models, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["random", "blocks", "coverage", "dq", "adq", "graphcut"])
-def test_methods(method, source, models, tmp_path):
+def test_methods(method, source, models, tmp_path, monkeypatch):
     done = run(source, models, tmp_path / "run", method=method)
     assert len(done.subset) == N // 2
     problems = {what: problem.rows for what, problem in done.manifest.problems.items()}
@@ -80,6 +82,7 @@ def test_methods(method, source, models, tmp_path):
     assert done.config.rows.modality == "image-text"
     results = [check.result for check in verify(done)]
     assert results == ["passed"] * 3 + ["skipped" if method == "random" else "passed", "passed"]
+    monkeypatch.setattr(ImageTextAdapter, "load", None)  # is not called again
     assert run(source, models, tmp_path / "run", method=method).path == done.path
 
 
@@ -233,17 +236,20 @@ def test_paths_of_images_are_read_from_a_folder(models, tmp_path):
         (tmp_path / "pictures" / name).write_bytes(picture(k)["bytes"])
         turns = [{"from": "human", "value": f"<image>\nwhat {k}"}, {"from": "gpt", "value": "a"}]
         rows.append({"id": f"{k}", "conversations": turns} | ({"image": name} if k else {}))
+    rows[5]["image"] = ""
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     folder = {"image_folder": str(tmp_path / "pictures"), "n_bins": 1}
     done = run(tmp_path / "rows.json", models, tmp_path / "run", **folder)
     assert done.config.rows.image_columns == ["image"]
-    assert done.manifest.problems[NO_IMAGE].rows == [0]
+    assert done.manifest.problems[NO_IMAGE].rows == [0, 5]
     kept = done.subset.cast_column("image", Image(decode=False))
     for number, value in zip(kept["dq_row"], kept["image"], strict=True):
-        assert value is None if number == 0 else value["bytes"] == picture(number)["bytes"]
+        assert value is None if number in (0, 5) else value["bytes"] == picture(number)["bytes"]
     assert {check.result for check in verify(done)} == {"passed"}
     plain = run(tmp_path / "rows.json", models.split(",")[1], tmp_path / "plain", n_bins=1)
     assert plain.config.rows.modality == "text"
+    with pytest.raises(InputError, match="image_folder is for rows that name images, and"):
+        run(tmp_path / "rows.json", models, tmp_path / "other", **folder, streaming=True)
     rows[3]["image"] = "../rows.json.png"
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     with pytest.raises(InputError, match=r"row 3 .* names a file that is none of its own"):
@@ -253,16 +259,52 @@ def test_paths_of_images_are_read_from_a_folder(models, tmp_path):
 def test_lists_of_paths_are_read_too_and_names_beside_images_are_names(tmp_path):
     (tmp_path / "a.png").write_bytes(picture(0)["bytes"])
     rows = Dataset.from_dict({"images": [["a.png"], [], None], "text": ["a", "b", "c"]})
-    found = read_paths(rows)
+    there = {"a.png"}
+    found = read_paths(rows, there.__contains__)
     assert found.features["images"] == List(Image())
     found = undecoded(found, "images")["images"]
     assert [row and [value["path"] for value in row] for row in found] == [["a.png"], [], None]
     named = make({"image": [picture(0)], "file_name": ["a.png"]}, image=Image())
-    assert read_paths(named) is named
-    assert read_paths(rows.select_columns(["text"])).features == {"text": Value("string")}
+    assert read_paths(named, there.__contains__) is named
+    plain = rows.select_columns(["text"])
+    assert read_paths(plain, there.__contains__) is plain
+    columns = {
+        "image": ["a.png", "", None],
+        "url": ["https://x/a.png"] * 3,
+        "mask": ["m/a.png"] * 3,
+    }
+    columns |= {"odd": ["a.png", "no image", "a.png"]}
+    table = Dataset.from_dict(columns)
+    found = read_paths(table, there.__contains__)
+    assert [name for name in columns if isinstance(found.features[name], Image)] == ["image"]
+    values = undecoded(found, "image")["image"]
+    assert [value and value["path"] for value in values] == ["a.png", None, None]
+    chosen = read_paths(table.select([0, 2]), there.__contains__)
+    assert [n for n in columns if isinstance(chosen.features[n], Image)] == ["image", "odd"]
 
 
 @pytest.mark.parametrize(("ratio", "method"), [(0.1, "coverage"), (0.2, "blocks")])
 def test_auto_covers_where_few_rows_are_kept(source, models, tmp_path, ratio, method):
     done = run(source, models, tmp_path / "run", method="auto", keep_ratio=ratio)
     assert done.request.method == method
+
+
+def test_models_in_the_output_folder_are_spared(small_classifier, small_encoder, source, tmp_path):
+    run(source, f"{small_classifier},{small_encoder}", tmp_path / "run")
+    shutil.copytree(small_classifier, tmp_path / "run" / "cls")
+    with pytest.raises(InputError, match="lies in the output folder"):
+        run(source, f"{tmp_path / 'run' / 'cls'},{small_encoder}", tmp_path / "run", overwrite=True)
+
+
+def test_near_duplicates_are_near_in_both_halves(models, tmp_path):
+    images = [picture(0), picture(0), None, picture(0)]
+    texts = ["what is it", "what is it", "what is it", "0123456789 fox"]
+    rows = make({"image": images, "text": texts}, image=Image())
+    options = {"n_bins": 1, "drop_duplicates": 0.6, "keep_ratio": 1.0}
+    done = run(rows, models, tmp_path / "run", **options)
+    vectors = np.load(done.path / "embeddings.npy")
+    assert vectors[0] @ vectors[2] / np.linalg.norm(vectors[2]) > 0.6  # of one half alone
+    found = pq.read_table(done.path / "selection.parquet")["duplicate_of"].to_pylist()
+    assert found[2] in (None, -1)
+    assert {*found[:2]} & {0, 1}
+    assert any("of the images and of the texts" in note for note in done.manifest.notes)

@@ -1,6 +1,5 @@
 """Which kind of data a dataset is, and so which adapter reads it."""
 
-import re
 from typing import Any
 
 from datasets import Dataset
@@ -8,7 +7,13 @@ from datasets import Dataset
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
 from dq_multimodal.adapters.image_text import ImageTextAdapter, image_half
-from dq_multimodal.adapters.text import TextAdapter, TextLayout, detect_layout, holds_turns
+from dq_multimodal.adapters.text import (
+    TextAdapter,
+    TextLayout,
+    detect_layout,
+    holds_turns,
+    may_say,
+)
 from dq_multimodal.config import (
     DEFAULT_IMAGE_MODEL,
     DEFAULT_TEXT_MODEL,
@@ -18,16 +23,8 @@ from dq_multimodal.config import (
     split_models,
 )
 from dq_multimodal.data.columns import NO_LABEL, find_image_column
-from dq_multimodal.data.pixels import image_columns
-from dq_multimodal.data.row_files import is_file_struct
-
-NAME_PARTS = {
-    *("id", "ids", "uid", "uuid", "key", "index", "file", "filename", "path", "filepath", "name"),
-    *("url", "uri", "link", "source", "split", "hash", "sha", "md", "license", "licence"),
-    *("dataset", "date", "time", "timestamp", "created"),
-    *("label", "labels", "class", "category", "type"),
-}
-"""Words in the names of columns whose text names a row or its kind, and says nothing of it."""
+from dq_multimodal.data.pixels import image_columns, unread_columns
+from dq_multimodal.data.row_files import TEXT_KINDS, is_file_struct
 
 
 def choose_adapter(dataset: Dataset, request: CompressConfig) -> Adapter | None:
@@ -36,6 +33,13 @@ def choose_adapter(dataset: Dataset, request: CompressConfig) -> Adapter | None:
     InputError if what has to be embedded, or was named, is not there; None where nothing has to be
     and neither was found.
     """
+    adapter = _choose(dataset, request)
+    if adapter is not None and (names := unread_columns(dataset)):
+        adapter.notes.append(f"images are not read where they lie in {', '.join(names)}")
+    return adapter
+
+
+def _choose(dataset: Dataset, request: CompressConfig) -> Adapter | None:
     modality = find_modality(dataset, request)
     check_modality(modality, request)
     image_model, text_model = name_models(request.embedding_model, modality)
@@ -58,7 +62,7 @@ def choose_adapter(dataset: Dataset, request: CompressConfig) -> Adapter | None:
     except InputError:
         if is_needed or request.text_columns is not None or request.modality != "auto":
             raise
-        return None
+        return image
     if image is None:
         return text
     adapter = ImageTextAdapter(dataset, image, text, request.text_share)
@@ -119,7 +123,7 @@ def find_text(dataset: Dataset, request: CompressConfig) -> TextLayout | None:
         return detect_layout(texts)
     except InputError:
         pass
-    named = [name for name in texts if name != request.label_column and _may_say(name)]
+    named = [name for name in texts if name != request.label_column and may_say(name)]
     return TextLayout("columns", tuple(named)) if named else None
 
 
@@ -132,14 +136,10 @@ def label_column_of(adapter: Adapter | None, request: CompressConfig) -> str | N
 
 
 def _is_text(kind: Any) -> bool:
-    """Say whether a column holds texts, chat turns, or lists or structs of them."""
+    """Say whether a column holds texts, chat turns, translations, or lists or structs of them."""
     if hasattr(kind, "feature"):
         return _is_text(kind.feature)
     if isinstance(kind, dict) and not is_file_struct(kind):
-        return holds_turns(kind) or any(_is_text(kind[name]) for name in kind if _may_say(name))
-    return holds_turns(kind) or getattr(kind, "dtype", "") in ("string", "large_string")
-
-
-def _may_say(name: str) -> bool:
-    """Say whether a column of this name may hold what a row says."""
-    return not NAME_PARTS & set(re.split(r"[^a-z]+", name.lower()))
+        return holds_turns(kind) or any(_is_text(kind[name]) for name in kind if may_say(name))
+    is_translation = type(kind).__name__.startswith("Translation")
+    return is_translation or holds_turns(kind) or getattr(kind, "dtype", "") in TEXT_KINDS

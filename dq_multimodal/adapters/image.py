@@ -23,6 +23,7 @@ from dq_multimodal.data.pixels import (
     BLANK,
     NO_IMAGE,
     decode_image,
+    find_divisor,
     image_files,
     is_image,
     read_bytes,
@@ -278,9 +279,7 @@ def measure_texture(images: list[Image.Image]) -> Float[ndarray, "b 2"]:
     found = np.zeros((len(images), 2), dtype=np.float32)
     for width, height in {image.size for image in images}:
         members = [k for k, image in enumerate(images) if image.size == (width, height)]
-        divisor = 1
-        while (width // divisor) * (height // divisor) > MAX_PIXELS:
-            divisor += 1
+        divisor = find_divisor(images[members[0]], MAX_PIXELS)
         n_together = max(1, MAX_PIXELS // (width * height))
         for start in range(0, len(members), n_together):
             part = members[start : start + n_together]

@@ -85,12 +85,13 @@ class ImageTextAdapter(Adapter):
         """Say which models embed, and how."""
         if self.is_joint:
             return self.text.describe_model()
-        return {
-            "dimension": self.dimension,
-            "text_share": self.text_share,
-            "image": self.image.describe_model(),
-            "text": self.text.describe_model(),
-        }
+        try:
+            image, text = self.image.describe_model(), self.text.describe_model()
+        except InputError as error:
+            hint = "" if self._is_one else " (two models are IMAGE_MODEL,TEXT_MODEL)"
+            raise InputError(f"{error}{hint}") from error
+        share, size = self.text_share, self.dimension
+        return {"dimension": size, "text_share": share, "image": image, "text": text}
 
     def lengths(self) -> Int[ndarray, " n"]:
         """Give the characters of every row, and one more for its images."""
@@ -188,6 +189,17 @@ def join_halves(
         ],
         axis=1,
     )
+
+
+def raise_threshold(threshold: float, text_share: float | None) -> float:
+    """Give the cosine of rows of two halves that both halves have at least a threshold of.
+
+    One half of share s can lower the cosine of two rows by s (1 - t) at most while its own is at
+    least t. The share is None where rows are one vector.
+    """
+    if text_share is None:
+        return threshold
+    return 1 - min(text_share, 1 - text_share) * (1 - threshold)
 
 
 def image_half(adapter: Adapter | None) -> ImageAdapter | None:

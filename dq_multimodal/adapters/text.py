@@ -63,6 +63,14 @@ IMAGE_MARK = re.compile(r"<image(?:_\d+)?>")
 
 NO_TEXT = ("Image", "Audio", "Video", "Pdf", "Nifti", "Mesh")
 
+NAME_PARTS = {
+    *("id", "uid", "uuid", "key", "index", "file", "filename", "path", "filepath", "name"),
+    *("url", "uri", "link", "source", "split", "hash", "sha", "md", "license", "licence"),
+    *("dataset", "date", "time", "timestamp", "created", "no", "number", "sentid", "confidence"),
+    *("label", "class", "classes", "category", "categories", "type"),
+}
+"""Words in the names of columns beside images whose text names a row or its kind, no more."""
+
 Turn = tuple[str, str]
 """Role ("" for text outside a chat) and text."""
 
@@ -312,9 +320,9 @@ class TextAdapter(Adapter):
 
     def _split(self, column: str, value: Any) -> list[tuple[str, list[str]]]:
         """Give role and texts of every turn in one field."""
-        turns = split_turns(column, value)
         if not self._has_images:
-            return turns
+            return split_turns(column, value)
+        turns = split_turns(column, _prune(value))
         bare = ((role, (IMAGE_MARK.sub(" ", t).strip() for t in texts)) for role, texts in turns)
         return [(role, [*filter(None, texts)]) for role, texts in bare]
 
@@ -440,6 +448,23 @@ class TextAdapter(Adapter):
         bits = -np.log2(np.where(totals > 0, totals, 1) / max(1, totals.sum()))
         sizes = counts.sum(axis=1)
         return np.where(sizes > 0, counts @ bits / np.maximum(sizes, 1), np.nan)
+
+
+def may_say(name: str) -> bool:
+    """Say whether a column of this name, or a part of a struct, may hold what a row says."""
+    words = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
+    parts = {*re.split(r"[^a-z]+", words)}
+    return not NAME_PARTS & (parts | {part.removesuffix("s") for part in parts})
+
+
+def _prune(value: Any) -> Any:
+    """Leave numbers, and what only names a thing, out of plain structs; turns stay as they are."""
+    if isinstance(value, list | tuple):
+        return [_prune(part) for part in value]
+    if not isinstance(value, dict) or (TURN_ROLE | TURN_TEXT | {"type", "messages"}) & value.keys():
+        return value
+    is_number = {name: isinstance(part, int | float) for name, part in value.items()}
+    return {n: _prune(part) for n, part in value.items() if may_say(n) and not is_number[n]}
 
 
 def drop_spans(text: str, seed: tuple[int, int], share: float = 0.15, longest: int = 5) -> str:

@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,7 @@ OTHER_COLOURS = "colours other than RGB, converted"
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF", "FLI")
 """Formats whose pictures are shown one after the other; those of a camera's MPO are not."""
 
-PATH = r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$"
+PATH = r"\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif)$"
 
 ORIENTATION_TAG = 0x0112
 DEEP_MODES = re.compile(r";(10|12|16)[BLN]")
@@ -141,6 +141,14 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     return image.convert("RGB"), OTHER_COLOURS
 
 
+def find_divisor(image: Image.Image, most: int) -> int:
+    """Give the least whole number by which both sides have to be divided for so many pixels."""
+    divisor = 1
+    while (image.width // divisor) * (image.height // divisor) > most:
+        divisor += 1
+    return divisor
+
+
 def count_pixels(data: bytes | None) -> int:
     """Give height x width of an image file by its header alone; 0 where it cannot be read."""
     try:
@@ -172,43 +180,65 @@ def to_square(
 
 
 def image_columns(dataset: Dataset) -> list[str]:
-    """List the columns of images: one a row, a list of them, or chat turns that hold some.
+    """List the columns of images: one a row, lists of them, or chat turns that hold some.
 
     Plain structs of bytes and path count as images.
     """
     return [name for name, kind in dataset.features.items() if _is_of_images(kind)]
 
 
+def unread_columns(dataset: Dataset) -> list[str]:
+    """List the columns that hold images in another way."""
+    found = image_columns(dataset)
+    kinds = dataset.features.items()
+    return [name for name, kind in kinds if name not in found and _holds_images(kind)]
+
+
 def _is_of_images(kind: Any) -> bool:
-    part = getattr(kind, "feature", kind)
-    is_turn = isinstance(part, dict) and bool({"role", "from"} & part.keys())
-    return is_image(part) or (is_turn and _as_files(part) != part)
+    while hasattr(kind, "feature"):
+        kind = kind.feature
+    is_turn = isinstance(kind, dict) and bool({"role", "from"} & kind.keys())
+    return is_image(kind) or (is_turn and _holds_images(kind))
 
 
-def read_paths(dataset: Dataset) -> Dataset:
-    """Read as images the columns of paths that all end as those of images do.
+def _holds_images(kind: Any) -> bool:
+    if isinstance(kind, dict) and not is_image(kind):
+        return any(map(_holds_images, kind.values()))
+    return _holds_images(kind.feature) if hasattr(kind, "feature") else is_image(kind)
 
-    Of rows that hold images already nothing is changed: their names are names.
+
+def read_paths(dataset: Dataset, is_there: Callable[[str], bool]) -> Dataset:
+    """Read as images the columns of paths that all end as those of images do, empty ones apart.
+
+    The first path must lead to a file, since names and addresses of images end so, too. Of rows
+    that hold images already nothing is changed.
     """
     if image_columns(dataset):
         return dataset
-    features = Features(dataset.features)
+    features, numbers, table = Features(dataset.features), dataset._indices, dataset.data
     for column, kind in dataset.features.items():
         is_list = hasattr(kind, "feature")
         if getattr(kind.feature if is_list else kind, "dtype", "") not in TEXT_KINDS:
             continue
         paths = dataset.data.column(column)
+        paths = paths.take(numbers.column(0)) if numbers is not None else paths
         paths = (pc.list_flatten(paths) if is_list else paths).drop_null()
-        if len(paths) and pc.all(pc.match_substring_regex(paths, PATH, ignore_case=True)).as_py():
+        paths = paths.filter(pc.not_equal(paths, ""))
+        is_path = pc.match_substring_regex(paths, PATH, ignore_case=True)
+        if len(paths) and pc.all(is_path).as_py() and is_there(paths[0].as_py()):
             file = datasets.Image()
             features[column] = replace(kind, feature=file) if is_list else file
+            if not is_list:
+                values = table.column(column)
+                values = pc.if_else(pc.equal(values, ""), None, values)
+                table = table.set_column(table.column_names.index(column), column, values)
     if features == dataset.features:
         return dataset
     info = dataset.info.copy()
     info.features = features
     mark = update_fingerprint(dataset._fingerprint, "read_paths", {})
-    table = dataset.data.cast(features.arrow_schema)
-    return Dataset(table, info, dataset.split, dataset._indices, mark)
+    table = table.cast(features.arrow_schema)
+    return Dataset(table, info, dataset.split, numbers, mark)
 
 
 def is_image(kind: Any) -> bool:

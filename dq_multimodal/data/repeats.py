@@ -4,14 +4,15 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, Features
 from jaxtyping import Int
 from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.image import ImageAdapter
-from dq_multimodal.adapters.image_text import ImageTextAdapter
+from dq_multimodal.adapters.image_text import ImageTextAdapter, image_half
 from dq_multimodal.adapters.text import TextAdapter
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.data.pixels import undecoded
@@ -21,6 +22,7 @@ from dq_multimodal.data.stream import Stream
 from dq_multimodal.files import count
 
 BLOCK_ROWS, IMAGE_ROWS = 4096, 64
+FACTOR = np.int64(1_000_003)
 N_SHOWN = 8
 
 
@@ -64,15 +66,15 @@ def find_repeats(dataset: Dataset | Stream, adapter: Adapter | None) -> Int[ndar
 
 def _find_alike(dataset: Dataset | Stream, adapter: Adapter) -> Int[ndarray, " k"]:
     """Find the rows with images that may repeat another, or be repeated."""
-    rows = np.arange(len(dataset))
+    rows, image = np.arange(len(dataset)), image_half(adapter)
+    codes = np.zeros(len(rows), dtype=np.int64)
+    if image is not None and not isinstance(dataset, Stream):
+        files = undecoded(dataset, *image.columns)
+        codes = np.sum([_file_sizes(files, column) for column in image.columns], axis=0)
+        if image is adapter and not image.has_lists:
+            rows = np.flatnonzero(codes)
     if isinstance(adapter, ImageTextAdapter):
-        codes = adapter.text.text_hashes
-    elif isinstance(dataset, Stream) or not isinstance(adapter, ImageAdapter) or adapter.has_lists:
-        return rows
-    else:
-        [column] = adapter.columns
-        codes = _file_sizes(undecoded(dataset, column), column)
-        rows = np.flatnonzero(codes)
+        codes = codes * FACTOR + adapter.text.text_hashes
     _, code, counts = np.unique(codes[rows], return_inverse=True, return_counts=True)
     return rows[counts[code] > 1]
 
@@ -97,10 +99,25 @@ def digest_rows(
 
 
 def _file_sizes(files: Dataset, column: str) -> Int[ndarray, " n"]:
-    """Give the bytes of the file of every row, 0 where there is none; no file is read."""
-    inside = pc.binary_length(pc.struct_field(files.data.column(column), "bytes"))
-    sizes = pc.fill_null(inside, 0).to_numpy().astype(np.int64)
+    """Give the bytes of the files of every row, 0 where there are none; no file is read.
+
+    Of chat turns those inside the rows do not count.
+    """
+    sizes = np.concatenate([*map(_sizes_inside, files.data.column(column).chunks)])
     places = np.arange(len(sizes))
     if files._indices is not None:
         places = files._indices.column(0).to_numpy()
-    return sizes[places] + measure_outside(files.data.table, files.features, places)
+    kind = Features({column: files.features[column]})
+    return sizes[places] + measure_outside(files.data.table.select([column]), kind, places)
+
+
+def _sizes_inside(values: pa.Array) -> Int[ndarray, " n"]:
+    n_rows, of_row = len(values), np.arange(len(values))
+    while hasattr(values.type, "value_type"):
+        of_row = of_row[pc.list_parent_indices(values).to_numpy()]
+        values = pc.list_flatten(values)
+    if "bytes" not in [field.name for field in values.type]:
+        return np.zeros(n_rows, dtype=np.int64)
+    inside = pc.fill_null(pc.binary_length(pc.struct_field(values, "bytes")), 0)
+    sizes = inside.to_numpy(zero_copy_only=False)
+    return np.bincount(of_row, sizes, minlength=n_rows).astype(np.int64)

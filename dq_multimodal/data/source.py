@@ -88,11 +88,29 @@ def load_source(
         raise InputError(f"{name} has no rows in split {split!r}")
     if split == ALL and not isinstance(source.dataset, Stream):
         source.origin["splits"] = count_splits(source.dataset)
-    if image_folder is not None and not isinstance(source.dataset, Stream):
+    if image_folder is not None:
         with reading(name):
-            source = replace(source, dataset=admit(read_paths(source.dataset), own, name))
+            source = replace(source, dataset=_read_paths(source.dataset, own, name))
     source.origin.update(_pin_folder(source.dataset, image_folder))
     return source
+
+
+def _read_paths(dataset: Any, own: RowFiles, name: str) -> Any:
+    """Read paths into the folder of a user as images; InputError if no row can name a file."""
+
+    def is_there(path: str) -> bool:
+        place = own.find(path)
+        return place is not None and Path(place).is_file()
+
+    is_stream = isinstance(dataset, Stream)
+    named = dataset if is_stream else read_paths(dataset, is_there)
+    if not any(map(has_files, named.features.values())):
+        raise InputError(
+            f"image_folder is for rows that name images, and {name} has no column of images, nor "
+            f"one of nothing but paths of images, of which the first lies in {own.folder}"
+            + (" (of a stream paths are not read)" if is_stream else "")
+        )
+    return named if named is dataset else admit(named, own, name)
 
 
 def _pin_folder(dataset: Dataset | Stream, image_folder: str | None) -> dict[str, str]:
@@ -176,8 +194,10 @@ def from_memory(
             origin["splits"] = count_splits(dataset) if split == ALL else None
     if not len(dataset):
         raise InputError("the dataset has no rows")
-    named = dataset if image_folder is None else read_paths(dataset)
-    admitted = admit(named, replace(allow_folder(image_folder), is_own=is_own), MEMORY)
+    own = replace(allow_folder(image_folder), is_own=is_own)
+    admitted = admit(dataset, own, MEMORY)
+    if image_folder is not None:
+        admitted = _read_paths(admitted, own, MEMORY)
     origin |= {"fingerprint": dataset._fingerprint, "rows": len(dataset)}
     return Source(admitted, origin | _pin_folder(admitted, image_folder))
 

@@ -207,7 +207,8 @@ def load_image_model(name: str, device: str | None = None, dtype: Dtype = "auto"
         InputError: If it cannot be found, reached or read.
     """
     net, settings = _load(name)
-    return ImageModel(net, name, device, dtype, **settings)
+    with loading(name):
+        return ImageModel(net, name, device, dtype, **settings)
 
 
 def _load(name: str) -> tuple["nn.Module", dict[str, Any]]:

@@ -9,14 +9,16 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
+from dq_multimodal.data.pixels import find_divisor
 from dq_multimodal.models.image import find_middle, pool_places
 from dq_multimodal.models.text import Encoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 2**20
-"""Larger images are divided by the next whole number first, until they have no more."""
+MAX_PIXELS, MAX_ASPECT = 2**20, 100
+"""Larger pictures are made smaller first; of longer ones, which some models refuse, the middle
+counts."""
 
 
 class ImageTower:
@@ -77,10 +79,12 @@ class ImageTower:
 
 
 def shrink(image: "Image") -> UInt8[ndarray, "h w 3"]:
-    """Divide an RGB picture by the least whole number that leaves at most 2^20 pixels."""
-    divisor = 1
-    while (image.width // divisor) * (image.height // divisor) > MAX_PIXELS:
-        divisor += 1
+    """Cut a thin RGB picture to its middle, and divide it to at most 2^20 pixels."""
+    width, height = image.size
+    across, down = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
+    left, top = (width - across) // 2, (height - down) // 2
+    image = image.crop((left, top, left + across, top + down))
+    divisor = find_divisor(image, MAX_PIXELS)
     return np.asarray(image.reduce(divisor) if divisor > 1 else image)
 
 

@@ -159,11 +159,12 @@ class Encoder:
         net: Any = getattr(first, "auto_model", None)
         tower: Any = getattr(net, "text_model", net)  # of a model that reads images apart
         config = getattr(tower, "config", None)
+        refused = InputError(
+            f"the scores of adq need token vectors, and {self.name} has none: use a transformer of "
+            "text as --embedding-model, or --method dq"
+        )
         if config is None:
-            raise InputError(
-                f"the scores of adq need token vectors, and {self.name} has none: use a "
-                "transformer as --embedding-model, or --method dq"
-            )
+            raise refused
         seen: dict[str, Any] = {}
 
         def look(_: Any, __: Any, found: Any) -> None:
@@ -172,6 +173,8 @@ class Encoder:
 
         def note(_: Any, __: Any, found: dict[str, Any]) -> dict[str, Any]:
             found |= seen
+            if not found.get("all_layer_embeddings"):
+                raise refused
             tokens, ids = found["token_embeddings"], found["input_ids"]
             mask = found.get("attention_mask", torch.ones_like(ids)).bool()
             special = torch.tensor(self._special_ids, device=mask.device)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from numpy import ndarray
 
+from dq_multimodal.adapters.image_text import raise_threshold
 from dq_multimodal.config import (
     CompressConfig,
     InputError,
@@ -150,14 +151,19 @@ def mark_duplicates(
     request: CompressConfig,
     scores: Scores | None,
     marks: Marks,
+    text_share: float | None = None,
 ) -> Marks:
-    """Find the near-duplicates of every row that comes before it in the order of the method."""
+    """Find the near-duplicates of every row that comes before it in the order of the method.
+
+    The share of the text is that of vectors with two halves, which both have to be near.
+    """
     from tqdm import tqdm
 
     assert request.drop_duplicates is not None
+    threshold = raise_threshold(request.drop_duplicates, text_share)
     order = order_by_method(bins, request, scores, marks)
     with tqdm(desc="duplicates", unit="pair", unit_scale=True) as bar:
-        found = find_duplicates(embeddings, order, request.drop_duplicates, on_pairs=bar.update)
+        found = find_duplicates(embeddings, order, threshold, on_pairs=bar.update)
     return replace(marks, duplicate_of=found)
 
 

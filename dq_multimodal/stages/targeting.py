@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from dq_multimodal.adapters.base import Adapter
 from dq_multimodal.adapters.choice import choose_adapter
-from dq_multimodal.adapters.image_text import text_half
+from dq_multimodal.adapters.image_text import ImageTextAdapter, raise_threshold, text_half
 from dq_multimodal.adapters.text import TextAdapter
 from dq_multimodal.config import CompressConfig, InputError, Modality
 from dq_multimodal.core.target import pick_for_targets
@@ -263,7 +263,7 @@ def find_leaks(
 
     A model trained on them has seen what it is tested on. Equal are texts that differ in white
     space only, and images of the same file, where an adapter reads them; near is a cosine of at
-    least `NEAR`, where there are embeddings of both.
+    least `NEAR`, of both halves if rows have two, where there are embeddings of both.
     """
     same: dict[int, int] = {}
     if adapter is not None and type(adapter) is type(target.adapter):
@@ -277,6 +277,9 @@ def find_leaks(
     equal[[*same]] = [*same.values()]
     near = equal.copy()
     if embeddings is not None and targets is not None:
+        near_enough = NEAR
+        if isinstance(target.adapter, ImageTextAdapter) and not target.adapter.is_joint:
+            near_enough = raise_threshold(NEAR, target.adapter.text_share)
         directions = _unit(np.asarray(targets, dtype=np.float32))
         step = max(1, BLOCK_BYTES // (4 * max(embeddings.shape[1], len(targets))))
         for start in range(0, len(embeddings), step):
@@ -284,7 +287,7 @@ def find_leaks(
             cosines = _unit(np.asarray(embeddings[span], dtype=np.float32)) @ directions.T
             nearest = np.where(equal[span] < 0, cosines.argmax(axis=1), equal[span])
             found = cosines[np.arange(len(cosines)), nearest]
-            is_one = (equal[span] >= 0) | (found >= NEAR)
+            is_one = (equal[span] >= 0) | (found >= near_enough)
             near[span], cosine[span] = np.where(is_one, nearest, -1), found
     rows = np.flatnonzero(near >= 0)
     return Leaks(rows, near[rows], cosine[rows], equal[rows] >= 0)

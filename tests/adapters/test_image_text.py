@@ -4,17 +4,19 @@ import io
 
 import numpy as np
 import pytest
-from datasets import Image, List
+from datasets import Image, List, Translation, Value
 from image_text_rows import BROKEN, ONE, SHAPES, make, picture
 from PIL import Image as Pictures
 
 from dq_multimodal import InputError
 from dq_multimodal.adapters.choice import choose_adapter, find_modality
-from dq_multimodal.adapters.image_text import ImageTextAdapter, join_halves
+from dq_multimodal.adapters.image_text import ImageTextAdapter, join_halves, raise_threshold
+from dq_multimodal.adapters.text import may_say
 from dq_multimodal.config import CompressConfig
 from dq_multimodal.core import Scores
 from dq_multimodal.core.importance import normalise, sum_scores
 from dq_multimodal.data.pixels import NO_IMAGE, UNREADABLE
+from dq_multimodal.models.image_text import shrink
 
 
 def choose(rows, models=None, **options):
@@ -200,7 +202,102 @@ def test_tokens_of_images_in_a_text_break_nothing(small_joint):
     texts = ["a <|image_pad|> b", "a   b"]
     rows = make({"image": [picture(0)] * 2, "text": texts}, image=Image())
     got, _ = embed(choose(rows, str(small_joint)), [0, 1])
-    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[0], got[1], atol=1e-6)
+    assert got.any(axis=1).all()
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_thin_pictures_stop_no_model(small_joint, small_clip, size):
+    rows = make({"image": [picture(0, size), picture(1)], "text": ["a", "b"]}, image=Image())
+    for model in (small_joint, small_clip):
+        got, problems = embed(choose(rows, str(model)), [0, 1])
+        assert got.any(axis=1).all() and not problems
+
+
+def test_large_and_thin_pictures_are_made_smaller():
+    assert shrink(Pictures.new("RGB", (3000, 1000))).shape == (500, 1500, 3)
+    assert shrink(Pictures.new("RGB", (7, 900))).shape == (700, 7, 3)
+    assert shrink(Pictures.new("RGB", (1024, 1024))).shape == (1024, 1024, 3)
+    edges = np.zeros((1, 300, 3), dtype=np.uint8)
+    edges[0, 100:200] = 255
+    assert (shrink(Pictures.fromarray(edges)) == 255).all()
+
+
+def test_names_that_say_nothing():
+    says = ("question", "captions", "multiple_choice_answer", "raw", "user", "hint")
+    names = ("questionId", "question_types", "doc_no", "sentids", "imgPath", "image_classes")
+    assert all(map(may_say, says))
+    assert not any(map(may_say, names))
+
+
+def test_of_structs_only_what_is_said_is_read(models):
+    kind = {"raw": Value("string"), "sentid": Value("int64"), "source": Value("string")}
+    columns = {"image": ONE, "sentences": [[{"raw": "a dog", "sentid": 7, "source": "x"}]] * 2}
+    columns |= {"query": [{"en": "a", "de": "b"}] * 2}
+    translated = Translation(languages=["en", "de"])
+    rows = make(columns, image=Image(), sentences=List(kind), query=translated)
+    adapter = choose(rows, models)
+    assert adapter.text.texts(np.arange(2)) == ["a dog b a"] * 2  # languages are sorted
+
+
+@pytest.mark.parametrize("kind", [Image(decode=False), Image()])
+def test_images_in_turns_are_found_however_they_are_decoded(models, kind):
+    columns, kinds, _, _ = SHAPES["images inside"]
+    parts = {"type": Value("string"), "text": Value("string"), "image": kind}
+    rows = make(columns, messages=List({"role": Value("string"), "content": List(parts)}))
+    assert choose(rows, models).describe()["image_columns"] == ["messages"] == [*kinds]
+    assert len(choose(rows, models).image.files([1])[0]) == 2
+    nested = {"images": [[[value] for value in ONE]] * 2, "text": ["a", "b"]}
+    adapter = choose(make(nested, images=List(List(Image()))), models)
+    assert len(adapter.image.files([0])[0]) == 2
+
+
+def test_images_that_are_not_read_are_said(models):
+    kinds = {"image": Image(), "regions": {"mask": Image(), "cap": Value("string")}}
+    columns = {"image": ONE, "text": ["a", "b"], "regions": [{"mask": v, "cap": "c"} for v in ONE]}
+    notes = choose(make(columns, **kinds), models).notes
+    assert "images are not read where they lie in regions" in notes
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ("{text},{image}", "two models are IMAGE_MODEL,TEXT_MODEL"),
+        ("{joint},{text}", "cannot load the model"),
+        ("~nobody/a", "model"),
+        ("{image}, {text}", None),
+    ],
+)
+def test_models_that_do_not_fit(names, wanted, small_classifier, small_encoder, small_joint):
+    places = {"image": small_classifier, "text": small_encoder, "joint": small_joint}
+    rows = make({"image": ONE, "text": ["a", "b"]}, image=Image())
+    adapter = choose(rows, names.format(**places))
+    if wanted is None:
+        assert adapter.describe_model()["dimension"] > 0
+        return
+    with pytest.raises(InputError, match=wanted) as caught:
+        adapter.describe_model()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_joint_model_of_text_has_no_scores_for_adq(small_classifier, small_joint):
+    rows = make({"image": ONE, "text": ["a", "b"]}, image=Image())
+    adapter = choose(rows, f"{small_classifier},{small_joint}", method="adq")
+    with pytest.raises(InputError, match="the scores of adq need token vectors"):
+        adapter.embed(adapter.load(np.arange(2))[0])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.9])
+def test_the_raised_threshold_makes_both_halves_near(share):
+    rng = np.random.default_rng(0)
+    image, text = (rng.normal(size=(300, 3)).astype("f4") for _ in range(2))
+    whole = join_halves(image, text, share)
+    near = whole @ whole.T >= raise_threshold(0.6, share)
+    assert 300 < near.sum() < 90_000
+    for half in (image, text):
+        unit = half / np.linalg.norm(half, axis=1, keepdims=True)
+        assert ((unit @ unit.T)[near] >= 0.6 - 1e-5).all()
+    assert raise_threshold(0.6, None) == 0.6
 
 
 def test_what_one_model_cannot_do(small_joint):

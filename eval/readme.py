@@ -287,7 +287,7 @@ def orders(document: dict[str, Any]) -> str:
 
 
 def kept(document: dict[str, Any]) -> str:
-    """Lay out what eval/joint_coverage.py measured, without the lines of DQ."""
+    """Lay out what eval/joint_coverage.py measured, random and coverage of equal shares."""
     names = {
         "easy_vqa_unlabelled": "easy-VQA",
         "easy_vqa_shuffled": "easy-VQA, shuffled",
@@ -299,7 +299,9 @@ def kept(document: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [head]
     for task, name in names.items():
         for line in document["tasks"].get(task, {"lines": []})["lines"]:
-            if line["selection"].startswith("dq"):
+            if line["selection"] != "random" and not line["selection"].startswith("coverage"):
+                continue
+            if "% text" in line["selection"]:
                 continue
             near = (f"{abs(line[f'distance of {key}']):.3f}" for key in ("pictures", "texts"))
             shares = (
@@ -328,6 +330,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "faults": faults,
     "cluster": cluster,
     "order": orders,
+    "kept": kept,
 }
 
 

@@ -319,7 +319,7 @@ def test_every_selection_is_measured(folder, small_encoder, tmp_path, monkeypatc
     assert by_name["both"] == by_name["image-text"] | {"selection": "both"}
     assert all(line["draws"] == joint_coverage.DRAWS for line in found["lines"])
     table = readme.kept({"tasks": {"easy_vqa_unlabelled": found}}).splitlines()
-    assert len(table) == 2 + 6 and table[2].startswith("| easy-VQA | 25 % | image |")
+    assert len(table) == 3 and table[2].startswith("| easy-VQA | 25 % | random |")
 
 
 def test_coverage_of_kept_rows_is_by_its_definition():

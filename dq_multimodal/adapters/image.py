@@ -39,8 +39,9 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255
 MAX_PIXELS = 2**20
 """Larger images are halved, or divided by the next whole number, until they have no more."""
 
-Batch = tuple[list[Any], Int[ndarray, " m"], Int[ndarray, " b"], Float[ndarray, "b 2"] | None]
-"""Prepared pictures, the place of the row of each, the row numbers, and the texture of the rows."""
+Batch = tuple[list[Any], Int[ndarray, "m 2"], Int[ndarray, " b"], Float[ndarray, "b 2"] | None]
+"""Prepared pictures; pairs of a picture and the row that holds it, by their places; the row
+numbers, and the texture of the rows."""
 
 
 class ImageAdapter(Adapter):
@@ -60,7 +61,12 @@ class ImageAdapter(Adapter):
         is_scored: Whether texture and middle features are wanted too.
         device: Where the model runs; None is a GPU if there is one.
         dtype: Its numbers; auto is float32.
+
+    Attributes:
+        is_shared: Whether a file that several rows of a batch hold is embedded once.
     """
+
+    is_shared = False
 
     def __init__(
         self,
@@ -189,18 +195,26 @@ class ImageAdapter(Adapter):
     def load(self, rows: Int[ndarray, " b"], view: int | None = None) -> tuple[Batch, Problems]:
         """Decode the images of a batch, or a view of each, and prepare them for the model."""
         pictures: list[Any] = []
-        owners: list[int] = []
+        pairs: list[tuple[int, int]] = []
+        known: dict[bytes | None, tuple[int, list[str]]] = {}
         large: dict[int, Float[ndarray, "1 2"]] = {}
         small: dict[int, Image.Image] = {}  # measured together; large ones are not held
         problems: Problems = {}
         for k, files in enumerate(self.files(rows)):
             row, odd = int(rows[k]), set() if files else {NO_IMAGE}
             for number, file in enumerate(files):
-                image, found = decode_image(read_bytes(file))
+                data, at = read_bytes(file), len(pictures)
+                if self.is_shared and view is None and data in known:
+                    at, found = known[data]
+                    odd |= set(found)
+                    pairs += [(at, k)] if at >= 0 else []
+                    continue
+                image, found = decode_image(data)
                 odd |= set(found)
+                known[data] = at if image is not None else -1, found
                 if image is None:
                     continue
-                at, picture = len(pictures), self.model.prepare(image)
+                picture = self.model.prepare(image)
                 if view is not None:
                     picture = augment(picture, (view, row, *([number] if number else [])))
                 elif self.is_scored and image.width * image.height <= SMALL_PIXELS:
@@ -208,34 +222,38 @@ class ImageAdapter(Adapter):
                 elif self.is_scored:
                     large[at] = measure_texture([image])
                 pictures.append(picture)
-                owners.append(k)
+                pairs.append((at, k))
             for what in odd:
                 problems.setdefault(what, []).append(row)
-        place, texture = np.array(owners, dtype=np.int64), None
+        places, texture = np.array(pairs, dtype=np.int64).reshape(-1, 2), None
         if self.is_scored:
             levels = np.zeros((len(pictures), 2), dtype=np.float32)
             for at, measured in large.items():
                 levels[at] = measured
             if small:
                 levels[list(small)] = measure_texture(list(small.values()))
-            texture = pool_texture(levels, place, len(rows))
-        return (pictures, place, rows, texture), problems
+            shown, owner = places.T
+            texture = pool_texture(levels[shown], owner, len(rows))
+        return (pictures, places, rows, texture), problems
 
     def embed(self, batch: Batch) -> Embedded:
         """Embed prepared pictures; rows without one that could be read become zeros."""
-        pictures, place, rows, texture = batch
+        pictures, places, rows, texture = batch
         if not pictures:
             middle = np.zeros((len(rows), self.middle_dimension * self.is_scored), dtype=np.float32)
             nothing = np.zeros((len(rows), self.dimension), dtype=np.float32)
             return Embedded(nothing, middle if self.is_scored else None, texture)
+        shown, place = places.T
         features, logits, middle = self.model.look(pictures, with_middle=self.is_scored)
+        features = features[shown]
         if self.kind == "gradients" and logits is not None:
+            logits = logits[shown]
             errors = softmax(logits)
             classes = self.classes[rows[place]]
             classes = np.where(classes >= 0, classes, logits.argmax(axis=1))
             errors[np.arange(len(place)), classes] -= 1
             features = np.concatenate([errors, features], axis=1)
-        pooled = None if middle is None else pool_rows(middle, place, len(rows))
+        pooled = None if middle is None else pool_rows(middle[shown], place, len(rows))
         return Embedded(pool_rows(features, place, len(rows)), pooled, texture)
 
 

@@ -15,6 +15,9 @@ from dq_multimodal.adapters.text import TextAdapter
 from dq_multimodal.config import TEXT_SHARE, InputError
 from dq_multimodal.models.image_text import ImageTower, to_picture
 
+LENGTHS = 2
+"""Lengths that batches tell apart until the length doubles."""
+
 
 class ImageTextAdapter(Adapter):
     r"""Embeddings of rows with images and text.
@@ -41,6 +44,7 @@ class ImageTextAdapter(Adapter):
         self.text_share = TEXT_SHARE if text_share is None else text_share
         for half in (image, text):
             half.problems, half.notes = self.problems, self.notes
+        image.is_shared = True
         self._is_one = image.model_name == text.model
         if self._is_one:
             image.load_model = self._load_tower
@@ -94,8 +98,13 @@ class ImageTextAdapter(Adapter):
         return {"dimension": size, "text_share": share, "image": image, "text": text}
 
     def lengths(self) -> Int[ndarray, " n"]:
-        """Give the characters of every row, and one more for its images."""
-        return self.text.lengths() + self.image.lengths()
+        """Give the characters of every row and one more, up to the next of a few lengths.
+
+        Rows of one length stay in their order: those of a picture often lie side by side, and a
+        batch embeds each of its pictures once.
+        """
+        sizes = np.log2(self.text.lengths() + 1) * LENGTHS
+        return np.rint(2 ** (np.ceil(sizes) / LENGTHS)).astype(np.int64)
 
     @property
     def dimension(self) -> int:
@@ -145,8 +154,9 @@ class ImageTextAdapter(Adapter):
     def _embed_whole(self, images: Batch, texts: list[str]) -> Float[ndarray, "b d"]:
         """Embed rows by a model that reads images and text together."""
         rows: list[dict[str, Any]] = [{} for _ in texts]
-        for pixels, at in zip(images[0], images[1].tolist(), strict=True):
-            rows[at].setdefault("image", []).append(to_picture(pixels))
+        pictures = [*map(to_picture, images[0])]
+        for picture, at in images[1].tolist():
+            rows[at].setdefault("image", []).append(pictures[picture])
         for row, text in zip(rows, texts, strict=True):
             for token in self.text.encoder.media_tokens:
                 text = text.replace(token, " ")

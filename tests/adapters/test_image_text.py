@@ -108,6 +108,34 @@ def test_a_missing_half_is_zeros_and_several_images_are_their_mean(models, small
     np.testing.assert_allclose(got[0, :size], got[5, :size], atol=1e-6)
 
 
+def test_a_picture_of_several_rows_of_a_batch_is_embedded_once(models, monkeypatch):
+    files = [[picture(0)], [picture(1), picture(0)], [BROKEN], [picture(0), BROKEN], [picture(0)]]
+    rows = make({"images": files, "text": [*"abcde"]}, images=List(Image()))
+    adapter = choose(rows, models, method="adq")
+    alone = [embed(adapter, [k]) for k in range(5)]
+    (images, _), _ = adapter.load(np.arange(5))
+    assert len(images[0]) == 2
+    assert images[1].tolist() == [[0, 0], [1, 1], [0, 1], [0, 3], [0, 4]]
+    got, problems = embed(adapter, range(5))
+    np.testing.assert_allclose(got, np.concatenate([part for part, _ in alone]), atol=1e-5)
+    assert problems == {UNREADABLE: [2, 3]}
+    textures = [adapter.embed(adapter.load(np.array([k]))[0]).texture for k in range(5)]
+    made = adapter.embed(adapter.load(np.arange(5))[0])
+    np.testing.assert_allclose(made.texture, np.concatenate(textures), rtol=1e-4)
+    views = adapter.load(np.arange(5), 3)[0][0]
+    assert len(views[0]) == 5, "each row has a view of its own"
+
+
+def test_rows_of_few_lengths_stay_in_their_order(models):
+    texts = ["a" * n for n in (24, 31, 25, 0, 40, 30, 24)]
+    rows = make({"image": [picture(0)] * 7, "text": texts}, image=Image())
+    lengths = choose(rows, models).lengths()
+    assert (lengths >= 1).all()
+    assert lengths[4] > lengths[0] > lengths[3]
+    assert len({*lengths[[0, 2, 5, 6]]}) == 1
+    assert all(n <= m <= 1.5 * n + 1 for n, m in zip(map(len, texts), lengths, strict=True))
+
+
 def test_what_the_rows_are_read_as():
     both = make({"image": ONE, "question": ["a", "b"]}, image=Image())
     named = make({"image": ONE, "file_name": ["a", "b"], "label": ["x", "y"]}, image=Image())

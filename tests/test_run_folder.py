@@ -4,7 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image
+from nasty_images import picture, save
 
 from dq_multimodal import InputError, Run, compress, resample, verify
 
@@ -103,6 +104,9 @@ def test_no_input_within_the_output_folder_is_cleared(source, monkeypatch, how):
 
 @pytest.mark.parametrize("option", ["ready_embeddings", "embedding_model", "image_folder"])
 def test_no_other_input_is_cleared_either(source, option):
+    if option == "image_folder":
+        images = [{"bytes": save(picture(seed=0)), "path": None}] * N
+        Dataset.from_dict({"image": images}, Features({"image": Image()})).to_parquet("d.parquet")
     run = make()
     (source / "link").symlink_to(run.path.absolute())
     before = content(run.path)

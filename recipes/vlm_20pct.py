@@ -24,8 +24,8 @@ nothing of real data.
 from pathlib import Path
 from typing import Any
 
-from dq_multimodal.config import DEFAULT_TEXT_MODEL
-from dq_multimodal.training.selecting import FULL, PictureSelectionArguments
+from dq_multimodal.config import DEFAULT_TEXT_MODEL, InputError
+from dq_multimodal.training.selecting import FULL, HELD_OUT, PictureSelectionArguments
 from dq_multimodal.training.sft_run import run_sft
 
 SMALL = {
@@ -44,6 +44,7 @@ MOST_ROWS = 10_000
 def make_missing(rows: Any, model: Any, output_dir: Path, state: Any) -> None:
     """Draw the rows, train their encoder and make the model, as far as they are not named."""
     from dq_multimodal.adapters.text import field_texts
+    from dq_multimodal.data.pixels import undecoded
     from dq_multimodal.training.arguments import load_rows
     from dq_multimodal.training.shapes import FILES, SIDE, write_shapes
     from dq_multimodal.training.tiny_models import write_llava
@@ -56,17 +57,20 @@ def make_missing(rows: Any, model: Any, output_dir: Path, state: Any) -> None:
         state.wait_for_everyone()
         rows.dataset_name = str(files[0])
         if rows.eval_dataset_name is None:
+            if (rows.dataset_split, rows.eval_split) != HELD_OUT:
+                raise InputError("dataset_split and eval_split are of a dataset: name it, too")
             rows.dataset_split, rows.eval_split = "train", None
             rows.eval_dataset_name = str(files[1])
-        if rows.method not in (FULL, "random") and rows.embedding_model is None:
+        is_plain = rows.method in (FULL, "random") or rows.modality == "text"
+        if not is_plain and rows.embedding_model is None:
             train_encoder(rows.dataset_name, output_dir / "encoder")
-            rows.embedding_model = f"{output_dir / 'encoder' / 'model'},{DEFAULT_TEXT_MODEL}"
+            text_model = "" if rows.modality == "image" else f",{DEFAULT_TEXT_MODEL}"
+            rows.embedding_model = f"{output_dir / 'encoder' / 'model'}{text_model}"
     if model.model_name_or_path is None:
-        folder = output_dir / "llava"
+        folder, dataset = output_dir / "llava", load_rows(rows).dataset
+        columns = find_layout(dataset, rows.text_columns, rows.image_column).text
         if state.is_main_process and not folder.is_dir():
-            dataset = load_rows(rows).dataset
-            columns = find_layout(dataset, rows.text_columns, rows.image_column).text
-            first = dataset.select_columns([*columns])[:MOST_ROWS]
+            first = undecoded(dataset, *columns)[:MOST_ROWS]
             write_llava(folder, field_texts([*first.values()]), image_size=SIDE)
         state.wait_for_everyone()
         model.model_name_or_path = str(folder)

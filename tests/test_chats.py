@@ -380,8 +380,8 @@ def test_given_embeddings_and_rows_that_are_alike_are_said(
     assert third.startswith(repeats)
     random_run = CompressConfig(dataset="x", method="random")
     assert choose_adapter(rows, random_run).notes == []
-    with pytest.raises(InputError):
-        choose_adapter(rows, CompressConfig(dataset="x", modality="text"))
+    by_text = choose_adapter(rows, CompressConfig(dataset="x", modality="text"))
+    assert by_text.describe()["columns"] == ["question"]
 
 
 def test_halves_of_characters_are_no_text_for_a_tokenizer():

@@ -56,7 +56,7 @@ def _choose(dataset: Dataset, request: CompressConfig) -> Adapter | None:
         if modality == "image":
             return image
     try:
-        layout = find_text(dataset, request) if image is not None else None
+        layout = find_text(dataset, request) if image_columns(dataset) else None
         layout = layout or detect_layout(dataset.column_names, request.text_columns)
         text = TextAdapter(dataset, layout, text_model, has_images=image is not None, **options)
     except InputError:

@@ -118,7 +118,9 @@ def read_arguments(
         arguments = [_rename(argument) for argument in arguments]
         named, _ = of_run.parse_known_args(arguments)
         if named.from_run is not None:
-            parser.set_defaults(**source_flags(named.from_run, named.dataset_name))
+            takes_folder = any(action.dest == "image_folder" for action in parser._actions)
+            defaults = source_flags(named.from_run, named.dataset_name, takes_folder=takes_folder)
+            parser.set_defaults(**defaults)
         return parser.parse_args_into_dataclasses(arguments)[: len(dataclasses)]
     except ValueError as error:
         sys.exit(fail(error))
@@ -145,12 +147,15 @@ def _rename(argument: str) -> str:
     return f"--{new}{equals}{value}"
 
 
-def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
+def source_flags(
+    from_run: str, dataset_name: str | None, *, takes_folder: bool = False
+) -> dict[str, Any]:
     """Name the rows that a run was made from as flags do, as far as a dataset leaves them open.
 
     Args:
         from_run: Run folder, or OWNER/NAME on the Hub.
         dataset_name: The dataset that was named beside it, which should hold the same rows.
+        takes_folder: Whether the recipe takes an image_folder.
 
     Raises:
         InputError: If it is no run, or of a dataset that has no name.
@@ -166,7 +171,7 @@ def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
             "dataset to a file, compress that, and draw from the run of it"
         )
     for key in ("field", "image_folder", "image_files"):
-        if getattr(source, key):
+        if getattr(source, key) and not (takes_folder and source.image_folder and key != "field"):
             raise InputError(
                 f"the run {from_run} was made with {key}, which recipes do not take: train on its "
                 "subset folder"
@@ -176,6 +181,7 @@ def source_flags(from_run: str, dataset_name: str | None) -> dict[str, Any]:
         "dataset_config_name": source.config_name,
         "dataset_revision": source.revision,
         "dataset_split": source.split,
+        **({"image_folder": source.image_folder} if takes_folder else {}),
     }
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TrainingMethod = Literal[Method, "full"]
 FULL = "full"
 """The method that keeps all rows: the other end of every comparison."""
+HELD_OUT = ("train[:98%]", "train[98%:]")
+"""What is trained on, and what is held out, where neither is named."""
 HOW = options_in("How to choose", "Models")
 SIZES = ("keep_ratio", "keep_rows")
 DRAWN = ("method", "draw", "seed")
@@ -95,7 +97,7 @@ class HeldOutArguments(RowArguments):
                 raise InputError(
                     "eval_split names rows of the dataset: name dataset_split too, without them"
                 )
-            split, self.eval_split = "train[:98%]", "train[98%:]"
+            split, self.eval_split = HELD_OUT
         settings["dataset_split"] = split or "train"
         super().__post_init__()
 
@@ -134,6 +136,11 @@ class SelectionArguments(HeldOutArguments, TextFlags):
 @dataclass
 class PictureSelectionArguments(HeldOutArguments, PictureFlags):
     """Which rows of pictures and text to train on, and which to test on."""
+
+    def options(self) -> dict[str, Any]:
+        """Give the settings of `compress`: chosen by pictures, text columns are trained on only."""
+        found = super().options()
+        return found | ({"text_columns": None} if found["modality"] == "image" else {})
 
 
 def select_rows(

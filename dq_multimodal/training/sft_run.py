@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -133,7 +132,7 @@ def fine_tune(rows: Any, training: Any, model: Any, *, prepare: Prepare | None) 
     if model.dtype:
         options["dtype"] = model.dtype
     checkpoint = record.last_checkpoint(output_dir / "checkpoints")
-    is_whole = checkpoint is not None and (Path(checkpoint) / "config.json").is_file()
+    is_whole = checkpoint is not None and any(Path(checkpoint).glob("model*.safetensors"))
     net, tokenizer = name, None  # loaded by the trainer
     if checkpoint and is_whole:
         net, options = checkpoint, {k: v for k, v in options.items() if k != "gguf_file"}
@@ -155,15 +154,13 @@ def fine_tune(rows: Any, training: Any, model: Any, *, prepare: Prepare | None) 
         # transformers 5.23 saves weights by other names than those it would look for here
         trainer._load_from_checkpoint = lambda *_: None
     started = time.perf_counter()
-    with cutting(training):
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     train_seconds = time.perf_counter() - started
     started = time.perf_counter()
     evaluation = None
     if held_out:
         batch_size = training.per_device_eval_batch_size
-        with cutting(training):
-            evaluation = response_loss(trainer, trainer.eval_dataset, batch_size)
+        evaluation = response_loss(trainer, trainer.eval_dataset, batch_size)
         evaluation["rows_asked"] = len(held_out.dataset)
     eval_seconds = time.perf_counter() - started
 
@@ -231,24 +228,11 @@ def check_settings(rows: Any, training: Any) -> None:
     for name in ("packing", "padding_free", "assistant_only_loss", "pad_to_multiple_of"):
         if getattr(training, name):
             raise InputError(f"{name} is not for rows with pictures")
+    if training.max_length is not None:
+        raise InputError("max_length would cut pictures and answers: leave it out")
     if rows.use_weights == "loss":
         raise InputError("use_weights loss is not for rows with pictures: use sample")
     training.remove_unused_columns = False  # the rows become those of TRL as they are read
-
-
-@contextmanager
-def cutting(training: Any) -> Iterator[None]:
-    """Say in one line that rows were cut inside a picture."""
-    try:
-        yield
-    except ValueError as error:
-        if training.max_length is None or "tokens do not match" not in str(
-            error.__cause__ or error
-        ):
-            raise
-        raise InputError(
-            f"max_length {training.max_length} cuts rows inside a picture: leave it out"
-        ) from error
 
 
 def load_both(rows: Any) -> tuple["Source", "Source | None"]:

@@ -39,6 +39,9 @@ NO_QUESTION = "no question"
 NO_ANSWER = "no answer"
 NO_PICTURE = "a caption without its picture"
 UNREADABLE = "a picture that cannot be read"
+MOST_ASPECT = 200
+THIN = f"a picture at least {MOST_ASPECT} times as long as it is wide"
+"""Which some models refuse."""
 IN_ANSWER = "a picture in the answer"
 OTHER_NUMBER = "another number of places for pictures than of pictures"
 NO_CHAT = "turns that are no chat"
@@ -101,6 +104,11 @@ def find_layout(
     text = find_text(dataset, CompressConfig(dataset="", text_columns=asked))
     columns = text.columns if text else ()
     if any(_holds_chat(dataset.features[column]) for column in columns):
+        if asked is None and text is not None and text.shape == "columns" and len(columns) > 1:
+            raise InputError(
+                f"found chats in {', '.join(columns)}: name the column to train on with "
+                "--text_columns"
+            )
         return PictureLayout(images, columns, is_chat=True)
     classes = {n: kind.names for n, kind in dataset.features.items() if hasattr(kind, "names")}
     if text is not None and text.shape == "columns" and asked is None:
@@ -197,8 +205,12 @@ def _check(row: dict[str, Any], layout: PictureLayout) -> tuple[str | None, int]
         images = convert(row, layout)["images"]
     except Unusable as problem:
         return str(problem), 0
-    is_read = all(decode_image(read_bytes(file), is_check=True)[0] is not None for file in images)
-    return None if is_read else UNREADABLE, len(images)
+    found = [decode_image(read_bytes(file), is_check=True)[0] for file in images]
+    pictures = [picture for picture in found if picture is not None]
+    if len(pictures) < len(images):
+        return UNREADABLE, 0
+    is_thin = any(max(one.size) >= MOST_ASPECT * min(one.size) for one in pictures)
+    return THIN if is_thin else None, len(images)
 
 
 def convert(row: dict[str, Any], layout: PictureLayout) -> dict[str, Any]:
@@ -215,6 +227,8 @@ def convert(row: dict[str, Any], layout: PictureLayout) -> dict[str, Any]:
         if not ends:
             raise Unusable(NO_ANSWER)
         prompt, answer = turns[: ends[-1]], turns[ends[-1]]["content"]
+        while prompt and prompt[-1]["role"] == "assistant":  # one answer in several turns
+            answer = prompt.pop()["content"] + answer
     else:
         row = row | {n: _name(row[n], classes) for n, classes in layout.classes.items()}
         *asked, response = (field_texts(row[column]) for column in layout.text)

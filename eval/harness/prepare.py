@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dq_multimodal.config import InputError
 from dq_multimodal.core.hashing import row_hash
+from dq_multimodal.data.row_files import read_bytes
 from dq_multimodal.data.source import Source, load_source, pin_of
 from dq_multimodal.files import describe_file
 from dq_multimodal.models.locate import hash_weights
@@ -376,7 +377,8 @@ class QuestionTask(ImageTask):
     def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
         """Write every picture once, pixels and features, and the picture and words of each row.
 
-        Words have numbers in the order of the alphabet, those of all rows to choose from.
+        Words have numbers in the order of the alphabet, those of all rows to choose from; of the
+        pictures of all of them are the mean and deviation of the features.
         """
         known = {
             word
@@ -384,13 +386,18 @@ class QuestionTask(ImageTask):
             for word in split_words(text)
         }
         numbers = {word: number for number, word in enumerate(sorted(known), 1)}
+        writer.add_array(f"{self.name}/n_words", np.array([len(numbers) + 1]))
         tests = self.test_source.dataset
         for part, rows, own, features in (
             ("train", self.source.dataset, used, self.halves[0]),
             ("test", tests, np.arange(len(tests)), self.embed_half("image", tests, "test")),
         ):
-            files = hash_files(rows, self.image_column)[own]
-            _, first, places = np.unique(files, return_index=True, return_inverse=True)
+            files = hash_files(rows, self.image_column)
+            if part == "train":
+                every = features[np.unique(files, return_index=True)[1]]
+                scale = np.stack([every.mean(axis=0), every.std(axis=0)])
+                writer.add_array(f"{self.name}/train/scale", scale)
+            _, first, places = np.unique(files[own], return_index=True, return_inverse=True)
             words = number_words(rows.select(own)[self.text_column], numbers)
             images = self.decode(rows, own[first], f"decode {part}")
             writer.add_array(f"{self.name}/{part}/images", images)
@@ -412,8 +419,8 @@ def hash_files(rows: Any, column: str) -> np.ndarray:
     """Give a hash of the image file of each row, (n,): rows with the same one share a picture."""
     from dq_multimodal.data.pixels import undecoded
 
-    files = undecoded(rows, column)
-    return np.array([hashlib.sha256(row[column]["bytes"] or b"").hexdigest() for row in files])
+    files = (read_bytes(row[column]) or b"" for row in undecoded(rows, column))
+    return np.array([hashlib.sha256(file).hexdigest() for file in files])
 
 
 def unnest(rows: Any, column: str) -> Any:

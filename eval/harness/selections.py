@@ -1,5 +1,6 @@
 """The rows that a suite's selections keep, for every draw and keep ratio."""
 
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dq_multimodal.config import (
     count_kept,
 )
 from dq_multimodal.core.hashing import hash_numbers
+from dq_multimodal.files import put_in_place
 from dq_multimodal.training.weights import UseWeights
 from harness.encoders import find_encoder, find_place
 from harness.results import digest
@@ -198,9 +200,13 @@ class Chooser:
         image, text = self.task.halves
         joint = join_halves(image, text, share) if modality == BOTH else None
         whole = {"image": image, "text": text, BOTH: joint}[modality]
-        path = self.work / f"{modality}-{digest(self.encoder_place, self.options, share)}.npy"
+        hashed = hashlib.sha256(np.ascontiguousarray(whole)).hexdigest()
+        path = self.work / f"{modality}-{hashed[:12]}.npy"
         if not path.is_file():
-            np.save(path, whole)
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                np.save(file, whole)
+            put_in_place(temporary, path)
         return str(path.absolute())
 
     def key_of(self, options: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ PIXELS, FEATURES = "cnn and words", "features and words"
 WIDTH = 128
 """Numbers in the vector of a picture and in that of a question."""
 LEAST_SPREAD = 1e-6
+"""Is added to the deviation of a feature, which may be 0."""
 DROPPED = 0.3
 """Share of the features that a training row does not see."""
 
@@ -60,12 +61,14 @@ class Questions(images.Pictures):
         train_words: (n, w) int64, what `number_words` gave.
         test_places: The same of the test rows.
         test_words: The same of the test rows.
+        n_words: How many numbers of words there are, 0 among them.
     """
 
     train_places: Tensor
     train_words: Tensor
     test_places: Tensor
     test_words: Tensor
+    n_words: int
 
     def start(
         self,
@@ -78,7 +81,7 @@ class Questions(images.Pictures):
     ) -> tuple[nn.Module, Iterator[tuple[tuple[Tensor, ...], Tensor]]]:
         """Build a net by its name, and give the batches that it reads: pictures and words."""
         places, words = self.train_places[rows], self.train_words[rows]
-        sizes = (1 + int(self.train_words.max()), self.n_classes)
+        sizes = (self.n_words, self.n_classes)
         drawn: Iterator[tuple[Tensor, Tensor]]
         if name == PIXELS:
             mean, spread = images.measure_colours(self.train, places)
@@ -157,7 +160,8 @@ class PictureAndWords(nn.Module):
 def load_questions(bundle: Bundle, task: str, net: str, device: torch.device) -> Questions:
     """Move pictures and questions of a task onto a device, once for all cells of a net.
 
-    Features are shifted and scaled to mean 0 and deviation 1 over the packed training pictures.
+    Features are shifted and scaled by TASK/train/scale. Neither it nor the number of words depends
+    on what else the bundle holds.
     """
     if net not in (PIXELS, FEATURES):
         raise InputError(f"the net of trainer vqa must be {PIXELS!r} or {FEATURES!r}, got {net!r}")
@@ -168,13 +172,14 @@ def load_questions(bundle: Bundle, task: str, net: str, device: torch.device) ->
 
     train, test = read("train", seen), read("test", seen)
     if net == FEATURES:
-        mean, spread = train.mean(axis=0), train.std(axis=0) + LEAST_SPREAD
-        train, test = (train - mean) / spread, (test - mean) / spread
+        mean, spread = read("train", "scale")
+        train, test = ((part - mean) / (spread + LEAST_SPREAD) for part in (train, test))
     labels = [read(split, "labels") for split in ("train", "test")]
     asked = [read(split, part) for split in ("train", "test") for part in ("places", "words")]
     numbers = [torch.tensor(a.astype(np.int64), device=device) for a in (*labels, *asked)]
     pictures = [torch.tensor(a, device=device) for a in (train, test)]
-    return Questions(pictures[0], numbers[0], pictures[1], *numbers[1:])
+    n_words = bundle.array(f"{task}/n_words").item()
+    return Questions(pictures[0], numbers[0], pictures[1], *numbers[1:], n_words)
 
 
 def train(
@@ -185,7 +190,8 @@ def train(
     Args:
         job: The cell; `job.rows` are positions in the packed rows.
         bundle: Holds TASK/train/images and features, of every picture once, and labels, places and
-            words of every row (see `Questions`), and the same of test.
+            words of every row (see `Questions`), and the same of test; TASK/train/scale, (2, d),
+            mean and deviation of the features of all training pictures; and TASK/n_words.
         device: Where it trains.
         progress: Is told the share of the work that is done, rising to 1; what it raises passes.
 

@@ -1,6 +1,7 @@
 """Questions on pictures in the benchmark: the trainer, the tasks, and what selections keep."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import joint_coverage
@@ -12,7 +13,7 @@ import torch
 import yaml
 from harness import images, vqa
 from harness.bundle import Bundle
-from harness.prepare import QuestionTask, prepare
+from harness.prepare import QuestionTask, hash_files, prepare
 from harness.suite import Job, read_suite
 from PIL import Image
 
@@ -43,6 +44,9 @@ def ask(rng, n_pictures, side=8):
     return pictures, np.array(places), texts, np.array(answers)
 
 
+SCALE = np.array([[90, 95, 100, 1], [80, 85, 90, 0]])
+
+
 class Pack:
     """Stands in for a bundle."""
 
@@ -57,6 +61,7 @@ class Pack:
             parts = {"images": pictures, "features": features, "places": places, "labels": answers}
             parts["words"] = vqa.number_words(texts, known)
             self.arrays |= {f"t/{split}/{part}": array for part, array in parts.items()}
+        self.arrays |= {"t/train/scale": SCALE.astype(np.float32), "t/n_words": np.array([9])}
 
     def array(self, name):
         return self.arrays[name]
@@ -100,13 +105,15 @@ def test_answers_count_the_same_in_their_mean():
     assert found["accuracy, mean over answers"] == pytest.approx(100 * np.mean(naive))
 
 
-def test_features_are_scaled_by_the_training_pictures():
+def test_scale_and_number_of_words_are_those_of_the_bundle_whatever_rows_it_holds():
     data = vqa.load_questions(PACK, "t", vqa.FEATURES, CPU)
-    raw = {split: PACK.array(f"t/{split}/features")[:, :3] for split in ("train", "test")}
-    mean, spread = raw["train"].mean(axis=0), raw["train"].std(axis=0)
+    mean, spread = SCALE[:, :3]
     for split in ("train", "test"):
-        made = getattr(data, split)[:, :3].numpy()
-        np.testing.assert_allclose(made, (raw[split] - mean) / spread, atol=1e-4)
+        raw, made = PACK.array(f"t/{split}/features"), getattr(data, split)[:, :3].numpy()
+        np.testing.assert_allclose(made, (raw[:, :3] - mean) / spread, atol=1e-4)
+    protocol, rows = vqa.Protocol(**SETTINGS), torch.arange(8)
+    net, _ = data.start(vqa.FEATURES, rows, 4, protocol, torch.Generator(), None)
+    assert net.words.num_embeddings == 9
     assert data.train[:, 3].abs().max() < 1e-3  # a constant says nothing, and does not blow up
 
 
@@ -163,7 +170,7 @@ def folder(tmp_path_factory, small_encoder):
 MODALITIES = ("image", "text", "image-text")
 
 
-def write(folder, encoder, path, selections=None, **task):
+def write(folder, encoder, path, selections=None, keep=0.25, **task):
     """Write a suite on the rows of a folder."""
     toy: dict[str, Any] = {"kind": "image-text", "text_columns": ["question"]}
     toy |= {"dataset": str(folder / "train.parquet"), "test": str(folder / "test.parquet")}
@@ -172,7 +179,7 @@ def write(folder, encoder, path, selections=None, **task):
     named |= {"random": {"method": "random"}, "both": {"method": "graphcut"}}
     named |= {"more text": {"method": "graphcut", "text_share": 0.9}}
     selections = named if selections is None else selections
-    group = {"task": "toy", "protocol": "short", "keep_ratios": [0.25], "draws": 2}
+    group = {"task": "toy", "protocol": "short", "keep_ratios": [keep], "draws": 2}
     group |= {"nets": [vqa.PIXELS, vqa.FEATURES], "selections": list(selections)}
     suite = {
         "decides": "Whether it works.",
@@ -245,11 +252,22 @@ def test_the_rows_are_those_that_compress_keeps(
     assert rows_of(made, selection) == sorted(wanted)
 
 
+def read_pixels(table):
+    """Give the pixels of each row's picture as bytes."""
+    files = (io.BytesIO(row["image"]["bytes"]) for row in table.to_pylist())
+    return [np.asarray(Image.open(file)).tobytes() for file in files]
+
+
 def test_every_picture_is_packed_once_and_all_nets_train(folder, made):
-    for part, n in (("train", 24), ("test", 6)):
-        assert len(made.array(f"toy/{part}/images")) <= n
-        assert len(made.array(f"toy/{part}/features")) == len(made.array(f"toy/{part}/images"))
     suite = read_suite(str(folder / "toy.yaml"))
+    lines = QuestionTask(suite, "toy", folder / "work" / "toy").choose_all()
+    own = {"train": np.unique([row for line in lines for row in line["rows"]]), "test": range(24)}
+    for part, rows in own.items():
+        pixels = [picture.tobytes() for picture in made.array(f"toy/{part}/images")]
+        used = set(read_pixels(pq.read_table(folder / f"{part}.parquet").take([*rows])))
+        assert set(pixels) == used and len(pixels) == len(used)
+        assert len(made.array(f"toy/{part}/features")) == len(pixels)
+        assert len(made.array(f"toy/{part}/places")) == len(rows)
     line = made.table("toy/selections").to_pylist()[0]
     for net in (vqa.PIXELS, vqa.FEATURES):
         job = Job("toy", suite.protocol("short"), net, np.array(line["rows"]), 0.25, 0)
@@ -258,6 +276,52 @@ def test_every_picture_is_packed_once_and_all_nets_train(folder, made):
     before = again.stat().st_mtime_ns
     prepare(str(folder / "toy.yaml"), folder / "bundle", folder / "work")
     assert again.stat().st_mtime_ns == before
+
+
+def test_what_a_net_reads_does_not_depend_on_the_other_cells(folder, small_encoder, made):
+    few = {"random": {"method": "random"}}
+    suite = write(folder, small_encoder, folder / "few.yaml", few, unlabelled=True, keep=0.02)
+    prepare(suite, folder / "few", folder / "work")
+    other = Bundle(folder / "few")
+    assert len(other.array("toy/train/images")) < len(made.array("toy/train/images"))
+    assert other.about["tasks"]["toy"]["digests"] == made.about["tasks"]["toy"]["digests"]
+    task = QuestionTask(read_suite(suite), "toy", folder / "work" / "toy")
+    table = pq.read_table(folder / "train.parquet")
+    first = np.unique(read_pixels(table), return_index=True)[1]
+    mean, spread = task.halves[0][first].mean(axis=0), task.halves[0][first].std(axis=0)
+    words = {word for text in table["question"].to_pylist() for word in vqa.split_words(text)}
+    for bundle in (made, other):
+        scale = bundle.array("toy/train/scale")
+        np.testing.assert_allclose(scale, [mean, spread], rtol=1e-4, atol=1e-6)
+        assert bundle.array("toy/n_words").tolist() == [len(words) + 1]
+
+
+def test_a_file_of_embeddings_is_that_of_its_numbers(folder, small_encoder, tmp_path):
+    suite = read_suite(write(folder, small_encoder, tmp_path / "toy.yaml"))
+    task = QuestionTask(suite, "toy", tmp_path / "work")
+    first = task.chooser.join({})
+    before, at = np.load(first), Path(first).stat().st_mtime_ns
+    assert task.chooser.join({}) == first and Path(first).stat().st_mtime_ns == at
+    image, text = task.halves
+    task.halves = (image[::-1], text)  # as of other weights in the same place
+    changed = np.load(task.chooser.join({}))
+    assert not np.allclose(changed, before)
+    np.testing.assert_array_equal(changed[:, : image.shape[1]], before[::-1, : image.shape[1]])
+    assert not [*(tmp_path / "work").glob("*.tmp")]
+
+
+def test_pictures_that_rows_only_name_are_told_apart(tmp_path):
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    files = {"a.png": b"one", "b.png": b"two", "c.png": b"one"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    rows = [{"bytes": None, "path": str(tmp_path / name)} for name in files]
+    rows += [{"bytes": b"two", "path": None}, None]
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()}))
+    a, b, c, d, none = hash_files(dataset, "image")
+    assert a == c and b == d and len({a, b, none}) == 3
 
 
 @pytest.mark.parametrize(

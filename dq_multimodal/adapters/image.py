@@ -48,10 +48,10 @@ class ImageAdapter(Adapter):
     r"""Embeddings of the images of a dataset.
 
     `features` are the pooled penultimate features; of a row with several images their mean over
-    those that can be read. `gradients` are those of the cross-entropy
-    with respect to the weights of the last layer: the outer product of $p - onehot(y)$ and the
-    features, y the label of the row, or the predicted class where it has none. Only the two
-    factors are stored, side by side; `core.make_bins` multiplies their inner products.
+    those that can be read. `gradients` are those of the cross-entropy with respect to the weights
+    of the last layer: the outer product of $p - onehot(y)$ and the features, y the label of the
+    row, or the predicted class where it has none. Only the two factors are stored, side by side;
+    `core.make_bins` multiplies their inner products.
 
     Args:
         columns: The columns of images, or of lists of them.
@@ -204,14 +204,15 @@ class ImageAdapter(Adapter):
             row, odd = int(rows[k]), set() if files else {NO_IMAGE}
             for number, file in enumerate(files):
                 data, at = read_bytes(file), len(pictures)
-                if self.is_shared and view is None and data in known:
+                if data in known:
                     at, found = known[data]
                     odd |= set(found)
                     pairs += [(at, k)] if at >= 0 else []
                     continue
                 image, found = decode_image(data)
                 odd |= set(found)
-                known[data] = at if image is not None else -1, found
+                if self.is_shared and view is None:  # else files are not held
+                    known[data] = at if image is not None else -1, found
                 if image is None:
                     continue
                 picture = self.model.prepare(image)

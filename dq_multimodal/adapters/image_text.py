@@ -157,8 +157,9 @@ class ImageTextAdapter(Adapter):
         pictures = [*map(to_picture, images[0])]
         for picture, at in images[1].tolist():
             rows[at].setdefault("image", []).append(pictures[picture])
+        tokens = self.text.encoder.media_tokens
         for row, text in zip(rows, texts, strict=True):
-            for token in self.text.encoder.media_tokens:
+            for token in tokens:
                 text = text.replace(token, " ")
             row |= {"text": text} if text.strip() else {}
         found = np.zeros((len(rows), self.dimension), dtype=np.float32)

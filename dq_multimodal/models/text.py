@@ -82,8 +82,9 @@ class Encoder:
         return found.astype("float32", copy=False) if isinstance(found, ndarray) else found
 
     def _inputs(self, texts: list[str]) -> list[Any]:
-        """Say that texts are texts: an address would be fetched by a model that reads images."""
-        return texts if self.model.modalities == ["text"] else [{"text": text} for text in texts]
+        """Say that texts are texts: an address would be fetched by a model that reads media."""
+        reads_media = {"image", "audio", "video"} & {*self.model.modalities}
+        return [{"text": text} for text in texts] if reads_media else texts
 
     @property
     def n_tokens(self) -> int:

@@ -17,7 +17,7 @@ FLOORS = [
     {"stages"},
     {"card", "folder", "hub", "report", "run"},
     {"pipeline", "verification", "planning", "distributed"},
-    {"cli", "training"},
+    {"cli", "condensation", "training"},
 ]
 """Everyone may read the first; then there are six. What is on one floor may import each other."""
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -119,7 +119,7 @@ def test_files_stay_short():
 
 
 def test_options_need_the_standard_library_only():
-    for module in ("config", "options"):
+    for module in ("config", "options", "condensation/config"):
         names = {dotted.split(".")[0] for dotted in imports(PACKAGE / f"{module}.py")}
         assert names - {"dq_multimodal"} <= sys.stdlib_module_names
-        assert set(own_imports(PACKAGE / f"{module}.py")) <= {"options"}
+        assert set(own_imports(PACKAGE / f"{module}.py")) <= {"config", "options"}

@@ -25,7 +25,6 @@ from dq_multimodal.options import (
     in_range,
     is_number,
     option,
-    rename,
     whole_number,
 )
 
@@ -323,21 +322,6 @@ class CompressConfig(Request):
         if options.get("difficulty") and options.get("method", "auto") not in ("auto", "coverage"):
             raise InputError(f"difficulty is for coverage, and the method is {options['method']}")
         return super().from_options(options)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Rebuild from `as_dict`, which may come from a file of anybody.
-
-        Raises:
-            InputError: If a setting is unknown to this release, missing, or wrong.
-        """
-        values = rename(cls, values)
-        unknown = sorted(map(str, values.keys() - set(cls.recorded())))
-        if unknown:
-            raise InputError(f"settings this release does not know: {', '.join(unknown)}")
-        if "dataset" not in values:
-            raise InputError("the setting dataset is missing")
-        return cls(**values)
 
     def __post_init__(self) -> None:
         super().__post_init__()

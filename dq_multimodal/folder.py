@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -21,16 +21,19 @@ from dq_multimodal.data.local import check_path
 from dq_multimodal.data.source import Source, is_same_source
 from dq_multimodal.files import describe_file, expand_home
 from dq_multimodal.manifest import (
+    CONDENSED,
     CONFIG,
+    FORMAT,
     MANIFEST,
-    MARK,
     Config,
     Manifest,
     Model,
     Stage,
+    begin_mark,
     has_mark,
     write_mark,
 )
+from dq_multimodal.options import Request
 from dq_multimodal.stages import embedding, patching, scoring, subset, targeting
 from dq_multimodal.stages.preparation import MODELS
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE, read_selection
@@ -88,8 +91,10 @@ PACKAGES = ("torch", "numpy", "datasets", "sentence-transformers", "transformers
 
 
 @contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
+def claim_folder(folder: Path, mark: str = FORMAT) -> Iterator[None]:
     """Make a folder ours for writing, and keep other processes out of it.
+
+    By its mark it is known as a run's, or as that of something else of ours.
 
     Raises:
         InputError: If it is a file, cannot be written, holds other things, or is in use.
@@ -103,7 +108,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / LOCK  # an empty file
         if own.is_symlink() or (own.exists() and (not own.is_file() or own.stat().st_size)):
-            raise _strange(folder, LOCK)
+            raise _strange(folder, LOCK, mark)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise InputError(f"another process is writing to {folder}") from error
@@ -113,8 +118,8 @@ def claim_folder(folder: Path) -> Iterator[None]:
                 f"cannot write to the output folder {folder}: {error.strerror}"
             ) from error
     try:
-        if (names := _names(folder)) and not is_ours(folder):
-            raise _strange(folder, names[0])
+        if (names := _names(folder)) and not is_ours(folder, mark):
+            raise _strange(folder, names[0], mark)
         yield
     except FileNotFoundError as error:
         if folder.exists() and f"'{folder}{os.sep}" not in str(error):
@@ -134,9 +139,10 @@ def claim_folder(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
-def _strange(folder: Path, name: str) -> InputError:
+def _strange(folder: Path, name: str, mark: str) -> InputError:
+    what = "a condensed set" if mark == CONDENSED else "a run folder"
     return InputError(
-        f"the output folder {folder} is not a run folder and holds other files ({name}): name an "
+        f"the output folder {folder} is not {what} and holds other files ({name}): name an "
         "empty or new one"
     )
 
@@ -145,16 +151,16 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
-def is_ours(folder: Path) -> bool:
+def is_ours(folder: Path, mark: str = FORMAT) -> bool:
     """Say whether a run made a folder: by the mark in its manifest.json, and nothing else.
 
     A run that was stopped before it had anything leaves the beginning of it.
     """
     started = folder / (MANIFEST + ".tmp")
     if _names(folder) != [started.name] or not started.is_file():
-        return has_mark(folder / MANIFEST)
-    content = started.read_bytes()
-    return content.startswith(MARK) or MARK.startswith(content)
+        return has_mark(folder / MANIFEST, mark)
+    content, begun = started.read_bytes(), begin_mark(mark)
+    return content.startswith(begun) or begun.startswith(content)
 
 
 def check_apart(target: Path, place: Path, name: str) -> None:
@@ -171,8 +177,13 @@ def spare_inputs(target: Path, request: CompressConfig, source: Source) -> None:
     names = [request.dataset, request.ready_embeddings, request.image_folder]
     names += [request.dynamics, request.target]
     names += [part for name in MODELS for part in split_models(getattr(request, name))]
-    names += [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
-    for name in filter(None, names):
+    spare(target, names, source)
+
+
+def spare(target: Path, names: Iterable[str | None], source: Source) -> None:
+    """Raise if one of the inputs that are named, or a file of the source, lies in a folder."""
+    files = [file["filename"] for file in getattr(source.dataset, "cache_files", [])]
+    for name in filter(None, (*names, *files)):
         path = expand_home(name)
         found = [path] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207
         for place in map(Path, found):
@@ -273,13 +284,7 @@ def _read_before(target: Path, *, is_strict: bool = True) -> tuple[Config | None
 
 def _differences(before: Config, config: Config) -> list[str]:
     """Say what another run in the folder was asked or made from."""
-    then, now = before.request.as_dict(), config.request.as_dict()
-    found = [
-        f"{key} {then[key]!r} there, {value!r} asked"
-        for key, value in now.items()
-        if then[key] != value
-    ]
-    if found:
+    if found := differing_settings(before.request, config.request):
         return found
     old, new = before.embedding or Model(), config.embedding or Model()
     pairs = [(old[part.name], new[part.name]) for part in fields(Model) if part.name != "revision"]
@@ -302,6 +307,16 @@ def _differences(before: Config, config: Config) -> list[str]:
         "its text was put together by another template": is_read and templates[0] != templates[1],
     }
     return [what for what, is_so in other.items() if is_so][:1]
+
+
+def differing_settings(before: Request, asked: Request) -> list[str]:
+    """Say which settings are others than before."""
+    then, now = before.as_dict(), asked.as_dict()
+    return [
+        f"{key} {then[key]!r} there, {value!r} asked"
+        for key, value in now.items()
+        if then[key] != value
+    ]
 
 
 @contextmanager

@@ -7,15 +7,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dq_multimodal import card
 from dq_multimodal.card import CARD, FIGURE_TEXTS, FIGURES
 from dq_multimodal.config import InputError
 from dq_multimodal.data.hub_errors import hub_errors
 from dq_multimodal.data.local import last_part
-from dq_multimodal.manifest import CONFIG, FORMAT, MANIFEST, Config, Manifest, has_mark, make
+from dq_multimodal.manifest import (
+    CONDENSED,
+    CONDENSED_FILES,
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    Config,
+    ConfigFile,
+    Manifest,
+    has_mark,
+    make,
+)
 from dq_multimodal.stages import subset
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE
 
@@ -43,11 +55,26 @@ ROW_NAMES = ("label_column", "image_column", "text_columns", "columns", "column"
 """Settings that name what is in the rows, never a place."""
 PLACES = (
     *("dynamics", "target", "target_model", "ready_embeddings", "embedding_model"),
-    *("attribution_model", "mae_model", "image_folder", "model", "file"),
+    *("attribution_model", "mae_model", "image_folder", "model", "file", "init", "experts"),
 )
 PATH = re.compile(r"(?<![\w.:/])~?/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 
-Kind = Literal["dataset", "model"]
+C = TypeVar("C", bound=ConfigFile)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What of ours a repository may hold, and which file says so by its format."""
+
+    name: str
+    repo_type: Literal["dataset", "model"]
+    mark: str
+    format: str
+
+
+RUN = Kind("run", "dataset", MANIFEST, FORMAT)
+CONDENSED_SET = Kind("condensed set", "dataset", MANIFEST, CONDENSED)
+MODEL = Kind("model", "model", MODEL_MARK, MODEL_FORMAT)
 
 
 @dataclass(frozen=True)
@@ -60,7 +87,7 @@ class Remote:
     files: set[str]
 
 
-def check_push(repo_id: str, *, private: bool = False, kind: Kind = "dataset") -> str:
+def check_push(repo_id: str, *, private: bool = False, kind: Kind = RUN) -> str:
     """Raise unless a push may be tried, as `push` does; give the repository with its owner."""
     with hub_errors(f"push to {repo_id}", "try the same again", also=CLIENT_ERRORS):
         repo_id = _check_right(repo_id)
@@ -92,14 +119,7 @@ def push(
         InputError: If the Hub is out of reach, refuses the token, or fails; if the repository
             holds other things, changes meanwhile, or is public and a private one was asked for.
     """
-    places = sorted({str(Path(place).parent) + "/" for place in _places(config.as_dict())}, key=len)
-
-    def shorten(text: str) -> str:
-        for place in reversed(places):
-            text = text.replace(place, "")
-        return PATH.sub(r"\1", text)
-
-    config = public_config(config)
+    shorten, config = shortener(config), public_config(config)
     figures = [folder / FIGURES / name for name in FIGURE_TEXTS]
     paths = [*(folder / name for name in PUSHED), *subset.subset_files(folder)]
     paths += [path for path in figures if path.is_file()]
@@ -108,18 +128,56 @@ def push(
     manifest = manifest.make_public(shorten, config.format(), contents)
     contents[MANIFEST] = manifest.format().encode()
 
+    matter = card.make_matter(folder, config, manifest)
+    make_body = partial(card.make_body, folder, config, manifest)
+    message = f"{manifest.kept:,} of {manifest.rows:,} rows by {config.request.method}"
+    text = CardText(folder, matter, make_body)
+    return push_contents(RUN, contents, text, OUR_FILES, repo_id, message, private=private)
+
+
+@dataclass(frozen=True)
+class CardText:
+    """What we write into a card: the front matter, and the section for a repository."""
+
+    folder: Path  # where the local card is
+    matter: card.Matter
+    make_body: Callable[[str], str]
+
+
+def push_contents(
+    kind: Kind,
+    contents: dict[str, Path | bytes],
+    text: CardText,
+    ours: re.Pattern[str],
+    repo_id: str,
+    message: str,
+    *,
+    private: bool = False,
+) -> str:
+    """Push files and a card as `push` does; files of ours that the new ones lack are deleted."""
+
     def fill(remote: Remote) -> set[str]:
-        matter = card.make_matter(folder, config, manifest)
-        body = card.make_body(folder, config, manifest, remote.repo_id)
-        local, there = card.open_card(folder), card.Card()
+        local, there = card.open_card(text.folder), card.Card()
         if CARD in remote.files:  # ours, with what was typed into the local one and the one there
             there = card.open_card(_download(remote, CARD).parent)
-        text = there.with_text_of(local).with_section(matter, body, local.merge(matter))
-        contents[CARD] = text.encode()
-        return {name for name in remote.files if OUR_FILES.fullmatch(name)} - set(contents)
+        merged, body = local.merge(text.matter), text.make_body(remote.repo_id)
+        written = there.with_text_of(local).with_section(text.matter, body, merged)
+        contents[CARD] = written.encode()
+        return {name for name in remote.files if ours.fullmatch(name)} - set(contents)
 
-    message = f"{manifest.kept:,} of {manifest.rows:,} rows by {config.request.method}"
-    return _push(repo_id, "dataset", private, contents, fill, message)
+    return _push(repo_id, kind, private, contents, fill, message)
+
+
+def shortener(config: ConfigFile) -> Callable[[str], str]:
+    """Give what leaves the folders of this machine out of a text."""
+    places = sorted({str(Path(place).parent) + "/" for place in _places(config.as_dict())}, key=len)
+
+    def shorten(text: str) -> str:
+        for place in reversed(places):
+            text = text.replace(place, "")
+        return PATH.sub(r"\1", text)
+
+    return shorten
 
 
 def push_model(model_folder: Path, repo_id: str, *, private: bool = False) -> str:
@@ -149,7 +207,7 @@ def push_model(model_folder: Path, repo_id: str, *, private: bool = False) -> st
             contents.pop(CARD, None)
         return set()
 
-    return _push(repo_id, "model", private, contents, fill, "Trained model")
+    return _push(repo_id, MODEL, private, contents, fill, "Trained model")
 
 
 def _push(
@@ -172,7 +230,7 @@ def _push(
         api, repo_id = HfApi(), _check_right(repo_id)
         remote = _find(repo_id, private, kind)
         if remote is None:
-            api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+            api.create_repo(repo_id, repo_type=kind.repo_type, private=private, exist_ok=True)
             remote = _find(repo_id, private, kind)
         if remote is None:
             raise InputError(f"{repo_id} is there, and this token may not look into it")
@@ -184,7 +242,7 @@ def _push(
                 made = api.create_commit(
                     repo_id,
                     [*adds, *map(CommitOperationDelete, sorted(stale))],
-                    repo_type=kind,
+                    repo_type=kind.repo_type,
                     commit_message=message,
                     parent_commit=remote.commit,
                 )
@@ -290,7 +348,7 @@ def _find(repo_id: str, private: bool, kind: Kind) -> Remote | None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        info = HfApi().repo_info(repo_id, repo_type=kind)
+        info = HfApi().repo_info(repo_id, repo_type=kind.repo_type)
     except RepositoryNotFoundError:
         return None
     if private and not info.private:
@@ -299,9 +357,8 @@ def _find(repo_id: str, private: bool, kind: Kind) -> Remote | None:
     remote = Remote(repo_id, kind, str(info.sha), files)
     strange = files - EMPTY_REPOSITORY
     if strange and not _is_ours(remote):
-        what = "run" if kind == "dataset" else "model"
         raise InputError(
-            f"{repo_id} holds other things than a {what} of dq-multimodal ({min(strange)}): "
+            f"{repo_id} holds other things than a {kind.name} of dq-multimodal ({min(strange)}): "
             "nothing was pushed, name a new repository"
         )
     return remote
@@ -309,20 +366,18 @@ def _find(repo_id: str, private: bool, kind: Kind) -> Remote | None:
 
 def _is_ours(remote: Remote) -> bool:
     """Say whether a repository has our mark."""
-    is_run = remote.kind == "dataset"
-    mark, form = (MANIFEST, FORMAT) if is_run else (MODEL_MARK, MODEL_FORMAT)
-    return mark in remote.files and has_mark(_download(remote, mark), form)
+    mark = remote.kind.mark
+    return mark in remote.files and has_mark(_download(remote, mark), remote.kind.format)
 
 
 def _download(remote: Remote, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(
-        hf_hub_download(remote.repo_id, name, repo_type=remote.kind, revision=remote.commit)
-    )
+    repo_type = remote.kind.repo_type
+    return Path(hf_hub_download(remote.repo_id, name, repo_type=repo_type, revision=remote.commit))
 
 
-def public_config(config: Config) -> Config:
+def public_config(config: C) -> C:
     """Give config.yaml without the folders of this machine: a local path becomes its last part."""
     found = _strip(config.as_dict())
     origins = {"dataset": found["source"], "target": (found.get("target") or {}).get("source")}
@@ -334,7 +389,7 @@ def public_config(config: Config) -> Config:
             origin.pop("path", None)  # a run that comes from the Hub has none
             name = Path(origin["name"]).name or origin["name"]
             origin["name"] = found["request"][setting] = name
-    return make(Config, found)
+    return make(type(config), found)
 
 
 def _strip(value: Any, key: str = "") -> Any:
@@ -371,7 +426,7 @@ def download(name: str, revision: str | None = None) -> Path:
             name,
             repo_type="dataset",
             revision=revision,
-            allow_patterns=[*PUSHED, subset.FOLDER + "/*"],
+            allow_patterns=[*PUSHED, subset.FOLDER + "/*", CONDENSED_FILES],
         )
     if not (Path(path) / CONFIG).is_file():
         raise InputError(f"{name} on the Hub was not pushed by dq-multimodal: no {CONFIG}")

@@ -9,7 +9,9 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import (
     Any,
+    ClassVar,
     Literal,
+    Self,
     TypeVar,
     Union,
     get_args,
@@ -22,13 +24,16 @@ import yaml
 
 from dq_multimodal.config import SPLIT_NAME, CompressConfig, Fill, InputError
 from dq_multimodal.files import describe_file, parse_yaml, read_text, write_text
+from dq_multimodal.options import Request
 
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 FORMAT = "dq-multimodal run 1"
 """By this a manifest.json is known as one of ours."""
-MARK = b'{\n  "format": "dq-multimodal run '
-"""How a manifest.json of ours begins; it is the first file that a run writes."""
+CONDENSED = "dq-multimodal condensed 1"
+"""By this it is known as that of a condensed set."""
+CONDENSED_FILES = "data/train-*.parquet"
+"""Where the rows of one are."""
 CONFIG_HEAD = "# What was asked of dq-multimodal, and what exactly it was asked of.\n"
 MAX_CONFIG_BYTES = 1_000_000
 MAX_MANIFEST_BYTES = 100_000_000
@@ -249,9 +254,41 @@ class Patches(Record):
     attribution_model: Model | None
 
 
+class ConfigFile(Record):
+    """What a config.yaml is: what was asked, of which source."""
+
+    request: Request
+    source: Origin
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Read the config.yaml of a folder, whoever wrote it; None where there is none."""
+        path = folder / CONFIG
+        if not path.is_file():
+            return None
+        with _reading(path):
+            found = check_type("config", parse_yaml(read_text(path, MAX_CONFIG_BYTES)), cls)
+            found.check()
+            return found
+
+    def check(self) -> None:
+        """Raise if parts that fit their types do not fit each other."""
+
+    def format(self) -> str:
+        """Give the text of config.yaml."""
+        dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+        return CONFIG_HEAD + yaml.dump(
+            self.as_dict(), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write config.yaml."""
+        write_text(folder / CONFIG, self.format())
+
+
 @dataclass(kw_only=True)
-class Config(Record):
-    """config.yaml."""
+class Config(ConfigFile):
+    """config.yaml of a run."""
 
     request: CompressConfig
     source: Origin
@@ -265,31 +302,13 @@ class Config(Record):
     patches: Patches | None = None
     model_folders: dict[str, str | None] = field(default_factory=dict)  # hashes of the weights
 
-    @classmethod
-    def read(cls, folder: Path) -> "Config | None":
-        """Read the config.yaml of a folder, whoever wrote it; None where there is none."""
-        path = folder / CONFIG
-        if not path.is_file():
-            return None
-        with _reading(path):
-            found = check_type("config", parse_yaml(read_text(path, MAX_CONFIG_BYTES)), cls)
-            if found.request.drop_ratio and found.patches is None:
-                raise InputError("it has no patches")
-            if found.source.rows is None:
-                raise InputError("config.source has no rows")
-            check_splits(found.source.splits, found.source.rows)
-            return found
-
-    def format(self) -> str:
-        """Give the text of config.yaml."""
-        dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
-        return CONFIG_HEAD + yaml.dump(
-            self.as_dict(), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100
-        )
-
-    def write(self, folder: Path) -> None:
-        """Write config.yaml."""
-        write_text(folder / CONFIG, self.format())
+    def check(self) -> None:
+        """Raise if parts that fit their types do not fit each other."""
+        if self.request.drop_ratio and self.patches is None:
+            raise InputError("it has no patches")
+        if self.source.rows is None:
+            raise InputError("config.source has no rows")
+        check_splits(self.source.splits, self.source.rows)
 
 
 @dataclass(kw_only=True)
@@ -352,10 +371,67 @@ class PatchFacts(Record):
     lost: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
-class Manifest(Record):
-    """manifest.json."""
+class ManifestFile(Record):
+    """What a manifest.json is: a format mark, what came out, and a record of its files."""
 
+    FORMAT: ClassVar[str]
+    complete: bool
+    files: dict[str, Written]
+    digest: str | None
+    is_sealed: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Read the manifest.json of a folder, whoever wrote it; None if it is a mark or none."""
+        path = folder / MANIFEST
+        with _reading(path):
+            try:
+                document = json.loads(read_text(path, MAX_MANIFEST_BYTES))
+            except FileNotFoundError:
+                return None
+            check_type("manifest", document, dict[str, Any])
+            json.dumps(document, ensure_ascii=False).encode()  # raises if no file can hold a text
+            if document.get("format") != cls.FORMAT:
+                raise InputError(f"its format is not {cls.FORMAT!r}: this release cannot read it")
+            if not {"rows", "complete"} & document.keys():
+                return None
+            found = check_type("manifest", document, cls)
+            found.is_sealed = not found.complete or _digest(document) == found.digest
+            return found
+
+    def format(self) -> str:
+        """Give the text of manifest.json, its mark first."""
+        return _format({"format": self.FORMAT, **self.as_dict()})
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json."""
+        write_text(folder / MANIFEST, self.format())
+
+    def record_files(self, folder: Path, names: Iterable[str]) -> None:
+        """Note bytes and SHA-256 of the files of a finished run, and the digest of all of this."""
+        self.files = {name: Written(**describe_file(folder / name)) for name in names}
+        self.seal()
+
+    def seal(self) -> None:
+        """Note the digest of all of this."""
+        self.digest = _digest({"format": self.FORMAT, **self.as_dict()})
+
+    def publish(self, config: str, pushed: Container[str], **changes: Any) -> Self:
+        """Give the manifest of the files that are pushed; config.yaml has another text, config."""
+        content = config.encode()
+        written = Written(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        files = {name: file for name, file in self.files.items() if name in pushed}
+        files[CONFIG] = written
+        public = replace(self, files=files, **changes)  # type: ignore[type-var]
+        public.seal()
+        return public
+
+
+@dataclass(kw_only=True)
+class Manifest(ManifestFile):
+    """manifest.json of a run."""
+
+    FORMAT = FORMAT
     complete: bool = False  # the run has finished
     state: dict[str, str] = field(default_factory=dict)  # "done" for every stage that is
     rows: int
@@ -385,33 +461,6 @@ class Manifest(Record):
             raise InputError("manifest.scores.rows_a_bin must hold two numbers")
         if self.patches and None in (self.bytes.source_images, self.bytes.stored_images):
             raise InputError("manifest.bytes has no bytes of images")
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest | None":
-        """Read the manifest.json of a folder, whoever wrote it; None if it is a mark or none."""
-        path = folder / MANIFEST
-        with _reading(path):
-            try:
-                document = json.loads(read_text(path, MAX_MANIFEST_BYTES))
-            except FileNotFoundError:
-                return None
-            check_type("manifest", document, dict[str, Any])
-            json.dumps(document, ensure_ascii=False).encode()  # raises if no file can hold a text
-            if document.get("format") != FORMAT:
-                raise InputError(f"its format is not {FORMAT!r}: this release cannot read it")
-            if not {"rows", "complete"} & document.keys():
-                return None
-            found = check_type("manifest", document, cls)
-            found.is_sealed = not found.complete or _digest(document) == found.digest
-            return found
-
-    def format(self) -> str:
-        """Give the text of manifest.json, its mark first."""
-        return _format({"format": FORMAT, **self.as_dict()})
-
-    def write(self, folder: Path) -> None:
-        """Write manifest.json."""
-        write_text(folder / MANIFEST, self.format())
 
     def has(self, stage: Stage) -> bool:
         """Say whether a stage is done."""
@@ -461,23 +510,17 @@ class Manifest(Record):
         """Give a manifest of the files that are pushed, without folders; config.yaml is another."""
         notes = [shorten(note) for note in self.notes]
         problems = {shorten(what): found for what, found in self.problems.items()}
-        content = config.encode()
-        written = Written(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        files = {name: file for name, file in self.files.items() if name in pushed}
-        files[CONFIG] = written
-        public = replace(self, notes=notes, problems=problems, files=files)
-        public.digest = _digest({"format": FORMAT, **public.as_dict()})
-        return public
-
-    def record_files(self, folder: Path, names: Iterable[str]) -> None:
-        """Note bytes and SHA-256 of the files of a finished run, and the digest of all of this."""
-        self.files = {name: Written(**describe_file(folder / name)) for name in names}
-        self.digest = _digest({"format": FORMAT, **self.as_dict()})
+        return self.publish(config, pushed, notes=notes, problems=problems)
 
 
-def write_mark(folder: Path) -> None:
+def write_mark(folder: Path, mark: str = FORMAT) -> None:
     """Write a manifest.json that says no more than that a run works in the folder."""
-    write_text(folder / MANIFEST, _format({"format": FORMAT, "state": {}}))
+    write_text(folder / MANIFEST, _format({"format": mark, "state": {}}))
+
+
+def begin_mark(mark: str) -> bytes:
+    """Give how a manifest.json of a format begins, of any release; it is the first file written."""
+    return b'{\n  "format": "' + mark.rstrip("0123456789").encode()
 
 
 def has_mark(path: Path, mark: str = FORMAT) -> bool:

@@ -123,6 +123,22 @@ class Request:
         return cls(**options)
 
     @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild from `as_dict`, which may come from a file of anybody.
+
+        Raises:
+            InputError: If a setting is unknown to this release, missing, or wrong.
+        """
+        values = rename(cls, values)
+        unknown = sorted(map(str, values.keys() - set(cls.recorded())))
+        if unknown:
+            raise InputError(f"settings this release does not know: {', '.join(unknown)}")
+        for each in fields(cls):
+            if each.default is NEEDED and each.name not in values:
+                raise InputError(f"the setting {each.name} is missing")
+        return cls(**values)
+
+    @classmethod
     def recorded(cls) -> list[str]:
         """Give the names of the options that stand in config.yaml."""
         return [each.name for each in fields(cls) if each.metadata["is_recorded"]]

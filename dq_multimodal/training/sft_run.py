@@ -252,13 +252,13 @@ def load_both(rows: Any) -> tuple["Source", "Source | None"]:
 
 def check_pushes(rows: Any, training: Any, has_model: bool) -> None:
     """Raise before the work if what was asked to be pushed could not be."""
-    from dq_multimodal.hub import check_push
+    from dq_multimodal.hub import MODEL, check_push
 
     private = bool(training.hub_private_repo)
     if rows.push_subset_to_hub and rows.method != FULL:
         check_push(rows.push_subset_to_hub, private=private)
     if has_model:
-        check_push(training.hub_model_id, private=private, kind="model")
+        check_push(training.hub_model_id, private=private, kind=MODEL)
 
 
 def publish(rows: Any, training: Any, output_dir: Path, state: Any, has_model: bool) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -14,15 +14,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from dq_multimodal.condensation.config import NOISE, RANDOM, CondenseConfig
 from dq_multimodal.condensation.distribution_matching import match_distributions
+from dq_multimodal.condensation.experts import open_experts
 from dq_multimodal.condensation.gradient_matching import match_gradients
+from dq_multimodal.condensation.kernel_regression import match_predictions
 from dq_multimodal.condensation.multisize import N_NETS, FeatureDistance, Prefixes
 from dq_multimodal.condensation.nets import Net, build_net
 from dq_multimodal.condensation.pictures import Real, check_sizes
 from dq_multimodal.condensation.synthetic import Synthetic
+from dq_multimodal.condensation.trajectory_matching import match_trajectories
 from dq_multimodal.config import InputError
 from dq_multimodal.files import put_in_place
 
@@ -31,9 +35,18 @@ Match = Callable[
 ]
 """A method: one call an outer iteration. It gives, step by step, the loss of a set or of a prefix
 of it; after each the set has taken a step. What it draws comes from the state of torch."""
-METHODS: dict[str, Match] = {"dm": match_distributions, "dc": match_gradients}
+METHODS: dict[str, Match] = {
+    "dm": match_distributions,
+    "dc": match_gradients,
+    "krr": match_predictions,
+    "mtt": match_trajectories,
+}
 MOMENTUM = 0.5
 """Of the steps of the images."""
+START_RATE, RATE_RATE = 0.01, 1e-5
+"""Learning rate of a student at first, and the rate at which it is learnt, as in MTT."""
+LABEL_RATE = 0.01
+"""Learning rate of labels."""
 STATE = "state.safetensors"
 SAVE_SECONDS = 20.0
 AVERAGED = 50
@@ -77,6 +90,8 @@ def run_loop(
             cannot be read.
     """
     check_sizes(real, config.images_per_class)
+    if config.experts is not None:
+        open_experts(config.experts).check(real, config)
     device = real.images.device
     draw_net = partial(_draw_net, real, config)
     with own_random(config.seed, START, device):
@@ -137,12 +152,22 @@ def begin(real: Real, config: CondenseConfig, first: list[int] | None = None) ->
         images = torch.stack(drawn, 1).flatten(0, 1)
     else:
         raise InputError(f"init {config.init} needs the rows of that run")
-    return Synthetic(images.requires_grad_(), real.n_classes)
+    found = Synthetic(images.requires_grad_(), real.n_classes)
+    if config.learn_labels:
+        targets = one_hot(found.classes, real.n_classes).float()
+        found = replace(found, targets=targets.requires_grad_())
+    if config.method == "mtt":
+        rate = torch.tensor(START_RATE, device=device)
+        found = replace(found, rate=rate.requires_grad_())
+    return found
 
 
 def make_optimiser(synthetic: Synthetic, config: CondenseConfig) -> torch.optim.Optimizer:
-    """Make what takes the steps of the set."""
-    groups = [{"params": [synthetic.images], "lr": config.learning_rate}]
+    """Make what takes the steps of the set: Adam for krr, as KIP has it, else SGD with momentum."""
+    rates = {"images": config.learning_rate, "targets": LABEL_RATE, "rate": RATE_RATE}
+    groups = [{"params": [value], "lr": rates[k]} for k, value in synthetic.learnt.items()]
+    if config.method == "krr":
+        return torch.optim.Adam(groups)
     return torch.optim.SGD(groups, momentum=MOMENTUM)
 
 
@@ -152,8 +177,8 @@ def _draw_net(real: Real, config: CondenseConfig) -> Net:
 
 
 @contextmanager
-def own_random(seed: int, number: int, device: torch.device) -> Iterator[None]:
-    """Draw by the seed and a number, and put the state of torch back afterwards."""
+def own_random(seed: int, number: int | tuple[int, ...], device: torch.device) -> Iterator[None]:
+    """Draw by the seed and a number, or some, and put the state of torch back afterwards."""
     digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))

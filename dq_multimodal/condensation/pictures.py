@@ -1,6 +1,6 @@
 """The real set that a synthetic one is to stand for: all its pictures, on one device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +68,11 @@ class Real:
     def channels(self) -> int:
         """1 for grey pictures, else 3."""
         return self.images.shape[1]
+
+    def to(self, device: torch.device) -> "Real":
+        """Give the same pictures on a device."""
+        tensors = ("images", "classes", "mean", "spread")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     def of_class(self, k: int) -> Int[Tensor, " m"]:
         """Give the places of the pictures of a class."""

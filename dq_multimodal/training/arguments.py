@@ -37,17 +37,18 @@ LAST_SECONDS = 5.0
 """So long other processes wait before they say what rank 0 has said, or the launcher ends them."""
 
 
-def flags_of(*names: str, **defaults: Any) -> Any:
+def flags_of(*names: str, config: Any = CompressConfig, **defaults: Any) -> Any:
     """Make a dataclass to inherit from: its fields are options of compress() as recipes have them.
 
     Its OPTIONS names the option of each flag.
 
     Args:
         names: Of the options.
+        config: Whose options they are.
         defaults: Where they differ from those of the options.
     """
     made: list[tuple[str, Any, Any]] = []
-    for each in (CompressConfig.__dataclass_fields__[name] for name in names):
+    for each in (config.__dataclass_fields__[name] for name in names):
         kind, default = kind_of(each), defaults.get(each.name, each.default)
         kind = {Literal: str, tuple: list[str]}.get(get_origin(kind), kind)
         text = help_of(each, default)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from dq_multimodal.condensation.pipeline import condense
+    from dq_multimodal.condensation.result import Condensed
     from dq_multimodal.config import CompressConfig, InputError
     from dq_multimodal.pipeline import compress, plan
     from dq_multimodal.run import Run, open_run, push, resample
@@ -13,9 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CompressConfig",
+    "Condensed",
     "InputError",
     "Run",
     "compress",
+    "condense",
     "open_run",
     "plan",
     "push",
@@ -25,9 +29,11 @@ __all__ = [
 
 _HOMES = {
     "CompressConfig": "config",
+    "Condensed": "condensation.result",
     "InputError": "config",
     "Run": "run",
     "compress": "pipeline",
+    "condense": "condensation.pipeline",
     "open_run": "run",
     "plan": "pipeline",
     "push": "run",

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import yaml
@@ -21,6 +21,9 @@ from dq_multimodal.files import open_parquet, parse_yaml, read_text, write_text
 from dq_multimodal.manifest import Config, Manifest, Model, Origin
 from dq_multimodal.stages.selection import BINS_FILE, SCORES, read_table
 from dq_multimodal.stages.subset import files_by_split, subset_files
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 CARD = "README.md"
 MAX_BYTES, MAX_HEAD = 10_000_000, 1_000_000
@@ -60,8 +63,12 @@ TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 def write_card(run_folder: Path, config: Config, manifest: Manifest) -> None:
     """Write the card of a run folder; what others wrote into the one that is there stays."""
     matter = make_matter(run_folder, config, manifest)
-    body = make_body(run_folder, config, manifest)
-    write_text(run_folder / CARD, open_card(run_folder).with_section(matter, body))
+    write_section(run_folder, matter, make_body(run_folder, config, manifest))
+
+
+def write_section(folder: Path, matter: Matter, body: str) -> None:
+    """Write our part of the card of a folder."""
+    write_text(folder / CARD, open_card(folder).with_section(matter, body))
 
 
 def clear_card(run_folder: Path) -> None:
@@ -89,13 +96,8 @@ def make_matter(run_folder: Path, config: Config, manifest: Manifest) -> Matter:
     It makes config `default` the subset, by splits if it has several, and config `selection`
     the table of all source rows, both here and on the Hub.
     """
-    source, digits = config.source, len(str(manifest.kept))
-    matter: Matter = {"pretty_name": clean(_title(config, manifest))}
-    if source.license:
-        matter |= {key: source[key] for key in LICENCE if source[key]}
-    if source.kind == "hub":
-        matter["source_datasets"] = [source.name]
-    matter["size_categories"] = [SIZES[min(max(digits - 3, 0), len(SIZES) - 1)]]
+    source = config.source
+    matter = begin_matter(_title(config, manifest), source, manifest.kept)
     matter["tags"] = ["dataset-quantization", "coreset", "data-selection"]
 
     def files(paths: dict[str, Any]) -> list[Matter]:
@@ -112,6 +114,17 @@ def make_matter(run_folder: Path, config: Config, manifest: Manifest) -> Matter:
     return matter
 
 
+def begin_matter(title: str, source: Origin, n_rows: int) -> Matter:
+    """Give the front matter of so many rows that were made from a source."""
+    matter: Matter = {"pretty_name": clean(title)}
+    if source.license:
+        matter |= {key: source[key] for key in LICENCE if source[key]}
+    if source.kind == "hub":
+        matter["source_datasets"] = [source.name]
+    digits = len(str(n_rows))
+    return matter | {"size_categories": [SIZES[min(max(digits - 3, 0), len(SIZES) - 1)]]}
+
+
 def _title(config: Config, manifest: Manifest) -> str:
     ratio = f"{100 * manifest.kept / manifest.rows:.4g} %"
     return f"{short_name(config.source.name)}, {ratio} by {config.request.method}"
@@ -119,21 +132,15 @@ def _title(config: Config, manifest: Manifest) -> str:
 
 def make_body(run_folder: Path, config: Config, manifest: Manifest, repo_id: str = REPO_ID) -> str:
     """Write our section of the card, all but the front matter; see report/templates/card.md."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("dq_multimodal", "report/templates")
-    page = Environment(  # names are escaped for Markdown here
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     source, split = config.source, json.dumps(clean(base_split(config.source.split)))
     with open_parquet(subset_files(run_folder)[0]) as file:
         has_weights = "dq_weight" in file.schema_arrow.names
-    return page.get_template("card.md").render(
+    return open_template("card.md").render(
         request=config.request,
         manifest=manifest,
         table=table,
         title=escape(_title(config, manifest)),
-        source=_name_source(source),
+        source=name_source(source),
         repo_id=repo_id,
         repo=json.dumps(clean(repo_id)),
         split=split,
@@ -145,8 +152,19 @@ def make_body(run_folder: Path, config: Config, manifest: Manifest, repo_id: str
         bins=_bin_table(run_folder),
         figures=[f for f in FIGURE_TEXTS.items() if (run_folder / FIGURES / f[0]).is_file()],
         notes=[escape(note) for note in manifest.notes],
-        licence=_licence(source),
+        licence=tell_licence(source),
     )
+
+
+def open_template(name: str) -> "Template":
+    """Open the template of a card; names are to be escaped for Markdown."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("dq_multimodal", "report/templates")
+    page = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return page.get_template(name)
 
 
 def _sizes(manifest: Manifest) -> list[list[str]]:
@@ -165,7 +183,8 @@ def _sizes(manifest: Manifest) -> list[list[str]]:
     ]
 
 
-def _name_source(source: Origin) -> str:
+def name_source(source: Origin) -> str:
+    """Say where rows are from, as Markdown."""
     split = code(source.split)
     if source.kind == "hub":
         commit = code(source.revision or "not known")
@@ -238,11 +257,12 @@ def _bin_table(run_folder: Path) -> str:
     return table(["bin", "rows", "kept", *shown], lines)
 
 
-def _licence(source: Origin) -> str:
+def tell_licence(source: Origin) -> str:
+    """Say under which licence rows of a source are, as Markdown."""
     if not source.license:
         return (
             "That of the source. It was not recorded, because the source states none or is a local "
-            "file: whoever publishes this subset has to name it here."
+            "file: whoever publishes this set has to name it here."
         )
     stated = source.license if isinstance(source.license, list) else [source.license]
     found = ", ".join(code(str(part)) for part in stated)

@@ -7,21 +7,26 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dq_multimodal import __version__
+from dq_multimodal.condensation.config import CondenseConfig
 from dq_multimodal.config import CompressConfig, InputError, PlanConfig, ResampleConfig
 from dq_multimodal.options import Help, add_options, suggest
 from dq_multimodal.report.summary import describe_plan, summarise
 
 if TYPE_CHECKING:
+    from dq_multimodal.condensation.result import Condensed
     from dq_multimodal.run import Run
 
+R = TypeVar("R", "Run", "Condensed")
+
 INTERRUPTED = 130
-ONCE = ("compress", "plan", "resample", "push")
+ONCE = ("compress", "condense", "plan", "resample", "push")
 """Commands that several processes of a launcher would do several times."""
 LAST_SECONDS = 5.0
 """So long other processes of a launcher wait: until then rank 0 has said what is wrong."""
@@ -78,7 +83,19 @@ def compress(asked: dict[str, Any]) -> None:
     from dq_multimodal.pipeline import compress as run_compress
 
     answer = _take_answer(asked)
-    _end(run_compress(asked.pop("dataset"), **asked), **answer)
+    _end(run_compress(asked.pop("dataset"), **asked), summarise, **answer)
+
+
+def condense(asked: dict[str, Any]) -> None:
+    """Make a small synthetic set of images that trains like all of them.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from dq_multimodal.condensation.pipeline import condense as run_condense
+    from dq_multimodal.condensation.result import Condensed
+
+    answer = _take_answer(asked, "condensed set")
+    _end(run_condense(asked.pop("dataset"), **asked), Condensed.summarise, **answer)
 
 
 def plan(asked: dict[str, Any]) -> None:
@@ -99,30 +116,38 @@ def resample(asked: dict[str, Any]) -> None:
     from dq_multimodal.run import resample as run_resample
 
     answer = _take_answer(asked)
-    _end(run_resample(open_run(asked.pop("run")), **asked), **answer)
+    _end(run_resample(open_run(asked.pop("run")), **asked), summarise, **answer)
 
 
 def push(asked: dict[str, Any]) -> None:
-    """Push a finished run to the Hub, as one commit."""
-    from dq_multimodal.run import Run
-
-    _say(f"pushed: {Run(asked['run']).push_to_hub(asked['repo_id'], private=asked['private'])}")
+    """Push a finished run or condensed set to the Hub, as one commit."""
+    found = _open(asked["run"])
+    _say(f"pushed: {found.push_to_hub(asked['repo_id'], private=asked['private'])}")
 
 
 def report(asked: dict[str, Any]) -> None:
-    """Write report.html and the figures of a run again, from what its folder holds."""
+    """Write report.html and the figures of a run or condensed set again, from its folder."""
     from dq_multimodal.run import Run
 
-    _say(f"report   {Run(asked['run']).write_report(asked['embeddings_of'])}")
+    found, embeddings_of = _open(asked["run"]), asked["embeddings_of"]
+    if isinstance(found, Run):
+        _say(f"report   {found.write_report(embeddings_of)}")
+        return
+    if embeddings_of is not None:
+        raise InputError(f"--embeddings-of is for runs, and {found.path} is a condensed set")
+    _say(f"report   {found.write_report()}")
 
 
 def verify(asked: dict[str, Any]) -> None:
-    """Recompute what can be recomputed of a run, and say what was compared."""
-    from dq_multimodal.run import open_run
-    from dq_multimodal.verification import verify as run_verify
+    """Recompute what can be recomputed of a run or condensed set, and say what was compared."""
+    from dq_multimodal.condensation.result import open_result
+    from dq_multimodal.condensation.verification import verify as verify_condensed
+    from dq_multimodal.run import Run
+    from dq_multimodal.verification import verify as verify_run
 
     run = asked["run"]
-    checks = run_verify(open_run(run))
+    found = open_result(run)
+    checks = verify_run(found) if isinstance(found, Run) else verify_condensed(found)
     if asked["json"]:
         _say(json.dumps([asdict(check) for check in checks], indent=2))
     else:
@@ -141,16 +166,19 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     made = {}
-    for command in (compress, plan, resample, push, report, verify):
+    for command in (compress, condense, plan, resample, push, report, verify):
         title, _, more = (command.__doc__ or "").partition("\n\n")
         about = f"{title} {' '.join(more.split())}"
         made[command] = commands.add_parser(command.__name__, help=title, description=about)
         made[command].set_defaults(command=command)
     for command in (push, report):
-        made[command].add_argument("run", metavar="RUN", help="Run folder.")
-    made[verify].add_argument("run", metavar="RUN", help="Run folder, or OWNER/NAME on the Hub.")
+        made[command].add_argument("run", metavar="RUN", help="Folder of a run or condensed set.")
+    made[verify].add_argument(
+        "run", metavar="RUN", help="Folder of a run or condensed set, or OWNER/NAME on the Hub."
+    )
     groups = {command: made[command].add_argument_group("Output") for command in (push, verify)}
     groups[compress] = add_options(made[compress], CompressConfig)["Output"]
+    groups[condense] = add_options(made[condense], CondenseConfig)["Output"]
     groups[plan] = add_options(made[plan], PlanConfig, leave_out=("overwrite",))["Output"]
     groups[resample] = add_options(made[resample], ResampleConfig)["Output"]
     made[push].add_argument("repo_id", metavar="OWNER/NAME", help="Repository on the Hub.")
@@ -159,15 +187,15 @@ def make_parser() -> Parser:
         metavar="RUN",
         help="Run folder whose embeddings to show, for a run that was resampled.",
     )
-    for command in (compress, resample):
+    for command in (compress, condense, resample):
         groups[command].add_argument(
             "--push-to-hub", metavar="OWNER/NAME", help="Push the result there."
         )
-    for command in (compress, resample, push):
+    for command in (compress, condense, resample, push):
         groups[command].add_argument(
             "--private", action="store_true", help="Make a new repository private."
         )
-    for command in (compress, plan, resample, verify):
+    for command in (compress, condense, plan, resample, verify):
         groups[command].add_argument("--json", action="store_true", help="Print one JSON document.")
     for each in made.values():
         needed = " ".join(str(a.metavar) for a in each._actions if not a.option_strings)
@@ -175,28 +203,44 @@ def make_parser() -> Parser:
     return parser
 
 
-def _take_answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the flags what is done with the result.
+def _open(name: str) -> "Run | Condensed":
+    """Open the folder of a run or condensed set."""
+    from dq_multimodal.condensation.result import Condensed, is_condensed
+    from dq_multimodal.files import expand_home
+    from dq_multimodal.run import Run
+
+    return Condensed(name) if is_condensed(expand_home(name)) else Run(name)
+
+
+def _take_answer(asked: dict[str, Any], what: str = "run") -> dict[str, Any]:
+    """Take out of the flags what is done with the result, a run or something else.
 
     Raises:
         InputError: Before the work, if what comes out of it could not be pushed.
     """
     answer = {name: asked.pop(name) for name in ANSWER}
     if answer["push_to_hub"] is not None:
-        from dq_multimodal.hub import check_push
+        from dq_multimodal.hub import CONDENSED_SET, RUN, check_push
 
-        check_push(answer["push_to_hub"], private=answer["private"])
+        kind = RUN if what == RUN.name else CONDENSED_SET
+        check_push(answer["push_to_hub"], private=answer["private"], kind=kind)
     return answer
 
 
-def _end(run: "Run", push_to_hub: str | None, private: bool, json: bool) -> None:
+def _end(
+    run: R,
+    summary: Callable[[R, bool, str | None], str],
+    push_to_hub: str | None,
+    private: bool,
+    json: bool,
+) -> None:
     """Push a run that is done, if asked, and say what came out, pushed or not."""
     address = None
     try:
         if push_to_hub is not None:
             address = run.push_to_hub(push_to_hub, private=private)
     finally:
-        _say(summarise(run, json, address))
+        _say(summary(run, json, address))
 
 
 def _say(text: str) -> None:

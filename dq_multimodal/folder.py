@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -26,9 +27,12 @@ from dq_multimodal.manifest import (
     FORMAT,
     MANIFEST,
     Config,
+    ConfigFile,
     Manifest,
+    ManifestFile,
     Model,
     Stage,
+    Written,
     begin_mark,
     has_mark,
     write_mark,
@@ -37,6 +41,9 @@ from dq_multimodal.options import Request
 from dq_multimodal.stages import embedding, patching, scoring, subset, targeting
 from dq_multimodal.stages.preparation import MODELS
 from dq_multimodal.stages.selection import BINS_FILE, SELECTION_FILE, read_selection
+
+C = TypeVar("C", bound=ConfigFile)
+M = TypeVar("M", bound=ManifestFile)
 
 LOCK = "run.lock"
 """There while a process writes to the folder, or after it was killed; see filelock."""
@@ -190,12 +197,14 @@ def spare(target: Path, names: Iterable[str | None], source: Source) -> None:
             check_apart(target, place, name)
 
 
-def check_strangers(folder: Path) -> None:
+def check_strangers(
+    folder: Path, ours: Iterable[str] = OURS, whole: dict[str, str] = WHOLE
+) -> None:
     """Raise if others put something where a run writes, or where it replaces a whole folder."""
-    for name in OURS:
+    for name in ours:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             raise InputError(f"{folder / name} is a folder, and a run writes a file there")
-    for name, known in WHOLE.items():
+    for name, known in whole.items():
         place = folder / name
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             raise InputError(f"{place} is not the folder that a run makes: move it away")
@@ -204,17 +213,17 @@ def check_strangers(folder: Path) -> None:
                 raise InputError(f"{path} was not written by a run: move it away")
 
 
-def clear_folder(folder: Path) -> None:
+def clear_folder(folder: Path, ours: Iterable[str] = OURS, whole: Iterable[str] = WHOLE) -> None:
     """Remove what a run left in a folder, its mark and its card apart, and nothing else.
 
     Nobody else has put anything where it writes (see `check_strangers`), but for the card (see
     `card.clear_card`).
     """
-    for name in {*OURS} - {CARD}:
+    for name in {*ours} - {CARD}:
         for path in (folder / name, folder / (name + ".tmp")):
             if path.is_symlink() or path.is_file():
                 path.unlink()
-    for name in WHOLE:
+    for name in whole:
         if (folder / name).exists():
             shutil.rmtree(folder / name)
     with suppress(OSError):  # holds figures of others
@@ -223,7 +232,7 @@ def clear_folder(folder: Path) -> None:
 
 def is_finished(target: Path, config: Config, *, with_report: bool = False) -> bool:
     """Say whether the very run that config asks for is in a folder, finished and whole."""
-    before, manifest = _read_before(target)
+    before, manifest = read_before(target, Config, Manifest)
     if before is None or _differences(before, config) or manifest is None or not manifest.complete:
         return False
     lost = set(find_damage(target, manifest)) - {CONFIG}  # which is compared by content
@@ -241,7 +250,7 @@ def begin(target: Path, config: Config, overwrite: bool) -> Manifest | None:
         InputError: If another run is there and may not be overwritten, or others put something
             where a run writes.
     """
-    before, manifest = _read_before(target, is_strict=not overwrite)
+    before, manifest = read_before(target, Config, Manifest, is_strict=not overwrite)
     differing = _differences(before, config) if before is not None else []
     work = (embedding.FILE, embedding.PROGRESS, targeting.FOLDER, PARTS)
     has_work = any((target / name).exists() for name in work)
@@ -269,13 +278,15 @@ def begin(target: Path, config: Config, overwrite: bool) -> Manifest | None:
     return manifest
 
 
-def _read_before(target: Path, *, is_strict: bool = True) -> tuple[Config | None, Manifest | None]:
+def read_before(
+    target: Path, config: type[C], manifest: type[M], *, is_strict: bool = True
+) -> tuple[C | None, M | None]:
     """Read the documents of what is in a folder; unless strict, damaged ones count as none."""
     try:
-        manifest = Manifest.read(target)
-        if manifest is not None and not manifest.is_sealed:
+        found = manifest.read(target)
+        if found is not None and not found.is_sealed:
             raise InputError(f"{target / MANIFEST} was changed after the run")
-        return Config.read(target), manifest
+        return config.read(target), found
     except InputError as error:
         if is_strict:
             raise InputError(f"{error}: use --overwrite or another output folder") from error
@@ -372,10 +383,26 @@ def find_damage(folder: Path, manifest: Manifest, *, is_deep: bool = False) -> d
     parts.discard(KEPT_FILES)  # which runs of earlier releases did not record
     parts |= {name for name in record if re.fullmatch(f"{subset.FOLDER}/{subset.PART}", name)}
     known = {CONFIG, SELECTION_FILE, BINS_FILE, *parts}
+    optional = {embedding.FILE, PICKS, KEPT_FILES, *SHOWN}
+    found = compare_files(folder, record, known, optional, is_deep=is_deep)
+    if not parts:
+        found[subset.FOLDER] = "is missing"
+    return found
+
+
+def compare_files(
+    folder: Path,
+    record: dict[str, Written],
+    needed: set[str],
+    optional: set[str],
+    *,
+    is_deep: bool = False,
+) -> dict[str, str]:
+    """Say which files are gone or not what was recorded; needed ones have to be recorded."""
     found = {}
-    for name in sorted(known | record.keys()):
+    for name in sorted(needed | record.keys()):
         path, written = folder / name, record.get(name)
-        if written is None or name not in known | {embedding.FILE, PICKS, KEPT_FILES, *SHOWN}:
+        if written is None or name not in needed | optional:
             found[name] = "was not recorded"
         elif not path.is_file():
             found[name] = "is missing"
@@ -389,6 +416,4 @@ def find_damage(folder: Path, manifest: Manifest, *, is_deep: bool = False) -> d
     page = folder / CARD  # a card may be edited, and has no record
     if not page.is_file() or not page.stat().st_size:
         found[CARD] = "is missing"
-    if not parts:
-        found[subset.FOLDER] = "is missing"
     return found

@@ -211,7 +211,8 @@ def suggest(name: str, known: Collection[str]) -> str:
 def help_of(each: Field, default: Any) -> str:
     """Give the help of an option with its default, as argparse takes it."""
     is_shown = default not in (None, NEEDED) and not isinstance(default, bool)
-    shown = f"  [default: {default}]" if is_shown else ""
+    words = ",".join(default) if isinstance(default, tuple) else default
+    shown = f"  [default: {words}]" if is_shown else ""
     return f"{each.metadata['help']}{shown}".replace("%", "%%")
 
 

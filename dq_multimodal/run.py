@@ -20,7 +20,15 @@ from dq_multimodal.core.bins import as_matrix
 from dq_multimodal.data.local import short_name
 from dq_multimodal.data.source import reload_source
 from dq_multimodal.files import expand_home, first_line
-from dq_multimodal.manifest import CONFIG, MANIFEST, BinsKind, Config, Manifest
+from dq_multimodal.manifest import (
+    CONDENSED,
+    CONFIG,
+    MANIFEST,
+    BinsKind,
+    Config,
+    Manifest,
+    has_mark,
+)
 from dq_multimodal.options import takes
 from dq_multimodal.patches.codec import OLD_STORE
 from dq_multimodal.patches.store import has_old_records
@@ -65,10 +73,15 @@ class Run:
                 is not what a run writes.
         """
         self.path = expand_home(path)
+        if has_mark(self.path / MANIFEST, CONDENSED):
+            raise InputError(
+                f"{path} is a condensed set: smaller ones are its first rows, m x the number of "
+                "its classes (load_dataset, then select)"
+            )
         config = Config.read(self.path) if self.path.is_dir() else None
         if config is None:
             raise InputError(f"{path} is not a run folder: it has no {CONFIG}")
-        if _is_of_hub(self.path):  # whoever pushed it knows no path of this machine
+        if is_of_hub(self.path):  # whoever pushed it knows no path of this machine
             config.source = replace(config.source, path=None, image_folder=None)
         manifest = Manifest.read(self.path)
         if manifest is None or not manifest.complete:
@@ -189,7 +202,7 @@ class Run:
         for name, what in sorted(self.find_damage().items()):
             raise InputError(f"the run in {self.path} is damaged: {name} {what}")
         for path in self.path.rglob("*"):
-            if path.is_symlink() and not _is_of_hub(path):
+            if path.is_symlink() and not is_of_hub(path):
                 raise InputError(f"{path} is a link: what it leads to was not written by the run")
         self.check_tables()
 
@@ -226,7 +239,7 @@ class Run:
         """Say which files are not those that the run recorded, and how; see verify."""
         found = folder.find_damage(self.path, self.manifest, is_deep=True)
         optional = {embedding.FILE, *folder.SHOWN}
-        if _is_of_hub(self.path / CONFIG):  # version 0.1 recorded what it did not push
+        if is_of_hub(self.path / CONFIG):  # version 0.1 recorded what it did not push
             optional.add(folder.PICKS)
         found = {k: v for k, v in found.items() if v != "is missing" or k not in optional}
         if not self.manifest.is_sealed:
@@ -238,7 +251,7 @@ class Run:
         return f"Run({str(self.path)!r}: {n_kept:,} of {rows:,} rows by {self.request.method})"
 
 
-def _is_of_hub(path: Path) -> bool:
+def is_of_hub(path: Path) -> bool:
     """Say whether a file or folder really lies in the cache of the Hub."""
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Check:
     detail: str  # what was found, or why it was skipped
 
 
+T = TypeVar("T")
 Found = tuple[list[str], str]
 """What a comparison gives: faults, and what was compared."""
 
@@ -88,10 +89,11 @@ def verify(run: Run | str | Path) -> list[Check]:
         "bins": _check_bins,
         "files and manifest": _check_files,
     }
-    return [_attempt(name, check, run) for name, check in checks.items()]
+    return [attempt(name, check, run) for name, check in checks.items()]
 
 
-def _attempt(name: str, check: Callable[[Run], Found], run: Run) -> Check:
+def attempt(name: str, check: Callable[[T], Found], run: T) -> Check:
+    """Compare one thing, whatever damaged files make of it."""
     try:
         faults, detail = check(run)
     except Skipped as error:

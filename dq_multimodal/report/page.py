@@ -42,14 +42,7 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     that the script puts on the page as text. The policy of the page runs its own script by hash
     and nothing else, and lets nothing be fetched.
     """
-    loader = PackageLoader("dq_multimodal", "report/templates")
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates()
     names = facts.reader.column_names
 
     def named_fields(fields: list[str], limit: int) -> list[tuple[str, str]]:
@@ -57,22 +50,9 @@ def make_page(facts: Facts, has_figures: bool) -> str:
         pairs = zip(shown, cut_fields(fields, limit), strict=False)
         return [(name, text) for name, text in pairs if text]
 
-    environment.filters |= {
-        "number": lambda value: f"{value:,}",
-        "percent": lambda share, digits=3: f"{100 * share:.{digits}g} %",
-        "count": count,
-        "all_rows": lambda n: "the one row" if n == 1 else f"all {n:,} rows",
-        "bytes": format_bytes,
-        "data_uri": _data_uri,
-        "named_fields": named_fields,
-        "clean": clean,
-        "shorten": shorten,
-    }
-
-    def read(name: str) -> str:
-        return loader.get_source(environment, name)[0]
-
-    script = "(function () {\n" + read("page.js") + read("map.js") + "})();\n"
+    environment.filters["named_fields"] = named_fields
+    parts = [read_part(environment, name) for name in ("page.js", "map.js")]
+    script = "(function () {\n" + "".join(parts) + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows, cut = _rows_as_data(facts)
     document = _map_as_data(facts) | rows
@@ -86,7 +66,7 @@ def make_page(facts: Facts, has_figures: bool) -> str:
         of_sample=" of the sample" if facts.selection.is_sample else "",
         source=f"{source} (split {clean_name(facts.config.source.split)})",
         script_hash=f"sha256-{digest}",
-        style=Markup(read("page.css")),
+        style=Markup(read_part(environment, "page.css")),
         script=Markup(script),
         colours=document["colours"],
         data=Markup(as_json(document)),
@@ -109,6 +89,34 @@ def make_page(facts: Facts, has_figures: bool) -> str:
     )
 
 
+def open_templates() -> Environment:
+    """Give the templates of pages, which escape what they are given, with their filters."""
+    environment = Environment(
+        loader=PackageLoader("dq_multimodal", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": lambda value: f"{value:,}",
+        "percent": lambda share, digits=3: f"{100 * share:.{digits}g} %",
+        "count": count,
+        "all_rows": lambda n: "the one row" if n == 1 else f"all {n:,} rows",
+        "bytes": format_bytes,
+        "data_uri": data_uri,
+        "clean": clean,
+        "shorten": shorten,
+    }
+    return environment
+
+
+def read_part(environment: Environment, name: str) -> str:
+    """Give the text of a file beside the templates."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
 def as_json(document: Any) -> str:
     """Give JSON that may stand inside a script element: nothing in it looks like markup."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -117,7 +125,7 @@ def as_json(document: Any) -> str:
     return text
 
 
-def _data_uri(picture: bytes) -> str:
+def data_uri(picture: bytes) -> str:
     """Give a WebP file as an address that holds it."""
     return "data:image/webp;base64," + base64.b64encode(picture).decode()
 
@@ -276,7 +284,7 @@ def _rows_as_data(facts: Facts) -> tuple[dict[str, Any], str]:
         size, n_left_out, found["pictures"] = 0, 0, {}
         for row in [*ours, *others]:
             picture = facts.pictures[row]
-            address = _data_uri(picture.small) if picture.small else ""
+            address = data_uri(picture.small) if picture.small else ""
             size += len(address)
             if size > MAX_PICTURE_BYTES:
                 n_left_out += 1

@@ -25,7 +25,7 @@ OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 """The operations of DSA, by the names of its paper."""
 NO_AUGMENTATION = ("none",)
 RANDOM, NOISE = "random", "noise"
-CONVNET = "convnet-d3"
+CONVNET, MOST_BLOCKS = "convnet", 5
 SMALLEST_SIDE, LARGEST_SIDE = 8, 1024
 DEFAULTS: dict[str, dict[str, Any]] = {
     "dm": {"iterations": 20_000, "learning_rate": 1.0},
@@ -113,8 +113,12 @@ class CondenseConfig(Request):
         100, "Outer iterations after which the most learnable prefix is chosen again.", check_count
     )
 
-    net: str = nets(CONVNET, "The net that compares images: convnet-d3 or a timm name.")
-    net_width: int = nets(128, "Channels of convnet-d3.", check_count)
+    net: str = nets(
+        CONVNET,
+        "The net that compares images: convnet (of a depth that fits the side), convnet-d1 to -d5, "
+        "or a timm name.",
+    )
+    net_width: int = nets(128, "Channels of a convnet.", check_count)
     device: str | None = same("device")
 
     inner_loops: int | None = of_dc(

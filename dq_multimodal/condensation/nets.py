@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dq_multimodal.condensation.config import CONVNET, SMALLEST_SIDE
+from dq_multimodal.condensation.config import CONVNET, MOST_BLOCKS
 from dq_multimodal.config import InputError
 from dq_multimodal.models.classifiers import build_classifier
 
@@ -13,30 +13,36 @@ time."""
 
 
 class ConvNet(nn.Module):
-    """ConvNet-D3, the net of the condensation papers.
+    """ConvNet-D3, or one of another depth, the net of the condensation papers.
 
-    Three times a 3 x 3 convolution, instance normalisation with its own scale and shift, ReLU and
+    Depth times a 3 x 3 convolution, instance normalisation with its own scale and shift, ReLU and
     2 x 2 average pooling; then one linear layer (arXiv:2006.05929, section 4.1).
 
     Args:
         channels: Of the pictures.
-        side: Of the pictures in pixels, at least 8.
+        side: Of the pictures in pixels, at least 2^depth.
+        depth: Number of convolutions.
         width: Channels of the convolutions.
+
+    Raises:
+        InputError: If the pictures are too small.
     """
 
-    def __init__(self, n_classes: int, channels: int, side: int, width: int = 128) -> None:
+    def __init__(
+        self, n_classes: int, channels: int, side: int, depth: int = 3, width: int = 128
+    ) -> None:
         super().__init__()
-        if side < SMALLEST_SIDE:
-            raise InputError(f"{CONVNET} needs pictures of at least {SMALLEST_SIDE} px, got {side}")
+        if side < 2**depth:
+            raise InputError(f"{CONVNET}-d{depth} needs at least {2**depth} px, got {side}")
         blocks: list[nn.Module] = []
-        for n_in in (channels, width, width):
+        for n_in in [channels] + [width] * (depth - 1):
             blocks += [nn.Conv2d(n_in, width, 3, padding=1), nn.GroupNorm(width, width)]
             blocks += [nn.ReLU(), nn.AvgPool2d(2)]
         self.features = nn.Sequential(*blocks, nn.Flatten())
-        self.classifier = nn.Linear(width * (side // 8) ** 2, n_classes)
+        self.classifier = nn.Linear(width * (side // 2**depth) ** 2, n_classes)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Give what the linear layer reads, (n, width * (side // 8)^2)."""
+        """Give what the linear layer reads, (n, d)."""
         if torch.is_grad_enabled() or images.device.type != "cpu":
             return self.features(images)
         return torch.cat([self.features(part) for part in images.split(CACHED)])
@@ -66,12 +72,29 @@ class TimmNet(nn.Module):
 Net = ConvNet | TimmNet
 
 
+def find_depth(side: int) -> int:
+    """Give the depth of a ConvNet for pictures of a side.
+
+    That of the papers: 3 for 28 and 32 px, 4 for 64, 5 for 128. Below 16 px it is 2: the third
+    normalisation would see four numbers or one, and gradients through it have no bounds.
+    """
+    return next((d for d, most in ((2, 15), (3, 47), (4, 95)) if side <= most), MOST_BLOCKS)
+
+
 def build_net(name: str, n_classes: int, channels: int, side: int, width: int = 128) -> Net:
-    """Build `convnet-d3`, or a net of `models.classifiers.build_classifier`, with random weights.
+    """Build a net with random weights.
+
+    Args:
+        name: `convnet` (of a depth that fits the side), `convnet-d3` (of that depth, 1 to 5), or a
+            net of `models.classifiers.build_classifier`.
+        channels: 1 or 3.
+        side: Of the pictures in pixels.
+        width: Channels of a ConvNet.
 
     Raises:
         InputError: If there is no such net, or it cannot read pictures of this side.
     """
-    if name == CONVNET:
-        return ConvNet(n_classes, channels, side, width)
-    return TimmNet(name, n_classes, side)
+    depths = {f"{CONVNET}-d{d}": d for d in range(1, MOST_BLOCKS + 1)}
+    if name != CONVNET and name not in depths:
+        return TimmNet(name, n_classes, side)
+    return ConvNet(n_classes, channels, side, depths.get(name) or find_depth(side), width)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 MOST_LOSSES = 400
 """Means of losses that manifest.json holds."""
-PACKAGES = ("torch", "kornia", "numpy", "datasets", "pillow")
+PACKAGES = ("torch", "numpy", "datasets", "pillow")
 
 
 class Condensed:

@@ -1,6 +1,7 @@
 """Shared pieces of the tests: small models built in code, and the optional folder of real data."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -118,6 +119,22 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with FakeHub() as fake:
         fake.patch(monkeypatch, tmp_path)
         yield fake
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """A headless Chromium; tests that ask for it are skipped where there is none."""
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} on PATH, and CHROMIUM is not set")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -122,7 +122,7 @@ def test_bad_input_is_one_clear_line(cli, data, arguments, message):
         ("verify full", "is not a run folder"),
         ("push full me/x", "is not a run folder"),
         ("resample full", "is not a run folder"),
-        ("unknown", "invalid choice: 'unknown' (choose from 'compress', 'plan', 'resample', "),
+        ("unknown", "invalid choice: 'unknown' (choose from 'compress', 'condense', 'plan', "),
         ("plan data.parquet --overwrite", "no such option: --overwrite"),
         ("plan data.parquet --push-to-hub me/x", "no such option: --push-to-hub"),
         ("plan data.parquet --private", "no such option: --private"),

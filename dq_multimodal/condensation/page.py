@@ -37,7 +37,7 @@ LARGEST_SIDE = 96
 """Larger pictures are scaled down."""
 MAX_LISTED = 100
 """Choices of a prefix that are listed."""
-BLOCK_NUMBERS = 50_000_000
+BLOCK_NUMBERS = 20_000_000
 WIDTH, HEIGHT = 640, 200
 """Units of a chart."""
 SHEET_CLASSES, SHEET_IMAGES, SHEET_SIDE = 20, 10, 64

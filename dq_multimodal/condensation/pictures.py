@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dq_multimodal.condensation.config import SMALLEST_SIDE, CondenseConfig
 from dq_multimodal.config import InputError
-from dq_multimodal.data.columns import find_label_column
+from dq_multimodal.data.columns import find_label_column, read_labels
 from dq_multimodal.data.pixels import image_columns
 from dq_multimodal.data.source import Source
 from dq_multimodal.files import count, name_some
@@ -143,12 +143,13 @@ def read_real(source: Source, config: CondenseConfig) -> Real:
         pixels = pixels[..., :1]
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     mean, spread = _measure(images)
+    _, values = read_labels(dataset, column)
     named = getattr(dataset.features[column], "names", None) is not None
     unused = np.setdiff1d(np.arange(len(dataset)), rows)
     return Real(
         images=images,
         classes=torch.from_numpy(classes),
-        labels=tuple(int(k) if named else names[k] for k in present),
+        labels=tuple(int(k) if named else values[k] for k in present),
         names=tuple(names[k] for k in present),
         rows=rows,
         mean=mean,

@@ -2,12 +2,12 @@
 
 import hashlib
 import time
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dq_multimodal import folder, report
 from dq_multimodal.card import CARD
@@ -18,6 +18,7 @@ from dq_multimodal.condensation.pictures import Real, check_sizes, read_real
 from dq_multimodal.condensation.result import (
     Condensed,
     begin,
+    check_place,
     drop_state,
     find_damage,
     is_finished,
@@ -65,13 +66,16 @@ def condense(dataset: "AnyDataset", **options: Any) -> Condensed:
         folder.spare(place, [*names, None if run is None else str(run.path)], source)
         config = make_config(request, source, run)
         if not request.overwrite and is_finished(place, config):
-            return found_complete(place, request.report)
-        is_resumed = begin(place, config, request.overwrite)
+            return found_complete(place, source, with_report=request.report)
+        is_new = check_place(place, config, request.overwrite)
         started = time.perf_counter()
         real = read_real(source, request)
+        check_sizes(real, request.images_per_class)
         first = None if run is None else find_first(run, source, real, request.images_per_class)
-        on_device = to_device(real, request.device)
+        on_device = real.to(torch.device(accelerator(request.device) or "cpu"))
         seconds = {"pictures": time.perf_counter() - started}
+        begin(place, config, is_new=is_new)
+        is_resumed = (place / STATE).exists()
         started = time.perf_counter()
         learnt = run_loop(on_device, request, place / STATE, first)
         seconds["loop"] = time.perf_counter() - started
@@ -120,7 +124,9 @@ def make_config(request: CondenseConfig, source: Source, run: Run | None) -> Con
             f"condense makes pictures, and {name} holds text, no pictures: its columns are "
             f"{', '.join(rows.column_names)}"
         )
-    image = request.image_column or (records or [find_image_column(rows)])[0]
+    image = request.image_column or (records[0] if records else None)
+    if image is None or image not in records:
+        image = find_image_column(rows, image)
     label = find_label_column(rows, request.label_column)
     if label is None:
         raise InputError(f"condense needs classes, and {name} has none: name --label-column")
@@ -160,24 +166,16 @@ def find_first(run: Run, source: Source, real: Real, per_class: int) -> list[int
     """Give the places in `real` of the first rows of each class in the order of a run.
 
     Raises:
-        InputError: If the run is of other rows, or a class has too few.
+        InputError: If the run is of other rows.
     """
     if not is_same_source(run.config.source.as_dict(), source.origin):
         raise InputError(f"the run {run.path} is of other rows than {source.origin['name']}")
-    check_sizes(real, per_class)
     order = run.order
     found = []
     for k in range(real.n_classes):
         members = real.of_class(k).numpy()
         found.append(members[np.argsort(order[real.rows[members]])][:per_class])
     return np.stack(found, axis=1).flatten().tolist()
-
-
-def to_device(real: Real, asked: str | None) -> Real:
-    """Give the real set on the device that is asked for, or on a GPU where there is one."""
-    device = accelerator(asked) or "cpu"
-    names = ("images", "classes", "mean", "spread")
-    return replace(real, **{name: getattr(real, name).to(device) for name in names})
 
 
 def note_rows(real: Real, source: Source) -> list[str]:
@@ -192,12 +190,13 @@ def note_rows(real: Real, source: Source) -> list[str]:
     return notes
 
 
-def found_complete(place: Path, with_report: bool) -> Condensed:
+def found_complete(place: Path, source: Source, *, with_report: bool) -> Condensed:
     """Open a set that was there already, and write again what of its pages is lost."""
     found = Condensed(place)
     drop_state(place)
     lost = {*find_damage(place, found.manifest)} & {*SHOWN, CARD}
     if lost or (with_report and not (place / report.FILE).is_file()):
-        found.show(with_report=with_report)
+        real = read_real(source, found.request) if with_report else None
+        found.show(real, with_report=with_report)
     found.was_complete = True
     return found

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -123,17 +124,15 @@ class Condensed:
             real: The real pictures; None loads the source again, and if that cannot be had, no
                 real pictures are shown.
         """
+        if real is None:
+            with suppress(InputError):
+                real = self.open_real()
         with folder.claim_folder(self.path, CONDENSED):
             self.show(real)
         return self.path / report.FILE
 
     def show(self, real: Real | None = None, *, with_report: bool = True) -> None:
         """Do what `write_report` does, in a folder that is claimed."""
-        if real is None and with_report:
-            try:
-                real = self.open_real()
-            except InputError:
-                real = None
         write_shown(self.path, self.config, self.manifest, real, with_report=with_report)
         seal(self.path, self.manifest)
 
@@ -206,7 +205,7 @@ class Condensed:
             f"{sizes.images:,}, soft labels {sizes.soft_labels:,}",
             f"time     {', '.join(shown)}",
             f"folder   {self.path}",
-            f'load     datasets.load_dataset("{self.path}", split="train"); the first m x '
+            f'load     load_dataset("parquet", data_files="{self.path / DATA}"); the first m x '
             f"{len(manifest.classes)} rows are a set of m a class",
         ]
         if manifest.learning_rate is not None:
@@ -252,8 +251,8 @@ def is_finished(place: Path, config: CondensedConfig) -> bool:
     return not {*find_damage(place, manifest)} - {CONFIG, CARD, *SHOWN}
 
 
-def begin(place: Path, config: CondensedConfig, overwrite: bool) -> bool:
-    """Start a set in a claimed folder, or go on with the same one; say whether it goes on.
+def check_place(place: Path, config: CondensedConfig, overwrite: bool) -> bool:
+    """Say whether a set begins anew in a claimed folder, or goes on with what is there.
 
     Raises:
         InputError: If another set is there and may not be overwritten, or others put something
@@ -272,12 +271,16 @@ def begin(place: Path, config: CondensedConfig, overwrite: bool) -> bool:
             "folder"
         )
     folder.check_strangers(place, OURS, WHOLE)
-    if before is None or differing or is_complete:
+    return before is None or bool(differing) or is_complete
+
+
+def begin(place: Path, config: CondensedConfig, *, is_new: bool) -> None:
+    """Start a set in a claimed folder, or go on with the one that is there."""
+    if is_new:
         write_mark(place, CONDENSED)  # before and after all else
         card.clear_card(place)
         folder.clear_folder(place, OURS, WHOLE)
     config.write(place)
-    return (place / STATE).exists()
 
 
 def _differences(before: CondensedConfig, config: CondensedConfig) -> list[str]:

@@ -90,10 +90,7 @@ def write_rows(
 
 def check_columns(image_column: str, label_column: str) -> None:
     """Raise if a column of the source has the name of one of ours."""
-    taken = {image_column, label_column} & {PIXELS, SOFT_LABEL, ORDER} or (
-        {image_column} & {label_column}
-    )
-    if taken:
+    if taken := {image_column, label_column} & {PIXELS, SOFT_LABEL, ORDER}:
         raise InputError(
             f"the source has the column {taken.pop()}, which condense writes: rename it"
         )

@@ -1,8 +1,6 @@
-"""One browser for all tests of the page, and a folder of nasty rows."""
+"""Reports for the tests of the page, one of nasty rows."""
 
 import io
-import os
-import shutil
 
 import numpy as np
 import pytest
@@ -188,19 +186,3 @@ def large_report(tmp_path_factory):
     facts.texts = facts.reader.texts(range(n_rows))
     (folder / "report.html").write_text(make_page(facts, False), encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A headless Chromium; tests that ask for it are skipped where there is none."""
-    pytest.importorskip("playwright", reason="playwright is not installed")
-    from playwright.sync_api import sync_playwright
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} on PATH, and CHROMIUM is not set")
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()

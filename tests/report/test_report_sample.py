@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from opened_pages import Opened
 from report_runs import clusters
-from test_report_browser import Opened, lonely_point, spot
+from test_report_browser import lonely_point, spot
 from test_report_files import data_of, plain, read
 
 from dq_multimodal import compress

@@ -117,9 +117,7 @@ def run_loop(
                         loss = loss + loss_of(synthetic.prefix(prefixes.chosen))
                     optimiser.zero_grad()
                     loss.backward()
-                    if synthetic.images.grad is not None:
-                        prefixes.freeze(synthetic.images.grad, real.n_classes)
-                    optimiser.step()
+                    take_step(optimiser, synthetic, prefixes.frozen * real.n_classes)
             mean = float(torch.stack(losses).mean())
             if mean != mean or abs(mean) == float("inf"):
                 raise InputError(
@@ -169,6 +167,16 @@ def make_optimiser(synthetic: Synthetic, config: CondenseConfig) -> torch.optim.
     if config.method == "krr":
         return torch.optim.Adam(groups)
     return torch.optim.SGD(groups, momentum=MOMENTUM)
+
+
+def take_step(optimiser: torch.optim.Optimizer, synthetic: Synthetic, n_frozen: int) -> None:
+    """Take a step that leaves the first so many rows as they are, whatever their momentum."""
+    parts = [part for part in (synthetic.images, synthetic.targets) if part is not None]
+    before = [part[:n_frozen].detach().clone() for part in parts]
+    optimiser.step()
+    with torch.no_grad():
+        for part, kept in zip(parts, before, strict=True):
+            part[:n_frozen] = kept
 
 
 def _draw_net(real: Real, config: CondenseConfig) -> Net:

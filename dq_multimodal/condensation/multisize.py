@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from dq_multimodal.condensation.nets import Net
 from dq_multimodal.condensation.pictures import Real
@@ -44,10 +43,6 @@ class Prefixes:
         chosen = 1 + max(range(len(rates)), key=rates.__getitem__)
         self.frozen = self.chosen if chosen > self.chosen else 0
         self.chosen = chosen
-
-    def freeze(self, gradient: Tensor, n_classes: int) -> None:
-        """Set the gradient of the frozen images to zero, in place."""
-        gradient[: self.frozen * n_classes] = 0
 
 
 class FeatureDistance:

@@ -1,8 +1,9 @@
 """Where data and pretrained models are, and what an encoder makes of rows; used by `prepare`.
 
 A place is text: a path or glob, in which `{data}` stands for the folder of test data
-(DQ_TEST_DATA); `package:NAME/GLOB`, files inside an installed Python package; or a name that a
-library resolves (a Hub id, a timm model). A list of places stands for the first that is there.
+(DQ_TEST_DATA); `package:NAME/GLOB`, files inside an installed Python package; `made:NAME`, a set
+of `harness.made`; or a name that a library resolves (a Hub id, a timm model). A list of places
+stands for the first that is there.
 """
 
 import glob
@@ -20,9 +21,10 @@ from measure import DATA
 
 from dq_multimodal.config import InputError
 from dq_multimodal.files import describe_file, write_text
+from harness.made import make_pictures
 from harness.results import digest
 
-PACKAGE = "package:"
+PACKAGE, MADE = "package:", "made:"
 WEIGHT_KEYS = {"timm", "weights", "image_size", "mean", "std", "crop"}
 NEEDED_KEYS = {"timm", "weights", "image_size"}
 HALVES = {"image", "text"}
@@ -58,6 +60,8 @@ def find_place(wanted: str | Sequence[str]) -> str:
 
 def _look(place: str) -> tuple[str | None, str]:
     """Give what is at a place, or None and a line that says what would bring it."""
+    if place.startswith(MADE):
+        return make_pictures(place.removeprefix(MADE)), ""
     if place.startswith(PACKAGE):
         name, _, inside = place.removeprefix(PACKAGE).partition("/")
         if not name.isidentifier() or not inside:

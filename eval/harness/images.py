@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dq_multimodal.condensation.config import CONVNET
+from dq_multimodal.condensation.nets import build_net as build_convnet
 from dq_multimodal.config import InputError
 from dq_multimodal.models.classifiers import build_classifier
 from dq_multimodal.options import NEEDED, Request, check_count, in_range, option, whole_number
@@ -103,7 +105,10 @@ def rate_at(protocol: Protocol, step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The packed images of a task on a device: (n, h, w, 3) uint8 and (n,) int64."""
+    """The packed images of a task on a device: (n, h, w, 3) uint8 and (n,) int64.
+
+    The labels of the training images may be soft: (n, classes) float32.
+    """
 
     train: Tensor
     train_labels: Tensor
@@ -113,6 +118,8 @@ class Pictures:
     @property
     def n_classes(self) -> int:
         """Labels count from 0."""
+        if self.train_labels.ndim == 2:
+            return self.train_labels.shape[1]
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
 
     def start(
@@ -149,6 +156,13 @@ def load_pictures(bundle: Bundle, task: str, device: torch.device) -> Pictures:
         for name in ("images", "labels")
     )
     return Pictures(*(torch.tensor(np.asarray(array), device=device) for array in arrays))
+
+
+@functools.lru_cache(maxsize=2)
+def load_soft(bundle: Bundle, task: str, device: torch.device) -> Pictures:
+    """Give the images of a task with the learnt labels of its condensed sets."""
+    soft = torch.tensor(np.asarray(bundle.array(f"{task}/train/soft_labels")), device=device)
+    return replace(load_pictures(bundle, task, device), train_labels=soft)
 
 
 @dataclass(frozen=True)
@@ -308,9 +322,19 @@ def small_cnn(n_classes: int) -> nn.Module:
 
 
 def build_net(name: str, n_classes: int, side: int) -> nn.Module:
-    """Build `resnet9`, `small-cnn`, or a net of `build_classifier` (any timm name)."""
+    """Build a net by its name.
+
+    It is `resnet9`, `small-cnn`, one of the papers on condensation (`convnet`, of a depth that fits
+    the side, or `convnet-d3`; `convnet/32` has 32 channels and not 128), or one of
+    `build_classifier` (any timm name).
+    """
     own = {"resnet9": resnet9, "small-cnn": small_cnn}
-    return own[name](n_classes) if name in own else build_classifier(name, n_classes, side)
+    if name in own:
+        return own[name](n_classes)
+    kind, _, width = name.partition("/")
+    if kind.startswith(CONVNET) and (not width or width.isdecimal()):
+        return build_convnet(kind, n_classes, 3, side, *([int(width)] if width else []))
+    return build_classifier(name, n_classes, side)
 
 
 @functools.cache
@@ -425,14 +449,17 @@ def train(
 
     Args:
         job: The cell; `job.rows` are positions in the packed training images.
-        bundle: Holds TASK/train/images, TASK/train/labels and the same of test.
+        bundle: Holds TASK/train/images, TASK/train/labels and the same of test; for a soft cell
+            also TASK/train/soft_labels, (n, classes), by which the loss is the cross entropy
+            - sum_k y_k log p_k.
         device: Where it trains.
         progress: Is told the share of the work that is done, rising to 1; what it raises passes.
 
     Returns:
         steps, epochs, batch_size, precision, compiled, and the metric "test accuracy" in percent.
     """
-    return train_on(job, load_pictures(bundle, job.task, device), device, progress)
+    load = load_soft if job.is_soft else load_pictures
+    return train_on(job, load(bundle, job.task, device), device, progress)
 
 
 def train_on(

@@ -17,6 +17,7 @@ from dq_multimodal.data.source import Source, load_source, pin_of
 from dq_multimodal.files import describe_file
 from dq_multimodal.models.locate import hash_weights
 from harness.bundle import Bundle, BundleWriter, is_bundle
+from harness.condensed import Added
 from harness.encoders import embed, find_encoder, find_place
 from harness.results import digest
 from harness.selections import Chooser
@@ -52,13 +53,15 @@ SCHEMA = pa.schema(
         "use_weights": pa.string(),
         "keep_ratio": pa.float64(),
         "options": pa.string(),
+        "is_soft": pa.bool_(),
+        "condensed": pa.string(),
         "rows_digest": pa.string(),
         "bytes": pa.int64(),
         "selection_seconds": pa.float64(),
         "proxy_seconds": pa.float64(),
     }
 )
-"""One line a selection, keep ratio and draw; `rows` are positions in the packed rows."""
+"""One line a selection, size and draw; `rows` are positions in the packed rows."""
 
 
 def prepare(name: str, folder: Path, work: Path) -> None:
@@ -117,7 +120,7 @@ class Task:
         numbers: Their numbers in row lists; None if these are 0 ... n-1.
         embeddings: File of their embeddings, where the suite names one.
         target: The options of `compress` that name the target rows; empty if there are none.
-        restored: Rows, and their images with filled patches, which follow the used rows.
+        added: Images that follow those of the used rows: with filled patches, or synthetic.
     """
 
     def __init__(self, suite: Suite, name: str, work: Path) -> None:
@@ -135,7 +138,7 @@ class Task:
         self.embeddings = None if ready is None else find_place(ready)
         self.numbers: np.ndarray | None = None
         self.target: dict[str, Any] = {}
-        self.restored: list[tuple[np.ndarray, np.ndarray]] = []
+        self.added: list[Added] = []
 
     def prepare(self, writer: BundleWriter) -> dict[str, Any]:
         """Write all parts of the task, and give what bundle.json says of it.
@@ -149,16 +152,21 @@ class Task:
             used = np.arange(self.n_rows)
         n_packed = len(used)
         for line in tqdm(lines, desc=f"{self.name}, rows"):
-            line["bytes"] = self.count_bytes(line["rows"])
-            line["rows_digest"] = digest(line["rows"].tolist())
-            if line["weights"] is not None:
-                parts = [line["use_weights"], line["weights"].tolist()]
-                line["rows_digest"] = digest(line["rows_digest"], *parts)
+            added = line.pop("added", None)
+            if added is None:
+                line["bytes"] = self.count_bytes(line["rows"])
+                line["rows_digest"] = digest(line["rows"].tolist())
+                if line["weights"] is not None:
+                    parts = [line["use_weights"], line["weights"].tolist()]
+                    line["rows_digest"] = digest(line["rows_digest"], *parts)
+                if json.loads(line["options"]).get("drop_ratio"):  # other pixels than the source's
+                    added, changes = self.restore(line)
+                    line |= changes
             positions = np.searchsorted(used, line["rows"])
-            if json.loads(line["options"]).get("drop_ratio"):  # other pixels than the source's
-                positions = np.arange(n_packed, n_packed + len(positions))
+            if added is not None:
+                positions = np.arange(n_packed, n_packed + len(added.classes))
                 n_packed += len(positions)
-                line |= self.restore(line)
+                self.added.append(added)
             line["rows"] = positions.astype(np.int32)
         writer.add_table(f"{self.name}/selections", pa.Table.from_pylist(lines, SCHEMA))
         digests = {}
@@ -221,12 +229,12 @@ class Task:
         """Choose the rows of every selection, keep ratio and draw."""
         asked = dict.fromkeys((cell.selection, cell.keep, cell.draw) for cell in self.cells)
         lines = []
+        self.chooser.condense_all(asked)
         for selection, keep, draw in tqdm(asked, desc=f"{self.name}, selections"):
             line = {"selection": selection, "keep": str(keep), "draw": draw}
             options = self.suite.selections[selection]
             line["options"] = json.dumps({k: v for k, v in options.items() if k != "use_weights"})
-            seed = self.suite.draw_seed(selection, draw)
-            lines.append(line | self.chooser.choose(selection, keep, seed))
+            lines.append(line | self.chooser.choose(selection, keep, draw))
         return lines
 
     def pack_features(self, writer: BundleWriter, used: np.ndarray) -> None:
@@ -241,19 +249,40 @@ class Task:
         writer.add_array(f"{self.name}/train/features", train[used].astype(np.float32))
         writer.add_array(f"{self.name}/test/features", test.astype(np.float32))
 
-    def pack_labels(self, writer: BundleWriter, used: np.ndarray) -> None:
-        """Write the classes of the used and the test rows."""
-        from dq_multimodal.data.columns import find_label_column, match_classes, read_classes
+    @cached_property
+    def classes(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The class of every row, (n,), -1 where it has none, and the names of the classes."""
+        from dq_multimodal.data.columns import find_label_column, read_classes
 
         rows = self.source.dataset
-        column = find_label_column(rows, self.spec.get("label_column"))
-        classes, labels = read_classes(rows, column)
-        of_test = match_classes(*read_classes(self.test_source.dataset, column), labels)
-        own = np.concatenate([used, *(rows for rows, _ in self.restored)])
-        for part, found in (("train", classes[own]), ("test", of_test)):
+        return read_classes(rows, find_label_column(rows, self.spec.get("label_column")))
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes have rows."""
+        return len(np.unique(self.classes[0][self.classes[0] >= 0]))
+
+    def classes_of(self, rows: Any) -> np.ndarray:
+        """Give the classes of other rows, (n,), by the numbers that those of the task have."""
+        from dq_multimodal.data.columns import find_label_column, match_classes, read_classes
+
+        column = find_label_column(self.source.dataset, self.spec.get("label_column"))
+        return match_classes(*read_classes(rows, column), self.classes[1])
+
+    def pack_labels(self, writer: BundleWriter, used: np.ndarray) -> None:
+        """Write the classes of the used and the test rows, and the labels that were learnt."""
+        own = np.concatenate([self.classes[0][used], *(added.classes for added in self.added)])
+        for part, found in (("train", own), ("test", self.classes_of(self.test_source.dataset))):
             if (found < 0).any():
                 raise InputError(f"task {self.name}: {part} rows without a known class")
             writer.add_array(f"{self.name}/{part}/labels", found.astype(np.int64))
+        if any(added.soft is not None for added in self.added):
+            soft, first = np.eye(self.n_classes, dtype=np.float32)[own], len(used)
+            for added in self.added:
+                if added.soft is not None:
+                    soft[first : first + len(added.classes)] = added.soft
+                first += len(added.classes)
+            writer.add_array(f"{self.name}/train/soft_labels", soft)
 
     def count_bytes(self, rows: np.ndarray) -> int | None:
         """Give the bytes of the images of some rows; None where there are none."""
@@ -263,8 +292,8 @@ class Task:
         """Write the used rows and those of the tests, and give the digests of their cells."""
         raise NotImplementedError
 
-    def restore(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Keep rows whose patches were dropped and filled, and give what that changes in a line."""
+    def restore(self, line: dict[str, Any]) -> tuple[Added, dict[str, Any]]:
+        """Drop patches of kept rows; give the filled images, and what that changes in a line."""
         raise InputError(f"task {self.name}: drop_ratio is for images")
 
 
@@ -274,7 +303,7 @@ class ImageTask(Task):
     def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
         """Write square images, uint8; cells depend on rows, columns, size and test images."""
         of_train = self.decode(self.source.dataset, used, "decode train")
-        of_train = np.concatenate([of_train, *(filled for _, filled in self.restored)])
+        of_train = np.concatenate([of_train, *(added.images for added in self.added)])
         writer.add_array(f"{self.name}/train/images", of_train)
         of_test = self.decode(self.test_source.dataset, None, "decode test")
         writer.add_array(f"{self.name}/test/images", of_test)
@@ -297,14 +326,13 @@ class ImageTask(Task):
             )
         return pictures.__getitems__(list(range(len(pictures))))[0]
 
-    def restore(self, line: dict[str, Any]) -> dict[str, Any]:
+    def restore(self, line: dict[str, Any]) -> tuple[Added, dict[str, Any]]:
         """Drop patches of the kept rows as `compress` does, and read the images back filled."""
         seed = self.suite.draw_seed(line["selection"], line["draw"])
         run = self.chooser.drop_patches(line["selection"], line["keep_ratio"], seed)
         fill = {"fill": run.request.fill, "mae_model": run.request.mae_model}
         images = self.decode(run.subset, None, "restore", **fill)
-        self.restored.append((run.kept, images))
-        return {
+        return Added(images, self.classes[0][run.kept]), {
             "bytes": run.manifest.bytes.stored_images,
             "rows_digest": digest(line["rows_digest"], hashlib.sha256(images).hexdigest()),
             "proxy_seconds": None,  # not known: classifier and autoencoder were there
@@ -313,13 +341,17 @@ class ImageTask(Task):
     @cached_property
     def sizes(self) -> np.ndarray | None:
         """Bytes of each image file, (n,); None where the rows only name files."""
+        return self.file_sizes(self.source.dataset)
+
+    def file_sizes(self, rows: Any) -> np.ndarray | None:
+        """Give the bytes of the image files of some rows, (n,); None where they only name files."""
         import pyarrow.compute as pc
 
         from dq_multimodal.data.columns import find_image_column
         from dq_multimodal.data.pixels import undecoded
 
-        column = find_image_column(self.source.dataset, self.spec.get("image_column"))
-        rows = undecoded(self.source.dataset, column).select_columns([column])
+        column = find_image_column(rows, self.spec.get("image_column"))
+        rows = undecoded(rows, column).select_columns([column])
         blocks = (b[column].combine_chunks() for b in rows.with_format("arrow").iter(1000))
         found = pa.chunked_array([pc.binary_length(pc.struct_field(b, "bytes")) for b in blocks])
         return None if found.null_count else found.to_numpy().astype(np.int64)
@@ -410,7 +442,7 @@ class QuestionTask(ImageTask):
         """Give nothing: rows share pictures."""
         return None
 
-    def restore(self, line: dict[str, Any]) -> dict[str, Any]:
+    def restore(self, line: dict[str, Any]) -> tuple[Added, dict[str, Any]]:
         """Refuse it."""
         raise InputError(f"task {self.name}: drop_ratio is for tasks of kind image")
 

@@ -104,13 +104,15 @@ def describe(cell: Cell, suite: Suite, choices: Choices) -> dict[str, Any]:
     chosen = choices.of(cell)
     settings, options = suite.settings[cell.protocol], json.loads(chosen["options"])
     data = choices.digest_of(cell, settings["trainer"])
-    rows = np.asarray(chosen["rows"], dtype=np.int64)
+    rows, condensed = np.asarray(chosen["rows"], dtype=np.int64), chosen.get("condensed")
     return {
         "suite": suite.name,
         "task": cell.task,
         "selection": cell.selection,
         "options": options,
         "use_weights": chosen.get("use_weights") or "none",
+        "labels": "soft" if chosen.get("is_soft") else "hard",
+        "condensed": json.loads(condensed) if condensed else None,
         "keep": cell.keep,
         "keep_ratio": chosen["keep_ratio"],
         "rows": len(rows),
@@ -378,6 +380,7 @@ def train_cell(cell: Cell, choices: Choices, plan: Plan) -> dict[str, Any]:
         cell.training_seed,
         None if weights is None else np.asarray(weights, dtype=np.float32),
         chosen.get("use_weights") == "sample",
+        bool(chosen.get("is_soft")),
     )
     is_cuda = plan.device == "cuda"
     device = torch.device(plan.device)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,17 +22,19 @@ from dq_multimodal.config import (
 from dq_multimodal.core.hashing import hash_numbers
 from dq_multimodal.files import put_in_place
 from dq_multimodal.training.weights import UseWeights
+from harness.condensed import check_condensed, make_sets, read_set, request_of
 from harness.encoders import find_encoder, find_place
 from harness.results import digest
+from harness.suite import images_of
 
 if TYPE_CHECKING:
     from dq_multimodal import Run
 
 DRAWN = {"method", "draw", "alpha", "importance", "norm", "target_share"}
 """Options that need no other bins, scores or marks of rows."""
-KINDS = ("method", "row_list", "by_length")
+KINDS = ("method", "row_list", "by_length", "condense")
 """Keys of which a selection has one: how it chooses."""
-OWN = {"by_class", "where", "use_weights", "text_share", *KINDS[1:]}
+OWN = {"by_class", "where", "use_weights", "text_share", "same_bytes_as", *KINDS[1:3]}
 """Keys of a selection beside the options of `compress`."""
 PLACES = ("dynamics", "target", "target_model")
 """Options that are places, found as the encoder is."""
@@ -62,16 +65,22 @@ def check_selections(
     known = set(CompressConfig.recorded()) - GIVEN | OWN
     known = known | {"modality"} if kind == BOTH else known - {"text_share"}
     for name, options in selections.items():
+        if "condense" in options:
+            check_condensed(name, options)
+            continue
         if set(options) - known or sum(key in options for key in KINDS) != 1:
             raise InputError(
-                f"selection {name} must have a method or a row_list or by_length, and options "
-                f"of compress beside {', '.join(sorted(GIVEN))}; got {', '.join(options)}"
+                f"selection {name} must have a method or a row_list or by_length (or condense), "
+                f"and options of compress beside {', '.join(sorted(GIVEN))}; got "
+                f"{', '.join(options)}"
             )
         check_choice("use_weights", options.get("use_weights", "loss"), UseWeights)
         if options.get("target") == TASK_TARGET and not has_target:
             raise InputError(f"selection {name}: the task has no target")
         if "method" in options and options["method"] not in get_args(Method):
             raise InputError(f"selection {name}: no method {options['method']}")
+        if (other := options.get("same_bytes_as")) is not None and other not in selections:
+            raise InputError(f"selection {name}: no selection {other} to take no more bytes than")
 
 
 class Chooser:
@@ -89,53 +98,116 @@ class Chooser:
         self.encoder, self.encoder_place = spec.get("encoder"), task.encoder
         self.embeddings, self.numbers, self.target = task.embeddings, task.numbers, task.target
         self.options = {**task.which, **task.columns, "modality": spec["kind"]}
+        every = task.suite.selections
         used = {name for cell in task.cells for name in (cell.selection, cell.keep)}
+        used |= {every[name].get("same_bytes_as") for name in used if name in every}
         hidden = {"label_column": "none"} if spec.get("unlabelled") else {}
         self.selections = {
             name: (hidden if "method" in options else {}) | options
-            for name, options in task.suite.selections.items()
+            for name, options in every.items()
             if name in used
         }
         self._runs: dict[str, Run] = {}
         self._embedded: Run | None = None  # whose embeddings are those of all
         check_selections(self.selections, bool(self.target), spec["kind"])
 
-    def choose(self, name: str, keep: float | str, seed: int) -> dict[str, Any]:
+    def choose(self, name: str, keep: float | str, draw: int) -> dict[str, Any]:
         """Choose rows.
 
         Args:
             name: The selection.
-            keep: Share of the rows, or the name of a row list, as many rows as which are kept.
-            seed: Of the draw.
+            keep: Share of the rows, or the name of a row list, as many rows as which are kept, or
+                a number of images a class.
+            draw: Number of the draw.
 
         Returns:
             `rows`, sorted numbers in the dataset; `weights` of them, mean 1, or None, and
-            `use_weights`; `keep_ratio`; `selection_seconds`, of bins and order; `proxy_seconds`,
-            of the encoder, for embeddings and scores (None: not known, as where embeddings were
-            ready, or beside training dynamics or target models, which were made elsewhere).
+            `use_weights`; `keep_ratio`, that of the size that was asked for; `selection_seconds`,
+            of bins and order; `proxy_seconds`, of the encoder, for embeddings and scores (None: not
+            known, as where embeddings were ready, or beside training dynamics or target models,
+            which were made elsewhere). Of a condensed set there are no rows, but `added`, the
+            images, `bytes`, `is_soft` and `condensed`, the settings that made it.
         """
-        options = self.selections[name]
-        n_kept = len(self.listed(keep)) if isinstance(keep, str) else count_kept(self.n_rows, keep)
-        weights, seconds = None, (None, None)
-        if "row_list" in options:
-            listed = self.listed(name)
-            order = listed[np.argsort(hash_numbers(seed, listed.astype(np.uint64)), kind="stable")]
-        elif options.get("by_length"):
-            order = self.order_by_length()
-        else:
-            order, weights, seconds = self.order_rows(options, seed, n_kept)
+        options, n_kept = self.selections[name], self.count_rows(keep)
+        found = {"weights": None, "use_weights": "none", "keep_ratio": n_kept / self.n_rows}
+        if "condense" in options:
+            return found | self.read_condensed(options, keep, draw)
+        seed = self.task.suite.draw_seed(name, draw)
+        order, weights, seconds = self.order(name, seed, n_kept)
+        if other := options.get("same_bytes_as"):
+            room, n_kept = self.count_bytes(other, keep, draw), 0
+            while (n_fit := self.count_fitting(order, room)) != n_kept:
+                n_kept = min(n_fit, n_kept or n_fit)  # the order may go by the number
+                order, weights, seconds = self.order(name, seed, n_kept)
         if len(order) < n_kept:
             raise InputError(f"{name} has {len(order):,} rows, and {n_kept:,} were to be kept")
         rows, use = np.sort(order[:n_kept]), options.get("use_weights", "loss")
-        is_weighted = weights is not None and use != "none"
-        return {
+        if weights is not None and use != "none":
+            found |= {"weights": weights[rows], "use_weights": use}
+        return found | {
             "rows": rows,
-            "weights": weights[rows] if is_weighted else None,
-            "use_weights": use if is_weighted else "none",
-            "keep_ratio": n_kept / self.n_rows,
             "selection_seconds": seconds[0],
             "proxy_seconds": seconds[1],
         }
+
+    def count_rows(self, keep: float | str) -> int:
+        """Give the number of rows that a size stands for."""
+        if (n_images := images_of(keep)) is not None:
+            if not self.task.n_classes:
+                raise InputError(f"task {self.task.name}: {keep}, and there are no classes")
+            return n_images * self.task.n_classes
+        return len(self.listed(keep)) if isinstance(keep, str) else count_kept(self.n_rows, keep)
+
+    def count_bytes(self, name: str, keep: float | str, draw: int) -> int:
+        """Give the bytes of the images of a selection."""
+        found = self.choose(name, keep, draw)
+        size = found["bytes"] if "bytes" in found else self.task.count_bytes(found["rows"])
+        if size is None:
+            raise InputError(f"task {self.task.name}: the bytes of its images are not known")
+        return size
+
+    def count_fitting(self, order: np.ndarray, room: int) -> int:
+        """Give how many of the first rows have together no more than so many bytes."""
+        n_fit = int(np.searchsorted(np.cumsum(self.task.sizes[order]), room, side="right"))
+        if not n_fit:
+            raise InputError(f"task {self.task.name}: no image has only {room:,} bytes")
+        return n_fit
+
+    def order(self, name: str, seed: int, n_kept: int) -> tuple[Any, ...]:
+        """Give the rows in the order of a selection, their weights, and the seconds it needed."""
+        options = self.selections[name]
+        if "row_list" in options:
+            listed = self.listed(name)
+            order = listed[np.argsort(hash_numbers(seed, listed.astype(np.uint64)), kind="stable")]
+            return order, None, (None, None)
+        if options.get("by_length"):
+            return self.order_by_length(), None, (None, None)
+        return self.order_rows(options, seed, n_kept)
+
+    def condense_all(self, asked: Iterable[tuple[str, float | str, int]]) -> None:
+        """Make the condensed sets of some (selection, size, draw) that are not there yet."""
+        requests = [
+            self.request_condensed(self.selections[name], keep, draw)
+            for name, keep, draw in asked
+            if "condense" in self.selections[name]
+        ]
+        make_sets(self.work, list({digest(request): request for request in requests}.values()))
+
+    def request_condensed(
+        self, options: dict[str, Any], keep: float | str, draw: int
+    ) -> dict[str, Any]:
+        """Give what is asked of `condense`."""
+        spec, names = self.task.spec, ("image_column", "label_column", "image_size")
+        source = {"dataset": self.dataset} | self.task.which
+        source |= {key: spec[key] for key in names if key in spec}
+        return request_of(options, images_of(keep) or 0, draw, source)
+
+    def read_condensed(
+        self, options: dict[str, Any], keep: float | str, draw: int
+    ) -> dict[str, Any]:
+        """Give the first images of each class of a condensed set: see `choose`."""
+        request = self.request_condensed(options, keep, draw)
+        return read_set(self.task, self.work, request, images_of(keep), options.get("use_soft"))
 
     def order_rows(
         self, options: dict[str, Any], seed: int, n_kept: int

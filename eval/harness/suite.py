@@ -8,12 +8,18 @@
 
 A selection may have keys of its own beside the options of `compress`: `use_weights` (loss, sample
 or none: what becomes of the weights of its rows, by default of their losses), `by_class: false`
-(random rows whatever their labels), `row_list` with `where` (see `read_row_list`), and `by_length:
-true` (the rows with the longest responses). `target: task` stands for the target rows of the task.
-An entry of tasks or protocols may say `like: NAME` and change some of that one.
+(random rows whatever their labels), `row_list` with `where` (see `read_row_list`), `by_length:
+true` (the rows with the longest responses), and `same_bytes_as: NAME` (as many rows of its order as
+take no more bytes than that selection at the same size and draw). `target: task` stands for the
+target rows of the task. An entry of tasks or protocols may say `like: NAME` and change some of that
+one.
 
-A cell is one training run: a task, a selection with a keep ratio and a draw, a protocol, a net and
-a training seed.
+A selection that says `condense: dm` is a synthetic set, with options of `condense` (dm is its
+method): of the size asked, or with `images_per_class` of its own the first images of the set of
+that size. With `use_soft: false` it is trained by its classes where it has learnt labels.
+
+A cell is one training run: a task, a selection with a keep ratio (or images a class) and a draw, a
+protocol, a net and a training seed.
 """
 
 import importlib
@@ -39,6 +45,8 @@ TRAINERS = {"image": "images", "text": "text", "probe": "probe", "vqa": "vqa"}
 """Module of each trainer, in this folder."""
 FITTING = {"image": ("image", "probe"), "text": ("text", "probe"), "image-text": ("vqa",)}
 """Kinds of tasks, and the trainers for each."""
+PER_CLASS = " a class"
+"""What `keep` ends with where it is a number of images of each class."""
 Entries = dict[str, dict[str, Any]]
 
 
@@ -48,7 +56,8 @@ class Group(TypedDict):
     task: str
     protocol: str
     nets: list[str]
-    keep_ratios: list[Any]
+    keep_ratios: NotRequired[list[Any]]
+    images_per_class: NotRequired[list[int]]
     selections: list[str]
     draws: NotRequired[int]
     seeds: NotRequired[int]
@@ -71,7 +80,8 @@ class Cell:
     Attributes:
         task: Name of the data.
         selection: Name of the selection.
-        keep: Share of the rows in (0, 1], or the name of a row list, whose number of rows is kept.
+        keep: Share of the rows in (0, 1], or the name of a row list, whose number of rows is kept,
+            or "10 a class".
         protocol: Name of the training settings.
         net: Name of the model that is trained.
         draw: Number of the draw of the rows, from 0.
@@ -107,6 +117,7 @@ class Job:
         seed: Training seed.
         weights: Weight of each row, (k,), mean 1; None is equal weights.
         is_sampled: Whether they are chances of rows to be in a batch, and not factors of losses.
+        is_soft: Whether the targets are the labels that were learnt with the images.
     """
 
     task: str
@@ -117,6 +128,7 @@ class Job:
     seed: int
     weights: np.ndarray | None = None
     is_sampled: bool = False
+    is_soft: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,23 +236,48 @@ def _cells_of(number: int, group: Group, suite: Suite) -> Iterator[Cell]:
     for what, count in counts.items():
         if not 1 <= count <= SEEDS_APART:
             raise InputError(f"{where}.{what} must be 1 to {SEEDS_APART:,}, got {count}")
-    for keep in group["keep_ratios"]:
-        is_list = isinstance(keep, str) and "row_list" in suite.selections.get(keep, {})
-        if not is_list and not (is_number(keep) and 0 < keep <= 1):
-            raise InputError(f"keep_ratios must lie in (0, 1] or name a row list, got {keep}")
+    keeps = [*_keeps_of(where, group, suite.selections)]
     suite.protocol(protocol)
     kind, trainer = suite.tasks[task].get("kind"), suite.settings[protocol]["trainer"]
     if kind not in FITTING:
         raise InputError(f"task {task}: kind must be one of {', '.join(FITTING)}, got {kind!r}")
     if trainer not in FITTING[kind]:
         raise InputError(f"protocol {protocol} is for {trainer}, and task {task} is of {kind}")
-    keeps = [keep if isinstance(keep, str) else float(keep) for keep in group["keep_ratios"]]
+    for name in group["selections"]:
+        if "condense" in suite.selections[name] and trainer != "image":
+            raise InputError(f"{where}: {name} is condensed, and protocol {protocol} is no image's")
     order = (*map(range, counts.values()), keeps, group["selections"], group["nets"])
     for draw, seed, keep, selection, net in product(*order):
         is_same = keep == 1 or is_same_rows(selection, suite.selections[selection], keep)
         is_fixed = trainer == "probe" and is_same
         if not is_fixed or draw == seed == 0:
             yield Cell(task, selection, keep, protocol, net, draw, seed, is_fixed)
+
+
+def _keeps_of(where: str, group: Group, selections: Entries) -> Iterator[float | str]:
+    """Give the sizes of a group as cells have them."""
+    if ("keep_ratios" in group) == ("images_per_class" in group):
+        raise InputError(f"{where}: wanted keep_ratios or images_per_class")
+    for keep in group.get("keep_ratios", []):
+        is_list = isinstance(keep, str) and "row_list" in selections.get(keep, {})
+        if not is_list and not (is_number(keep) and 0 < keep <= 1):
+            raise InputError(f"keep_ratios must lie in (0, 1] or name a row list, got {keep}")
+        yield keep if isinstance(keep, str) else float(keep)
+    own = {name: selections[name] for name in group["selections"] if "condense" in selections[name]}
+    if own and "keep_ratios" in group:
+        raise InputError(f"{where}: {', '.join(own)} is condensed: wanted images_per_class")
+    for n_images in group.get("images_per_class", []):
+        check_count("images_per_class", n_images)
+        for name, options in own.items():
+            if (most := options.get("images_per_class", n_images)) < n_images:
+                raise InputError(f"{where}: {name} has {most} images a class, asked for {n_images}")
+        yield f"{n_images}{PER_CLASS}"
+
+
+def images_of(keep: float | str) -> int | None:
+    """Give the images of each class that `keep` stands for; None where it is something else."""
+    number, mark, rest = str(keep).partition(PER_CLASS)
+    return int(number) if mark and not rest and number.isdecimal() else None
 
 
 def is_same_rows(name: str, options: dict[str, Any], keep: float | str) -> bool:

@@ -13,6 +13,7 @@ from harness.results import appending, key_of, read_lines
 from harness.suite import (
     EVAL,
     at_ratio,
+    images_of,
     is_same_rows,
     read_suite,
     resolve,
@@ -34,6 +35,8 @@ SUITE: dict[str, Any] = {
         "dq": {"method": "dq"},
         "ranked": {"method": "dq", "draw": "rank"},
         "published": {"row_list": "rows.npy"},
+        "dc": {"condense": "dc"},
+        "dc at 10": {"condense": "dc", "images_per_class": 10},
     },
     "compare": [
         {
@@ -57,6 +60,22 @@ def write(folder, **changes):
 
 def group(**changes):
     return [{**SUITE["compare"][0], **changes}]
+
+
+def per_class(sizes, *selections, **changes):
+    """Make a group of images a class."""
+    changes = {"protocol": "condensed", "selections": list(selections) or ["random"]} | changes
+    (found,) = group(images_per_class=sizes, **changes)
+    del found["keep_ratios"]
+    return [found]
+
+
+def test_images_a_class_are_a_size(tmp_path):
+    compare = per_class([1, 10], "random", "dc at 10")
+    cells = read_suite(write(tmp_path, compare=compare)).cells
+    assert [c.keep for c in cells[:4]] == ["1 a class"] * 2 + ["10 a class"] * 2
+    assert [images_of(c.keep) for c in cells[:4]] == [1, 1, 10, 10]
+    assert [*map(images_of, (0.1, 1.0, "published", "a class", "x a class"))] == [None] * 5
 
 
 def test_a_group_is_one_draw_of_everything_after_the_other(tmp_path):
@@ -101,7 +120,12 @@ def test_only_training_without_noise_makes_same_rows_a_fixed_cell(tmp_path):
         ({"compare": group(keep_ratios=[1.5])}, "got 1.5"),
         ({"compare": group(keep_ratios=["dq"])}, "got dq"),
         ({"compare": group(drawz=3)}, "no key drawz"),
-        ({"compare": [{"task": "toy"}]}, "compare[0] has no keep_ratios"),
+        ({"compare": [{"task": "toy"}]}, "compare[0] has no nets"),
+        ({"compare": group(images_per_class=[1])}, "wanted keep_ratios or images_per_class"),
+        *[({"compare": per_class([x])}, "images_per_class") for x in (0, 0.5, "1")],
+        ({"compare": per_class([11], "dc at 10")}, "dc at 10 has 10 images a class, asked for 11"),
+        ({"compare": group(selections=["dc"])}, "dc is condensed: wanted images_per_class"),
+        ({"compare": per_class([1], "dc", protocol="quick")}, "dc is condensed, and protocol"),
         ({"selektions": {}}, "no key selektions"),
         *[({"compare": group(keep_ratios=[x])}, "(0, 1]") for x in (True, float("nan"), None, [1])],
         *[({"decides": x}, "decides must ") for x in (5, None, "", " ", ["x"])],

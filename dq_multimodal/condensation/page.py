@@ -37,6 +37,8 @@ LARGEST_SIDE = 96
 """Larger pictures are scaled down."""
 MAX_LISTED = 100
 """Choices of a prefix that are listed."""
+COMPARED = 20
+"""Real pictures of each class, at least, that are compared with the others."""
 BLOCK_NUMBERS = 20_000_000
 WIDTH, HEIGHT = 640, 200
 """Units of a chart."""
@@ -50,7 +52,8 @@ class Nearest:
     Attributes:
         place: Their places in the real set, nearest first, -1 where a class has too few.
         distance: Root mean square of the difference of all numbers of two normalised pictures.
-        typical: Median of the distance of a real picture to its nearest other of the class.
+        typical: Median of the distance of a real picture to its nearest other of the class, of
+            some of each class.
     """
 
     place: Int[ndarray, "n k"]
@@ -68,13 +71,13 @@ def find_nearest(pixels: Float[ndarray, "n c h w"], real: Real) -> Nearest:
     for k in range(n_classes):
         members = real.of_class(k).cpu()
         theirs = real.images[members.to(real.images.device)].cpu()
-        n_near = min(N_NEAR, len(members))
-        found, at = _search(ours[k::n_classes], theirs, real, n_near)
-        place[k::n_classes, :n_near] = members[at].numpy()
-        distance[k::n_classes, :n_near] = found.numpy() / scale
+        some = real.normalise(theirs[:: max(1, len(theirs) // COMPARED)].to(real.mean.device)).cpu()
+        n, n_near = len(ours[k::n_classes]), min(N_NEAR, len(members))
+        found, at = _search(torch.cat([ours[k::n_classes], some]), theirs, real, max(n_near, 2))
+        place[k::n_classes, :n_near] = members[at[:n, :n_near]].numpy()
+        distance[k::n_classes, :n_near] = found[:n, :n_near].numpy() / scale
         if len(members) > 1:
-            some = real.normalise(theirs[:: max(1, len(theirs) // 100)].to(real.mean.device)).cpu()
-            among += (_search(some, theirs, real, 2)[0][:, 1] / scale).tolist()
+            among += (found[n:, 1] / scale).tolist()
     return Nearest(place, distance, float(np.median(among)) if among else float("nan"))
 
 

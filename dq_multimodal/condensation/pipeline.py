@@ -27,7 +27,7 @@ from dq_multimodal.condensation.result import (
     write_result,
     write_shown,
 )
-from dq_multimodal.condensation.rows import check_columns
+from dq_multimodal.condensation.rows import check_columns, count_real_bytes
 from dq_multimodal.config import InputError
 from dq_multimodal.data.columns import find_image_column, find_label_column
 from dq_multimodal.data.pixels import image_columns
@@ -39,7 +39,6 @@ from dq_multimodal.options import takes
 from dq_multimodal.patches.store import find_patch_columns
 from dq_multimodal.run import Run, open_run
 from dq_multimodal.stages.selection import SELECTION_FILE
-from dq_multimodal.stages.subset import measure_picks
 
 if TYPE_CHECKING:
     from dq_multimodal.data.source import AnyDataset
@@ -81,8 +80,7 @@ def condense(dataset: "AnyDataset", **options: Any) -> Condensed:
         seconds["loop"] = time.perf_counter() - started
         source.check()
         started = time.perf_counter()
-        columns = source.dataset.select_columns([config.image_column])
-        real_bytes = int(measure_picks(columns, real.rows).sum())
+        real_bytes = count_real_bytes(source.dataset, config.image_column, real.rows)
         kind = source.dataset.features[config.label_column]
         notes = note_rows(real, source)
         manifest = write_result(place, config, on_device, kind, real_bytes, learnt, notes)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Array3D, Features, List, Value
 from datasets import Image as ImageFeature
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from PIL import Image
 
@@ -17,9 +18,10 @@ from dq_multimodal.condensation.synthetic import Synthetic
 from dq_multimodal.config import InputError
 from dq_multimodal.data.local import read_parquet
 from dq_multimodal.data.pixels import read_bytes, undecoded
-from dq_multimodal.data.row_files import NO_FILES, admit
+from dq_multimodal.data.row_files import NO_FILES, admit, measure_outside
 from dq_multimodal.data.stream import reading
 from dq_multimodal.files import write_table
+from dq_multimodal.stages.subset import measure_picks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,6 +96,18 @@ def check_columns(image_column: str, label_column: str) -> None:
         raise InputError(
             f"the source has the column {taken.pop()}, which condense writes: rename it"
         )
+
+
+def count_real_bytes(dataset: "Dataset", column: str, rows: Int[ndarray, " n"]) -> int:
+    """Count the bytes of the image files of some rows of a source, or of their patch records."""
+    files = dataset.select_columns([column])
+    chunks = files.data.column(column).chunks
+    if not any("bytes" in (field.name for field in chunk.type) for chunk in chunks):
+        return int(measure_picks(files, rows).sum())
+    inside = [pc.fill_null(pc.binary_length(chunk.field("bytes")), 0) for chunk in chunks]
+    places = rows if files._indices is None else files._indices.column(0).to_numpy()[rows]
+    sizes = np.concatenate([part.to_numpy(zero_copy_only=False) for part in inside])[places]
+    return int(sizes.sum() + measure_outside(files.data.table, files.features, places).sum())
 
 
 def open_rows(folder: Path) -> "Dataset":

@@ -439,6 +439,24 @@ def test_the_card_says_how_to_load_and_whose_work_it_is(learner, tmp_path):
     assert scope["dataset"].num_rows == 6 and scope["smaller"]["label"][:] == [0, 1, 2]
 
 
+def test_the_bytes_of_the_real_pictures_are_those_of_their_files(learner, tmp_path):
+    """Names of files are not counted; files in a folder are, and a slice counts its own rows."""
+    folder, sizes = tmp_path / "source", []
+    for k, row in enumerate(make_rows(30)):
+        place = folder / NAMES[row["kind"]] / f"{k:02d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        row["img"].save(place)
+        sizes.append(place.stat().st_size)
+    assert make(tmp_path, str(folder)).manifest.bytes.real_images == sum(sizes)
+    rows = make_rows(30)
+    files = [file["bytes"] for file in rows.cast_column("img", Image(decode=False))["img"]]
+    named = [{"bytes": file, "path": "a name of a file.png"} for file in files]
+    columns = {"img": named, "kind": rows["kind"][:]}
+    half = Dataset.from_dict(columns, rows.features).select(range(29, 11, -1))
+    found = condense(half, images_per_class=2, report=False, output_dir=tmp_path / "half").manifest
+    assert found.bytes.real_images == sum(map(len, files[12:])) and found.real_rows == 18
+
+
 def test_a_sheet_of_the_pictures_is_drawn(learner, tmp_path):
     made = make(tmp_path)
     sheet = Pillow.open(io.BytesIO((made.path / "figures/pictures.png").read_bytes()))

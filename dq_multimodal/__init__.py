@@ -8,10 +8,10 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from dq_multimodal.condensation.pipeline import condense
     from dq_multimodal.condensation.result import Condensed
+    from dq_multimodal.condensation.verification import verify
     from dq_multimodal.config import CompressConfig, InputError
     from dq_multimodal.pipeline import compress, plan
     from dq_multimodal.run import Run, open_run, push, resample
-    from dq_multimodal.verification import verify
 
 __all__ = [
     "CompressConfig",
@@ -38,7 +38,7 @@ _HOMES = {
     "plan": "pipeline",
     "push": "run",
     "resample": "run",
-    "verify": "verification",
+    "verify": "condensation.verification",
 }
 
 

@@ -141,13 +141,10 @@ def report(asked: dict[str, Any]) -> None:
 def verify(asked: dict[str, Any]) -> None:
     """Recompute what can be recomputed of a run or condensed set, and say what was compared."""
     from dq_multimodal.condensation.result import open_result
-    from dq_multimodal.condensation.verification import verify as verify_condensed
-    from dq_multimodal.run import Run
-    from dq_multimodal.verification import verify as verify_run
+    from dq_multimodal.condensation.verification import verify as verify_result
 
     run = asked["run"]
-    found = open_result(run)
-    checks = verify_run(found) if isinstance(found, Run) else verify_condensed(found)
+    checks = verify_result(open_result(run))
     if asked["json"]:
         _say(json.dumps([asdict(check) for check in checks], indent=2))
     else:

@@ -201,9 +201,7 @@ class Run:
         """Raise unless the files are those that the run wrote, and none of them is a link."""
         for name, what in sorted(self.find_damage().items()):
             raise InputError(f"the run in {self.path} is damaged: {name} {what}")
-        for path in self.path.rglob("*"):
-            if path.is_symlink() and not is_of_hub(path):
-                raise InputError(f"{path} is a link: what it leads to was not written by the run")
+        check_links(self.path)
         self.check_tables()
 
     def check_tables(self) -> None:
@@ -249,6 +247,13 @@ class Run:
     def __repr__(self) -> str:
         rows, n_kept = self.manifest.rows, self.manifest.kept
         return f"Run({str(self.path)!r}: {n_kept:,} of {rows:,} rows by {self.request.method})"
+
+
+def check_links(place: Path) -> None:
+    """Raise if something in a folder is a link, that of the cache of the Hub apart."""
+    for path in place.rglob("*"):
+        if path.is_symlink() and not is_of_hub(path):
+            raise InputError(f"{path} is a link: what it leads to was not written by the run")
 
 
 def is_of_hub(path: Path) -> bool:

@@ -39,7 +39,7 @@ from dq_multimodal.data.local import short_name
 from dq_multimodal.data.source import is_same_source, reload_source
 from dq_multimodal.files import count, expand_home, put_in_place, write_text
 from dq_multimodal.manifest import CONDENSED, CONFIG, MANIFEST, has_mark, write_mark
-from dq_multimodal.run import MAX_NAME_BYTES, Run, is_of_hub
+from dq_multimodal.run import MAX_NAME_BYTES, Run, check_links, is_of_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -170,9 +170,10 @@ class Condensed:
         return found
 
     def check_whole(self) -> None:
-        """Raise unless the files are those that were written."""
+        """Raise unless the files are those that were written, and none of them is a link."""
         for name, what in sorted(self.find_damage().items()):
             raise InputError(f"the set in {self.path} is damaged: {name} {what}")
+        check_links(self.path)
 
     def summarise(self, as_json: bool, address: str | None) -> str:
         """Say what came out: a few lines for people, or one JSON document."""

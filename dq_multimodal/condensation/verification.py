@@ -1,4 +1,4 @@
-"""Does a condensed set hold what its config.yaml and manifest.json say?"""
+"""verify(): does a condensed set, or a run, hold what its config.yaml and manifest.json say?"""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,29 @@ from datasets import ClassLabel, Features
 from dq_multimodal.card import CARD
 from dq_multimodal.condensation.documents import DATA, ORDER, PIXELS, SOFT_LABEL
 from dq_multimodal.condensation.pictures import Real
-from dq_multimodal.condensation.result import Condensed
+from dq_multimodal.condensation.result import Condensed, is_condensed
 from dq_multimodal.condensation.rows import NUMBER_BYTES, read_files
 from dq_multimodal.config import InputError
-from dq_multimodal.files import open_parquet
+from dq_multimodal.files import expand_home, open_parquet
 from dq_multimodal.manifest import MANIFEST
+from dq_multimodal.run import Run
 from dq_multimodal.verification import Check, Found, Skipped, attempt
+from dq_multimodal.verification import verify as verify_run
 
 
-def verify(found: Condensed | str | Path) -> list[Check]:
+def verify(found: Run | Condensed | str | Path) -> list[Check]:
+    """Recompute what can be recomputed of a run or a condensed set, and compare.
+
+    See `dq_multimodal.verification.verify` and `verify_set`.
+
+    Raises:
+        InputError: If it is neither, or has not finished.
+    """
+    path = expand_home(found if isinstance(found, str | Path) else found.path)
+    return verify_set(path) if is_condensed(path) else verify_run(path)
+
+
+def verify_set(path: Path) -> list[Check]:
     """Compare a condensed set with what was recorded of it.
 
     - rows: as many as there are classes and pictures of each, dq_order, the classes in turn, the
@@ -33,7 +47,7 @@ def verify(found: Condensed | str | Path) -> list[Check]:
     Raises:
         InputError: If it is no finished set, or config.yaml or manifest.json is not that of one.
     """
-    found = Condensed(found.path if isinstance(found, Condensed) else found)  # as it is now
+    found = Condensed(path)
     checks = {
         "rows": _check_rows,
         "pictures": _check_pictures,

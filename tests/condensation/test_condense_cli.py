@@ -12,8 +12,7 @@ import pytest
 from condensed_sets import NAMES, make_rows, stand_in
 from datasets import Dataset
 
-from dq_multimodal import Condensed
-from dq_multimodal.condensation.verification import verify
+from dq_multimodal import Condensed, InputError, verify
 
 SMALL = ("--images-per-class", "2", "--net-width", "4", "--real-batch", "4", "--device", "cpu")
 
@@ -106,7 +105,15 @@ def start(folder, name, *prelude):
     lines = [*prelude, "from dq_multimodal import cli", f"cli.main({words!r})"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "\n".join(lines)]
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=env,
+        # a job in the background of a shell is born deaf to interrupts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 SLOWLY = (
@@ -117,17 +124,30 @@ SLOWLY = (
 """A state after every iteration, and time to kill between two."""
 
 
-def test_a_kill_on_the_way_then_the_same_command(data):
-    """A set that was killed ends with the bytes of one that was not."""
-    killed, whole = start(data, "killed", *SLOWLY), start(data, "whole")
-    state = data / "killed" / "state.safetensors"
+def stop(process, how, state):
+    """Stop a process some iterations after it has written another state."""
+    before = state.stat().st_mtime_ns if state.exists() else 0
     deadline = time.monotonic() + 300
-    while not state.exists() and killed.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline:
+        if state.exists() and state.stat().st_mtime_ns > before:
+            break
         time.sleep(0.02)
-    time.sleep(0.9)  # some iterations more
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL and state.exists()
-    with pytest.raises(ValueError, match="has not finished"):
+    time.sleep(0.9)
+    process.send_signal(how)
+
+
+def test_a_kill_on_the_way_then_the_same_command(data):
+    """A set that was interrupted, then killed, ends with the bytes of one that was not."""
+    state = data / "killed" / "state.safetensors"
+    killed, whole = start(data, "killed", *SLOWLY), start(data, "whole")
+    stop(killed, signal.SIGINT, state)
+    assert killed.wait(60) == 130
+    assert "the same command goes on where it stopped" in killed.stderr.read()
+    killed.stderr.close()
+    killed = start(data, "killed", *SLOWLY)
+    stop(killed, signal.SIGKILL, state)
+    assert killed.wait(60) == -signal.SIGKILL and state.exists()
+    with pytest.raises(InputError, match="has not finished"):
         Condensed(data / "killed")
     again = start(data, "killed")
     for process in (again, whole):

@@ -9,9 +9,8 @@ from condensed_sets import make_rows, stand_in
 from datasets import load_dataset
 from fake_hub import read_card
 
-from dq_multimodal import InputError, compress, condense
+from dq_multimodal import InputError, compress, condense, verify
 from dq_multimodal.condensation.result import open_result
-from dq_multimodal.condensation.verification import verify
 
 
 @pytest.fixture
@@ -63,14 +62,19 @@ def test_a_later_push_is_one_commit_and_keeps_what_others_wrote(hub, learner, cl
     edited["README.md"] += b"\nTyped below.\n"
     hub.add_repo("me/x", edited)
     n_commits = len(hub.repos["me/x"].commits)
-    condense(
-        str(tmp_path / "rows.parquet"), images_per_class=3, output_dir=tmp_path / "other", seed=1
-    ).push_to_hub("me/x")
+    (tmp_path / "experts").mkdir()
+    (tmp_path / "experts" / "experts.json").write_text("{}")
+    learner.rate = 0.0125
+    options = {"method": "mtt", "experts": tmp_path / "experts", "images_per_class": 3}
+    condense(str(tmp_path / "rows.parquet"), output_dir=tmp_path / "other", **options).push_to_hub(
+        "me/x"
+    )
     assert len(hub.repos["me/x"].commits) == n_commits + 1
     files = hub.files("me/x")
     assert "data/train-00007.parquet" not in files and files["data/notes.txt"] == b"mine"
     text = files["README.md"].decode()
-    for part in ("# Hello", "Typed below.", "**9 synthetic images**"):
+    assert not [name for name, data in files.items() if str(tmp_path).encode() in data]
+    for part in ("# Hello", "Typed below.", "**9 synthetic images**", "rate **0.0125** (plain"):
         assert text.count(part) == 1
     assert {"mine", "synthetic"} <= {*read_card(files["README.md"])["tags"]}
     assert load_dataset("me/x", split="train").num_rows == 9

@@ -1,5 +1,6 @@
 """The folder of a condensed set: what is in it, who may write there, and what damage is told."""
 
+import inspect
 import io
 import json
 import re
@@ -14,11 +15,10 @@ from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 from forging import change_document, seal
 from PIL import Image as Pillow
 
-from dq_multimodal import Condensed, InputError, compress, condense
+from dq_multimodal import Condensed, InputError, compress, condense, verify
 from dq_multimodal.condensation import pipeline
 from dq_multimodal.condensation.documents import CondensedManifest
 from dq_multimodal.condensation.result import open_result
-from dq_multimodal.condensation.verification import verify
 from dq_multimodal.files import describe_file
 
 DATA = "data/train-00000.parquet"
@@ -376,6 +376,15 @@ def test_verify_finds_documents_that_were_changed(learner, tmp_path, name, chang
         Condensed(path).push_to_hub("me/x")
 
 
+def test_a_link_is_not_pushed(learner, tmp_path):
+    path = make(tmp_path).path
+    (tmp_path / "secret").write_text("secret")
+    (path / "README.md").unlink()
+    (path / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=r"README\.md is a link"):
+        Condensed(path).push_to_hub("me/x")
+
+
 def test_verify_compares_with_the_source_where_it_can_be_had(learner, tmp_path):
     make_rows().to_parquet(tmp_path / "rows.parquet")
     path = make(tmp_path, str(tmp_path / "rows.parquet")).path
@@ -414,6 +423,12 @@ def test_rows_without_class_or_picture_are_noted(learner, tmp_path):
     note = "2 rows have no class or no picture that can be read, and taught nothing: 4, 7"
     assert made.manifest.notes == [note] and made.manifest.real_rows == 22
     assert note in (made.path / "README.md").read_text()
+
+
+def test_every_option_is_in_the_signature():
+    shown = inspect.signature(condense).parameters
+    assert next(iter(shown)) == "dataset" and shown["images_per_class"].default == 10
+    assert "images_per_class: Synthetic images of each class." in condense.__doc__
 
 
 def test_the_card_says_how_to_load_and_whose_work_it_is(learner, tmp_path):

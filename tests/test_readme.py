@@ -86,12 +86,15 @@ def test_suites_of_the_commands_exist():
 
 
 def test_the_table_of_suites_names_all_and_which_have_results():
-    shown = dict(re.findall(r"^\| `(\w+)` \| .* \| (below|none yet) \|$", RESULTS, re.MULTILINE))
-    assert set(shown) == {path.stem for path in (ROOT / "eval" / "suites").glob("*.yaml")}
-    for name, said in shown.items():
+    said = r"below|none yet|in \[.+\]\((\w+\.md)\)"
+    shown = re.findall(rf"^\| `(\w+)` \| .* \| ({said}) \|$", RESULTS, re.MULTILINE)
+    suites = {path.stem for path in (ROOT / "eval" / "suites").glob("*.yaml")}
+    assert {name for name, *_ in shown} == suites and len(shown) == len(suites)
+    for name, said, page in shown:
+        text = (ROOT / "docs" / page).read_text() if page else RESULTS
         file = f"eval/results/{name}.jsonl"
-        assert (said == "below") == (f"<!-- bench: {file} -->" in RESULTS)
-        assert said == "below" or not (ROOT / file).exists()
+        assert (said != "none yet") == (f": {file} -->" in text)
+        assert said != "none yet" or not (ROOT / file).exists()
 
 
 def test_differences_that_the_text_tells_are_in_a_table():

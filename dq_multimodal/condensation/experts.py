@@ -105,7 +105,7 @@ def describe_experts(real: Real, config: CondenseConfig) -> dict[str, Any]:
     digest.update(real.images.cpu().numpy().data)
     return {
         "net": config.net,
-        "net_width": config.net_width if config.net == CONVNET else None,
+        "net_width": config.net_width if config.net.startswith(CONVNET) else None,
         "channels": real.channels,
         "side": real.side,
         "n_classes": real.n_classes,

@@ -13,6 +13,7 @@ from dq_multimodal import folder, report
 from dq_multimodal.card import CARD
 from dq_multimodal.condensation.config import NOISE, RANDOM, CondenseConfig
 from dq_multimodal.condensation.documents import SHOWN, STATE, CondensedConfig
+from dq_multimodal.condensation.experts import FILE as EXPERTS_FILE
 from dq_multimodal.condensation.loop import run_loop
 from dq_multimodal.condensation.pictures import Real, check_sizes, read_real
 from dq_multimodal.condensation.result import (
@@ -144,9 +145,14 @@ def make_config(request: CondenseConfig, source: Source, run: Run | None) -> Con
 
 
 def hash_folder(path: str) -> str:
-    """Hash names and bytes of the files of a folder of experts; the weights are not read."""
+    """Hash what a folder of experts says of itself, and names and bytes of its files.
+
+    The weights are not read: settings, seed and pictures are in what it says.
+    """
     place = expand_home(path)
     found = [f"{file.name} {file.stat().st_size}" for file in place.glob("*") if file.is_file()]
+    if (place / EXPERTS_FILE).is_file():
+        found.append(describe_file(place / EXPERTS_FILE)["sha256"])
     return hashlib.sha256("\n".join(sorted(found)).encode(errors="replace")).hexdigest()
 
 

@@ -2,9 +2,10 @@
 
     python eval/readme.py
 
-After a line `<!-- KIND: FILE -->` stands a table of that file, made by the function of `TABLES`;
-what is there up to the next blank line is replaced. `bench` is of the results lines of a suite (or
-of a demo): all tables of it, up to the line `<!-- end -->`.
+After a line `<!-- KIND: FILE -->` stands a table of that file, made by the function of `TABLES`, or
+of `LINES` where it holds results lines; what is there up to the next blank line is replaced.
+`bench` is of the results lines of a suite (or of a demo): all tables of it, up to the line
+`<!-- end -->`.
 """
 
 import json
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import condensed_tables
 import numpy as np
 from harness.results import read_lines
 from harness.table import markdown, summarise
@@ -22,7 +24,7 @@ from dq_multimodal.config import format_bytes
 from dq_multimodal.report.summary import format_seconds
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-MARK = re.compile(r"(<!-- ([a-z]+): (\S+\.json) -->\n)\n?(?:\|.*\n)*\n?")
+MARK = re.compile(r"(<!-- (?!bench:)([a-z]+): (\S+\.jsonl?) -->\n)\n?(?:\|.*\n)*\n?")
 BENCH_MARK = re.compile(r"(<!-- bench: (\S+\.jsonl) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
@@ -37,7 +39,10 @@ def render(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         head, kind, file = match.groups()
-        made = TABLES[kind](json.loads((ROOT / file).read_text()))
+        if file.endswith("l"):
+            made = LINES[kind](read_lines(ROOT / file))
+        else:
+            made = TABLES[kind](json.loads((ROOT / file).read_text()))
         return f"{head}\n{made}\n\n"
 
     def fill_bench(match: re.Match[str]) -> str:
@@ -331,6 +336,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "cluster": cluster,
     "order": orders,
     "kept": kept,
+}
+LINES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "condensed": condensed_tables.accuracies,
+    "prefixes": condensed_tables.prefixes,
+    "stored": condensed_tables.stored,
+    "scores": condensed_tables.scores,
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from measure import grid
 
 from dq_multimodal.config import InputError
-from harness.suite import BASELINE
+from harness.suite import BASELINE, PER_CLASS, images_of
 
 LEVEL = 0.95
 N_RESAMPLES, SEED = 10_000, 0
@@ -53,7 +53,8 @@ class Row:
     a cell has none), `seconds` the medians of selection, proxy and training (NaN where not known).
     Where the rows are a list that somebody published, `is_list` holds, and `rank` is its place from
     the best among the draws of random and itself, and their number (None where it is not fixed).
-    `use_weights` says what became of the weights of the rows: loss, sample or none.
+    `use_weights` says what became of the weights of the rows: loss, sample or none; `n_images` is
+    the number of images of each class, where the size is one.
     """
 
     keep_ratio: float
@@ -69,6 +70,7 @@ class Row:
     is_list: bool
     rank: tuple[int, int] | None
     use_weights: str = "none"
+    n_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def make_group(of_group: tuple[str, ...], found: dict[Any, dict[Any, Any]], note
                 is_list=is_list,
                 rank=rank,
                 use_weights=json.loads(options)["use_weights"],
+                n_images=images_of(next(iter(cells.values())).get("keep", "")),
             )
         )
     order = list(dict.fromkeys(row.selection for row in rows))
@@ -348,7 +351,7 @@ def lay_out(group: Group) -> str:
         why = "one list" if row.rank else ""
         best = "" if row.best is None else f"{row.best:.{digits}f}"
         cells = {
-            "kept": share(row.keep_ratio),
+            "kept": f"{row.n_images}{PER_CLASS}" if row.n_images else share(row.keep_ratio),
             "selection": row.selection,
             "weights": row.use_weights if has_weights else "",
             "rows": f"{row.rows:,.0f}",

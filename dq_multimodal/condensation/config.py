@@ -30,8 +30,8 @@ SMALLEST_SIDE, LARGEST_SIDE = 8, 1024
 DEFAULTS: dict[str, dict[str, Any]] = {
     "dm": {"iterations": 20_000, "learning_rate": 1.0},
     "dc": {"iterations": 1000, "learning_rate": 0.1},
-    "krr": {"iterations": 2000, "learning_rate": 0.01},
-    "mtt": {"iterations": 5000, "learning_rate": 100.0},
+    "krr": {"iterations": 1000, "learning_rate": 0.02},
+    "mtt": {"iterations": 1000, "learning_rate": 0.05},
 }
 """What is taken for an option of a method that is not given."""
 STEPS_OF_DC = {1: (1, 1), 10: (10, 50), 50: (50, 10)}
@@ -89,11 +89,11 @@ class CondenseConfig(Request):
         metavar="random|noise|RUN",
     )
     iterations: int | None = how(
-        None, "Outer iterations.  [default: dm 20000, dc 1000, krr 2000, mtt 5000]", check_count
+        None, "Outer iterations.  [default: dm 20000, dc 1000, krr 1000, mtt 1000]", check_count
     )
     learning_rate: float | None = how(
         None,
-        "Learning rate of the images.  [default: dm 1, dc 0.1, krr 0.01, mtt 100]",
+        "Learning rate of the images.  [default: dm 1, dc 0.1, krr 0.02, mtt 0.05]",
         in_range("(0, inf)"),
     )
     real_batch: int = how(256, "Real images of a class (krr: of all) at a time.", check_count)
@@ -139,7 +139,7 @@ class CondenseConfig(Request):
     )
     expert_epochs: int = of_mtt(2, "Epochs of an expert that the student follows.", check_count)
     student_steps: int = of_mtt(20, "Steps in which it follows them.", check_count)
-    max_start_epoch: int = of_mtt(10, "Latest epoch of an expert to start at.", whole_number(0))
+    max_start_epoch: int = of_mtt(5, "Latest epoch of an expert to start at.", whole_number(0))
 
     stored_as: Storage = option(
         "Output", "png", "Pixels of the result: png (8 bits, rounded) or float16 (not rounded)."

@@ -3,7 +3,7 @@
 A folder holds a safetensors file for each expert, in which every parameter has one dimension more,
 the epochs from 0 (before training) to the last, and experts.json, which says what the net and the
 pictures were. That is written last: a folder that has it is whole. Numbers are float32. float16
-would halve the files (65 MB for 50 epochs of ConvNet-D3 on 32 px), but keeps three digits, and late
+would halve the files (65 MB for 50 epochs of a ConvNet on 32 px), but keeps three digits, and late
 in training an epoch changes a parameter by not much more than the third.
 """
 
@@ -24,11 +24,12 @@ from dq_multimodal.condensation.config import CONVNET, CondenseConfig
 from dq_multimodal.condensation.nets import Net, build_net
 from dq_multimodal.condensation.pictures import Real
 from dq_multimodal.config import InputError
-from dq_multimodal.files import expand_home, first_line, put_in_place, read_text, write_text
+from dq_multimodal.files import count, expand_home, first_line, put_in_place, read_text, write_text
+from dq_multimodal.options import is_number
 
 FILE = "experts.json"
 FORMAT = "dq-multimodal experts 1"
-MOST_BYTES = 1_000_000
+MOST_BYTES = 10_000_000
 RECIPE = "recipes/train_experts.py"
 
 Parameters = dict[str, Tensor]
@@ -55,6 +56,11 @@ class Experts:
     def n_epochs(self) -> int:
         """Epochs that each was trained."""
         return self.about["n_epochs"]
+
+    @property
+    def learning_rate(self) -> float:
+        """With which they were trained."""
+        return self.about["learning_rate"]
 
     def read(self, k: int, epoch: int, device: torch.device | str = "cpu") -> Parameters:
         """Give the parameters of expert k after an epoch, 0 ... n_epochs, by name.
@@ -96,7 +102,9 @@ class Experts:
             with _reading(path) as file:
                 found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             if found != shapes:
-                raise InputError(f"{path} does not hold {self.n_epochs} epochs of {config.net}")
+                raise InputError(
+                    f"{path} does not hold {count(self.n_epochs, 'epoch')} of {config.net}"
+                )
 
 
 def describe_experts(real: Real, config: CondenseConfig) -> dict[str, Any]:
@@ -125,8 +133,9 @@ def open_experts(folder: str | Path) -> Experts:
     try:
         about = json.loads(read_text(path / FILE, MOST_BYTES))
         is_ours = about["format"] == FORMAT
-        counts = [about["n_experts"], about["n_epochs"]]
-        if not is_ours or not all(type(n) is int and n > 0 for n in counts):
+        counts, rate = [about["n_experts"], about["n_epochs"]], about["learning_rate"]
+        has_counts = all(type(n) is int and n > 0 for n in counts)
+        if not is_ours or not has_counts or not (is_number(rate) and rate > 0):
             raise KeyError
     except FileNotFoundError as error:
         raise InputError(

@@ -8,7 +8,9 @@ y_s \rVert^2$$
 
 with n_t real images t and the synthetic images s. Targets are those of the paper: 1 for the class
 and 0 for the others, minus 1 / n_classes. Images are normalised channel by channel; the papers'
-ZCA whitening is left out, because a set is stored as pictures.
+ZCA whitening is left out, because a set is stored as pictures. Learnt labels stay probabilities, at
+least 0 with the sum 1, so that a net can be trained on them by the cross-entropy; those of KIP may
+be any numbers.
 """
 
 import math
@@ -25,8 +27,9 @@ from dq_multimodal.condensation.nets import Net
 from dq_multimodal.condensation.pictures import Real
 from dq_multimodal.condensation.synthetic import Synthetic
 
-N_NETS = 8
-"""Random nets that one estimate of the conv net's kernel takes, as in RFAD (arXiv:2210.12067)."""
+N_NETS = 2
+"""Random nets that one estimate of the conv net's kernel takes. RFAD (arXiv:2210.12067) takes 8; as
+they are drawn anew in every iteration, fewer in more iterations learn more in the same time."""
 N_HIDDEN = 3
 """Hidden layers of the infinitely wide net."""
 NEAR = 1e-12
@@ -59,6 +62,10 @@ def match_predictions(
         return regression_loss(k_ts, k_ss, y_t, y_s, config.ridge)
 
     yield loss_of
+    if synthetic.targets is not None:  # they have taken a step
+        with torch.no_grad():
+            shares = synthetic.targets.clamp_min(0)
+            synthetic.targets.copy_(shares / shares.sum(1, keepdim=True))
 
 
 def regression_loss(

@@ -43,10 +43,8 @@ METHODS: dict[str, Match] = {
 }
 MOMENTUM = 0.5
 """Of the steps of the images."""
-START_RATE, RATE_RATE = 0.01, 1e-5
-"""Learning rate of a student at first, and the rate at which it is learnt, as in MTT."""
-LABEL_RATE = 0.01
-"""Learning rate of labels."""
+LABEL_STEP, RATE_STEP = 0.01, 0.02
+"""Of a label, and of the learning rate of students as a share of what it begins as."""
 STATE = "state.safetensors"
 SAVE_SECONDS = 20.0
 AVERAGED = 50
@@ -154,19 +152,25 @@ def begin(real: Real, config: CondenseConfig, first: list[int] | None = None) ->
     if config.learn_labels:
         targets = one_hot(found.classes, real.n_classes).float()
         found = replace(found, targets=targets.requires_grad_())
-    if config.method == "mtt":
-        rate = torch.tensor(START_RATE, device=device)
+    if config.experts is not None:
+        rate = torch.tensor(open_experts(config.experts).learning_rate, device=device)
         found = replace(found, rate=rate.requires_grad_())
     return found
 
 
 def make_optimiser(synthetic: Synthetic, config: CondenseConfig) -> torch.optim.Optimizer:
-    """Make what takes the steps of the set: Adam for krr, as KIP has it, else SGD with momentum."""
-    rates = {"images": config.learning_rate, "targets": LABEL_RATE, "rate": RATE_RATE}
-    groups = [{"params": [value], "lr": rates[k]} for k, value in synthetic.learnt.items()]
-    if config.method == "krr":
-        return torch.optim.Adam(groups)
-    return torch.optim.SGD(groups, momentum=MOMENTUM)
+    """Make what takes the steps of the set: SGD with momentum, but for krr and mtt Adam.
+
+    KIP has Adam. MTT has SGD, with learning rates from 100 to 100,000: the gradient of an image is
+    the smaller, the more there are, and Adam's steps are not.
+    """
+    if config.method not in ("krr", "mtt"):
+        return torch.optim.SGD([synthetic.images], config.learning_rate or 0, momentum=MOMENTUM)
+    rates = {"images": config.learning_rate, "targets": LABEL_STEP}
+    if synthetic.rate is not None:
+        rates["rate"] = RATE_STEP * synthetic.rate.item()
+    groups = [{"params": [value], "lr": rates[name]} for name, value in synthetic.learnt.items()]
+    return torch.optim.Adam(groups)
 
 
 def take_step(optimiser: torch.optim.Optimizer, synthetic: Synthetic, n_frozen: int) -> None:

@@ -69,7 +69,7 @@ class Real:
         """1 for grey pictures, else 3."""
         return self.images.shape[1]
 
-    def to(self, device: torch.device) -> "Real":
+    def to(self, device: torch.device | str) -> "Real":
         """Give the same pictures on a device."""
         tensors = ("images", "classes", "mean", "spread")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})

@@ -1,6 +1,5 @@
 """condense(): read, learn, write, report."""
 
-import hashlib
 import time
 from os import PathLike
 from pathlib import Path
@@ -13,7 +12,8 @@ from dq_multimodal import folder, report
 from dq_multimodal.card import CARD
 from dq_multimodal.condensation.config import NOISE, RANDOM, CondenseConfig
 from dq_multimodal.condensation.documents import SHOWN, STATE, CondensedConfig
-from dq_multimodal.condensation.experts import FILE as EXPERTS_FILE
+from dq_multimodal.condensation.experts import FILE as EXPERTS
+from dq_multimodal.condensation.experts import open_experts
 from dq_multimodal.condensation.loop import run_loop
 from dq_multimodal.condensation.pictures import Real, check_sizes, read_real
 from dq_multimodal.condensation.result import (
@@ -33,7 +33,7 @@ from dq_multimodal.config import InputError
 from dq_multimodal.data.columns import find_image_column, find_label_column
 from dq_multimodal.data.pixels import image_columns
 from dq_multimodal.data.source import MEMORY, Source, from_memory, is_same_source, load_source
-from dq_multimodal.files import count, describe_file, expand_home, name_some
+from dq_multimodal.files import count, describe_file, name_some
 from dq_multimodal.manifest import CONDENSED, Origin, make
 from dq_multimodal.models.locate import accelerator
 from dq_multimodal.options import takes
@@ -134,7 +134,7 @@ def make_config(request: CondenseConfig, source: Source, run: Run | None) -> Con
     if run is not None:
         pins["init"] = describe_file(run.path / SELECTION_FILE)["sha256"]
     if request.experts is not None:
-        pins["experts"] = hash_folder(request.experts)
+        pins["experts"] = describe_file(open_experts(request.experts).path / EXPERTS)["sha256"]
     return CondensedConfig(
         request=request,
         source=make(Origin, source.origin),
@@ -142,18 +142,6 @@ def make_config(request: CondenseConfig, source: Source, run: Run | None) -> Con
         label_column=label,
         pins=pins,
     )
-
-
-def hash_folder(path: str) -> str:
-    """Hash what a folder of experts says of itself, and names and bytes of its files.
-
-    The weights are not read: settings, seed and pictures are in what it says.
-    """
-    place = expand_home(path)
-    found = [f"{file.name} {file.stat().st_size}" for file in place.glob("*") if file.is_file()]
-    if (place / EXPERTS_FILE).is_file():
-        found.append(describe_file(place / EXPERTS_FILE)["sha256"])
-    return hashlib.sha256("\n".join(sorted(found)).encode(errors="replace")).hexdigest()
 
 
 def open_first(request: CondenseConfig) -> Run | None:

@@ -79,9 +79,10 @@ def train_experts(args: ExpertArguments) -> None:
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
-    about = {"n_experts": args.n_experts, "n_epochs": args.num_train_epochs}
-    write_about(folder, about | describe_experts(real, config) | {"asked": asked})
     losses = [Trajectory(folder, k, args.num_train_epochs).losses for k in range(args.n_experts)]
+    about = {"n_experts": args.n_experts, "n_epochs": args.num_train_epochs}
+    about |= {"learning_rate": args.learning_rate} | describe_experts(real, config)
+    write_about(folder, about | {"asked": asked, "losses": losses})
     seconds = round(time.perf_counter() - started, 2)
     record.finish(folder, asked, accelerator.device, losses=losses, seconds=seconds)
     last = sum(each[-1] for each in losses) / len(losses)

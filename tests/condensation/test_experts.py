@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("experts")
     for k in range(2):
         train(path, k)
-    about = {"n_experts": 2, "n_epochs": N_EPOCHS}
+    about = {"n_experts": 2, "n_epochs": N_EPOCHS, "learning_rate": 0.01}
     write_about(path, about | describe_experts(make_real(), config()))
     return path
 
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 def test_experts_are_read_as_they_were_trained(folder):
     experts = open_experts(folder)
     experts.check(make_real(), config(folder))
-    shapes = {n: p.shape for n, p in build_net("convnet-d3", 3, 1, 8, 3).named_parameters()}
+    shapes = {n: p.shape for n, p in build_net("convnet", 3, 1, 8, 3).named_parameters()}
     found = [[experts.read(k, epoch) for epoch in range(N_EPOCHS + 1)] for k in range(2)]
     for of_one in found:
         assert all({n: p.shape for n, p in each.items()} == shapes for each in of_one)
@@ -94,7 +94,7 @@ def test_one_that_was_stopped_goes_on_to_the_same_numbers(folder, tmp_path, monk
     ("real", "options", "message"),
     [
         ({}, {"net_width": 4}, "have net_width 3, and 4 is wanted"),
-        ({}, {"net": "resnet10-narrow"}, "have net convnet-d3, and resnet10-narrow"),
+        ({}, {"net": "resnet10-narrow"}, "have net convnet, and resnet10-narrow"),
         ({"channels": 3}, {}, "have channels 1, and 3"),
         ({"n_classes": 2}, {}, "have n_classes 3, and 2"),
         ({"seed": 1}, {}, "were trained on other pictures"),

@@ -10,6 +10,7 @@ from datasets import load_dataset
 from fake_hub import read_card
 
 from dq_multimodal import InputError, compress, condense, verify
+from dq_multimodal.condensation.experts import write_about
 from dq_multimodal.condensation.result import open_result
 
 
@@ -63,7 +64,7 @@ def test_a_later_push_is_one_commit_and_keeps_what_others_wrote(hub, learner, cl
     hub.add_repo("me/x", edited)
     n_commits = len(hub.repos["me/x"].commits)
     (tmp_path / "experts").mkdir()
-    (tmp_path / "experts" / "experts.json").write_text("{}")
+    write_about(tmp_path / "experts", {"n_experts": 1, "n_epochs": 1, "learning_rate": 0.01})
     learner.rate = 0.0125
     options = {"method": "mtt", "experts": tmp_path / "experts", "images_per_class": 3}
     condense(str(tmp_path / "rows.parquet"), output_dir=tmp_path / "other", **options).push_to_hub(

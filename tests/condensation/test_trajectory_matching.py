@@ -8,6 +8,7 @@ from torch import nn
 from dq_multimodal.condensation import trajectory_matching
 from dq_multimodal.condensation.config import CondenseConfig
 from dq_multimodal.condensation.experts import Trajectory, describe_experts, write_about
+from dq_multimodal.condensation.loop import run_loop
 from dq_multimodal.condensation.nets import build_net
 from dq_multimodal.condensation.synthetic import Synthetic
 from dq_multimodal.condensation.trajectory_matching import (
@@ -70,10 +71,10 @@ def experts(tmp_path):
     for k in range(2):
         torch.manual_seed(k)
         trajectory = Trajectory(tmp_path, k, 1)
-        trajectory.begin(build_net("convnet-d3", 3, 1, 8, 3))
-        trajectory.note(build_net("convnet-d3", 3, 1, 8, 3), 1.0)
+        trajectory.begin(build_net("convnet", 3, 1, 8, 3))
+        trajectory.note(build_net("convnet", 3, 1, 8, 3), 1.0)
         trajectory.save()
-    about = {"n_experts": 2, "n_epochs": 1}
+    about = {"n_experts": 2, "n_epochs": 1, "learning_rate": 0.01}
     write_about(tmp_path, about | describe_experts(real, config))
     return tmp_path
 
@@ -84,7 +85,7 @@ def match(experts, rate, **options):
     some = Synthetic(torch.randn(6, 1, 8, 8).requires_grad_(), 3, rate=torch.tensor(rate))
     some.rate.requires_grad_()
     (loss_of,) = match_trajectories(
-        make_real(), some, config, lambda: build_net("convnet-d3", 3, 1, 8, 3)
+        make_real(), some, config, lambda: build_net("convnet", 3, 1, 8, 3)
     )
     return loss_of, some
 
@@ -101,3 +102,20 @@ def test_images_and_rate_learn(experts):
     loss.backward()
     assert (some.images.grad != 0).flatten(1).any(1).all()
     assert some.rate.grad != 0
+
+
+def test_a_run_that_goes_on_ends_with_the_same_bits(experts, tmp_path):
+    """It begins with the learning rate of the experts, of which a step is a fiftieth at most."""
+    how = {"net_width": 3, "images_per_class": 2, "expert_epochs": 1, "max_start_epoch": 0}
+    how |= {"method": "mtt", "experts": str(experts)}
+
+    def learn(n, name):
+        return run_loop(make_real(), CondenseConfig("x", iterations=n, **how), tmp_path / name)
+
+    wanted, history = learn(3, "whole")
+    learn(2, "cut")
+    found, again = learn(3, "cut")
+    assert again == history
+    assert torch.equal(found.images, wanted.images)
+    assert found.rate == wanted.rate
+    assert 0 < abs(found.rate - 0.01) <= 3 * 0.01 / 50 + 1e-6

@@ -41,14 +41,14 @@ def work(tmp_path_factory):
     rows = {"image": images, "label": digits.target[:60].tolist()}
     Dataset.from_dict(rows, features=features).to_parquet(folder / "digits.parquet")
     done = train(folder, folder / "whole", "--augment", "crop", "rotate", launcher=ONE)
-    assert "2 experts of convnet-d3, each of 3 epochs" in done.stdout
+    assert "2 experts of convnet, each of 3 epochs" in done.stdout
     return folder
 
 
 def test_a_folder_of_experts(work):
     about = open_experts(work / "whole").about
     assert (about["n_experts"], about["n_epochs"], about["side"]) == (2, 3, 8)
-    assert (about["net"], about["net_width"], about["channels"]) == ("convnet-d3", 4, 1)
+    assert (about["net"], about["net_width"], about["channels"]) == ("convnet", 4, 1)
     assert about["asked"]["learning_rate"] == 0.1
     names = {path.name for path in (work / "whole").iterdir()}
     assert names == {*FILES, "experts.json", "metrics.json", "request.json"}

@@ -64,8 +64,7 @@ def match_predictions(
     yield loss_of
     if synthetic.targets is not None:  # they have taken a step
         with torch.no_grad():
-            shares = synthetic.targets.clamp_min(0)
-            synthetic.targets.copy_(shares / shares.sum(1, keepdim=True))
+            synthetic.targets.copy_(to_probabilities(synthetic.targets))
 
 
 def regression_loss(
@@ -125,6 +124,15 @@ def tangent_kernel(
         cosine = sine / math.pi + slope * cosine
         tangent = cosine + tangent * slope
     return scale * tangent
+
+
+def to_probabilities(targets: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+    """Give the nearest rows that are at least 0 and sum to 1 (Duchi et al., ICML 2008, fig. 1)."""
+    ordered = targets.sort(dim=1, descending=True).values
+    counts = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    excess = (ordered.cumsum(1) - 1) / counts
+    last = (ordered > excess).sum(1, keepdim=True) - 1
+    return (targets - excess.gather(1, last)).clamp_min(0)
 
 
 def _centre(targets: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:

@@ -13,6 +13,7 @@ from dq_multimodal.condensation.kernel_regression import (
     match_predictions,
     regression_loss,
     tangent_kernel,
+    to_probabilities,
 )
 from dq_multimodal.condensation.synthetic import Synthetic
 
@@ -170,3 +171,29 @@ def test_real_images_are_drawn_anew():
     some = make_set(real)
     first, second = (match(real, some, kernel="ntk", real_batch=7)(some).item() for _ in range(2))
     assert first != second
+
+
+def test_the_nearest_probabilities():
+    """By hand; then no other probabilities are nearer."""
+    rows = torch.tensor([[0.5, 0.5, 1.0], [2.0, 0.0, 1.0], [-1.0, -1.0, -1.0], [0.2, 0.3, 0.5]])
+    wanted = torch.tensor([[1 / 6, 1 / 6, 2 / 3], [1.0, 0.0, 0.0], [1 / 3] * 3, [0.2, 0.3, 0.5]])
+    torch.testing.assert_close(to_probabilities(rows), wanted)
+    rows = draw(20, 4)
+    found = to_probabilities(rows)
+    assert found.min() >= 0
+    torch.testing.assert_close(found.sum(1), torch.ones(20).double())
+    others = torch.softmax(3 * draw(5000, 4, seed=1), dim=1)
+    assert (torch.cdist(rows, others).min(1).values >= (rows - found).norm(dim=1)).all()
+
+
+def test_learnt_labels_are_probabilities_after_a_step():
+    real = make_real()
+    some = make_set(real, targets=torch.eye(3).repeat(2, 1).requires_grad_())
+    config = CondenseConfig("x", method="krr", kernel="ntk", learn_labels=True)
+    for loss_of in match_predictions(real, some, config, None):
+        loss_of(some).backward()
+        with torch.no_grad():
+            some.targets.sub_(some.targets.grad.sign() / 10)
+    assert some.targets.min() >= 0
+    torch.testing.assert_close(some.targets.sum(1), torch.ones(6))
+    assert not torch.equal(some.targets, torch.eye(3).repeat(2, 1))

@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from dq_multimodal.condensation.augmentation import draw_augmentation
 from dq_multimodal.condensation.config import CondenseConfig
-from dq_multimodal.condensation.nets import Net
+from dq_multimodal.condensation.nets import Net, hold_norms
 from dq_multimodal.condensation.pictures import Real
 from dq_multimodal.condensation.synthetic import Synthetic
 
@@ -52,6 +52,7 @@ def match_gradients(
         )
 
     for step in range(config.inner_loops or 1):
+        hold_norms(net, real)
         augments, wanted = [], []
         for k in range(real.n_classes):
             augments.append(draw_augmentation(config.augment, real.side))
@@ -67,6 +68,7 @@ def match_gradients(
         yield loss_of
         if step + 1 == config.inner_loops:
             break
+        net.train()
         for _ in range(config.net_steps or 1):
             if config.multisize:
                 images, labels = real.draw_any(NET_BATCH)

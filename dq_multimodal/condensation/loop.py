@@ -23,7 +23,7 @@ from dq_multimodal.condensation.experts import open_experts
 from dq_multimodal.condensation.gradient_matching import match_gradients
 from dq_multimodal.condensation.kernel_regression import match_predictions
 from dq_multimodal.condensation.multisize import N_NETS, FeatureDistance, Prefixes
-from dq_multimodal.condensation.nets import Net, build_net
+from dq_multimodal.condensation.nets import Net, build_net, hold_norms
 from dq_multimodal.condensation.pictures import Real, check_sizes
 from dq_multimodal.condensation.synthetic import Synthetic
 from dq_multimodal.condensation.trajectory_matching import match_trajectories
@@ -185,7 +185,9 @@ def take_step(optimiser: torch.optim.Optimizer, synthetic: Synthetic, n_frozen: 
 
 def _draw_net(real: Real, config: CondenseConfig) -> Net:
     net = build_net(config.net, real.n_classes, real.channels, real.side, config.net_width)
-    return net.to(real.images.device)
+    net = net.to(real.images.device)
+    hold_norms(net, real)
+    return net
 
 
 @contextmanager

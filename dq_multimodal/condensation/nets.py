@@ -4,12 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from dq_multimodal.condensation.config import CONVNET, MOST_BLOCKS
+from dq_multimodal.condensation.pictures import Real
 from dq_multimodal.config import InputError
 from dq_multimodal.models.classifiers import build_classifier
 
 CACHED = 32
 """Pictures that a CPU passes through together: more do not stay in its cache, which takes twice the
 time."""
+NORM_IMAGES = 256
+"""Real pictures that batch normalisations measure."""
 
 
 class ConvNet(nn.Module):
@@ -58,6 +61,9 @@ class TimmNet(nn.Module):
     def __init__(self, name: str, n_classes: int, side: int) -> None:
         super().__init__()
         self.net = build_classifier(name, n_classes, side)
+        for part in self.net.modules():
+            if hasattr(part, "fused_attn"):  # which has no second derivative, as dc and mtt need it
+                part.fused_attn = False  # type: ignore[assignment]
 
     def embed(self, images: Tensor) -> Tensor:
         """Give what the last layer reads, (n, d)."""
@@ -98,3 +104,23 @@ def build_net(name: str, n_classes: int, channels: int, side: int, width: int = 
     if name != CONVNET and name not in depths:
         return TimmNet(name, n_classes, side)
     return ConvNet(n_classes, channels, side, depths.get(name) or find_depth(side), width)
+
+
+def hold_norms(net: Net, real: Real) -> None:
+    """Let batch normalisations use mean and deviation of real pictures of all classes from now on.
+
+    As in DC's code: else a batch of one class is normalised by itself, so that all classes have the
+    same mean whatever their images, and a batch of one image has no deviation. A net without them
+    is left as it is, and nothing is drawn.
+    """
+    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # so they become those of the next batch
+        norm.train()
+    with torch.no_grad():
+        net(real.draw_any(NORM_IMAGES)[0])
+    for norm in norms:
+        norm.eval()

@@ -48,7 +48,7 @@ def match_trajectories(
         experts.read(which, epoch, synthetic.images.device)
         for epoch in (t, t + config.expert_epochs)
     )
-    net, n_steps = draw_net(), config.student_steps
+    net, n_steps = draw_net().train(), config.student_steps
     augments = [draw_augmentation(config.augment, real.side) for _ in range(n_steps)]
     seed = int(torch.randint(2**62, ()))
 

@@ -16,7 +16,8 @@ from dq_multimodal.condensation.gradient_matching import (
     distance,
     match_gradients,
 )
-from dq_multimodal.condensation.nets import ConvNet, build_net, find_depth
+from dq_multimodal.condensation.loop import run_loop
+from dq_multimodal.condensation.nets import ConvNet, build_net, find_depth, hold_norms
 from dq_multimodal.condensation.synthetic import Synthetic
 from dq_multimodal.config import InputError
 
@@ -142,6 +143,18 @@ def test_means_are_matched_as_naively(per_class):
     assert next(steps, None) is None
 
 
+@pytest.mark.parametrize("match", [match_distributions, match_gradients])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_real_images_themselves_match_under_any_augmentation(match, seed):
+    """Class by class real and synthetic images are changed alike, or the loss would not be 0."""
+    real = make_real(channels=3)
+    some = Synthetic(real.normalise(real.images).requires_grad_(), 3)  # rows have classes in turn
+    torch.manual_seed(seed)
+    config = CondenseConfig("x", method="dc", images_per_class=10)
+    loss_of = next(match(real, some, config, lambda: ConvNet(3, 3, 8, depth=2, width=4)))
+    assert loss_of(some).item() < 1e-4 < loss_of(some.prefix(1)).item()
+
+
 def test_a_draw_is_of_the_class_and_without_repeats():
     real = make_real(n_rows=31)
     torch.manual_seed(0)
@@ -175,3 +188,21 @@ def test_timm_nets_read_grey_images():
     images = torch.randn(2, 1, 8, 8)
     assert net(images).shape == (2, 3)
     torch.testing.assert_close(net(images), net.net.get_classifier()(net.embed(images)))
+
+
+def test_batch_normalisation_reads_an_image_alike_beside_any_others():
+    real, net = make_real(channels=3), build_net("resnet10-narrow", 3, 3, 8)
+    images = real.normalise(real.images)
+    hold_norms(net, real)
+    with torch.no_grad():
+        found = net.embed(images)
+        torch.testing.assert_close(found[:1], net.embed(images[:1]))
+        torch.testing.assert_close(found, net.train().embed(images), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("net", ["resnet10-narrow", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("method", ["dm", "dc", "krr"])
+def test_any_net_matches_one_image_a_class(net, method, tmp_path):
+    how = {"images_per_class": 1, "iterations": 1, "inner_loops": 2, "net": net, "real_batch": 1}
+    _, history = run_loop(make_real(), CondenseConfig("x", method=method, **how), tmp_path / "x")
+    assert 0 < history.losses[0] < 1e6

@@ -134,7 +134,7 @@ def read_set(
     made, options = open_set(work, request), settle(request)
     kept = made.prefix(n_images)
     classes = task.classes_of(kept)
-    soft = None if use_soft is False else soft_labels(kept, classes, task.n_classes)
+    soft = None if use_soft is False else soft_labels(kept, task.n_classes)
     if use_soft and soft is None:
         raise InputError(f"use_soft: {request['method']} learns no labels with these options")
     added = Added(task.decode(kept, None, "decode condensed"), classes, soft)
@@ -152,17 +152,11 @@ def read_set(
     }
 
 
-def soft_labels(rows: Any, classes: np.ndarray, n_classes: int) -> np.ndarray | None:
-    """Give the learnt labels of condensed rows as probabilities, (n, n_classes); None without.
-
-    Those of a regression are none: what is below 0 counts as 0, and the rest is brought to the sum
-    1 (a label of which nothing is left is its class).
-    """
+def soft_labels(rows: Any, n_classes: int) -> np.ndarray | None:
+    """Give the learnt labels of condensed rows, (n, n_classes); None where there are none."""
     if SOFT not in rows.column_names:
         return None
-    found = np.maximum(np.array(rows[SOFT], dtype=np.float32), 0)
-    if found.shape != (len(classes), n_classes):
+    found = np.array(rows[SOFT], dtype=np.float32)
+    if found.shape != (len(rows), n_classes):
         raise InputError(f"wanted {n_classes} numbers a soft label, got {found.shape}")
-    is_empty = found.sum(axis=1) == 0
-    found[is_empty, classes[is_empty]] = 1
-    return found / found.sum(axis=1, keepdims=True)
+    return found

@@ -11,7 +11,7 @@ import torch
 import yaml
 from harness import images
 from harness.bundle import Bundle
-from harness.condensed import Added, soft_labels
+from harness.condensed import Added
 from harness.made import GARMENTS, N_TEST_DIGITS, draw_garment, read_digits
 from harness.prepare import prepare
 from harness.results import read_lines
@@ -147,11 +147,9 @@ def test_soft_labels_are_packed_and_counted_and_hard_ones_are_the_same_set(made)
     assert soft["is_soft"] and not hard["is_soft"]
     assert soft["bytes"] - hard["bytes"] == 4 * N_CLASSES * 2 * N_CLASSES
     learnt = np.array(set_of(made, "krr", images_per_class=2, seed=0).dataset["soft_label"])
-    positive = np.maximum(learnt, 0)
     packed = bundle.array("toy/train/soft_labels")
-    np.testing.assert_allclose(
-        packed[soft["rows"]], positive / positive.sum(1, keepdims=True), rtol=1e-5
-    )
+    assert (packed[soft["rows"]] == learnt.astype(np.float32)).all()
+    np.testing.assert_allclose(packed.sum(1), 1, rtol=1e-5)
     whole = lines[("random", "2 a class", 0)]["rows"]
     assert (packed[whole].argmax(1) == bundle.array("toy/train/labels")[whole]).all()
 
@@ -246,17 +244,6 @@ def test_wrong_condensed_selections_are_one_line(made, tmp_path, changes, said):
     suite = write(made, tmp_path / "w.yaml", {"random": {"method": "random"}, "x": changes})
     with pytest.raises(InputError, match=said):
         prepare(suite, tmp_path / "bundle", tmp_path / "work")
-
-
-def test_soft_labels_of_a_regression_become_probabilities():
-    class Rows(dict):
-        column_names = ("soft_label",)
-
-    learnt = [[0.5, -0.25, 1.0], [-1, -2, -3], [0.2, 0.2, 0.6]]
-    found = soft_labels(Rows(soft_label=learnt), np.array([2, 1, 0]), 3)
-    np.testing.assert_allclose(found, [[1 / 3, 0, 2 / 3], [0, 1, 0], [0.2, 0.2, 0.6]], rtol=1e-6)
-    with pytest.raises(InputError, match="wanted 4 numbers"):
-        soft_labels(Rows(soft_label=learnt), np.array([2, 1, 0]), 4)
 
 
 def test_the_loss_of_soft_labels_is_the_soft_cross_entropy(monkeypatch):

@@ -341,7 +341,7 @@ LINES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "condensed": condensed_tables.accuracies,
     "prefixes": condensed_tables.prefixes,
     "stored": condensed_tables.stored,
-    "scores": condensed_tables.scores,
+    "ranking": condensed_tables.scores,
 }
 
 

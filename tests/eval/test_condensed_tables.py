@@ -105,7 +105,7 @@ def test_later_lines_count_and_other_nets_stand_apart():
     assert len([row for row in rows if row["data, net"] == "digits, resnet"]) == 1
 
 
-@pytest.mark.parametrize("kind", ["condensed", "prefixes", "stored", "scores"])
+@pytest.mark.parametrize("kind", ["condensed", "prefixes", "stored", "ranking"])
 def test_marks_of_results_lines_are_filled(tmp_path, monkeypatch, kind):
     import json
 

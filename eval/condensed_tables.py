@@ -186,6 +186,20 @@ def score(one: Found) -> Iterator[tuple[str, ...]]:
         yield one.name, str(n), name, *shown, show(estimate(both), digits=3)
 
 
+def package_scores(document: Mapping[str, Any]) -> str:
+    """Lay out what eval/dd_ranking.py measured."""
+    table: Table = [("images a class", "selection", "HLR", "IOR", "LRS")]
+    for line in document["lines"]:
+        each = {key: [score[key] for score in line["scores"]] for key in ("hlr", "ior", "lrs")}
+        found = {
+            key: estimate({(draw, 0): value for draw, value in enumerate(values)})
+            for key, values in each.items()
+        }
+        shown = (show(found["hlr"]), show(found["ior"]), show(found["lrs"], digits=3))
+        table.append((str(line["images_per_class"]), line["selection"], *shown))
+    return grid(table)
+
+
 def rank(improvement: float, recovery: float, share: float = SHARE_OF_IOR) -> float:
     """Give the label-robust score of an IOR and an HLR in percent: see `scores`."""
     alpha = (share * improvement - (1 - share) * recovery) / 100

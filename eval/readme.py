@@ -2,10 +2,9 @@
 
     python eval/readme.py
 
-After a line `<!-- KIND: FILE -->` stands a table of that file, made by the function of `TABLES`, or
-of `LINES` where it holds results lines; what is there up to the next blank line is replaced.
-`bench` is of the results lines of a suite (or of a demo): all tables of it, up to the line
-`<!-- end -->`.
+After a line `<!-- KIND: FILE -->` stands a table of that file, made by the function of `TABLES` or
+`CONDENSED`; what is there up to the next blank line is replaced. `bench` is of the results lines of
+a suite (or of a demo): all tables of it, up to the line `<!-- end -->`.
 """
 
 import json
@@ -39,10 +38,9 @@ def render(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         head, kind, file = match.groups()
-        if file.endswith("l"):
-            made = LINES[kind](read_lines(ROOT / file))
-        else:
-            made = TABLES[kind](json.loads((ROOT / file).read_text()))
+        path = ROOT / file
+        found = read_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
+        made = (TABLES | CONDENSED)[kind](found)
         return f"{head}\n{made}\n\n"
 
     def fill_bench(match: re.Match[str]) -> str:
@@ -337,11 +335,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "order": orders,
     "kept": kept,
 }
-LINES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+CONDENSED: dict[str, Callable[[Any], str]] = {
     "condensed": condensed_tables.accuracies,
     "prefixes": condensed_tables.prefixes,
     "stored": condensed_tables.stored,
     "ranking": condensed_tables.scores,
+    "ddranking": condensed_tables.package_scores,
 }
 
 

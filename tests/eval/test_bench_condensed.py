@@ -12,11 +12,13 @@ import yaml
 from harness import images
 from harness.bundle import Bundle
 from harness.condensed import Added
+from harness.encoders import find_place
 from harness.made import GARMENTS, N_TEST_DIGITS, draw_garment, read_digits
 from harness.prepare import prepare
 from harness.results import read_lines
 from harness.runner import Choices, describe, run_suite
 from harness.suite import Job, read_suite
+from harness.table import markdown, summarise
 from PIL import Image
 from test_bench_images import CPU, Pack
 
@@ -177,6 +179,9 @@ def test_cells_are_trained_and_their_lines_say_what_the_set_is(made, tmp_path):
         assert line["labels"] == ("soft" if line["selection"] == "krr" else "hard")
         assert line["steps"] == 2 and line["bytes"] > 0
     assert all(line["condensed"]["learnt_rate"] is None for line in lines if line["condensed"])
+    (group,) = summarise(lines)
+    assert {row.n_images for row in group.rows} == {1, 2}
+    assert "| 2 a class | mdc " in markdown([group])
 
 
 def test_sets_are_made_once_and_other_pixels_are_other_cells(made, tmp_path, monkeypatch):
@@ -294,7 +299,7 @@ def test_made_sets_have_parts_without_rows_in_common(tmp_path, monkeypatch):
     train, test = read_digits("train"), read_digits("test")
     assert len(test[0]) == N_TEST_DIGITS and len(train[0]) == 1797 - N_TEST_DIGITS
     assert train[0].shape[1:] == (8, 8) and train[0].max() == 255
-    place = made.make_pictures("digits-test")
+    place = find_place("made:digits-test")
     before = (tmp_path / "digits-test-1.parquet").read_bytes()
     (tmp_path / "digits-test-1.parquet").unlink()
     assert made.make_pictures("digits-test") == place

@@ -96,6 +96,21 @@ def test_the_scores_are_those_of_the_paper():
     assert of_krr["LRS"].startswith(f"{sum(each) / 2:.3f} [")
 
 
+def test_the_scores_of_the_package_have_a_row_each():
+    scores = [{"hlr": 6.0 + k, "ior": 4.0, "lrs": 0.25} for k in (0, 2)]
+    lines = [{"selection": "dm", "images_per_class": 10, "scores": scores}]
+    lines.append({"selection": "dc", "images_per_class": 10, "scores": scores[:1]})
+    rows = cells(condensed_tables.package_scores({"lines": lines}))
+    assert rows[0]["HLR"].startswith("7.0 [") and rows[0]["LRS"].startswith("0.250 [")
+    assert rows[1] == {
+        "images a class": "10",
+        "selection": "dc",
+        "HLR": "6.0",
+        "IOR": "4.0",
+        "LRS": "0.250",
+    }
+
+
 def test_later_lines_count_and_other_nets_stand_apart():
     again = [*lines(), line("dm", "1 a class", 0, 90), line("dm", "1 a class", 0, 70, net="resnet")]
     rows = cells(condensed_tables.accuracies(again))

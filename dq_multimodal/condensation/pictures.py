@@ -98,6 +98,33 @@ class Real:
         return self.normalise(self.images[drawn]), self.classes[drawn]
 
 
+def _images_of(config: CondenseConfig) -> ImageDataArguments:
+    return ImageDataArguments(
+        config.dataset,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        image_size=config.image_size,
+    )
+
+
+def find_columns(source: Source, config: CondenseConfig) -> tuple[str, str]:
+    """Find the column of pictures and that of classes.
+
+    Raises:
+        InputError: If there are none, or several that could be meant.
+    """
+    dataset, name = source.dataset, source.origin["name"]
+    if not image_columns(dataset) and not find_patch_columns(dataset.features):
+        raise InputError(
+            f"condense makes pictures, and {name} has none: its columns are "
+            f"{', '.join(dataset.column_names)}; text is made smaller by compress"
+        )
+    label = find_label_column(dataset, config.label_column)
+    if label is None:
+        raise InputError(f"condense needs classes, and {name} has none: name --label-column")
+    return _images_of(config).find_column(dataset), label
+
+
 def read_real(source: Source, config: CondenseConfig) -> Real:
     """Decode all pictures of a dataset to squares, on the CPU.
 
@@ -106,36 +133,18 @@ def read_real(source: Source, config: CondenseConfig) -> Real:
     """
     dataset: Dataset = source.dataset
     name = source.origin["name"]
-    if not image_columns(dataset) and not find_patch_columns(dataset.features):
-        raise InputError(
-            f"condense makes pictures, and {name} has no column of images among "
-            f"{', '.join(dataset.column_names)}: text is made smaller by compress"
-        )
-    column = find_label_column(dataset, config.label_column)
-    if column is None:
-        raise InputError(f"condense needs classes, and {name} has none: name --label-column")
-    data = ImageDataArguments(
-        config.dataset,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        image_size=config.image_size,
-    )
+    _, column = find_columns(source, config)
+    data = _images_of(config)
     side = data.find_size(dataset)
     if config.image_size is None and side > SMALL_SIDE:
         side = USUAL_SIDE
     if side < SMALLEST_SIDE:
         raise InputError(f"the pictures of {name} have {side} px: give --image-size of at least 8")
     pictures, names = data.pictures(dataset, side, name="decode")
-    rows = pictures.rows
-    pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-    is_read = np.ones(len(rows), dtype=bool)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        part = rows[start : start + BLOCK_ROWS]
-        found, there = pictures.__getitems__(part.tolist())
-        is_there = np.isin(part, there)
-        pixels[start : start + len(part)][is_there] = found
-        is_read[start : start + len(part)] = is_there
-    pixels, rows = pixels[is_read], rows[is_read]
+    starts = range(0, len(pictures.rows), BLOCK_ROWS)
+    blocks = [pictures.rows[start : start + BLOCK_ROWS].tolist() for start in starts]
+    read = zip(*map(pictures.__getitems__, blocks), strict=True)  # without what is unreadable
+    pixels, rows = (np.concatenate(parts) for parts in read)
     present, classes = np.unique(pictures.classes[rows], return_inverse=True)
     if len(present) < 2:
         raise InputError(f"condense needs two classes, and {name} has pictures of {len(present)}")

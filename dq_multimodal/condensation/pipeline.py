@@ -15,7 +15,7 @@ from dq_multimodal.condensation.documents import SHOWN, STATE, CondensedConfig
 from dq_multimodal.condensation.experts import FILE as EXPERTS
 from dq_multimodal.condensation.experts import open_experts
 from dq_multimodal.condensation.loop import run_loop
-from dq_multimodal.condensation.pictures import Real, check_sizes, read_real
+from dq_multimodal.condensation.pictures import Real, check_sizes, find_columns, read_real
 from dq_multimodal.condensation.result import (
     Condensed,
     begin,
@@ -30,14 +30,11 @@ from dq_multimodal.condensation.result import (
 )
 from dq_multimodal.condensation.rows import check_columns, count_real_bytes
 from dq_multimodal.config import InputError
-from dq_multimodal.data.columns import find_image_column, find_label_column
-from dq_multimodal.data.pixels import image_columns
 from dq_multimodal.data.source import MEMORY, Source, from_memory, is_same_source, load_source
 from dq_multimodal.files import count, describe_file, name_some
 from dq_multimodal.manifest import CONDENSED, Origin, make
 from dq_multimodal.models.locate import accelerator
 from dq_multimodal.options import takes
-from dq_multimodal.patches.store import find_patch_columns
 from dq_multimodal.run import Run, open_run
 from dq_multimodal.stages.selection import SELECTION_FILE
 
@@ -116,19 +113,7 @@ def make_config(request: CondenseConfig, source: Source, run: Run | None) -> Con
     Raises:
         InputError: If the dataset has no pictures or no classes.
     """
-    rows, name = source.dataset, source.origin["name"]
-    records = find_patch_columns(rows.features)
-    if request.image_column is None and not image_columns(rows) and not records:
-        raise InputError(
-            f"condense makes pictures, and {name} holds text, no pictures: its columns are "
-            f"{', '.join(rows.column_names)}"
-        )
-    image = request.image_column or (records[0] if records else None)
-    if image is None or image not in records:
-        image = find_image_column(rows, image)
-    label = find_label_column(rows, request.label_column)
-    if label is None:
-        raise InputError(f"condense needs classes, and {name} has none: name --label-column")
+    image, label = find_columns(source, request)
     check_columns(image, label)
     pins = {}
     if run is not None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dq_multimodal.config import InputError
 from dq_multimodal.data.columns import find_image_column, find_label_column, read_classes
-from dq_multimodal.data.pixels import decode_image, read_bytes, to_square, undecoded
+from dq_multimodal.data.pixels import decode_image, is_image, read_bytes, to_square, undecoded
 from dq_multimodal.models.classifiers import SMALL_SIDE
 from dq_multimodal.patches.store import find_patch_columns
 from dq_multimodal.training.arguments import SOURCE, flags_of
@@ -200,13 +200,36 @@ class ImageDataArguments(ImageFlags):
         """Give the side asked for, or that of small images, or 224."""
         if self.image_size is not None:
             return self.image_size
-        column = find_image_column(dataset, self.image_column)
-        files = undecoded(dataset.select(range(min(PROBED_ROWS, len(dataset)))), column)
-        images = [decode_image(read_bytes(value))[0] for value in files[column]]
+        rows = [*range(min(PROBED_ROWS, len(dataset)))]
+        images = self.read(dataset)(rows)
         sides = [max(image.size) for image in images if image is not None]
         if not sides:
-            raise InputError(f"none of the first {len(files)} images can be read")
+            raise InputError(f"none of the first {len(rows)} images can be read")
         return max(sides) if max(sides) <= SMALL_SIDE else 224
+
+    def find_column(self, dataset: "Dataset") -> str:
+        """Find the column of images, files or records of the patch store.
+
+        Raises:
+            InputError: If there is none, several, another kind is named, or rows have several.
+        """
+        stored = find_patch_columns(dataset.features)
+        asked = self.image_column or (stored[0] if stored else None)
+        if asked in stored:
+            return asked
+        column = find_image_column(dataset, asked)
+        if not is_image(dataset.features[column]):
+            raise InputError(f"{column} holds several images a row: one is wanted")
+        return column
+
+    def read(
+        self, dataset: "Dataset", fill: str | None = "mean", mae_model: str | None = None
+    ) -> Reader:
+        """Open the column of images; those of the patch store come with their holes filled."""
+        column = self.find_column(dataset)
+        if column in find_patch_columns(dataset.features):
+            return read_records(dataset, column, fill, mae_model)
+        return read_files(dataset, column)
 
     def pictures(
         self,
@@ -225,9 +248,4 @@ class ImageDataArguments(ImageFlags):
         classes, labels = read_classes(dataset, find_label_column(dataset, self.label_column))
         if rows is not None:
             dataset, classes = dataset.select(rows), classes[rows]
-        stored = find_patch_columns(dataset.features)
-        if stored:
-            read = read_records(dataset, self.image_column or stored[0], fill, mae_model)
-        else:
-            read = read_files(dataset, find_image_column(dataset, self.image_column))
-        return Pictures(read, classes, size, name=name), labels
+        return Pictures(self.read(dataset, fill, mae_model), classes, size, name=name), labels

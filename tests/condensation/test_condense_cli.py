@@ -65,7 +65,10 @@ def test_condense_report_verify(learner, cli, data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("condense texts.parquet", "condense makes pictures, and texts.parquet holds text, no pic"),
+        (
+            "condense texts.parquet",
+            "makes pictures, and texts.parquet has none: its columns are text; ",
+        ),
         ("condense rows.parquet --method mtt", "experts are for method mtt"),
         ("condense rows.parquet --augment jump", "augment must be none or some of color, crop"),
         ("condense rows.parquet --images-per-classes 3", "no such option: .* --images-per-class"),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from condensed_sets import LABELS, NAMES, make_rows, png, stand_in
-from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from forging import change_document, seal
 from PIL import Image as Pillow
 
@@ -204,9 +204,12 @@ def test_inputs_are_not_overwritten(learner, tmp_path):
 
 def test_bad_input_is_one_line(learner, tmp_path):
     texts = Dataset.from_dict({"text": ["a", "b"]})
+    features = Features(make_rows().features | {"img": List(Image())})
+    several = make_rows().map(lambda row: {"img": [row["img"]]}, features=features)
     lone = make_rows().remove_columns("kind")
     for rows, options, message in (
-        (texts, {}, "condense makes pictures, and dataset holds text, no pictures"),
+        (texts, {}, "condense makes pictures, and dataset has none: its columns are text; text"),
+        (several, {}, "img holds several images a row: one is wanted"),
         (lone, {}, "condense needs classes, and dataset has none: name --label-column"),
         (make_rows().rename_column("kind", "dq_order"), {}, "has the column dq_order, which"),
         (make_rows(), {"label_column": "none"}, "condense needs classes"),
@@ -470,6 +473,19 @@ def test_the_bytes_of_the_real_pictures_are_those_of_their_files(learner, tmp_pa
     half = Dataset.from_dict(columns, rows.features).select(range(29, 11, -1))
     found = condense(half, images_per_class=2, report=False, output_dir=tmp_path / "half").manifest
     assert found.bytes.real_images == sum(map(len, files[12:])) and found.real_rows == 18
+
+
+def test_images_of_the_patch_store_are_condensed(learner, tmp_path, small_classifier):
+    """Their holes filled, their side as stored, and the bytes of their records counted."""
+    how = {"drop_ratio": 0.25, "attribution_model": str(small_classifier), "report": False}
+    how |= {"method": "random", "keep_ratio": 1.0, "output_dir": tmp_path / "run"}
+    run = compress(make_rows(side=32), **how)
+    made = make(tmp_path, run.subset)
+    real = learner.calls[0][0]
+    assert real.side == 32 and len(real.images) == 24
+    assert made.dataset.features["img"] == Image()
+    stored = run.manifest.bytes.stored_images
+    assert made.manifest.bytes.real_images == pytest.approx(stored, rel=0.01)
 
 
 def test_a_sheet_of_the_pictures_is_drawn(learner, tmp_path):

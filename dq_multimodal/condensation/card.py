@@ -73,6 +73,7 @@ def make_body(
         repo=json.dumps(clean(repo_id)),
         classes=", ".join(listed) + (", ..." if len(names) > len(listed) else ""),
         n_classes=len(names),
+        net=code(request.net),
         image_column=code(config.image_column),
         label_column=code(config.label_column),
         settings=[[escape(name), code(value)] for name, value in settings.items()],

@@ -132,6 +132,10 @@ def run_loop(
             if monotonic() - saved > SAVE_SECONDS or number + 1 == config.iterations:
                 _write_state(state, synthetic, optimiser, prefixes, history)
                 saved = monotonic()
+    if not synthetic.images.isfinite().all():
+        raise InputError(
+            f"some pixels are no numbers: try a smaller learning_rate than {config.learning_rate:g}"
+        )
     return synthetic.detach(), history
 
 
@@ -251,5 +255,5 @@ def _read_state(
         history.losses = found["losses"].tolist()
         history.choices = [(int(a), int(b), int(c)) for a, b, c in about["choices"]]
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} is not the state of this run: use --overwrite") from error
+        raise InputError(f"{path} is not the state of this run: remove it to begin anew") from error
     return len(history.losses)

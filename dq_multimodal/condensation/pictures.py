@@ -39,6 +39,7 @@ class Real:
         mean: Mean of the pixels in [0, 1], (c, 1, 1).
         spread: Their standard deviation.
         unused: Rows without a class or a picture that can be read.
+        empty: Names of the classes that have no pictures.
     """
 
     images: UInt8[Tensor, "n c h w"]
@@ -49,6 +50,7 @@ class Real:
     mean: Float[Tensor, "c 1 1"]
     spread: Float[Tensor, "c 1 1"]
     unused: tuple[int, ...] = ()
+    empty: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         of = [torch.nonzero(self.classes == k).flatten() for k in range(self.n_classes)]
@@ -164,6 +166,7 @@ def read_real(source: Source, config: CondenseConfig) -> Real:
         mean=mean,
         spread=spread,
         unused=tuple(unused.tolist()),
+        empty=tuple(names[k] for k in np.setdiff1d(np.arange(len(names)), present)),
     )
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from dq_multimodal import folder, report
-from dq_multimodal.card import CARD
+from dq_multimodal.card import CARD, clean
 from dq_multimodal.condensation.config import NOISE, RANDOM, CondenseConfig
 from dq_multimodal.condensation.documents import SHOWN, STATE, CondensedConfig
 from dq_multimodal.condensation.experts import FILE as EXPERTS
 from dq_multimodal.condensation.experts import open_experts
 from dq_multimodal.condensation.loop import run_loop
+from dq_multimodal.condensation.nets import build_net
 from dq_multimodal.condensation.pictures import Real, check_sizes, find_columns, read_real
 from dq_multimodal.condensation.result import (
     Condensed,
@@ -68,6 +69,7 @@ def condense(dataset: "AnyDataset", **options: Any) -> Condensed:
         started = time.perf_counter()
         real = read_real(source, request)
         check_sizes(real, request.images_per_class)
+        build_net(request.net, real.n_classes, real.channels, real.side, request.net_width)
         first = None if run is None else find_first(run, source, real, request.images_per_class)
         on_device = real.to(torch.device(accelerator(request.device) or "cpu"))
         seconds = {"pictures": time.perf_counter() - started}
@@ -164,6 +166,9 @@ def note_rows(real: Real, source: Source) -> list[str]:
             f"{n} no class or no picture that can be read, and taught nothing: "
             f"{name_some(real.unused)}"
         )
+    if real.empty:
+        n = count(len(real.empty), "class has", "classes have")
+        notes.append(f"{n} no pictures, and none are made: {name_some(map(clean, real.empty))}")
     return notes
 
 

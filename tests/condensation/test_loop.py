@@ -146,11 +146,22 @@ def test_errors_are_one_line(tmp_path):
         run_loop(real, make_config(learning_rate=1e30), tmp_path / "state")
     state = tmp_path / "broken"
     state.write_bytes(b"no state")
-    with pytest.raises(InputError, match="is not the state of this run: use --overwrite"):
+    with pytest.raises(InputError, match="is not the state of this run: remove it to begin anew"):
         run_loop(real, make_config(), state)
     run_loop(real, make_config(), state := tmp_path / "other")
     with pytest.raises(InputError, match="is not the state of this run"):
         run_loop(real, make_config(images_per_class=2), state)
+
+
+def test_a_last_step_that_leads_nowhere_is_no_set(tmp_path, monkeypatch):
+    """The loss is 0, its slope is not finite."""
+
+    def match(*_):
+        yield lambda some: (0 * some.images).sum().sqrt()
+
+    monkeypatch.setitem(loop.METHODS, "dm", match)
+    with pytest.raises(InputError, match="some pixels are no numbers: try a smaller learning_rate"):
+        run_loop(make_real(), make_config(iterations=1), tmp_path / "state")
 
 
 @pytest.mark.parametrize(

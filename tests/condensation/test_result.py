@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from condensed_sets import LABELS, NAMES, make_rows, png, stand_in
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
@@ -81,7 +82,11 @@ def test_numbers_that_are_not_rounded_and_soft_labels(learner, tmp_path):
     assert (sizes.images, sizes.soft_labels) == (2 * pixels.size, 4 * 6 * 3)
     assert made.n_bytes == sizes.images + sizes.soft_labels
     assert made.manifest.learning_rate == pytest.approx(0.0123)
-    assert "0.0123" in (made.path / "README.md").read_text()
+    text = (made.path / "README.md").read_text()
+    assert "0.0123" in text and "number k is that of the class of row k" in text
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    scope = {"torch": torch, "images": None, "net": lambda _: torch.zeros(6, 3)}
+    exec(code, scope | {"batch": rows.with_format("torch")[:]})
     assert rows.with_format("torch")[0]["pixels"].shape == (3, 8, 8)
 
 
@@ -216,6 +221,7 @@ def test_bad_input_is_one_line(learner, tmp_path):
         (make_rows(), {"image_column": "kind"}, "must hold images"),
         (make_rows(), {"images_per_class": 0}, "images_per_class must be a whole number"),
         (make_rows(), {"image_per_class": 1}, "did you mean images_per_class"),
+        (make_rows(), {"net": "convnet-d4"}, "convnet-d4 needs at least 16 px, got 8"),
         (make_rows(), {"init": "nowhere"}, "init must be random, noise or a run"),
     ):
         with pytest.raises(InputError, match=message):
@@ -422,9 +428,11 @@ def test_rows_without_class_or_picture_are_noted(learner, tmp_path):
     }
     columns["kind"][4] = None
     columns["img"][7] = {"bytes": b"no picture", "path": None}
-    made = make(tmp_path, Dataset.from_dict(columns, Features(rows.features)))
+    features = Features(rows.features | {"kind": ClassLabel(names=[*NAMES, "dog\n", "emu"])})
+    made = make(tmp_path, Dataset.from_dict(columns, features))
     note = "2 rows have no class or no picture that can be read, and taught nothing: 4, 7"
-    assert made.manifest.notes == [note] and made.manifest.real_rows == 22
+    empty = "2 classes have no pictures, and none are made: dog, emu"
+    assert made.manifest.notes == [note, empty] and made.manifest.real_rows == 22
     assert note in (made.path / "README.md").read_text()
 
 
@@ -447,6 +455,7 @@ def test_the_card_says_how_to_load_and_whose_work_it_is(learner, tmp_path):
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     assert front["size_categories"] == ["n<1K"]
+    assert "learnt for `convnet` of width 128, with the augmentations flip: train" in text
     for part in ("2110.04181", "2102.08259", "Synthetic is not anonymous", "`ant`, `bee`, `cow`"):
         assert part in text
     assert "MDC" not in text and "soft_label" not in text

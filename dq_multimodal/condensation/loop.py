@@ -249,7 +249,7 @@ def _read_state(
                 value.copy_(found[name])
         for name, tensor, values in _states_of(optimiser):
             for key in [key for key in found if key.startswith(name + ".")]:
-                place = tensor.device if found[key].ndim else "cpu"
+                place = "cpu" if key == f"{name}.step" else tensor.device
                 values[key.removeprefix(name + ".")] = found[key].to(place)
         vars(prefixes).update(about["prefixes"])
         history.losses = found["losses"].tolist()

@@ -8,7 +8,8 @@ from tiny_real import make_real
 
 from dq_multimodal.condensation import loop
 from dq_multimodal.condensation.config import CondenseConfig
-from dq_multimodal.condensation.loop import begin, run_loop
+from dq_multimodal.condensation.loop import History, begin, run_loop
+from dq_multimodal.condensation.multisize import Prefixes
 from dq_multimodal.condensation.synthetic import Synthetic
 from dq_multimodal.config import InputError
 
@@ -65,6 +66,26 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(case, n_losses, tmp_path
     assert again == history and len(history.losses) == 6
     for name, value in wanted.learnt.items():
         assert torch.equal(found.learnt[name], value), name
+
+
+def test_a_state_goes_to_the_device_of_the_set(tmp_path):
+    """All but the numbers of steps, which Adam keeps on the CPU."""
+
+    def make(device):
+        rate = torch.ones((), device=device, requires_grad=True)
+        some = Synthetic(torch.ones(2, 1, 8, 8, device=device, requires_grad=True), 2, rate=rate)
+        groups = [{"params": [value]} for value in some.learnt.values()]
+        return some, torch.optim.Adam(groups), Prefixes(), History()
+
+    before = make("cpu")
+    sum(value.sum() for value in before[0].learnt.values()).backward()
+    before[1].step()
+    loop._write_state(tmp_path / "state", *before)
+    after = make("meta")
+    loop._read_state(tmp_path / "state", *after)
+    for values in after[1].state.values():
+        found = {name: value.device.type for name, value in values.items()}
+        assert found == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
 def test_the_set_learns_and_what_is_random_outside_stays(tmp_path):

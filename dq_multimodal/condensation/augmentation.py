@@ -29,7 +29,8 @@ def draw_augmentation(operations: Sequence[str], side: int) -> Augment:
       is zero; flip: mirrored, in half of the cases; scale: by 1 / 1.2 to 1.2; rotate: by up to 15
       degrees.
 
-    Zero is the mean colour, since images are normalised. Departure: both sides are scaled alike.
+    Zero is the mean colour, since images are normalised. Departures: both sides are scaled alike; a
+    hole lies anywhere that it meets the image, where DSA has its middle in it.
 
     Args:
         operations: Names of operations, or none.

@@ -64,7 +64,7 @@ class CondenseConfig(Request):
 
     dataset: str = same("dataset")
     _: KW_ONLY
-    split: str = same("split")
+    split: str = read("train", 'Split or slice, such as "train[:90%]" or "train+validation".')
     config_name: str | None = same("config_name")
     revision: str | None = same("revision")
     image_column: str | None = read(None, "Column of images.  [default: the only one]")
@@ -158,6 +158,8 @@ class CondenseConfig(Request):
         for name, value in chosen.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.split == "all":
+            raise InputError("split all would learn from test rows too: name those to learn from")
         if (self.experts is None) == (self.method == "mtt"):
             raise InputError("experts are for method mtt, which needs them")
         if self.learn_labels and self.method != "krr":

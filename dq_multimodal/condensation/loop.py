@@ -132,9 +132,10 @@ def run_loop(
             if monotonic() - saved > SAVE_SECONDS or number + 1 == config.iterations:
                 _write_state(state, synthetic, optimiser, prefixes, history)
                 saved = monotonic()
-    if not synthetic.images.isfinite().all():
+    if not all(value.isfinite().all() for value in synthetic.learnt.values()):
         raise InputError(
-            f"some pixels are no numbers: try a smaller learning_rate than {config.learning_rate:g}"
+            f"some of what was learnt is no number: try a smaller learning_rate than "
+            f"{config.learning_rate:g}"
         )
     return synthetic.detach(), history
 

@@ -181,7 +181,7 @@ def test_a_last_step_that_leads_nowhere_is_no_set(tmp_path, monkeypatch):
         yield lambda some: (0 * some.images).sum().sqrt()
 
     monkeypatch.setitem(loop.METHODS, "dm", match)
-    with pytest.raises(InputError, match="some pixels are no numbers: try a smaller learning_rate"):
+    with pytest.raises(InputError, match="what was learnt is no number: try a smaller"):
         run_loop(make_real(), make_config(iterations=1), tmp_path / "state")
 
 
@@ -194,6 +194,7 @@ def test_a_last_step_that_leads_nowhere_is_no_set(tmp_path, monkeypatch):
         ({"multisize": True, "images_per_class": 1}, "multisize needs images_per_class of at"),
         ({"augment": ("blur",)}, "augment must be none or some of color, crop"),
         ({"augment": ("none", "crop")}, "augment must be none or some of"),
+        ({"split": "all"}, "split all would learn from test rows too"),
         ({"image_size": 4}, "image_size must be a whole number from 8 to 1024, got 4"),
         ({"images_per_class": 0}, "images_per_class must be a whole number of at least 1"),
         ({"method": "idc"}, "method must be one of dm, dc, krr, mtt, got 'idc'"),

@@ -40,8 +40,8 @@ paper (its ς_θ and T)."""
 
 read, how = partial(option, "What to read"), partial(option, "How to condense")
 sizes, nets = partial(option, "Sets of many sizes"), partial(option, "Nets")
-of_dc, of_krr = partial(option, "Method dc"), partial(option, "Method krr")
-of_mtt = partial(option, "Method mtt")
+OF = "Method "
+of_dc, of_krr, of_mtt = (partial(option, OF + name) for name in ("dc", "krr", "mtt"))
 output = partial(option, "Output", is_recorded=False)
 
 
@@ -153,16 +153,20 @@ class CondenseConfig(Request):
     def __post_init__(self) -> None:
         super().__post_init__()
         chosen = dict(DEFAULTS[self.method])
-        most = next((n for n in STEPS_OF_DC if self.images_per_class <= n), max(STEPS_OF_DC))
-        chosen["inner_loops"], chosen["net_steps"] = STEPS_OF_DC[most]
+        if self.method == "dc":
+            most = next((n for n in STEPS_OF_DC if self.images_per_class <= n), max(STEPS_OF_DC))
+            chosen["inner_loops"], chosen["net_steps"] = STEPS_OF_DC[most]
         for name, value in chosen.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         if self.split == "all":
             raise InputError("split all would learn from test rows too: name those to learn from")
-        if (self.experts is None) == (self.method == "mtt"):
-            raise InputError("experts are for method mtt, which needs them")
-        if self.learn_labels and self.method != "krr":
-            raise InputError(f"learn_labels is for krr, and the method is {self.method}")
+        for each in dataclasses.fields(self):
+            owner = each.metadata["group"].removeprefix(OF)
+            is_set = getattr(self, each.name) != each.default
+            if is_set and owner in DEFAULTS and owner != self.method:
+                raise InputError(f"{each.name} is for {owner}, and the method is {self.method}")
+        if self.method == "mtt" and self.experts is None:
+            raise InputError("mtt needs experts: train them by recipes/train_experts.py")
         if self.multisize and self.images_per_class == 1:
             raise InputError("multisize needs images_per_class of at least 2")

@@ -28,6 +28,8 @@ from dq_multimodal.condensation.synthetic import Synthetic
 
 STUDENT_BATCH = 256
 """Synthetic images that a step of the student takes at most: memory grows with it."""
+SMALLEST_RATE = 1e-6
+"""Of a student: with less it would stay where it is, or climb."""
 
 Parameters = dict[str, Tensor]
 Batch = tuple[Float[Tensor, "b c h w"], Tensor]
@@ -63,6 +65,9 @@ def match_trajectories(
         return trajectory_loss(train_student(net, start, taken, some.rate), start, goal)
 
     yield loss_of
+    assert synthetic.rate is not None
+    with torch.no_grad():  # it has taken a step
+        synthetic.rate.clamp_(min=SMALLEST_RATE)
 
 
 def train_student(

@@ -69,7 +69,7 @@ def test_condense_report_verify(learner, cli, data):
             "condense texts.parquet",
             "makes pictures, and texts.parquet has none: its columns are text; ",
         ),
-        ("condense rows.parquet --method mtt", "experts are for method mtt"),
+        ("condense rows.parquet --method mtt", "mtt needs experts: train them"),
         ("condense rows.parquet --augment jump", "augment must be none or some of color, crop"),
         ("condense rows.parquet --images-per-classes 3", "no such option: .* --images-per-class"),
         ("condense rows.parquet --seed 1 --output-dir set", "seed 0 there, 1 asked"),

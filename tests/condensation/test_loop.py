@@ -188,8 +188,10 @@ def test_a_last_step_that_leads_nowhere_is_no_set(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "mtt"}, "experts are for method mtt, which needs them"),
-        ({"experts": "x"}, "experts are for method mtt"),
+        ({"method": "mtt"}, "mtt needs experts: train them by recipes/train_experts.py"),
+        ({"experts": "x"}, "experts is for mtt, and the method is dm"),
+        ({"kernel": "ntk"}, "kernel is for krr, and the method is dm"),
+        ({"method": "krr", "net_steps": 3}, "net_steps is for dc, and the method is krr"),
         ({"learn_labels": True}, "learn_labels is for krr, and the method is dm"),
         ({"multisize": True, "images_per_class": 1}, "multisize needs images_per_class of at"),
         ({"augment": ("blur",)}, "augment must be none or some of color, crop"),

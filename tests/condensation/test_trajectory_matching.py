@@ -8,7 +8,7 @@ from torch import nn
 from dq_multimodal.condensation import trajectory_matching
 from dq_multimodal.condensation.config import CondenseConfig
 from dq_multimodal.condensation.experts import Trajectory, describe_experts, write_about
-from dq_multimodal.condensation.loop import run_loop
+from dq_multimodal.condensation.loop import begin, run_loop
 from dq_multimodal.condensation.nets import build_net
 from dq_multimodal.condensation.synthetic import Synthetic
 from dq_multimodal.condensation.trajectory_matching import (
@@ -119,3 +119,16 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(experts, tmp_path):
     assert torch.equal(found.images, wanted.images)
     assert found.rate == wanted.rate
     assert 0 < abs(found.rate - 0.01) <= 3 * 0.01 / 50 + 1e-6
+
+
+def test_the_rate_stays_above_zero(experts):
+    """Whatever its step was."""
+    options = {"method": "mtt", "experts": str(experts), "images_per_class": 1, "net_width": 3}
+    config = CondenseConfig("x", expert_epochs=1, max_start_epoch=0, **options)
+    synthetic = begin(make_real(), config)
+    steps = match_trajectories(
+        make_real(), synthetic, config, lambda: build_net("convnet", 3, 1, 8, 3)
+    )
+    next(steps)
+    synthetic.rate.data.fill_(-1.0)
+    assert next(steps, None) is None and synthetic.rate.item() == pytest.approx(1e-6)

@@ -39,9 +39,10 @@ class Bar:
 
 
 def config(folder=None, **options):
-    of_mtt = {"method": "mtt", "experts": str(folder)} if folder else {}
-    how = {"augment": ("crop",), "net_width": 3, "expert_epochs": 1, "max_start_epoch": 2}
-    return CondenseConfig("x", **(how | of_mtt | options))
+    how = {"augment": ("crop",), "net_width": 3}
+    if folder:
+        how |= {"method": "mtt", "experts": str(folder), "expert_epochs": 1, "max_start_epoch": 2}
+    return CondenseConfig("x", **(how | options))
 
 
 def train(folder, k, bar=None):

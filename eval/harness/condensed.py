@@ -97,7 +97,7 @@ def make_sets(work: Path, requests: list[dict[str, Any]]) -> None:
         for request in requests:
             make_set(work, request)
         return
-    with ProcessPoolExecutor(n_jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(n_jobs, get_context("spawn"), take_one_thread) as pool:
         running = [pool.submit(make_set, work, request) for request in requests]
         try:
             for future in as_completed(running):
@@ -105,6 +105,13 @@ def make_sets(work: Path, requests: list[dict[str, Any]]) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def take_one_thread() -> None:
+    """Leave the other cores to the processes beside this one."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def make_set(work: Path, request: dict[str, Any]) -> None:

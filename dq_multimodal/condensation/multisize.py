@@ -35,9 +35,9 @@ class Prefixes:
         $\arg\max_n |F_t(S_{[n]}) - F_{t - \Delta t}(S_{[n]})| / F_{t - \Delta t}(S_{[n]})$, the
         smallest of equal ones. Departure: the paper has the change itself. A mean of n images lies
         off by 1 / n, so that is nearly always largest for the prefixes of one or two images, and in
-        short runs hardly another was chosen. Eq. 10: where the prefix is larger than the one before,
-        the images of that one are frozen, which would lose what they learnt; else all of the set
-        learns.
+        short runs hardly another was chosen. Eq. 10: where the prefix is larger than the one
+        before, the images of that one are frozen, which would lose what they learnt; else all of
+        the set learns.
         """
         before = self.distances
         self.distances = distances

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from dq_multimodal import report
 from dq_multimodal.card import CARD, FIGURES
-from dq_multimodal.condensation.config import CondenseConfig
+from dq_multimodal.condensation.config import LARGEST_SIDE, CondenseConfig
 from dq_multimodal.config import InputError
 from dq_multimodal.manifest import (
     CONDENSED,
@@ -31,8 +31,8 @@ PUSHED_FILES = re.compile(rf"data/train-\d{{5}}\.parquet|{re.escape(PICTURES)}")
 """Files of one that another may lack."""
 PIXELS, SOFT_LABEL, ORDER = "pixels", "soft_label", "dq_order"
 """Columns beside those of the source."""
-LARGEST_SIDE, MAX_NUMBERS = 1024, 10**9
-"""Of pictures that are read back, whoever wrote them."""
+MAX_NUMBERS = 10**9
+"""Of pixels, or of soft labels, that are read back, whoever wrote them."""
 
 
 @dataclass(kw_only=True)

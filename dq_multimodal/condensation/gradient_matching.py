@@ -53,7 +53,6 @@ def match_gradients(
         )
 
     for step in range(config.inner_loops or 1):
-        hold_norms(net, real)
         augments, wanted = [], []
         for k in range(real.n_classes):
             augments.append(draw_augmentation(config.augment, real.side))
@@ -80,3 +79,4 @@ def match_gradients(
             optimiser.zero_grad()
             cross_entropy(net(augment(images)), labels).backward()
             optimiser.step()
+        hold_norms(net, real)

@@ -45,7 +45,6 @@ MOMENTUM = 0.5
 """Of the steps of the images."""
 LABEL_STEP, RATE_STEP = 0.01, 0.02
 """Of a label, and of the learning rate of students as a share of what it begins as."""
-STATE = "state.safetensors"
 SAVE_SECONDS = 20.0
 AVERAGED = 50
 """Losses whose mean the progress bar shows."""

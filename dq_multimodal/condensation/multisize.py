@@ -9,7 +9,9 @@ from dq_multimodal.condensation.pictures import Real
 from dq_multimodal.condensation.synthetic import Synthetic
 
 N_NETS = 4
+"""Random nets that measure the feature distance."""
 TINY = 1e-12
+"""Stands for a feature distance of 0, to divide by."""
 MOST_REAL = 512
 """Real images a class whose mean features stand for those of all."""
 

@@ -125,6 +125,7 @@ def make_page(
     return environment.get_template("condensed.html").render(
         request=config.request,
         manifest=manifest,
+        script_hash=None,
         title=clean_name(title_of(config, manifest), 200),
         source=f"{source} (split {clean_name(config.source.split)})",
         style=Markup(read_part(environment, "page.css") + read_part(environment, "condensed.css")),

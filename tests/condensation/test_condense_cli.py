@@ -97,7 +97,7 @@ def test_help_lists_every_option_and_loads_no_torch(cli, data):
     for flag in ("--method dm|dc|krr|mtt", "--multisize", "--init", "--push-to-hub", "--stored-as"):
         assert flag in text
     script = "import sys; from dq_multimodal.cli import make_parser; make_parser()"
-    script += "; assert not {'torch', 'datasets', 'kornia'} & {*sys.modules}"
+    script += "; assert not {'torch', 'datasets'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

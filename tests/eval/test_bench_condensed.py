@@ -20,7 +20,7 @@ from harness.runner import Choices, describe, run_suite
 from harness.suite import Job, read_suite
 from harness.table import markdown, summarise
 from PIL import Image
-from test_bench_images import CPU, Pack
+from test_bench_images import CPU, Line, Pack
 
 from dq_multimodal.config import InputError
 
@@ -253,16 +253,6 @@ def test_wrong_condensed_selections_are_one_line(made, tmp_path, changes, said):
 
 def test_the_loss_of_soft_labels_is_the_soft_cross_entropy(monkeypatch):
     """One step of plain SGD from known weights: the gradient of - sum_k y_k log p_k by hand."""
-
-    class Line(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.line = torch.nn.Linear(3, 2)
-            torch.nn.init.constant_(self.line.weight, 0.1)
-            torch.nn.init.zeros_(self.line.bias)
-
-        def forward(self, x):
-            return self.line(x.mean((2, 3)))
 
     nets = []
     monkeypatch.setattr(images, "build_net", lambda *a: nets.append(Line()) or nets[-1])

@@ -10,6 +10,19 @@ CPU = torch.device("cpu")
 PLAIN = {"batch_size": 16, "learning_rate": 0.1, "epochs": 1, "precision": "float32"}
 
 
+class Line(torch.nn.Module):
+    """A linear layer on the mean colour, with known weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(self.line.weight, 0.1)
+        torch.nn.init.zeros_(self.line.bias)
+
+    def forward(self, x):
+        return self.line(x.mean((2, 3)))
+
+
 class Pack:
     """Stands in for a bundle: two classes of 8 px, dark above or dark below, under noise."""
 
@@ -92,16 +105,6 @@ def test_rows_of_weight_zero_have_no_say(monkeypatch):
 
 def test_weights_reach_the_step(monkeypatch):
     """One step of plain SGD from known weights, with smoothed labels: the gradient by hand."""
-
-    class Line(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.line = torch.nn.Linear(3, 2)
-            torch.nn.init.constant_(self.line.weight, 0.1)
-            torch.nn.init.zeros_(self.line.bias)
-
-        def forward(self, x):
-            return self.line(x.mean((2, 3)))
 
     nets = []
     monkeypatch.setattr(images, "build_net", lambda *a: nets.append(Line()) or nets[-1])

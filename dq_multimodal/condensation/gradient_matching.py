@@ -37,8 +37,7 @@ def match_gradients(
     cross entropy, with `real_batch` real images of each class and one operation of DSA a class,
     for them and the synthetic ones (arXiv:2102.08259). Between two losses the net takes `net_steps`
     steps: on the synthetic images as they are by then, or with `multisize` on real ones
-    (Multisize Dataset Condensation, ICLR 2024, Algorithm 1). Departure: a batch of these is
-    augmented by one operation with the same parameters for all, in DSA with others for each.
+    (Multisize Dataset Condensation, ICLR 2024, Algorithm 1), each augmented in its own way.
     """
     net = draw_net()
     weights = [w for w in net.parameters() if w.ndim > 1]
@@ -75,7 +74,7 @@ def match_gradients(
             else:
                 rows = torch.randperm(len(synthetic.images))[:NET_BATCH]
                 images, labels = synthetic.images.detach()[rows], synthetic.classes[rows]
-            augment = draw_augmentation(config.augment, real.side)
+            augment = draw_augmentation(config.augment, real.side, len(images))
             optimiser.zero_grad()
             cross_entropy(net(augment(images)), labels).backward()
             optimiser.step()

@@ -10,8 +10,6 @@ from dq_multimodal.condensation.synthetic import Synthetic
 
 N_NETS = 4
 """Random nets that measure the feature distance."""
-TINY = 1e-12
-"""Stands for a feature distance of 0, to divide by."""
 MOST_REAL = 512
 """Real images a class whose mean features stand for those of all."""
 
@@ -33,21 +31,17 @@ class Prefixes:
     def choose(self, distances: list[float]) -> None:
         r"""Choose by the feature distances of the prefixes 1 ... n - 1 by now.
 
-        Eq. 9: the prefix whose distance changed most since the last choice, here by its share,
-        $\arg\max_n |F_t(S_{[n]}) - F_{t - \Delta t}(S_{[n]})| / F_{t - \Delta t}(S_{[n]})$, the
-        smallest of equal ones. Departure: the paper has the change itself. A mean of n images lies
-        off by 1 / n, so that is nearly always largest for the prefixes of one or two images, and in
-        short runs hardly another was chosen. Eq. 10: where the prefix is larger than the one
-        before, the images of that one are frozen, which would lose what they learnt; else all of
-        the set learns.
+        Eq. 9: the prefix whose distance changed most since the last choice,
+        $\arg\max_n |F_t(S_{[n]}) - F_{t - \Delta t}(S_{[n]})|$, the smallest of equal ones.
+        Eq. 10: where the prefix is larger than the one before, the images of that one are frozen,
+        which would lose what they learnt; else all of the set learns.
         """
         before = self.distances
         self.distances = distances
         if not before:
             return
-        pairs = zip(distances, before, strict=True)
-        rates = [abs(now - then) / max(then, TINY) for now, then in pairs]
-        chosen = 1 + max(range(len(rates)), key=rates.__getitem__)
+        changes = [abs(now - then) for now, then in zip(distances, before, strict=True)]
+        chosen = 1 + changes.index(max(changes))
         self.frozen = self.chosen if chosen > self.chosen else 0
         self.chosen = chosen
 

@@ -1,12 +1,16 @@
 """The nets in which real and synthetic images are compared, fresh and random each time."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from dq_multimodal.condensation.config import CONVNET, MOST_BLOCKS
-from dq_multimodal.condensation.pictures import Real
 from dq_multimodal.config import InputError
 from dq_multimodal.models.classifiers import build_classifier
+
+if TYPE_CHECKING:
+    from dq_multimodal.condensation.pictures import Real
 
 CACHED = 32
 """Pictures that a CPU passes through together: more do not stay in its cache, which takes twice the
@@ -106,7 +110,7 @@ def build_net(name: str, n_classes: int, channels: int, side: int, width: int = 
     return ConvNet(n_classes, channels, side, depths.get(name) or find_depth(side), width)
 
 
-def hold_norms(net: Net, real: Real) -> None:
+def hold_norms(net: Net, real: "Real") -> None:
     """Let batch normalisations use mean and deviation of real pictures of all classes from now on.
 
     As in DC's code: else a batch of one class is normalised by itself, so that all classes have the

@@ -50,18 +50,14 @@ def match_trajectories(
         experts.read(which, epoch, synthetic.images.device)
         for epoch in (t, t + config.expert_epochs)
     )
-    net, n_steps = draw_net().train(), config.student_steps
-    augments = [draw_augmentation(config.augment, real.side) for _ in range(n_steps)]
-    seed = int(torch.randint(2**62, ()))
+    net = draw_net().train()
 
     def loss_of(some: Synthetic) -> Tensor:
         assert some.rate is not None  # for mtt it is learnt
         targets = some.classes if some.targets is None else some.targets
-        batches = draw_batches(len(targets), n_steps, torch.Generator().manual_seed(seed))
-        taken = (
-            (augment(some.images[rows]), targets[rows])
-            for augment, rows in zip(augments, batches, strict=True)
-        )
+        batches = draw_batches(len(targets), config.student_steps)
+        drawn = ((draw_augmentation(config.augment, real.side, len(b)), b) for b in batches)
+        taken = ((augment(some.images[rows]), targets[rows]) for augment, rows in drawn)
         return trajectory_loss(train_student(net, start, taken, some.rate), start, goal)
 
     yield loss_of
@@ -99,14 +95,12 @@ def trajectory_loss(student: Parameters, start: Parameters, goal: Parameters) ->
     return distance(student) / distance(start)
 
 
-def draw_batches(
-    n_rows: int, n_batches: int, generator: torch.Generator
-) -> Iterator[Int[Tensor, " b"]]:
+def draw_batches(n_rows: int, n_batches: int) -> Iterator[Int[Tensor, " b"]]:
     """Draw batches of rows: permutations one after another, cut into parts of equal size or less.
 
     A set that is no larger than a batch is taken whole at every step.
     """
     left: list[Tensor] = []
     for _ in range(n_batches):
-        left = left or list(torch.randperm(n_rows, generator=generator).split(STUDENT_BATCH))
+        left = left or list(torch.randperm(n_rows).split(STUDENT_BATCH))
         yield left.pop(0)

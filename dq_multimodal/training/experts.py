@@ -53,7 +53,6 @@ def train_experts(args: ExpertArguments) -> None:
     As in MTT (Cazenave et al., CVPR 2022): plain SGD, without momentum and decay. Weights, batches
     and augmentation follow from the seed, the number of the expert and the epoch, so they are the
     same for any number of processes, and after a stop training goes on as if there had been none.
-    Departure: where pictures are augmented, all of a batch are by the same operation.
     """
     from dq_multimodal.condensation.experts import Trajectory, describe_experts, write_about
     from dq_multimodal.condensation.pictures import read_real
@@ -123,7 +122,7 @@ def train_expert(
         with own_random(args.seed, (k, epoch), device):
             order = torch.randperm(len(real.images)).to(device)
             for rows in order.split(args.per_device_train_batch_size):
-                augment = draw_augmentation(config.augment, real.side)
+                augment = draw_augmentation(config.augment, real.side, len(rows))
                 logits = net(augment(real.normalise(real.images[rows])))
                 loss = cross_entropy(logits, real.classes[rows])
                 optimiser.zero_grad()

@@ -277,11 +277,12 @@ class Task:
                 raise InputError(f"task {self.name}: {part} rows without a known class")
             writer.add_array(f"{self.name}/{part}/labels", found.astype(np.int64))
         if any(added.soft is not None for added in self.added):
-            soft, first = np.eye(self.n_classes, dtype=np.float32)[own], len(used)
+            soft, last = np.eye(own.max() + 1, dtype=np.float32)[own], len(used)
             for added in self.added:
-                if added.soft is not None:
-                    soft[first : first + len(added.classes)] = added.soft
-                first += len(added.classes)
+                first, last = last, last + len(added.classes)
+                if added.soft is not None:  # a column a class that has rows, which come in turn
+                    soft[first:last] = 0
+                    soft[first:last, added.classes[: self.n_classes]] = added.soft
             writer.add_array(f"{self.name}/train/soft_labels", soft)
 
     def count_bytes(self, rows: np.ndarray) -> int | None:

@@ -12,15 +12,15 @@ def test_choice_and_freezing_by_hand():
     prefixes = Prefixes()
     prefixes.choose([10.0, 8.0, 6.0])  # before the first step: nothing to compare with
     assert (prefixes.chosen, prefixes.frozen) == (1, 0)
-    prefixes.choose([9.0, 5.0, 5.7])  # by 1/10, 3/8, 0.3/6: 2 follows 1, which rests
+    prefixes.choose([9.0, 5.0, 5.7])  # by 1, 3, 0.3: 2 follows 1, which rests
     assert (prefixes.chosen, prefixes.frozen) == (2, 1)
-    prefixes.choose([7.5, 4.0, 4.0])  # by 1.5/9, 1/5, 1.7/5.7: 3 follows 2
+    prefixes.choose([7.5, 4.0, 4.0])  # by 1.5, 1, 1.7: 3 follows 2
     assert (prefixes.chosen, prefixes.frozen) == (3, 2)
-    prefixes.choose([6.0, 4.0, 5.0])  # by 1.5/7.5, 0, 1/4, a rise counts too: 3 stays, all learn
+    prefixes.choose([6.5, 4.0, 5.5])  # by 1, 0, 1.5, a rise counts too: 3 stays, all learn
     assert (prefixes.chosen, prefixes.frozen) == (3, 0)
-    prefixes.choose([3.0, 4.0, 3.0])  # by 3/6, 0, 2/5: back to 1, all learn
+    prefixes.choose([3.0, 4.0, 3.0])  # by 3.5, 0, 2.5: back to 1, all learn
     assert (prefixes.chosen, prefixes.frozen) == (1, 0)
-    prefixes.choose([3.0, 2.0, 1.5])  # by 0, 2/4, 1.5/3: the smaller of equals
+    prefixes.choose([3.0, 2.0, 1.0])  # by 0, 2, 2: the smaller of equals
     assert (prefixes.chosen, prefixes.frozen) == (2, 1)
 
 

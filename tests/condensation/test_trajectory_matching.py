@@ -58,7 +58,7 @@ def test_gradients_go_through_all_steps():
 
 def test_batches_of_a_large_set_are_permutations_in_parts(monkeypatch):
     monkeypatch.setattr(trajectory_matching, "STUDENT_BATCH", 4)
-    found = [rows.tolist() for rows in draw_batches(6, 5, torch.Generator().manual_seed(0))]
+    found = [rows.tolist() for rows in draw_batches(6, 5)]
     assert [len(rows) for rows in found] == [4, 2, 4, 2, 4]
     assert sorted(found[0] + found[1]) == sorted(found[2] + found[3]) == list(range(6))
 
@@ -95,9 +95,7 @@ def test_a_student_that_stays_is_as_far_off_as_the_start(experts):
 
 def test_images_and_rate_learn(experts):
     loss_of, some = match(experts, 0.01)
-    loss = loss_of(some)
-    assert loss.item() == loss_of(some).item()  # the same batches and augmentation again
-    loss.backward()
+    loss_of(some).backward()
     assert (some.images.grad != 0).flatten(1).any(1).all()
     assert some.rate.grad != 0
 

@@ -37,7 +37,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_pictures(path, n, seed):
+def write_pictures(path, n, seed, names=("a", "b", "c"), numbers=(0, 1, 2)):
     """Write grey pictures of three classes: a bright block at one of three places, and noise."""
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
@@ -49,8 +49,8 @@ def write_pictures(path, n, seed):
         picture[2 * label : 2 * label + 3, :] += 150
         Image.fromarray(picture.astype(np.uint8)).save(buffer := io.BytesIO(), "PNG")
         files.append({"bytes": buffer.getvalue()})
-    features = Features({"img": ImageFeature(), "label": ClassLabel(names=["a", "b", "c"])})
-    rows = {"img": files, "label": labels.tolist()}
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=[*names])})
+    rows = {"img": files, "label": np.array(numbers)[labels].tolist()}
     Dataset.from_dict(rows, features=features).to_parquet(path)
 
 
@@ -139,6 +139,21 @@ def test_every_size_and_draw_has_pictures_of_its_own(made):
         assert (drawn[0] != drawn[1]).any()
     one, two = (images[lines[("dc", f"{n} a class", 0)]["rows"]] for n in (1, 2))
     assert (one == two[:N_CLASSES]).all()  # a prefix
+
+
+def test_soft_labels_stand_at_the_numbers_of_their_classes(tmp_path):
+    """Also where a class between them has no rows."""
+    for name, n in (("train", 60), ("test", 30)):
+        write_pictures(tmp_path / f"{name}.parquet", n, n, "abcd", (0, 2, 3))
+    suite = write(tmp_path, tmp_path / "toy.yaml", {"krr": SELECTIONS["krr"]})
+    prepare(suite, tmp_path / "bundle", tmp_path / "work")
+    bundle, line = Bundle(tmp_path / "bundle"), lines_of(tmp_path)[("krr", "1 a class", 0)]
+    soft = bundle.array("toy/train/soft_labels")[line["rows"]]
+    kept = set_of(tmp_path, "krr", images_per_class=1, seed=0).dataset
+    assert (
+        np.array_equal(soft[:, [0, 2, 3]], np.float32(kept["soft_label"])) and not soft[:, 1].any()
+    )
+    assert bundle.array("toy/train/labels")[line["rows"]].tolist() == [0, 2, 3]
 
 
 def test_soft_labels_are_packed_and_counted_and_hard_ones_are_the_same_set(made):

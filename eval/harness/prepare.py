@@ -303,9 +303,10 @@ class ImageTask(Task):
 
     def pack(self, writer: BundleWriter, used: np.ndarray) -> dict[str, str]:
         """Write square images, uint8; cells depend on rows, columns, size and test images."""
-        of_train = self.decode(self.source.dataset, used, "decode train")
-        of_train = np.concatenate([of_train, *(added.images for added in self.added)])
-        writer.add_array(f"{self.name}/train/images", of_train)
+        of_train = [added.images for added in self.added]
+        if len(used):
+            of_train = [self.decode(self.source.dataset, used, "decode train"), *of_train]
+        writer.add_array(f"{self.name}/train/images", np.concatenate(of_train))
         of_test = self.decode(self.test_source.dataset, None, "decode test")
         writer.add_array(f"{self.name}/test/images", of_test)
         tested = [writer.digest_of(f"{self.name}/test/{part}") for part in ("images", "labels")]

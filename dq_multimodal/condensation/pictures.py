@@ -1,6 +1,6 @@
 """The real set that a synthetic one is to stand for: all its pictures, on one device."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +11,19 @@ from torch import Tensor
 from dq_multimodal.condensation.config import SMALLEST_SIDE, CondenseConfig
 from dq_multimodal.config import InputError
 from dq_multimodal.data.columns import find_label_column, read_labels
-from dq_multimodal.data.pixels import image_columns
+from dq_multimodal.data.pixels import (
+    ANIMATED,
+    DEEP,
+    OTHER_COLOURS,
+    SEVERAL,
+    TRANSPARENT,
+    image_columns,
+)
 from dq_multimodal.data.source import Source
 from dq_multimodal.files import count, name_some
 from dq_multimodal.models.classifiers import SMALL_SIDE
 from dq_multimodal.patches.store import find_patch_columns
-from dq_multimodal.training.pictures import ImageDataArguments
+from dq_multimodal.training.pictures import ImageDataArguments, Remarks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 USUAL_SIDE = 64
 """Side of the synthetic pictures where the real ones are large."""
 BLOCK_ROWS = 1024
+LOSSY = (ANIMATED, SEVERAL, TRANSPARENT, DEEP, OTHER_COLOURS)
+"""Of what is in such files the 8-bit squares do not have all."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Real:
         spread: Their standard deviation.
         unused: Rows without a class or a picture that can be read.
         empty: Names of the classes that have no pictures.
+        reduced: Numbers of the rows of whose files not all was read, by what that is (`LOSSY`).
     """
 
     images: UInt8[Tensor, "n c h w"]
@@ -51,6 +61,7 @@ class Real:
     spread: Float[Tensor, "c 1 1"]
     unused: tuple[int, ...] = ()
     empty: tuple[str, ...] = ()
+    reduced: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         of = [torch.nonzero(self.classes == k).flatten() for k in range(self.n_classes)]
@@ -142,7 +153,8 @@ def read_real(source: Source, config: CondenseConfig) -> Real:
         side = USUAL_SIDE
     if side < SMALLEST_SIDE:
         raise InputError(f"the pictures of {name} have {side} px: give --image-size of at least 8")
-    pictures, names = data.pictures(dataset, side, name="decode")
+    remarks: Remarks = {}
+    pictures, names = data.pictures(dataset, side, name="decode", remarks=remarks)
     starts = range(0, len(pictures.rows), BLOCK_ROWS)
     blocks = [pictures.rows[start : start + BLOCK_ROWS].tolist() for start in starts]
     read = zip(*map(pictures.__getitems__, blocks), strict=True)  # without what is unreadable
@@ -167,6 +179,7 @@ def read_real(source: Source, config: CondenseConfig) -> Real:
         spread=spread,
         unused=tuple(unused.tolist()),
         empty=tuple(names[k] for k in np.setdiff1d(np.arange(len(names)), present)),
+        reduced={what: sorted(remarks[what]) for what in LOSSY if what in remarks},
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dq_multimodal import folder, report
+from dq_multimodal.adapters.base import note_problem
 from dq_multimodal.card import CARD, clean
 from dq_multimodal.condensation.config import NOISE, RANDOM, CondenseConfig
 from dq_multimodal.condensation.documents import SHOWN, STATE, CondensedConfig
@@ -158,7 +159,7 @@ def find_first(run: Run, source: Source, real: Real, per_class: int) -> list[int
 
 
 def note_rows(real: Real, source: Source) -> list[str]:
-    """Say what is not used."""
+    """Say what is not used, of rows, classes and files."""
     notes = [] if source.note is None else [source.note]
     if real.unused:
         n = count(len(real.unused), "row has", "rows have")
@@ -169,7 +170,8 @@ def note_rows(real: Real, source: Source) -> list[str]:
     if real.empty:
         n = count(len(real.empty), "class has", "classes have")
         notes.append(f"{n} no pictures, and none are made: {name_some(map(clean, real.empty))}")
-    return notes
+    fate = "read as in training"
+    return notes + [note_problem(what, rows, fate=fate) for what, rows in real.reduced.items()]
 
 
 def found_complete(place: Path, source: Source, *, with_report: bool) -> Condensed:

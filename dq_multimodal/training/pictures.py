@@ -33,14 +33,21 @@ PROBED_ROWS = 64
 
 Reader = Callable[[list[int]], "list[Image | None]"]
 """Gives RGB pictures by row number, None where there is none that can be read."""
+Remarks = dict[str, set[int]]
+"""What was odd about image files, by the words of `data.pixels`: the numbers of their rows."""
 
 
-def read_files(dataset: "Dataset", column: str) -> Reader:
-    """Read pictures from a column of image files."""
+def read_files(dataset: "Dataset", column: str, remarks: Remarks | None = None) -> Reader:
+    """Read pictures from a column of image files; add to the remarks what is odd about them."""
     files = undecoded(dataset, column)
 
     def read(rows: list[int]) -> "list[Image | None]":
-        return [decode_image(read_bytes(value))[0] for value in files[rows][column]]
+        found = [decode_image(read_bytes(value)) for value in files[rows][column]]
+        if remarks is not None:
+            for row, (_, odd) in zip(rows, found, strict=True):
+                for what in odd:
+                    remarks.setdefault(what, set()).add(row)
+        return [image for image, _ in found]
 
     return read
 
@@ -223,13 +230,17 @@ class ImageDataArguments(ImageFlags):
         return column
 
     def read(
-        self, dataset: "Dataset", fill: str | None = "mean", mae_model: str | None = None
+        self,
+        dataset: "Dataset",
+        fill: str | None = "mean",
+        mae_model: str | None = None,
+        remarks: Remarks | None = None,
     ) -> Reader:
         """Open the column of images; those of the patch store come with their holes filled."""
         column = self.find_column(dataset)
         if column in find_patch_columns(dataset.features):
             return read_records(dataset, column, fill, mae_model)
-        return read_files(dataset, column)
+        return read_files(dataset, column, remarks)
 
     def pictures(
         self,
@@ -240,12 +251,15 @@ class ImageDataArguments(ImageFlags):
         name: str = "decode",
         fill: str | None = "mean",
         mae_model: str | None = None,
+        remarks: Remarks | None = None,
     ) -> tuple[Pictures, tuple[str, ...]]:
         """Give rows (all, when None) as pictures with classes, and the names of the classes.
 
-        Images of the patch store come back with their holes filled.
+        Images of the patch store come back with their holes filled. To the remarks is added what is
+        odd about the files that are read.
         """
         classes, labels = read_classes(dataset, find_label_column(dataset, self.label_column))
         if rows is not None:
             dataset, classes = dataset.select(rows), classes[rows]
-        return Pictures(self.read(dataset, fill, mae_model), classes, size, name=name), labels
+        reader = self.read(dataset, fill, mae_model, remarks)
+        return Pictures(reader, classes, size, name=name), labels

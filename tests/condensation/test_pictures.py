@@ -1,5 +1,7 @@
 """The real set, read from a dataset."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from PIL import Image as Pictures
 
 from dq_multimodal.condensation.config import CondenseConfig
 from dq_multimodal.condensation.pictures import read_real
+from dq_multimodal.condensation.pipeline import note_rows
 from dq_multimodal.config import InputError
+from dq_multimodal.data.pixels import ANIMATED, DEEP, TRANSPARENT
 from dq_multimodal.data.source import from_memory
 
 
@@ -59,6 +63,29 @@ def test_one_colour_picture_makes_all_of_three_channels():
     grey, colour = make_dataset([0, 1]), make_dataset([0, 1], is_grey=False)
     rows = {name: [*grey[name], *colour[name]] for name in grey.column_names}
     assert read(Dataset.from_dict(rows, features=grey.features)).channels == 3
+
+
+def test_files_of_which_not_all_is_read_are_noted():
+    """Grey ones and those with a rotation tag lose nothing."""
+    grey, deep = np.full((8, 8), 100, np.uint8), np.full((8, 8), 40_000, np.uint16)
+    clear = Pictures.fromarray(np.full((8, 8, 4), 100, np.uint8))
+    frames = [Pictures.fromarray(grey + k) for k in range(2)]
+    files = []
+    for picture, options in (
+        *((Pictures.fromarray(each), {}) for each in (grey, deep)),
+        (clear, {}),
+        (frames[0], {"save_all": True, "append_images": frames[1:]}),
+    ):
+        picture.save(buffer := io.BytesIO(), "PNG", **options)
+        files.append({"bytes": buffer.getvalue()})
+    features = Features({"picture": Image(), "label": Value("int64")})
+    rows = {"picture": files, "label": [0, 1, 0, 1]}
+    source = from_memory(Dataset.from_dict(rows, features=features))
+    real = read_real(source, CondenseConfig("x"))
+    assert real.reduced == {ANIMATED: [3], TRANSPARENT: [2], DEEP: [1]}
+    assert note_rows(real, source)[-1] == (
+        "1 row with more than 8 bits a channel, scaled to 8, read as in training: row 1"
+    )
 
 
 def test_sides():

@@ -123,6 +123,23 @@ def test_between_two_losses_the_net_is_trained(is_multisize):
     assert next(steps, None) is None  # two inner loops
 
 
+def test_images_that_train_a_net_are_changed_each_in_its_own_way():
+    """And those that are compared all in the same way."""
+    some = Synthetic(torch.ones(24, 1, 8, 8, requires_grad=True), 3)
+    config = CondenseConfig(
+        "x", method="dc", augment=("cutout",), images_per_class=8, inner_loops=2, net_steps=1
+    )
+    net, seen = make_net(), []
+    net.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    steps = match_gradients(make_real(), some, config, lambda: net)
+    next(steps)(some)
+    n_holes = [len({tuple(each.flatten().tolist()) for each in images}) for images in seen[3:]]
+    assert n_holes == [1, 1, 1]  # one class after the other, after those of the real images
+    seen.clear()
+    next(steps)
+    assert len(seen[0]) == 24 and len({tuple(each.flatten().tolist()) for each in seen[0]}) > 12
+
+
 @pytest.mark.parametrize("per_class", [1, 2])
 def test_means_are_matched_as_naively(per_class):
     real, net = make_real(), make_net()

@@ -45,7 +45,8 @@ def list_settings(request: CondenseConfig, manifest: CondensedManifest) -> dict[
     asked = request.as_dict()
     names = [*OF_ALL, *OF_METHOD[request.method], "augment", "stored_as", "seed"]
     if request.multisize:
-        names += ["multisize", "multisize_period"]
+        names += ["multisize", "multisize_choice"]
+        names += ["multisize_period"] if request.multisize_choice == "learnable" else []
     shown: dict[str, Any] = {name: asked[name] for name in names}
     shown |= {name: last_part(shown[name]) for name in ("init", "experts") if shown.get(name)}
     shown["augment"] = ", ".join(request.augment)

@@ -19,6 +19,7 @@ from dq_multimodal.options import (
 
 CondenseMethod = Literal["dm", "dc", "krr", "mtt"]
 Kernel = Literal["features", "ntk"]
+Choice = Literal["learnable", "uniform"]
 Storage = Literal["png", "float16"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -108,6 +109,11 @@ class CondenseConfig(Request):
 
     multisize: bool = sizes(
         False, "Make every prefix of the set a set of its own (MDC), all in one run."
+    )
+    multisize_choice: Choice = sizes(
+        "learnable",
+        "Which prefix learns beside the whole set: the most learnable, as MDC has it, or at each "
+        "step one drawn uniformly.",
     )
     multisize_period: int = sizes(
         100, "Outer iterations after which the most learnable prefix is chosen again.", check_count

@@ -95,8 +95,8 @@ def run_loop(
         synthetic = begin(real, config, first)
     optimiser = make_optimiser(synthetic, config)
     prefixes, history, done = Prefixes(), History(), 0
-    measure = None
-    if config.multisize:
+    measure, is_uniform = None, config.multisize_choice == "uniform"
+    if config.multisize and not is_uniform:
         with own_random(config.seed, MEASURE, device):
             measure = FeatureDistance(real, [draw_net() for _ in range(N_NETS)])
             prefixes.choose(measure(synthetic))
@@ -111,6 +111,8 @@ def run_loop(
                     loss = loss_of(synthetic)
                     losses.append(loss.detach())
                     if config.multisize:
+                        if is_uniform:
+                            prefixes.chosen = int(torch.randint(1, config.images_per_class, ()))
                         loss = loss + loss_of(synthetic.prefix(prefixes.chosen))
                     optimiser.zero_grad()
                     loss.backward()

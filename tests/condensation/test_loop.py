@@ -45,6 +45,7 @@ CASES = {
     "dc": {},
     "krr": {"learn_labels": True},
     "dc, many sizes": {"multisize": True, "multisize_period": 1},
+    "dc, drawn sizes": {"multisize": True, "multisize_choice": "uniform"},
     "krr, many sizes": {"multisize": True, "multisize_period": 2},
 }
 
@@ -129,6 +130,28 @@ def test_a_prefix_adds_its_loss(tmp_path, monkeypatch):
     assert seen == [9, 3]
     steps = (before - found.images).mean((1, 2, 3)).round(decimals=4).tolist()
     assert steps == [2.0] * 3 + [1.0] * 6
+
+
+def test_uniform_prefixes_are_of_all_sizes_and_nothing_is_frozen(tmp_path, monkeypatch):
+    seen = []
+
+    def match(real, synthetic, config, draw_net):
+        for _ in range(10):
+            yield lambda some: seen.append(some.per_class) or some.images.square().sum()
+
+    monkeypatch.setitem(loop.METHODS, "dm", match)
+    options = {"multisize": True, "multisize_period": 1, "learning_rate": 1e-3}
+    config = make_config(images_per_class=5, iterations=8, multisize_choice="uniform", **options)
+    before = begin(make_real(), replace(config, init="noise"))
+    monkeypatch.setattr(loop, "begin", lambda *_: before)
+    start = before.images.detach().clone()
+    found, history = run_loop(make_real(), config, tmp_path / "state")
+    assert seen[::2] == [5] * 80 and {*seen[1::2]} == {1, 2, 3, 4}
+    assert min(seen[1::2].count(n) for n in (1, 2, 3, 4)) > 8
+    assert len({*seen[1:20:2]}) > 1  # drawn at each step, not once an iteration
+    assert history.choices == []
+    shrunk = (found.images / start).flatten(1).mean(1)
+    assert (shrunk[:3] < shrunk[-3:]).all()  # the first is in every prefix
 
 
 def test_a_set_begins_with_real_rows_of_its_classes():

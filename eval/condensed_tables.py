@@ -89,25 +89,37 @@ def is_plain(options: Mapping[str, Any]) -> bool:
 
 
 def prefixes(lines: Iterable[Mapping[str, Any]]) -> str:
-    """Lay out the prefixes of plain runs and of MDC runs, and how far these are above those."""
-    table: Table = []
-    for one in collect(lines):
-        runs = {n: o for n, o in one.selections.items() if "images_per_class" in o}
-        plain = [name for name, options in runs.items() if not options.get("multisize")]
-        multi = [name for name, options in runs.items() if options.get("multisize")]
-        pairs = [(x, y) for x in multi for y in plain if runs[x]["condense"] == runs[y]["condense"]]
-        if not pairs:
-            continue
-        heads = [f"{x} - {y}" for x, y in pairs]
-        table.append(("data, net", "images a class", BASELINE, *plain, *multi, *heads))
-        for n in one.sizes(runs):
-            values = [one.values.get((name, n)) for name in (BASELINE, *plain, *multi)]
-            shown = [show(estimate(cells)) if cells else "" for cells in values]
-            differences = [show(one.differ(x, y, n), "+") for x, y in pairs]
-            table.append((one.name, str(n), *shown, *differences))
-        means = [mean_of(one, name, runs) for name in (BASELINE, *plain, *multi)]
-        table.append((one.name, "mean", *means, *("" for _ in pairs)))
-    return grid(table)
+    """Lay out the prefixes of plain runs, and of those by each `multisize_choice` beside them."""
+    found = collect(lines)
+    runs = [
+        (one, name, {choice_of(o): x for x, o in one.selections.items() if is_multisize(o, plain)})
+        for one in found
+        for name, plain in one.selections.items()
+        if "images_per_class" in plain and not plain.get("multisize")
+    ]
+    choices = [*dict.fromkeys(choice for *_, multi in runs for choice in multi)]
+    heads = [*choices, *(f"{choice} - plain" for choice in choices)]
+    table: Table = [("data, net", "run", "images a class", BASELINE, "plain", *heads)]
+    for one, name, multi in runs:
+        shown = [BASELINE, name, *(multi.get(choice, "") for choice in choices)]
+        for n in one.sizes([name]):
+            values = [one.values.get((x, n)) for x in shown]
+            accuracies = [show(estimate(cells)) if cells else "" for cells in values]
+            differences = [show(one.differ(x, name, n), "+") for x in shown[2:]]
+            table.append((one.name, name, str(n), *accuracies, *differences))
+        means = [mean_of(one, x, [name]) for x in shown]
+        table.append((one.name, name, "mean", *means, *("" for _ in choices)))
+    return grid(table) if runs else ""
+
+
+def choice_of(options: Mapping[str, Any]) -> str:
+    """Say how a run of many sizes chooses the prefix that learns."""
+    return options.get("multisize_choice", "learnable")
+
+
+def is_multisize(options: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+    """Say whether a selection is the run of many sizes that belongs to a plain one."""
+    return bool(options.get("multisize")) and options["condense"] == plain["condense"]
 
 
 def mean_of(one: Found, name: str, runs: Iterable[str]) -> str:

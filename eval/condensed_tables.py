@@ -92,7 +92,7 @@ def prefixes(lines: Iterable[Mapping[str, Any]]) -> str:
     """Lay out the prefixes of plain runs, and of those by each `multisize_choice` beside them."""
     found = collect(lines)
     runs = [
-        (one, name, {choice_of(o): x for x, o in one.selections.items() if is_multisize(o, plain)})
+        (one, name, {choice_of(o): x for x, o in one.selections.items() if belongs_to(o, plain)})
         for one in found
         for name, plain in one.selections.items()
         if "images_per_class" in plain and not plain.get("multisize")
@@ -117,7 +117,7 @@ def choice_of(options: Mapping[str, Any]) -> str:
     return options.get("multisize_choice", "learnable")
 
 
-def is_multisize(options: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+def belongs_to(options: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
     """Say whether a selection is the run of many sizes that belongs to a plain one."""
     return bool(options.get("multisize")) and options["condense"] == plain["condense"]
 

@@ -39,7 +39,7 @@ def draw_augmentation(operations: Sequence[str], side: int, n: int = 1) -> Augme
             takes any number of images.
 
     Returns:
-        A function of images (n, c, side, side) that gives as many of the same shape, and can be
+        A function of images (b, c, side, side) that gives as many of the same shape, and can be
         differentiated.
     """
     if tuple(operations) == NO_AUGMENTATION:
